@@ -1,0 +1,67 @@
+# `make run` and `make test` work on a fresh clone: they set up what is missing.
+.DEFAULT_GOAL := help
+.PHONY: help setup proto released fmt lint type test bench migrate run lock clean
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PROTO := protos/authsvc/v1/key_service.proto
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything the other targets need
+
+$(STAMP): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: $$($(PYTHON) --version) found; try make PYTHON=python3.11" >&2; exit 1; }
+	@echo "setting up .venv (once, about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement requirements-dev.lock
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+proto: $(STAMP) ## generate code from protos/
+	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=. --grpc_python_out=. \
+	  --mypy_out=. --mypy_grpc_out=. $(PROTO)
+
+released: $(STAMP) ## record protos/ as released: `buf breaking` compares with it
+	$(BIN)/buf build -o protos/released.binpb
+
+fmt: $(STAMP) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/buf format -w protos
+
+lint: $(STAMP) ## ruff, import-linter, buf lint and breaking
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/buf format --diff --exit-code protos
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against protos/released.binpb
+
+type: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+test: $(STAMP) ## run every test
+	$(BIN)/pytest
+
+bench: $(STAMP) ## run the benchmarks; each prints ratios to a baseline of the same run
+	$(BIN)/python -m benchmarks
+
+migrate: $(STAMP) ## bring the key service's database to this version's schema
+	$(BIN)/authsvc migrate
+
+run: $(STAMP) ## start both services on loopback and print a curl line that works
+	@$(BIN)/python scripts/run.py
+
+lock: $(STAMP) ## resolve the dependencies anew into the lock files
+	$(BIN)/uv pip compile pyproject.toml --extra uvloop --group dev --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements-dev.lock
+	$(BIN)/uv pip compile pyproject.toml --extra uvloop --constraint requirements-dev.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements.lock
+
+clean: ## remove .venv and caches; state in var/ stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,0 +1,92 @@
+"""Configuration from environment variables, and the types its values have.
+
+Each service declares a frozen msgspec struct whose fields, prefixed and in upper
+case, are its variables; `read` fills it and names the variable that is wrong.
+"""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+class ConfigurationError(Exception):
+    """A configuration that cannot be used; the message is one line for the operator and names the variable."""
+
+
+class Secret:
+    """A token or a URL with a password; `repr` and `str` are redacted."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the secret itself."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+
+class Address(msgspec.Struct, frozen=True):
+    """A host and a port to listen on or to connect to. The host of an IPv6 literal is kept without brackets."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `host:port`, `[ipv6]:port` or `:port` (loopback); raise ValueError saying what is expected."""
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]*)):([0-9]{1,5})", text)
+        if match is None or int(match[3]) > 65535:
+            raise ValueError("expected HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+        return cls(match[1] or match[2] or "127.0.0.1", int(match[3]))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only processes of this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Address:
+        return Address.parse(value)
+    if kind is Secret:
+        return Secret(value)
+    if kind is Path:
+        return Path(value)
+    raise NotImplementedError(kind)
+
+
+def read(struct: type[_T], prefix: str, environ: Mapping[str, str]) -> _T:
+    """Fill `struct` from the variables `<prefix><FIELD>`; an empty variable counts as unset.
+
+    Raises ConfigurationError naming the first variable whose value does not fit.
+    """
+    values = {
+        field.name: environ[variable]
+        for field in msgspec.structs.fields(struct)
+        if environ.get(variable := prefix + field.name.upper())
+    }
+    for name, value in values.items():
+        try:  # one at a time, so that the error can name the variable
+            msgspec.convert({name: value}, struct, strict=False, dec_hook=_decode)
+        except (msgspec.ValidationError, ValueError) as error:
+            reason = re.sub(r" - at `\$[^`]*`$", "", str(error))
+            raise ConfigurationError(f"{prefix}{name.upper()}: {reason}") from None
+    return msgspec.convert(values, struct, strict=False, dec_hook=_decode)

@@ -1,0 +1,43 @@
+"""The raw API key: its format and digest, and a type that keeps it out of every log.
+
+Pure. Used by the key service, which generates and stores keys, and by every
+caller that has a key to check.
+"""
+
+import re
+from hashlib import sha256
+from typing import NewType, Self
+
+PREFIX = "dt_"
+_FORMAT = re.compile(r"dt_[0-9a-f]{24}")
+
+Digest = NewType("Digest", bytes)
+"""SHA-256 of a raw key, 32 bytes: all that is stored or cached of it. A key has 96 random bits, so the digest needs
+neither salt nor stretching."""
+
+
+class RawKey:
+    """A well-formed raw key, `dt_` and 24 lower-case hex digits. Its `repr` and `str` are redacted."""
+
+    __slots__ = ("_text", "digest")
+
+    def __init__(self, text: str) -> None:
+        """Raise ValueError, which does not repeat the text, when it is not a key."""
+        if _FORMAT.fullmatch(text) is None:
+            raise ValueError("not an API key: dt_ and 24 lower-case hex digits are expected")
+        self._text = text
+        self.digest = Digest(sha256(text.encode()).digest())
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """Return the key, or None when the text is not one."""
+        return cls(text) if _FORMAT.fullmatch(text) else None
+
+    def reveal(self) -> str:
+        """Return the raw key itself, to be sent to the key service or shown to its owner once."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "RawKey(dt_…)"
+
+    __str__ = __repr__

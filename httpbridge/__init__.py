@@ -1,0 +1,1 @@
+"""The public HTTP side: authenticates and durably stores logs."""

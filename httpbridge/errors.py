@@ -1,0 +1,38 @@
+"""What can go wrong while a batch of logs is taken in. `server` maps each to its HTTP answer.
+
+BridgeError
+├── BodyRefusedError          400: the body breaks a rule; nothing of it is stored
+│   └── BatchRefusedError     400: the store cannot hold this batch, whatever is retried
+├── BodyTooLargeError         413
+├── UnsupportedEncodingError  415
+└── StoreUnavailableError     503: the batch is not stored, and may be sent again
+"""
+
+
+class BridgeError(Exception):
+    """The base of all of them; its text may be shown to the caller."""
+
+
+class BodyRefusedError(BridgeError):
+    """A body that is not the JSON that the contract describes."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        """`path` is where in the body, such as `logs[3].level`; empty for the body as a whole."""
+        super().__init__(message)
+        self.path = path
+
+
+class BatchRefusedError(BodyRefusedError):
+    """A batch that the store refuses for what it contains."""
+
+
+class BodyTooLargeError(BridgeError):
+    """A body, or what it inflates to, is over the limit."""
+
+
+class UnsupportedEncodingError(BridgeError):
+    """A Content-Encoding that is not decoded here."""
+
+
+class StoreUnavailableError(BridgeError):
+    """The log store cannot take the batch now."""

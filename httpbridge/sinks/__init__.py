@@ -1,0 +1,26 @@
+"""Where logs are stored durably.
+
+`LogSink` is all that the rest of the bridge sees of a store.
+"""
+
+from typing import Protocol
+
+from httpbridge.logs import LogBatch
+
+
+class LogSink(Protocol):
+    """A durable store of log batches."""
+
+    async def write(self, batch: LogBatch) -> None:
+        """Return once every entry of the batch is durably stored.
+
+        Raises StoreUnavailableError when nothing of it is stored (or, where the store's
+        answer to the commit was lost, all of it may be), and BatchRefusedError when
+        the store cannot hold this batch. A cancelled caller does not undo the write.
+        """
+
+    async def check(self) -> None:
+        """Raise StoreUnavailableError when writes are refused now. Costs a probe at most once a second."""
+
+    async def close(self) -> None:
+        """Store what was accepted, then let go of the store."""
