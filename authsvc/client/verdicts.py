@@ -1,0 +1,30 @@
+"""What a key check says, and the one way it can fail. Used by everything that asks for a verdict."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """What the key service says of a key and an origin."""
+
+    ALLOWED = "allowed"
+    INVALID_KEY = "invalid_key"
+    """The key is malformed, unknown or revoked; which of them is not said."""
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    """The key is active, and its project does not admit the origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict, and whose key it is about; both ids are empty for an invalid key."""
+
+    verdict: Verdict
+    project_id: str
+    key_id: str
+
+
+class KeyServiceUnavailableError(Exception):
+    """The key service gave no verdict, which says nothing about the key.
+
+    The message is one line for the operator that says why, without secrets.
+    """
