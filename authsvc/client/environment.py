@@ -7,6 +7,7 @@ case, are its variables; `read` fills it and names the variable that is wrong.
 import ipaddress
 import re
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -37,11 +38,14 @@ class Secret:
     __str__ = __repr__
 
 
-class Address(msgspec.Struct, frozen=True):
+class Address:
     """A host and a port to listen on or to connect to. The host of an IPv6 literal is kept without brackets."""
 
-    host: str
-    port: int
+    __slots__ = ("host", "port")
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -58,6 +62,15 @@ class Address(msgspec.Struct, frozen=True):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Address) and (self.host, self.port) == (other.host, other.port)
+
+    def __hash__(self) -> int:
+        return hash((self.host, self.port))
+
+    def __repr__(self) -> str:
+        return f"Address({str(self)!r})"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -78,15 +91,20 @@ def read(struct: type[_T], prefix: str, environ: Mapping[str, str]) -> _T:
 
     Raises ConfigurationError naming the first variable whose value does not fit.
     """
-    values = {
-        field.name: environ[variable]
-        for field in msgspec.structs.fields(struct)
-        if environ.get(variable := prefix + field.name.upper())
-    }
-    for name, value in values.items():
-        try:  # one at a time, so that the error can name the variable
-            msgspec.convert({name: value}, struct, strict=False, dec_hook=_decode)
-        except (msgspec.ValidationError, ValueError) as error:
-            reason = re.sub(r" - at `\$[^`]*`$", "", str(error))
-            raise ConfigurationError(f"{prefix}{name.upper()}: {reason}") from None
+    values = {}
+    for field in msgspec.structs.fields(struct):
+        if value := environ.get(variable := prefix + field.name.upper()):
+            try:  # one at a time, so that the error can name the variable
+                msgspec.convert({field.name: value}, struct, strict=False, dec_hook=_decode)
+            except (msgspec.ValidationError, ValueError) as error:
+                raise ConfigurationError(f"{variable}: {_reason(field.type, error)}") from None
+            values[field.name] = value
     return msgspec.convert(values, struct, strict=False, dec_hook=_decode)
+
+
+def _reason(kind: Any, error: Exception) -> str:
+    if kind is bool:
+        return "expected true or false"
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "expected one of " + ", ".join(str(member.value) for member in kind)
+    return re.sub(r" - at `\$[^`]*`$", "", str(error))

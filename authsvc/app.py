@@ -1,0 +1,153 @@
+"""Composition root of the key service: engine -> store -> servicers -> grpc.aio server.
+
+Called by `cli serve`; `serve` runs until it is told to stop.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from authsvc.client.environment import Address, ConfigurationError
+from authsvc.config import Config, Tokens, make_state_dir
+from authsvc.interceptors import CallInterceptor
+from authsvc.service import KeyService, ProjectService
+from authsvc.store import SCHEMA_VERSION, KeyStore, open_engine
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+_SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+# The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
+_MESSAGE_BYTES_MAX = 256 * 1024
+_CALLS_MAX = 2000
+_DRAIN_SECONDS = 10.0
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+    ("grpc.max_concurrent_streams", _CALLS_MAX),
+    ("grpc.keepalive_time_ms", 30_000),  # finds callers that vanished without a word
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # a caller that pings more often is cut off
+)
+
+
+def now() -> datetime:
+    """Return the instant that is stored: aware, UTC."""
+    return datetime.now(UTC)
+
+
+async def migrate(config: Config) -> tuple[str | None, str]:
+    """Bring the database to this version's schema; return the version it had, and the one it has.
+
+    Raises ConfigurationError for a schema newer than this code, StoreUnavailableError.
+    """
+    async with _store(config) as store:
+        before = await store.schema_version()
+        await _migrate(store, before)
+        return before, SCHEMA_VERSION
+
+
+async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+    """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
+
+    `started` is called once, with the bound address, when calls are answered. Raises ConfigurationError when the
+    service cannot start as configured, and StoreUnavailableError when the database cannot be reached.
+    """
+    config.check_exposure()
+    make_state_dir(config.state_dir)
+    tokens = Tokens.of(config)
+    async with _store(config) as store:
+        await _check_schema(store)
+        server = grpc.aio.server(
+            interceptors=[CallInterceptor(tokens, time.monotonic)],
+            options=_OPTIONS,
+            maximum_concurrent_rpcs=_CALLS_MAX,
+        )
+        key_service = KeyService(store)
+        pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
+        pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), server)
+        healthy = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        if config.reflection:
+            names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, server)
+        address = _listen(server, config)
+        await server.start()
+        for service in ("", *_SERVICES):
+            await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+        started(address)
+        try:
+            await stop.wait()
+        finally:
+            await healthy.enter_graceful_shutdown()
+            await server.stop(_DRAIN_SECONDS)
+            await key_service.drain()
+
+
+@asynccontextmanager
+async def _store(config: Config) -> AsyncIterator[KeyStore]:
+    if config.database_url is None:
+        make_state_dir(config.state_dir)
+    store = KeyStore(open_engine(config.store_url()), now)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def _check_schema(store: KeyStore) -> None:
+    version = await store.schema_version()
+    if version == SCHEMA_VERSION:
+        return
+    if not store.is_sqlite:
+        raise ConfigurationError(
+            f"the database's schema is at version {version or 'none'}, this service needs {SCHEMA_VERSION}: "
+            "run 'authsvc migrate'"
+        )
+    await _migrate(store, version)
+
+
+async def _migrate(store: KeyStore, version: str | None) -> None:
+    if version is not None and version > SCHEMA_VERSION:
+        raise ConfigurationError(
+            f"the database's schema is at version {version}, made by a newer authsvc than this one ({SCHEMA_VERSION})"
+        )
+    from authsvc.migrations import upgrade  # noqa: PLC0415 - Alembic costs a start that has nothing to migrate 0.1 s
+
+    await store.migrate(upgrade)
+
+
+def _listen(server: grpc.aio.Server, config: Config) -> Address:
+    try:
+        if config.tls_cert is None:
+            port = server.add_insecure_port(str(config.listen))
+        else:
+            port = server.add_secure_port(str(config.listen), _credentials(config))
+    except RuntimeError:
+        raise ConfigurationError(
+            f"AUTHSVC_LISTEN: cannot listen on {config.listen}: the port is taken, or the address is not this machine's"
+        ) from None
+    return Address(config.listen.host, port)
+
+
+def _credentials(config: Config) -> grpc.ServerCredentials:
+    certificate = _pem("AUTHSVC_TLS_CERT", config.tls_cert)
+    key = _pem("AUTHSVC_TLS_KEY", config.tls_key)
+    client_ca = _pem("AUTHSVC_TLS_CLIENT_CA", config.tls_client_ca)
+    return grpc.ssl_server_credentials([(key or b"", certificate or b"")], client_ca, client_ca is not None)
+
+
+def _pem(variable: str, path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{variable}: {path}: {error.strerror}") from None

@@ -1,0 +1,130 @@
+"""The service's environment, read once: `AUTHSVC_…`. Every option is documented in docs/configuration.md.
+
+Called by `cli`; `app` gets the result.
+"""
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from authsvc.client.environment import Address, ConfigurationError, Secret, read
+from authsvc.client.event_log import LogFormat, LogLevel
+
+PREFIX = "AUTHSVC_"
+ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
+BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """The variables, in lower case and without their prefix. The last four are the command line's side."""
+
+    listen: Address = Address("127.0.0.1", 50051)
+    database_url: Secret | None = None
+    state_dir: Path = Path("var")
+    admin_token: Secret | None = None
+    bridge_token: Secret | None = None
+    reflection: bool = True
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    allow_insecure: bool = False
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.CONSOLE
+    address: Address | None = None
+    ca: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Self:
+        """Read the variables; raise ConfigurationError naming the first bad one."""
+        config = read(cls, PREFIX, environ)
+        for one, other in (("tls_cert", "tls_key"), ("client_cert", "client_key")):
+            if (getattr(config, one) is None) != (getattr(config, other) is None):
+                raise ConfigurationError(f"{PREFIX}{one.upper()} and {PREFIX}{other.upper()} go together")
+        if config.tls_client_ca is not None and config.tls_cert is None:
+            raise ConfigurationError("AUTHSVC_TLS_CLIENT_CA needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY")
+        return config
+
+    def store_url(self) -> str:
+        """Return the database's URL: the one that is set, or the file `authsvc.db` in the state folder."""
+        return self.database_url.reveal() if self.database_url else f"sqlite:///{self.state_dir / 'authsvc.db'}"
+
+    def service_address(self) -> Address:
+        """Return where the command line finds the service: where it listens, unless said otherwise."""
+        return self.address or self.listen
+
+    def check_exposure(self) -> None:
+        """Raise ConfigurationError for an address that others reach, without TLS or tokens of one's own choice."""
+        if self.listen.is_loopback or self.allow_insecure:
+            return
+        missing = [] if self.tls_cert else ["AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY"]
+        for token, name in ((self.admin_token, ADMIN_TOKEN_FILE), (self.bridge_token, BRIDGE_TOKEN_FILE)):
+            if token is None and not (self.state_dir / name).exists():
+                missing.append(PREFIX + name.upper().replace("-", "_"))
+        if missing:
+            raise ConfigurationError(
+                f"AUTHSVC_LISTEN={self.listen} is not loopback: set {', '.join(missing)}, "
+                "or AUTHSVC_ALLOW_INSECURE=true if the network in between is trusted"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What callers present: one token a role."""
+
+    admin: Secret
+    bridge: Secret
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Return the tokens that are set; those that are not are generated once into the state folder (mode 0600).
+
+        Raises ConfigurationError for a token that cannot be sent in gRPC metadata, or two that are the same.
+        """
+        tokens = cls(
+            admin=config.admin_token or _token_in(config.state_dir / ADMIN_TOKEN_FILE),
+            bridge=config.bridge_token or _token_in(config.state_dir / BRIDGE_TOKEN_FILE),
+        )
+        for name, token in (("AUTHSVC_ADMIN_TOKEN", tokens.admin), ("AUTHSVC_BRIDGE_TOKEN", tokens.bridge)):
+            text = token.reveal()
+            if not text.isascii() or not text.isprintable() or " " in text:
+                raise ConfigurationError(f"{name}: only printable ASCII without spaces can be sent")
+        if tokens.admin.reveal() == tokens.bridge.reveal():
+            raise ConfigurationError("AUTHSVC_BRIDGE_TOKEN is the same as AUTHSVC_ADMIN_TOKEN: a bridge would be admin")
+        return tokens
+
+
+def make_state_dir(path: Path) -> None:
+    """Make the folder, readable to this user only, if there is none; raise ConfigurationError when that fails."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"AUTHSVC_STATE_DIR: {path}: {error.strerror}") from None
+
+
+def _token_in(path: Path) -> Secret:
+    try:
+        if not path.exists():
+            # Linked into place when it is whole, so that a bridge which starts at the same time never reads half of
+            # it, and of two services that start at once both take the first one's.
+            draft = path.with_name(f"{path.name}.{os.getpid()}")
+            draft.touch(mode=0o600, exist_ok=False)
+            draft.write_text(secrets.token_hex(32) + "\n")
+            try:
+                path.hardlink_to(draft)
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        text = path.read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    if not text:
+        raise ConfigurationError(f"{path} is empty: remove it to have a token generated")
+    return Secret(text)

@@ -1,0 +1,37 @@
+"""Making keys: raw keys, key ids, and the rule for project ids. Pure but for randomness.
+
+The format and digest of a raw key, which callers of the service need too, are in
+`authsvc.client.raw_key`.
+"""
+
+import re
+import secrets
+from typing import NewType
+
+from authsvc.client.raw_key import PREFIX, RawKey
+from authsvc.errors import InvalidArgumentError
+
+KeyId = NewType("KeyId", str)
+ProjectId = NewType("ProjectId", str)
+
+_PROJECT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def generate_raw_key() -> RawKey:
+    """Return a new raw key with 96 random bits."""
+    return RawKey(PREFIX + secrets.token_hex(12))
+
+
+def generate_key_id() -> KeyId:
+    """Return a new key id, `key_` and 16 hex digits. It is public, and only has to be unique."""
+    return KeyId("key_" + secrets.token_hex(8))
+
+
+def parse_project_id(text: str) -> ProjectId:
+    """Return the text as a project id; raise InvalidArgumentError when it is not one."""
+    if _PROJECT_ID.fullmatch(text) is None:
+        shown = text if len(text) <= 80 else text[:80] + "…"
+        raise InvalidArgumentError(
+            f"project id {shown!r}: expected 1 to 63 of a-z, 0-9 and -, not starting or ending with -"
+        )
+    return ProjectId(text)

@@ -1,0 +1,18 @@
+"""The database's schema, one Alembic revision a step, shipped in the package.
+
+Called by `authsvc migrate`, and at start on SQLite.
+"""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+
+
+def upgrade(connection: Connection) -> None:
+    """Bring the schema to the newest revision within the connection's transaction, which the caller commits."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

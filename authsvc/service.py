@@ -1,0 +1,215 @@
+"""KeyService and ProjectService: protobuf to domain and back, nothing else.
+
+Registered by `app`, called by gRPC behind `interceptors`, which turns what is
+raised here into a status.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Coroutine, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from authsvc.client.raw_key import PREFIX, RawKey
+from authsvc.errors import InvalidArgumentError
+from authsvc.keys import generate_key_id, generate_raw_key, parse_project_id
+from authsvc.origins import OriginEntryError, OriginList, normalise_list
+from authsvc.store import Key, KeyStore, NewKey, Project, Revision
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+_T = TypeVar("_T")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_CACHE_TTL = timedelta(seconds=60)
+# A key may be issued right after it was probed; callers that hold no lease should notice soon.
+_INVALID_CACHE_TTL = timedelta(seconds=5)
+_PAGE_SIZE_DEFAULT = 100
+_PAGE_SIZE_MAX = 1000
+_CALLER_CHARACTERS_MAX = 128
+
+
+class KeyService(pb_grpc.KeyServiceServicer):
+    """Issues, revokes and validates keys."""
+
+    def __init__(self, store: KeyStore) -> None:
+        """Serve from the store, which stays the caller's to close after `drain`."""
+        self._store = store
+        self._mutations: set[asyncio.Task[Any]] = set()
+
+    async def drain(self) -> None:
+        """Wait for the mutations whose callers have gone away."""
+        while self._mutations:
+            await asyncio.wait(self._mutations)
+
+    async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
+        """Answer with a verdict."""
+        raw_key = RawKey.parse(request.api_key)
+        if raw_key is None:
+            return _invalid_key(Revision(0))
+        revision, active = await self._store.lookup(raw_key.digest)
+        if active is None:
+            return _invalid_key(revision)
+        origin = request.origin if request.HasField("origin") else None
+        admitted = OriginList(active.origins).admits(origin)
+        return pb.ValidateResponse(
+            verdict=pb.VERDICT_ALLOWED if admitted else pb.VERDICT_ORIGIN_NOT_ALLOWED,
+            project_id=active.project_id,
+            key_id=active.key_id,
+            any_origin=not active.origins,
+            cache_ttl=_duration(_CACHE_TTL),
+            revision=revision,
+        )
+
+    async def Issue(self, request: pb.IssueRequest, context: _Context) -> pb.IssueResponse:
+        """Create the project's key, and the project if it is new."""
+        project_id = parse_project_id(request.project_id)
+        origins = _normalised(request.origins)
+        raw_key, new_key = _new_key()
+        key, origins, revision = await self._finish(
+            self._store.issue(project_id, origins, new_key, _caller(context)),
+        )
+        return pb.IssueResponse(api_key=raw_key.reveal(), key=_key(key), origins=origins, revision=revision)
+
+    async def Revoke(self, request: pb.RevokeRequest, context: _Context) -> pb.RevokeResponse:
+        """End a key and issue the next."""
+        project_id = parse_project_id(request.project_id)
+        key_id = request.key_id if request.HasField("key_id") else None
+        raw_key, new_key = _new_key()
+        outcome = await self._finish(self._store.revoke(project_id, key_id, new_key, _caller(context)))
+        if outcome.next_key is None:
+            return pb.RevokeResponse(revoked_key=_key(outcome.key), already_revoked=True, revision=outcome.revision)
+        return pb.RevokeResponse(
+            revoked_key=_key(outcome.key),
+            api_key=raw_key.reveal(),
+            key=_key(outcome.next_key),
+            revision=outcome.revision,
+        )
+
+    async def SetOrigins(self, request: pb.SetOriginsRequest, context: _Context) -> pb.SetOriginsResponse:
+        """Replace the project's origin list."""
+        project_id = parse_project_id(request.project_id)
+        origins = _normalised(request.origins)
+        revision = await self._finish(self._store.set_origins(project_id, origins, _caller(context)))
+        return pb.SetOriginsResponse(origins=origins, revision=revision)
+
+    async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
+        """Run a mutation to its end even if its caller goes away: it is either not begun or committed, never cut."""
+        task = asyncio.create_task(mutation)
+        self._mutations.add(task)
+        task.add_done_callback(self._mutations.discard)
+        return await asyncio.shield(task)
+
+
+class ProjectService(pb_grpc.ProjectServiceServicer):
+    """Reads projects and keys."""
+
+    def __init__(self, store: KeyStore) -> None:
+        """Read from the store, which stays the caller's to close."""
+        self._store = store
+
+    async def GetProject(self, request: pb.GetProjectRequest, context: _Context) -> pb.GetProjectResponse:
+        """Return one project."""
+        project = await self._store.project(parse_project_id(request.project_id))
+        return pb.GetProjectResponse(project=_project(project))
+
+    async def ListProjects(self, request: pb.ListProjectsRequest, context: _Context) -> pb.ListProjectsResponse:
+        """Return a page of projects."""
+        size = _page_size(request.page_size)
+        after = parse_project_id(_page_position(request.page_token)) if request.page_token else ""
+        projects = await self._store.projects(after=after, limit=size + 1)
+        token = _page_token(projects[size - 1].project_id) if len(projects) > size else ""
+        return pb.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
+
+    async def ListKeys(self, request: pb.ListKeysRequest, context: _Context) -> pb.ListKeysResponse:
+        """Return a page of a project's keys."""
+        project_id = parse_project_id(request.project_id)
+        size = _page_size(request.page_size)
+        before = None
+        if request.page_token:
+            position = _page_position(request.page_token)
+            if not position.isdecimal() or len(position) > 18:
+                raise InvalidArgumentError("page_token: not one that a response carried")
+            before = Revision(int(position))
+        keys = await self._store.keys(project_id, before=before, limit=size + 1)
+        token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
+        return pb.ListKeysResponse(keys=map(_key, keys[:size]), next_page_token=token)
+
+
+def _caller(context: _Context) -> str:
+    """Who is to stand in the audit trail: what the caller, whom the interceptor knows to be admin, calls itself."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-authsvc-caller" and isinstance(value, str) and value.isprintable():
+            return value[:_CALLER_CHARACTERS_MAX] or "admin"
+    return "admin"
+
+
+def _normalised(entries: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return normalise_list(entries)
+    except OriginEntryError as error:
+        raise InvalidArgumentError(str(error)) from None
+
+
+def _new_key() -> tuple[RawKey, NewKey]:
+    raw_key = generate_raw_key()
+    return raw_key, NewKey(generate_key_id(), raw_key.digest)
+
+
+def _invalid_key(revision: Revision) -> pb.ValidateResponse:
+    return pb.ValidateResponse(
+        verdict=pb.VERDICT_INVALID_KEY,
+        any_origin=True,
+        cache_ttl=_duration(_INVALID_CACHE_TTL),
+        revision=revision,
+    )
+
+
+def _page_size(requested: int) -> int:
+    if requested < 0:
+        raise InvalidArgumentError("page_size: must not be negative")
+    return min(requested or _PAGE_SIZE_DEFAULT, _PAGE_SIZE_MAX)
+
+
+def _page_token(position: str) -> str:
+    return base64.urlsafe_b64encode(position.encode()).decode()
+
+
+def _page_position(token: str) -> str:
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError("page_token: not one that a response carried") from None
+
+
+def _duration(value: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+def _key(key: Key) -> pb.Key:
+    message = pb.Key(key_id=key.key_id, project_id=key.project_id, prefix=PREFIX)
+    message.create_time.CopyFrom(_timestamp(key.create_time))
+    if key.revoke_time is not None:
+        message.revoke_time.CopyFrom(_timestamp(key.revoke_time))
+    return message
+
+
+def _timestamp(value: Any) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(value)
+    return message
+
+
+def _project(project: Project) -> pb.Project:
+    message = pb.Project(project_id=project.project_id, origins=project.origins)
+    message.create_time.CopyFrom(_timestamp(project.create_time))
+    if project.active_key is not None:
+        message.active_key.CopyFrom(_key(project.active_key))
+    return message
