@@ -8,7 +8,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -34,6 +34,8 @@ _BRIDGE_METHODS = frozenset({"/authsvc.v1.KeyService/Validate"})
 # A caller that sets no deadline must not hold a place for ever; the database answers or fails well within this.
 _DEADLINE_SECONDS_MAX = 30.0
 
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
+
 _log = structlog.get_logger("authsvc")
 
 
@@ -57,9 +59,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "_Handler | None":
         """Return the handler, wrapped; of a method that nobody serves, what gRPC makes of it."""
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method

@@ -9,7 +9,7 @@ import base64
 import binascii
 from collections.abc import Coroutine, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -24,7 +24,7 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _T = TypeVar("_T")
-_Context = grpc.aio.ServicerContext[Any, Any]
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the type checker only
 
 _CACHE_TTL = timedelta(seconds=60)
 # A key may be issued right after it was probed; callers that hold no lease should notice soon.
