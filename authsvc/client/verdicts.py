@@ -28,3 +28,7 @@ class KeyServiceUnavailableError(Exception):
 
     The message is one line for the operator that says why, without secrets.
     """
+
+
+ORIGIN_CHARACTERS_MAX = 300
+"""A longer origin is one that no entry admits: a scheme, a host of 253 characters and a port are fewer."""

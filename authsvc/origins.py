@@ -1,0 +1,226 @@
+"""Origin entries: parse, normalise, match. Pure.
+
+A project lists the browser origins it admits. `service` normalises the entries
+that SetOrigins and Issue get, and asks an OriginList about the `Origin` header
+that Validate brings. The rules are the public contract's:
+
+    example.com               http or https, any port
+    example.com:8443          http or https, that port (a default port counts)
+    https://example.com       that scheme, its default port
+    https://example.com:8443  that scheme and port
+    *.example.com             one or more labels under it; also with scheme, port
+
+Both sides go through one parser, so that they cannot disagree; what it does not
+understand, no entry admits.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+
+import idna
+
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
+
+ENTRIES_MAX = 100
+ENTRY_CHARACTERS_MAX = 260
+_HOST_CHARACTERS_MAX = 253  # RFC 1035 section 2.3.4: 255 octets on the wire
+_SHOWN_CHARACTERS_MAX = 80  # of an entry in an error message
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_SCHEME = re.compile(r"(https?)://", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+
+
+class OriginEntryError(ValueError):
+    """A list of origin entries that cannot be stored; the message names the entry and says why."""
+
+    def __init__(self, entry: str, reason: str) -> None:
+        """`entry` is the culprit as given, empty when the fault is the list's."""
+        shown = entry if len(entry) <= _SHOWN_CHARACTERS_MAX else entry[:_SHOWN_CHARACTERS_MAX] + "…"
+        super().__init__(f"origin entry {shown!r}: {reason}" if entry else reason)  # repr escapes what does not print
+        self.entry = entry
+
+
+class _UnparsableError(Exception):
+    """Not of the form that is expected; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """An origin, or an entry without its wildcard."""
+
+    scheme: str
+    """Empty when an entry names none."""
+    host: str
+    port: int | None
+    """As given."""
+
+    @property
+    def effective_port(self) -> int | None:
+        return self.port if self.port is not None else _DEFAULT_PORTS.get(self.scheme)
+
+
+class OriginList:
+    """The normalised entries of one project. Cheap to build: nothing is parsed until an origin is."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        """`entries` are what `normalise_list` returned."""
+        self._entries = frozenset(entries)
+
+    @property
+    def admits_all(self) -> bool:
+        """Whether every origin is admitted, because there are no entries."""
+        return not self._entries
+
+    def admits(self, origin: str | None) -> bool:
+        """Whether a request with this `Origin` header, None for one without, is admitted."""
+        if origin is None or not self._entries:
+            return True
+        if len(origin) > ORIGIN_CHARACTERS_MAX:
+            return False
+        try:
+            parts = _parse(origin)
+        except _UnparsableError:
+            return False
+        return bool(parts.scheme) and not self._entries.isdisjoint(_admitting(parts))
+
+
+def normalise_list(entries: Sequence[str]) -> tuple[str, ...]:
+    """Return the entries in the form that is stored and compared, without repeats, in the order given.
+
+    Raises OriginEntryError when one is malformed or longer than 260 characters, or there are more than 100.
+    """
+    if len(entries) > ENTRIES_MAX:
+        raise OriginEntryError("", f"{len(entries)} origin entries, and {ENTRIES_MAX} is the most")
+    return tuple(dict.fromkeys(map(_normalise, entries)))
+
+
+def _normalise(entry: str) -> str:
+    if len(entry) > ENTRY_CHARACTERS_MAX:
+        raise OriginEntryError(entry, f"longer than {ENTRY_CHARACTERS_MAX} characters")
+    if not entry:
+        raise OriginEntryError("", "an origin entry is empty")
+    if entry.lower() == "null":  # as a host it would be valid, and never what was meant
+        raise OriginEntryError(entry, "Origin: null, which sandboxed and local pages send, cannot be admitted")
+    try:
+        scheme, rest = _split_scheme(entry)
+        wildcard = rest.startswith("*.")
+        parts = _parse(scheme + rest.removeprefix("*."))
+        if wildcard and _is_ip(parts.host):
+            raise _UnparsableError("an IP address has no labels under it")
+    except _UnparsableError as error:
+        raise OriginEntryError(entry, str(error)) from None
+    return _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
+
+
+def _admitting(origin: _Parts) -> Iterator[str]:
+    """Yield every normalised entry that would admit the origin."""
+    for host in _host_patterns(origin.host):
+        yield host
+        yield f"{host}:{origin.effective_port}"
+        yield _write(origin.scheme, host, origin.port)
+
+
+def _host_patterns(host: str) -> Iterator[str]:
+    yield host
+    if not _is_ip(host):
+        while parent := host.partition(".")[2]:
+            yield "*." + parent
+            host = parent
+
+
+def _write(scheme: str, host: str, port: int | None) -> str:
+    shown_port = "" if port is None or port == _DEFAULT_PORTS.get(scheme) else f":{port}"
+    return f"{scheme}://{host}{shown_port}" if scheme else host + shown_port
+
+
+def _split_scheme(text: str) -> tuple[str, str]:
+    """Return `https://` or `http://` or nothing, and the rest."""
+    if match := _SCHEME.match(text):
+        return match[0].lower(), text[match.end() :]
+    if "://" in text:
+        raise _UnparsableError("the scheme must be http or https")
+    return "", text
+
+
+def _parse(text: str) -> _Parts:
+    """Read `[scheme://]host[:port]`."""
+    scheme, authority = _split_scheme(text)
+    for character, name in (
+        ("@", "user info"),
+        ("/", "a path"),
+        ("\\", "a path"),
+        ("?", "a query"),
+        ("#", "a fragment"),
+    ):
+        if character in authority:
+            raise _UnparsableError(f"{name} is not part of an origin")
+    if "%" in authority or any(character.isspace() for character in authority):
+        raise _UnparsableError("white space and percent signs are not part of an origin")
+    match = _AUTHORITY.fullmatch(authority)
+    if match is None or not match[1]:
+        raise _UnparsableError("expected a host, or a host and a port, such as https://example.com:8443")
+    port = int(match[2]) if match[2] else None
+    if port is not None and not 1 <= port <= 65535:
+        raise _UnparsableError("the port must be 1 to 65535")
+    return _Parts(scheme.removesuffix("://"), _host(match[1]), port)
+
+
+def _host(text: str) -> str:
+    """Return the host as browsers write it: A-labels in lower case, no trailing dot, canonical IP addresses.
+
+    Browsers map names by UTS 46, non-transitional (URL standard, section 3.3), so the same is done here.
+    """
+    if text.startswith("["):
+        return f"[{_ipv6(text[1:-1])}]"
+    host = text.lower() if text.isascii() else _mapped(text)
+    host = host.removesuffix(".")
+    if len(host) > _HOST_CHARACTERS_MAX:
+        raise _UnparsableError(f"the host is longer than {_HOST_CHARACTERS_MAX} characters")
+    labels = host.split(".")
+    for label in labels:
+        _check_label(label)
+    if _NUMBER.fullmatch(labels[-1]):  # the URL standard takes such a host for an IPv4 address, in whatever notation
+        try:
+            return str(IPv4Address(host))
+        except AddressValueError:
+            raise _UnparsableError("an IPv4 address is four decimal numbers, such as 127.0.0.1") from None
+    return host
+
+
+def _mapped(text: str) -> str:
+    """Return a host with characters beyond ASCII in A-label form."""
+    try:
+        labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
+        return ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
+    except UnicodeError as error:  # IDNAError is one
+        raise _UnparsableError(f"not an internationalised domain name ({error})") from None
+
+
+def _check_label(label: str) -> None:
+    if not label:
+        raise _UnparsableError("a label of the host is empty")
+    if label == "*":
+        raise _UnparsableError("a wildcard must be the first label, with others after it: *.example.com")
+    if _LABEL.fullmatch(label) is None:
+        raise _UnparsableError("a label of the host is longer than 63 characters, or has others than a-z 0-9 - _")
+
+
+def _ipv6(text: str) -> str:
+    try:
+        address = IPv6Address(text)
+    except AddressValueError:
+        raise _UnparsableError("not an IPv6 address") from None
+    if address.ipv4_mapped is not None:  # whose text form depends on the version of Python; browsers write hexadecimal
+        return f"::ffff:{int(address) >> 16 & 0xFFFF:x}:{int(address) & 0xFFFF:x}"
+    return address.compressed
+
+
+def _is_ip(host: str) -> bool:
+    return host.startswith("[") or host.rpartition(".")[2].isdecimal()
