@@ -1,0 +1,315 @@
+"""KeyStore's promises, on SQLite and on PostgreSQL alike."""
+
+import asyncio
+import multiprocessing
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from authsvc import store as store_module
+from authsvc.client.environment import ConfigurationError
+from authsvc.client.raw_key import RawKey
+from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
+from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
+from authsvc.migrations import upgrade
+from authsvc.store import SCHEMA_VERSION, ChangeKind, KeyStore, NewKey, Revision, open_engine
+from tests.postgres import PostgresServer
+
+DEMO = ProjectId("demo")
+START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+
+
+class Clock:
+    """Every look at it is a second later."""
+
+    def __init__(self) -> None:
+        self.instant = START - timedelta(seconds=1)
+
+    def __call__(self) -> datetime:
+        self.instant += timedelta(seconds=1)
+        return self.instant
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[KeyStore]:
+    store = KeyStore(open_engine(url), Clock())
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[KeyStore]:
+    async with opened(database_url) as store:
+        await store.migrate(upgrade)
+        yield store
+
+
+def new_key() -> tuple[RawKey, NewKey]:
+    raw_key = generate_raw_key()
+    return raw_key, NewKey(generate_key_id(), raw_key.digest)
+
+
+async def issue(store: KeyStore, project_id: ProjectId = DEMO, *origins: str) -> tuple[RawKey, NewKey]:
+    raw_key, key = new_key()
+    await store.issue(project_id, origins, key, "tester")
+    return raw_key, key
+
+
+async def test_an_issued_key_is_found_with_its_project_and_origins(store: KeyStore) -> None:
+    raw_key, key = new_key()
+    stored, origins, revision = await store.issue(DEMO, ["https://example.com"], key, "tester")
+    assert (stored.key_id, stored.project_id, stored.create_time, stored.revoke_time) == (key.key_id, DEMO, START, None)
+    assert (origins, revision) == (("https://example.com",), 1)
+    revision, active = await store.lookup(raw_key.digest)
+    assert active is not None
+    assert (revision, active.key_id, active.project_id, active.origins) == (1, key.key_id, DEMO, origins)
+
+
+async def test_an_unknown_digest_is_answered_with_the_revision_it_was_read_at(store: KeyStore) -> None:
+    assert await store.lookup(generate_raw_key().digest) == (0, None)
+    await issue(store)
+    assert await store.lookup(generate_raw_key().digest) == (1, None)
+
+
+async def test_a_project_with_an_active_key_gets_no_second_one(store: KeyStore) -> None:
+    raw_key, _ = await issue(store)
+    with pytest.raises(AlreadyExistsError, match="demo"):
+        await issue(store)
+    revision, active = await store.lookup(raw_key.digest)
+    assert (revision, active is not None) == (1, True), "the refusal consumed a revision or the key"
+
+
+async def test_revoking_ends_the_key_and_stores_the_next_in_one_step(store: KeyStore) -> None:
+    old, old_key = await issue(store, DEMO, "example.com")
+    new, new_key_ = new_key()
+    outcome = await store.revoke(DEMO, old_key.key_id, new_key_, "tester")
+    assert (outcome.key.key_id, outcome.key.revoke_time, outcome.revision) == (
+        old_key.key_id,
+        START + timedelta(seconds=1),
+        2,
+    )
+    assert outcome.next_key is not None
+    assert outcome.next_key.key_id == new_key_.key_id
+    assert (await store.lookup(old.digest))[1] is None
+    _, active = await store.lookup(new.digest)
+    assert active is not None
+    assert active.origins == ("example.com",)
+    assert [key.key_id for key in await store.keys(DEMO, before=None, limit=9)] == [new_key_.key_id, old_key.key_id]
+
+
+async def test_revoking_a_revoked_key_again_changes_nothing_and_says_so(store: KeyStore) -> None:
+    _, old_key = await issue(store)
+    next_raw, next_key = new_key()
+    first = await store.revoke(DEMO, old_key.key_id, next_key, "tester")
+    again = await store.revoke(DEMO, old_key.key_id, new_key()[1], "tester")
+    assert again.next_key is None
+    assert (again.key, again.revision) == (first.key, 2)
+    assert (await store.lookup(next_raw.digest))[1] is not None
+    assert len(await store.keys(DEMO, before=None, limit=9)) == 2
+
+
+async def test_unknown_projects_and_keys_are_not_found(store: KeyStore) -> None:
+    await issue(store)
+    _, other_key = await issue(store, ProjectId("other"))
+    with pytest.raises(NotFoundError, match="nobody"):
+        await store.revoke(ProjectId("nobody"), None, new_key()[1], "tester")
+    with pytest.raises(NotFoundError, match="key_0000"):
+        await store.revoke(DEMO, "key_0000", new_key()[1], "tester")
+    with pytest.raises(NotFoundError):
+        await store.revoke(DEMO, other_key.key_id, new_key()[1], "tester")  # another project's
+    with pytest.raises(NotFoundError):
+        await store.set_origins(ProjectId("nobody"), [], "tester")
+    with pytest.raises(NotFoundError):
+        await store.project(ProjectId("nobody"))
+    with pytest.raises(NotFoundError):
+        await store.keys(ProjectId("nobody"), before=None, limit=1)
+    assert (await store.lookup(generate_raw_key().digest))[0] == 2, "a refused mutation consumed a revision"
+
+
+async def test_origins_are_replaced_and_the_active_keys_verdicts_voided(store: KeyStore) -> None:
+    raw_key, _ = await issue(store, DEMO, "example.com")
+    assert await store.set_origins(DEMO, ["a.example", "b.example"], "tester") == 2
+    _, active = await store.lookup(raw_key.digest)
+    assert active is not None
+    assert active.origins == ("a.example", "b.example")
+    assert (await store.project(DEMO)).origins == ("a.example", "b.example")
+    assert (await store.changes(after=Revision(1), limit=9))[0].voided_digests == (raw_key.digest,)
+
+
+async def test_every_mutation_leaves_a_row_that_says_who_did_what_when_and_what_it_voids(store: KeyStore) -> None:
+    first, _ = await issue(store)
+    second, second_key = new_key()
+    await store.revoke(DEMO, None, second_key, "ada")
+    await store.set_origins(DEMO, ["example.com"], "grace")
+    changes = await store.changes(after=Revision(0), limit=9)
+    assert [(c.revision, c.kind, c.project_id, c.caller) for c in changes] == [
+        (1, ChangeKind.ISSUE, DEMO, "tester"),
+        (2, ChangeKind.REVOKE, DEMO, "ada"),
+        (3, ChangeKind.SET_ORIGINS, DEMO, "grace"),
+    ]
+    assert [c.voided_digests for c in changes] == [(first.digest,), (first.digest, second.digest), (second.digest,)]
+    assert [c.create_time - START for c in changes] == [timedelta(seconds=n) for n in range(3)]
+
+
+async def test_pages_of_projects_and_keys_join_without_gap_or_repeat(store: KeyStore) -> None:
+    names = [ProjectId(f"p{n}") for n in range(5)]
+    for name in reversed(names):
+        await issue(store, name)
+    for _ in range(4):
+        await store.revoke(names[0], None, new_key()[1], "tester")
+    first = await store.projects(after="", limit=3)
+    rest = await store.projects(after=first[-1].project_id, limit=3)
+    assert [project.project_id for project in first + rest] == names
+    assert all(project.active_key for project in first + rest)
+    keys = await store.keys(names[0], before=None, limit=3)
+    more = await store.keys(names[0], before=keys[-1].create_revision, limit=3)
+    assert len({key.key_id for key in keys + more}) == 5
+    assert [key.revoke_time is None for key in keys + more] == [True, False, False, False, False]
+
+
+async def test_twenty_revocations_at_once_leave_one_active_key_and_a_row_each(
+    store: KeyStore, database_url: str
+) -> None:
+    """Two stores on one database, as two replicas of the service."""
+    await issue(store)
+    async with opened(database_url) as other:
+        await asyncio.gather(*(s.revoke(DEMO, None, new_key()[1], "tester") for s in [store, other] * 10))
+    keys = await store.keys(DEMO, before=None, limit=100)
+    assert len(keys) == 21
+    assert [key.revoke_time is None for key in keys] == [True] + [False] * 20
+    changes = await store.changes(after=Revision(0), limit=100)
+    assert [change.revision for change in changes] == list(range(1, 22))
+
+
+async def test_twenty_revocations_of_one_key_at_once_revoke_it_once(store: KeyStore, database_url: str) -> None:
+    _, key = await issue(store)
+    async with opened(database_url) as other:
+        outcomes = await asyncio.gather(
+            *(s.revoke(DEMO, key.key_id, new_key()[1], "tester") for s in [store, other] * 10)
+        )
+    assert Counter(outcome.next_key is None for outcome in outcomes) == {True: 19, False: 1}
+    assert len(await store.keys(DEMO, before=None, limit=100)) == 2
+
+
+async def test_twenty_issues_of_one_new_project_at_once_make_one_key(store: KeyStore, database_url: str) -> None:
+    async with opened(database_url) as other:
+        outcomes = await asyncio.gather(*(issue(s) for s in [store, other] * 10), return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, AlreadyExistsError)]
+    assert len(refused) == 19
+    assert len(await store.keys(DEMO, before=None, limit=100)) == 1
+
+
+async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_digest(
+    store: KeyStore, database_url: str
+) -> None:
+    raw_key, _ = await issue(store)
+    await issue(store, ProjectId("other"))
+    engine = open_engine(database_url)
+    insert = sa.text(
+        "INSERT INTO keys (key_id, project_id, digest, create_revision, create_time, revoke_time) "
+        "VALUES ('key_x', 'demo', :digest, 99, :time, :revoked)"
+    ).bindparams(
+        sa.bindparam("time", type_=sa.DateTime(timezone=True)),
+        sa.bindparam("revoked", type_=sa.DateTime(timezone=True)),
+    )
+    for digest, revoked in ((b"y" * 32, None), (raw_key.digest, START)):
+        with pytest.raises(sa.exc.IntegrityError):
+            async with engine.begin() as connection:
+                await connection.execute(insert, {"digest": digest, "time": START, "revoked": revoked})
+    await engine.dispose()
+
+
+async def test_a_repeated_digest_rolls_the_whole_mutation_back(store: KeyStore) -> None:
+    raw_key, _ = await issue(store)
+    with pytest.raises(sa.exc.IntegrityError):
+        await store.issue(ProjectId("other"), [], NewKey(generate_key_id(), raw_key.digest), "tester")
+    assert [p.project_id for p in await store.projects(after="", limit=9)] == [DEMO]
+    assert (await store.lookup(raw_key.digest))[0] == 1
+
+
+async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore, database_url: str) -> None:
+    engine = open_engine(database_url)
+    async with engine.connect() as connection:
+        made = await connection.run_sync(
+            lambda sync: {
+                table: {column["name"]: column["nullable"] for column in sa.inspect(sync).get_columns(table)}
+                for table in sa.inspect(sync).get_table_names()
+            }
+        )
+    await engine.dispose()
+    made.pop("alembic_version")
+    declared = store_module._metadata.tables.values()
+    assert made == {table.name: {column.name: bool(column.nullable) for column in table.columns} for table in declared}
+
+
+async def test_migrating_is_repeatable_and_ends_at_the_version_the_code_needs(database_url: str) -> None:
+    async with opened(database_url) as store, opened(database_url) as other:
+        assert await store.schema_version() is None
+        await asyncio.gather(store.migrate(upgrade), other.migrate(upgrade))
+        assert await store.schema_version() == SCHEMA_VERSION
+        await store.migrate(upgrade)
+        assert await store.lookup(generate_raw_key().digest) == (0, None)
+
+
+def _hold_write_lock(
+    path: str, held: "multiprocessing.synchronize.Event", free: "multiprocessing.synchronize.Event"
+) -> None:
+    with sqlite3.connect(path, isolation_level=None) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        held.set()
+        free.wait(60)
+
+
+async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    async with opened(sqlite_url) as store:
+        await store.migrate(upgrade)
+        raw_key, _ = await issue(store)
+        context = multiprocessing.get_context("spawn")
+        held, free = context.Event(), context.Event()
+        process = context.Process(target=_hold_write_lock, args=(sqlite_url.removeprefix("sqlite:///"), held, free))
+        process.start()
+        try:
+            assert await asyncio.to_thread(held.wait, 60)
+            with pytest.raises(StoreUnavailableError):
+                await store.revoke(DEMO, None, new_key()[1], "tester")
+            assert (await store.lookup(raw_key.digest))[1] is not None, "a writer must not stop readers"
+        finally:
+            free.set()
+            await asyncio.to_thread(process.join)
+        await store.revoke(DEMO, None, new_key()[1], "tester")
+
+
+async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back_is_used(
+    private_postgres: PostgresServer,
+) -> None:
+    async with opened(private_postgres.url("postgres")) as store:
+        await store.migrate(upgrade)
+        raw_key, _ = await issue(store)
+        await asyncio.to_thread(private_postgres.stop)
+        with pytest.raises(StoreUnavailableError):
+            await store.lookup(raw_key.digest)
+        with pytest.raises(StoreUnavailableError):
+            await store.revoke(DEMO, None, new_key()[1], "tester")
+        await asyncio.to_thread(private_postgres.start)
+        assert (await store.lookup(raw_key.digest))[1] is not None
+        await asyncio.gather(*(store.lookup(raw_key.digest) for _ in range(5)))  # several pooled connections
+        await asyncio.to_thread(private_postgres.stop)
+        await asyncio.to_thread(private_postgres.start)
+        assert (await store.lookup(raw_key.digest))[1] is not None, "a restart must not cost a validation"
+        await store.revoke(DEMO, None, new_key()[1], "tester")
+
+
+@pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense", ""])
+def test_an_unusable_database_url_is_refused_by_its_variables_name(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="AUTHSVC_DATABASE_URL"):
+        open_engine(url)
