@@ -1,0 +1,61 @@
+"""The key service as its callers see it: in this process, on a free port, on a real SQLite file."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from authsvc.app import serve
+from authsvc.client.environment import Address
+from authsvc.config import Config
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service and an open channel to it."""
+
+    address: Address
+    state_dir: Path
+    channel: grpc.aio.Channel
+    stop: asyncio.Event
+    keys: Any
+    projects: Any
+
+    def token(self, role: str = "admin") -> tuple[tuple[str, str], ...]:
+        """Return the metadata that a caller of this role sends."""
+        return (("authorization", "Bearer " + (self.state_dir / f"{role}-token").read_text().strip()),)
+
+
+@asynccontextmanager
+async def running(state_dir: Path, **variables: str) -> AsyncIterator[Service]:
+    """Run a service with this environment; raise what stops it from starting."""
+    environ = {"AUTHSVC_LISTEN": "127.0.0.1:0", "AUTHSVC_STATE_DIR": str(state_dir)} | variables
+    stop = asyncio.Event()
+    started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
+    async with AsyncExitStack() as stack:
+        task = asyncio.create_task(serve(Config.from_environment(environ), stop, started.set_result))
+        waiting: list[asyncio.Future[Any]] = [task, started]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+        address = started.result()
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(address)))
+        keys, projects = pb_grpc.KeyServiceStub(channel), pb_grpc.ProjectServiceStub(channel)
+        try:
+            yield Service(address, state_dir, channel, stop, keys, projects)
+        finally:
+            stop.set()
+            await task
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    """Run a service with its defaults."""
+    async with running(tmp_path / "state") as service:
+        yield service
