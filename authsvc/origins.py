@@ -129,10 +129,9 @@ def _admitting(origin: _Parts) -> Iterator[str]:
 
 def _host_patterns(host: str) -> Iterator[str]:
     yield host
-    if not _is_ip(host):
-        while parent := host.partition(".")[2]:
-            yield "*." + parent
-            host = parent
+    while parent := host.partition(".")[2]:
+        yield "*." + parent  # of an IPv4 address too: there are no such entries
+        host = parent
 
 
 def _write(scheme: str, host: str, port: int | None) -> str:

@@ -1,0 +1,161 @@
+"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back.
+
+Used by `key_client` and by the service's own command line.
+"""
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import grpc
+
+from authsvc.client.environment import Address, ConfigurationError, Secret
+from authsvc.client.verdicts import KeyServiceUnavailableError
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # After an outage the next attempt is at most a second away; gRPC's own bound is two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # despite its name: how long one attempt to connect may take
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # A connection whose other end vanished is given up 5 s after something was sent: gRPC makes the keepalive timeout
+    # the socket's TCP_USER_TIMEOUT as well.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # Channels of one process would otherwise share connections, and with them the back-off of an older channel.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Keys and tokens go to the address that was configured, never to a proxy that the environment names.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """The files of a TLS client, read anew for each channel, so that renewed ones are found without a restart."""
+
+    ca: Path | None = None
+    """Who signs the key service's certificate; None: the authorities that gRPC ships."""
+    certificate: Path | None = None
+    """Ours, for a service that asks for client certificates, followed by its chain."""
+    key: Path | None = None
+    variables: tuple[str, str, str] = ("CA", "CLIENT_CERT", "CLIENT_KEY")
+    """What the operator calls the three, for messages."""
+
+    def context(self) -> ssl.SSLContext:
+        """Return the same settings for Python's `ssl`; raise ConfigurationError naming the file that is wrong."""
+        context = ssl.create_default_context()
+        if self.ca is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            try:
+                context.load_verify_locations(self.ca)
+            except OSError as error:  # SSLError is one
+                raise ConfigurationError(f"{self.variables[0]}: {_why(self.ca, error)}") from None
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigurationError(f"{self.variables[1]} and {self.variables[2]} go together")
+        if self.certificate is not None and self.key is not None:
+            self._load_own(context, self.certificate, self.key)
+        context.set_alpn_protocols(["h2"])
+        return context
+
+    def _load_own(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+        for variable, path in zip(self.variables[1:], (certificate, key), strict=True):
+            try:
+                path.read_bytes()
+            except OSError as error:
+                raise ConfigurationError(f"{variable}: {_why(path, error)}") from None
+        try:
+            context.load_cert_chain(certificate, key, password="")  # rather fail than ask the terminal
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.variables[1]}, {self.variables[2]}: {certificate} and {key} are not a certificate and its "
+                f"unencrypted key in PEM form ({_reason(error)})"
+            ) from None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return the credentials of a channel; raise ConfigurationError naming the file that is wrong."""
+        self.context()  # gRPC takes any bytes, and fails at the first call without saying why
+        try:
+            ca, key, certificate = (
+                path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)
+            )
+        except OSError as error:
+            raise ConfigurationError(f"{', '.join(self.variables)}: {_reason(error)}") from None
+        return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+class TokenSource(Protocol):
+    """Where the bearer token comes from."""
+
+    def read(self) -> Secret:
+        """Return the token; raise KeyServiceUnavailableError when there is none now."""
+
+    def forget(self) -> None:
+        """Look again at the next `read`: a call failed, so the service may have been replaced, and its token too."""
+
+
+class FixedToken:
+    """A token that was configured."""
+
+    def __init__(self, token: Secret) -> None:
+        self._token = token
+
+    def read(self) -> Secret:
+        """Return the token."""
+        return self._token
+
+    def forget(self) -> None:
+        """Do nothing."""
+
+
+class TokenFile:
+    """A token that the key service keeps in a file, which may appear after us and be replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token: Secret | None = None
+
+    def read(self) -> Secret:
+        """Return the token; raise KeyServiceUnavailableError when the file has none yet."""
+        if self._token is None:
+            try:
+                text = self._path.read_bytes().strip()
+            except FileNotFoundError:
+                raise KeyServiceUnavailableError(
+                    f"there is no token: {self._path} does not exist; the key service writes it at its first start"
+                ) from None
+            except OSError as error:
+                raise KeyServiceUnavailableError(f"there is no token: {_why(self._path, error)}") from None
+            if not text or any(not 0x21 <= byte <= 0x7E for byte in text):
+                raise KeyServiceUnavailableError(f"there is no token: {self._path} holds something else")
+            self._token = Secret(text.decode())
+        return self._token
+
+    def forget(self) -> None:
+        """Read the file again at the next `read`."""
+        self._token = None
+
+
+def authorization(token: Secret) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that presents a token."""
+    return (("authorization", f"Bearer {token.reveal()}"),)
+
+
+def open_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Channel:
+    """Return a channel, which connects at its first call. Called in the event loop that will use it.
+
+    Raises ConfigurationError naming the TLS file that cannot be used.
+    """
+    if tls is None:
+        return grpc.aio.insecure_channel(str(address), options=_OPTIONS)
+    return grpc.aio.secure_channel(str(address), tls.credentials(), options=_OPTIONS)
+
+
+def _why(path: Path, error: OSError) -> str:
+    return f"{path}: {_reason(error)}"
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "not PEM").replace("_", " ").lower()
+    return error.strerror or type(error).__name__

@@ -1,0 +1,186 @@
+"""Verdicts that may be reused for a while, by key digest and origin; never the raw key. Pure.
+
+`validator` asks it first on every request, so `get` is a few dictionary look-ups.
+
+Three bounds keep hostile callers from pushing out what others need:
+
+- Keys that are valid have a cache of their own; the least recently used key leaves
+  first. Invalid keys have another, smaller and shorter-lived, so probing cannot
+  push out good keys.
+- Each valid key holds a bounded number of origins, so that many `Origin` headers
+  sent with one key cannot push out another key.
+- Within a key, refused origins are bounded apart from admitted ones.
+
+A verdict that holds for every origin is one entry.
+"""
+
+from collections import OrderedDict
+
+from authsvc.client.key_client import Answer
+from authsvc.client.raw_key import Digest
+from authsvc.client.verdicts import Decision, Verdict
+
+INVALID_KEY = Decision(Verdict.INVALID_KEY, "", "")
+_NEVER = float("-inf")
+
+
+class _Origins:
+    """When the verdict on each origin expires; the least recently used one leaves first."""
+
+    __slots__ = ("_expiries", "_origins_max")
+
+    def __init__(self, origins_max: int) -> None:
+        self._expiries: dict[str | None, float] = {}  # in order of use; small, so no OrderedDict
+        self._origins_max = origins_max
+
+    def has(self, origin: str | None, now: float) -> bool:
+        expires_at = self._expiries.pop(origin, _NEVER)
+        if expires_at <= now:
+            return False
+        self._expiries[origin] = expires_at
+        return True
+
+    def put(self, origin: str | None, expires_at: float) -> None:
+        self._expiries.pop(origin, None)
+        if len(self._expiries) >= self._origins_max:
+            del self._expiries[next(iter(self._expiries))]
+        self._expiries[origin] = expires_at
+
+    def drop(self, origin: str | None) -> None:
+        self._expiries.pop(origin, None)
+
+    def __len__(self) -> int:
+        return len(self._expiries)
+
+    def latest_expiry(self) -> float:
+        return max(self._expiries.values(), default=_NEVER)
+
+
+class _Key:
+    """What is known of one valid key."""
+
+    __slots__ = ("admitted", "allowed", "any_expires_at", "refused", "refusal")
+
+    def __init__(self, project_id: str, key_id: str) -> None:
+        self.allowed = Decision(Verdict.ALLOWED, project_id, key_id)
+        self.refusal: Decision | None = None
+        self.any_expires_at = _NEVER
+        """Until when every origin is admitted."""
+        self.admitted: _Origins | None = None
+        self.refused: _Origins | None = None
+
+    def __len__(self) -> int:
+        return (self.any_expires_at != _NEVER) + len(self.admitted or ()) + len(self.refused or ())
+
+
+class VerdictCache:
+    """Bounded in all: `keys_max` × (1 + admitted + refused origins) + `invalid_keys_max` verdicts at the most."""
+
+    def __init__(
+        self,
+        *,
+        keys_max: int = 50_000,
+        admitted_origins_max: int = 16,
+        refused_origins_max: int = 8,
+        invalid_keys_max: int = 10_000,
+        ttl_seconds_max: float = 60.0,
+        invalid_ttl_seconds_max: float = 10.0,
+    ) -> None:
+        """The two TTLs bound what the key service allows, for valid and for invalid keys.
+
+        The defaults come to about 25 MB for as many keys without an origin list.
+        """
+        self._keys_max = keys_max
+        self._admitted_origins_max = admitted_origins_max
+        self._refused_origins_max = refused_origins_max
+        self._invalid_keys_max = invalid_keys_max
+        self._ttl_seconds_max = ttl_seconds_max
+        self._invalid_ttl_seconds_max = min(invalid_ttl_seconds_max, ttl_seconds_max)
+        self._keys: OrderedDict[Digest, _Key] = OrderedDict()
+        self._invalid: OrderedDict[Digest, float] = OrderedDict()
+        self._latest_expiry = _NEVER
+
+    def get(self, digest: Digest, origin: str | None, now: float) -> Decision | None:
+        """Return the decision that holds at `now`, in seconds of the monotonic clock, or None."""
+        key = self._keys.get(digest)
+        if key is None:
+            if self._invalid.get(digest, _NEVER) > now:
+                self._invalid.move_to_end(digest)
+                return INVALID_KEY
+            return None
+        if key.any_expires_at > now or (key.admitted is not None and key.admitted.has(origin, now)):
+            self._keys.move_to_end(digest)
+            return key.allowed
+        if key.refused is not None and key.refused.has(origin, now):
+            return key.refusal  # without move_to_end: only uses that are admitted keep a key
+        return None
+
+    def put(self, digest: Digest, origin: str | None, answer: Answer, sent_at: float) -> None:
+        """Keep an answer to a call that was sent at `sent_at`; it replaces what contradicts it."""
+        decision = answer.decision
+        if decision.verdict is Verdict.INVALID_KEY:
+            self.drop(digest)
+            ttl_seconds = min(answer.cache_ttl_seconds, self._invalid_ttl_seconds_max)
+            if ttl_seconds > 0:
+                self._invalid[digest] = sent_at + ttl_seconds
+                if len(self._invalid) > self._invalid_keys_max:
+                    self._invalid.popitem(last=False)
+            return
+        ttl_seconds = min(answer.cache_ttl_seconds, self._ttl_seconds_max)
+        if ttl_seconds <= 0:
+            self.drop(digest)
+            return
+        self._invalid.pop(digest, None)
+        key = self._key(digest, decision)
+        expires_at = sent_at + ttl_seconds
+        if decision.verdict is Verdict.ORIGIN_NOT_ALLOWED:
+            self._refuse(key, decision, origin, expires_at)
+            return
+        self._latest_expiry = max(self._latest_expiry, expires_at)
+        if answer.any_origin:
+            key.any_expires_at = expires_at
+            key.admitted = key.refused = key.refusal = None
+            return
+        key.any_expires_at = _NEVER
+        if key.admitted is None:
+            key.admitted = _Origins(self._admitted_origins_max)
+        key.admitted.put(origin, expires_at)
+        if key.refused is not None:
+            key.refused.drop(origin)
+
+    def _refuse(self, key: _Key, decision: Decision, origin: str | None, expires_at: float) -> None:
+        key.any_expires_at = _NEVER
+        key.refusal = decision
+        if key.refused is None:
+            key.refused = _Origins(self._refused_origins_max)
+        key.refused.put(origin, expires_at)
+        if key.admitted is not None:
+            key.admitted.drop(origin)
+
+    def _key(self, digest: Digest, decision: Decision) -> _Key:
+        """Return the key's place, a new one when there is none or it was another's."""
+        key = self._keys.get(digest)
+        if key is None or (key.allowed.project_id, key.allowed.key_id) != (decision.project_id, decision.key_id):
+            key = self._keys[digest] = _Key(decision.project_id, decision.key_id)
+            if len(self._keys) > self._keys_max:
+                self._keys.popitem(last=False)
+        self._keys.move_to_end(digest)
+        return key
+
+    def drop(self, digest: Digest) -> None:
+        """Forget everything about a key, valid or invalid."""
+        self._keys.pop(digest, None)
+        self._invalid.pop(digest, None)
+
+    def has_live_keys(self, now: float) -> bool:
+        """Whether requests with some key would be admitted without the key service."""
+        if self._latest_expiry <= now:
+            return False
+        return any(
+            key.any_expires_at > now or (key.admitted is not None and key.admitted.latest_expiry() > now)
+            for key in reversed(self._keys.values())
+        )
+
+    def __len__(self) -> int:
+        """Return how many verdicts are kept, expired ones included."""
+        return sum(map(len, self._keys.values())) + len(self._invalid)
