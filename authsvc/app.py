@@ -4,6 +4,7 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -126,15 +127,23 @@ async def _migrate(store: KeyStore, version: str | None) -> None:
 
 def _listen(server: grpc.aio.Server, config: Config) -> Address:
     try:
+        _check_free(config.listen)
         if config.tls_cert is None:
             port = server.add_insecure_port(str(config.listen))
         else:
             port = server.add_secure_port(str(config.listen), _credentials(config))
-    except RuntimeError:
-        raise ConfigurationError(
-            f"AUTHSVC_LISTEN: cannot listen on {config.listen}: the port is taken, or the address is not this machine's"
-        ) from None
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address, certificate or key"
+        raise ConfigurationError(f"AUTHSVC_LISTEN: cannot listen on {config.listen}: {reason}") from None
     return Address(config.listen.host, port)
+
+
+def _check_free(address: Address) -> None:
+    """Raise the OSError that says why the address cannot be listened on: gRPC does not say, and prints at length."""
+    for family, kind, protocol, _, name in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(name)
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials:

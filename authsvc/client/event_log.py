@@ -5,7 +5,6 @@ way, from WARNING on: below that they print what they handle.
 """
 
 import logging
-import os
 import sys
 from enum import StrEnum
 
@@ -30,8 +29,6 @@ class LogFormat(StrEnum):
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
     """Log to standard error from `level` on."""
-    # gRPC's core writes to standard error by itself; what matters of it reaches us as errors. Read when gRPC starts.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
