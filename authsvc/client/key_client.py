@@ -5,7 +5,6 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import grpc
 
@@ -13,7 +12,7 @@ from authsvc.client.channel import ClientTls, TokenSource, authorization, open_c
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.raw_key import RawKey
-from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceAsyncStub, KeyServiceStub
 
@@ -26,19 +25,6 @@ _VERDICTS = {
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
 _DIAGNOSIS_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the key service said, and how long and how widely it holds."""
-
-    decision: Decision
-    any_origin: bool
-    """The decision holds for the key whatever the origin."""
-    cache_ttl_seconds: float
-    """Counted from when the call was sent; 0 or less: not to be reused."""
-    revision: int
-    """The store's revision that it was read at."""
 
 
 def sendable_origin(origin: str | None) -> str | None:
@@ -118,9 +104,10 @@ class KeyClient:
         try:
             response = await self._stub.Validate(request, timeout=timeout_seconds, metadata=authorization(token))
         except asyncio.CancelledError:
-            if self._closed and not _is_cancelled():  # gRPC says so to callers whose channel is closed under them
-                raise KeyServiceUnavailableError("this client is closed") from None
-            raise
+            if _is_cancelled():
+                raise
+            # Not this task's end: gRPC tells callers so when their channel is closed under them.
+            raise KeyServiceUnavailableError("this client is closed") from None
         self._good_at = self._monotonic()
         return _answer(response)
 
@@ -134,7 +121,7 @@ class KeyClient:
         self._reopen_if_stale()
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"the key service at {self._address} did not answer within {self._deadline_seconds:g} s"
-        return await self._diagnose() or f"the key service at {self._address} is unavailable"
+        return await self._diagnose() or f"the key service at {self._address} can be reached, but answers UNAVAILABLE"
 
     async def _diagnose(self) -> str | None:
         """Return the cause of an UNAVAILABLE, found by at most one connection a second; others get the last result."""

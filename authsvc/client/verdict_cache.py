@@ -16,9 +16,8 @@ A verdict that holds for every origin is one entry.
 
 from collections import OrderedDict
 
-from authsvc.client.key_client import Answer
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdicts import Decision, Verdict
+from authsvc.client.verdicts import Answer, Decision, Verdict
 
 INVALID_KEY = Decision(Verdict.INVALID_KEY, "", "")
 _NEVER = float("-inf")
@@ -59,7 +58,7 @@ class _Origins:
 class _Key:
     """What is known of one valid key."""
 
-    __slots__ = ("admitted", "allowed", "any_expires_at", "refused", "refusal")
+    __slots__ = ("admitted", "allowed", "any_expires_at", "refusal", "refused")
 
     def __init__(self, project_id: str, key_id: str) -> None:
         self.allowed = Decision(Verdict.ALLOWED, project_id, key_id)
@@ -86,7 +85,7 @@ class VerdictCache:
         ttl_seconds_max: float = 60.0,
         invalid_ttl_seconds_max: float = 10.0,
     ) -> None:
-        """The two TTLs bound what the key service allows, for valid and for invalid keys.
+        """Bound what the key service allows by two TTLs, for valid and for invalid keys.
 
         The defaults come to about 25 MB for as many keys without an origin list.
         """
@@ -112,7 +111,8 @@ class VerdictCache:
             self._keys.move_to_end(digest)
             return key.allowed
         if key.refused is not None and key.refused.has(origin, now):
-            return key.refusal  # without move_to_end: only uses that are admitted keep a key
+            self._keys.move_to_end(digest)
+            return key.refusal
         return None
 
     def put(self, digest: Digest, origin: str | None, answer: Answer, sent_at: float) -> None:

@@ -23,6 +23,19 @@ class Decision:
     key_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the key service said, and how long and how widely it holds."""
+
+    decision: Decision
+    any_origin: bool
+    """The decision holds for the key whatever the origin."""
+    cache_ttl_seconds: float
+    """Counted from when the call was sent; 0 or less: not to be reused."""
+    revision: int
+    """The store's revision that it was read at."""
+
+
 class KeyServiceUnavailableError(Exception):
     """The key service gave no verdict, which says nothing about the key.
 
