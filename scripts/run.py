@@ -59,13 +59,15 @@ def demo_key(state: Path, environ: Mapping[str, str]) -> str | None:
     """Return the demo project's key, issued at the first start; None when it was revoked since."""
     kept = state / "demo-key"
     if not kept.exists():
-        issued = subprocess.run([BIN / "authsvc", "issue", PROJECT], env=environ, capture_output=True, text=True)
+        command = [BIN / "authsvc", "issue", PROJECT]
+        issued = subprocess.run(command, check=False, env=environ, capture_output=True, text=True)
         if issued.returncode != 0:
             return None
         kept.touch(mode=0o600)
         kept.write_text(issued.stdout)
     key = kept.read_text().strip()
-    checked = subprocess.run([BIN / "authsvc", "validate"], env=environ, input=key, capture_output=True, text=True)
+    command = [BIN / "authsvc", "validate"]
+    checked = subprocess.run(command, check=False, env=environ, input=key, capture_output=True, text=True)
     return key if checked.returncode == 0 else None
 
 
@@ -80,36 +82,39 @@ async def ready(url: str) -> None:
             await asyncio.sleep(0.05)
 
 
+GREETING = """
+Both services are running. Ctrl-C stops them.
+
+Send a log:
+  curl -sS {logs_url}/ingest/logs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
+    -d '{{"service": "hello", "logs": [{{"level": "info", "message": "hello, world"}}]}}'
+See it:
+  {bin}/httpbridge logs {project}
+Check the key over gRPC:
+  grpcurl -plaintext -H "Authorization: Bearer $(cat {state}/bridge-token)" \
+    -d '{{"api_key": "{key}"}}' {keys_address} authsvc.v1.KeyService/Validate
+  {bin}/buf curl --protocol grpc --http2-prior-knowledge -H "Authorization: Bearer $(cat {state}/bridge-token)" \
+    -d '{{"api_key": "{key}"}}' {keys_url}/authsvc.v1.KeyService/Validate
+
+State is in {state}/: keys in authsvc.db, logs in logs.db, tokens, the demo key in demo-key.
+"""
+NO_KEY = """
+The key in {state}/demo-key is not the active one of project {project} any more; for a new one:
+  {bin}/authsvc revoke {project}
+"""
+
+
 def greeting(keys_url: str, logs_url: str, state: Path, key: str | None) -> str:
     """Return what to paste, and where things are."""
-    bin_ = os.path.relpath(BIN)
-    token = f"$(cat {state / 'bridge-token'})"
-    shown = key or "YOUR_KEY"
-    target = keys_url.partition("://")[2]
-    lines = [
-        "",
-        "Both services are running. Ctrl-C stops them.",
-        "",
-        "Send a log:",
-        f"  curl -sS {logs_url}/ingest/logs -H 'Authorization: Bearer {shown}' -H 'Content-Type: application/json' "
-        '-d \'{"service": "hello", "logs": [{"level": "info", "message": "hello, world"}]}\'',
-        "See it:",
-        f"  {bin_}/httpbridge logs {PROJECT}",
-        "Check the key over gRPC:",
-        f'  grpcurl -plaintext -H "Authorization: Bearer {token}" -d \'{{"api_key": "{shown}"}}\' '
-        f"{target} authsvc.v1.KeyService/Validate",
-        f'  {bin_}/buf curl --protocol grpc --http2-prior-knowledge --header "Authorization: Bearer {token}" '
-        f'--data \'{{"api_key": "{shown}"}}\' {keys_url}/authsvc.v1.KeyService/Validate',
-        "",
-        f"State is in {state}/: keys in authsvc.db, logs in logs.db, tokens, the demo key in demo-key.",
-        "",
-    ]
-    if key is None:
-        lines.insert(
-            2, f"The key of project {PROJECT} that is kept in {state}/demo-key is not its active one. For a new"
-        )
-        lines.insert(3, f"one: {bin_}/authsvc revoke {PROJECT}")
-    return "\n".join(lines)
+    return (GREETING if key else GREETING + NO_KEY).format(
+        keys_url=keys_url,
+        keys_address=keys_url.partition("://")[2],
+        logs_url=logs_url,
+        state=state,
+        key=key or "YOUR_KEY",
+        bin=os.path.relpath(BIN),
+        project=PROJECT,
+    )
 
 
 async def run() -> int:
