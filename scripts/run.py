@@ -59,16 +59,18 @@ def demo_key(state: Path, environ: Mapping[str, str]) -> str | None:
     """Return the demo project's key, issued at the first start; None when it was revoked since."""
     kept = state / "demo-key"
     if not kept.exists():
-        command = [BIN / "authsvc", "issue", PROJECT]
-        issued = subprocess.run(command, check=False, env=environ, capture_output=True, text=True)
+        issued = _authsvc("issue", PROJECT, environ=environ)
         if issued.returncode != 0:
             return None
         kept.touch(mode=0o600)
         kept.write_text(issued.stdout)
     key = kept.read_text().strip()
-    command = [BIN / "authsvc", "validate"]
-    checked = subprocess.run(command, check=False, env=environ, input=key, capture_output=True, text=True)
-    return key if checked.returncode == 0 else None
+    return key if _authsvc("validate", environ=environ, stdin=key).returncode == 0 else None
+
+
+def _authsvc(*arguments: str, environ: Mapping[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = [BIN / "authsvc", *arguments]
+    return subprocess.run(command, check=False, env=environ, input=stdin, capture_output=True, text=True)
 
 
 async def ready(url: str) -> None:
