@@ -33,7 +33,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     key_service_cert_key: Path | None = None
     log_store_url: Secret | None = None
     rate_limit_per_minute: _Positive = 5000
-    cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 60
+    cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.CONSOLE
