@@ -14,7 +14,7 @@ from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceAsyncStub, KeyServiceStub
+from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 _VERDICTS = {
     pb2.VERDICT_ALLOWED: Verdict.ALLOWED,
@@ -71,7 +71,7 @@ class KeyClient:
 
     def _open(self) -> None:
         self._channel = open_channel(self._address, self._tls)
-        self._stub: KeyServiceAsyncStub = KeyServiceStub(self._channel)
+        self._stub = KeyServiceStub(self._channel)
         self._good_at = self._monotonic()
 
     async def validate(self, api_key: RawKey, origin: str | None) -> Answer:

@@ -3,9 +3,11 @@
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TypeAlias
 
 import grpc
+import trustme
 from google.protobuf.duration_pb2 import Duration
 
 from protos.authsvc.v1 import key_service_pb2 as pb2
@@ -108,3 +110,19 @@ def serve(
     if credentials is None:
         return server, server.add_insecure_port(address)
     return server, server.add_secure_port(address, credentials)
+
+
+def server_credentials(
+    authority: trustme.CA,
+    *names: str,
+    client_ca: trustme.CA | None = None,
+    not_after: datetime | None = None,
+) -> grpc.ServerCredentials:
+    """Return a server's credentials for the names; with a client CA, clients must show a certificate of its."""
+    leaf = authority.issue_cert(*(names or ("localhost", "127.0.0.1")), not_after=not_after)
+    chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
+    return grpc.ssl_server_credentials(
+        [(leaf.private_key_pem.bytes(), chain)],
+        root_certificates=client_ca.cert_pem.bytes() if client_ca else None,
+        require_client_auth=client_ca is not None,
+    )

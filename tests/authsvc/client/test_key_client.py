@@ -1,0 +1,287 @@
+"""One Validate call: answers come back typed, and every fault says why in one line."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.environment import Address, Secret
+from authsvc.client.key_client import KeyClient, sendable_origin
+from authsvc.client.raw_key import RawKey
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Decision, KeyServiceUnavailableError, Verdict
+from protos.authsvc.v1 import key_service_pb2 as pb2
+from tests.authsvc.client.fake_key_service import Call, Clock, FakeKeyService, allowed, invalid, refused, serve
+
+KEY = RawKey("dt_0123456789abcdef01234567")
+TOKEN = FixedToken(Secret("the-token"))
+
+
+@pytest.fixture
+async def client(address: Address, clock: Clock) -> AsyncIterator[KeyClient]:
+    client = KeyClient(address, TOKEN, None, clock)
+    yield client
+    await client.close()
+
+
+async def fault(client: KeyClient) -> str:
+    """Return why a call fails, which must be one short line without the key or the token."""
+    with pytest.raises(KeyServiceUnavailableError) as caught:
+        await client.validate(KEY, None)
+    message = str(caught.value)
+    assert message.isprintable()
+    assert KEY.reveal() not in message
+    assert "the-token" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("response", "decision", "any_origin", "cache_ttl_seconds", "revision"),
+    [
+        (allowed(revision=7), Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef"), True, 60.0, 7),
+        (allowed(any_origin=False), Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef"), False, 60.0, 1),
+        (refused(), Decision(Verdict.ORIGIN_NOT_ALLOWED, "demo", "key_0123456789abcdef"), False, 60.0, 1),
+        (invalid(), Decision(Verdict.INVALID_KEY, "", ""), True, 5.0, 0),
+    ],
+)
+async def test_an_answer_comes_back_typed(
+    service: FakeKeyService,
+    client: KeyClient,
+    response: pb2.ValidateResponse,
+    decision: Decision,
+    any_origin: bool,
+    cache_ttl_seconds: float,
+    revision: int,
+) -> None:
+    service.answer = response
+    answer = await client.validate(KEY, "https://example.com")
+    assert answer.decision == decision
+    assert (answer.any_origin, answer.cache_ttl_seconds, answer.revision) == (any_origin, cache_ttl_seconds, revision)
+    assert service.calls == [Call(KEY.reveal(), "https://example.com", "Bearer the-token")]
+
+
+async def test_a_ttl_below_a_second_is_kept(service: FakeKeyService, client: KeyClient) -> None:
+    service.answer.cache_ttl.CopyFrom(Duration(seconds=1, nanos=500_000_000))
+    assert (await client.validate(KEY, None)).cache_ttl_seconds == 1.5
+
+
+async def test_no_origin_and_an_empty_one_are_told_apart(service: FakeKeyService, client: KeyClient) -> None:
+    await client.validate(KEY, None)
+    await client.validate(KEY, "")
+    assert [call.origin for call in service.calls] == [None, ""]
+
+
+@pytest.mark.parametrize(
+    ("origin", "sent"),
+    [
+        (None, None),
+        ("", ""),
+        ("https://example.com", "https://example.com"),
+        ("https://bücher.example", "https://bücher.example"),
+        ("x" * ORIGIN_CHARACTERS_MAX, "x" * ORIGIN_CHARACTERS_MAX),
+        ("x" * (ORIGIN_CHARACTERS_MAX + 1), ""),
+        ("ü" * (ORIGIN_CHARACTERS_MAX + 1), ""),
+        ("https://\udcff.example", ""),
+    ],
+)
+async def test_an_origin_that_cannot_be_sent_is_sent_as_the_empty_one(
+    service: FakeKeyService, client: KeyClient, origin: str | None, sent: str | None
+) -> None:
+    await client.validate(KEY, sendable_origin(origin))
+    assert service.calls[0].origin == sent
+
+
+@pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
+async def test_a_status_other_than_ok_is_a_fault_and_never_a_verdict(
+    service: FakeKeyService, client: KeyClient, status: grpc.StatusCode
+) -> None:
+    service.status = status
+    message = await fault(client)
+    assert "the test says so" not in message
+    service.status = None
+    assert (await client.validate(KEY, None)).decision.verdict is Verdict.ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (grpc.StatusCode.UNAUTHENTICATED, "refuses our token"),
+        (grpc.StatusCode.PERMISSION_DENIED, "does not let our token"),
+        (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
+        (grpc.StatusCode.INTERNAL, "INTERNAL"),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, "did not answer within 2 s"),
+    ],
+)
+async def test_a_fault_says_why(
+    service: FakeKeyService, client: KeyClient, status: grpc.StatusCode, reason: str
+) -> None:
+    service.status = status
+    assert reason in await fault(client)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        pb2.ValidateResponse(),
+        pb2.ValidateResponse(verdict=99),  # type: ignore[arg-type]  # a verdict of a later version
+        pb2.ValidateResponse(verdict=pb2.VERDICT_ALLOWED, project_id="demo"),
+        pb2.ValidateResponse(verdict=pb2.VERDICT_ALLOWED, key_id="key_1"),
+        pb2.ValidateResponse(verdict=pb2.VERDICT_ORIGIN_NOT_ALLOWED),
+    ],
+)
+async def test_an_answer_that_makes_no_sense_is_a_fault(
+    service: FakeKeyService, client: KeyClient, response: pb2.ValidateResponse
+) -> None:
+    service.answer = response
+    assert "key service sent verdict" in await fault(client)
+
+
+async def test_a_service_that_hangs_is_a_fault_at_the_deadline(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    service.gate.clear()
+    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=0.1)
+    assert "did not answer within 0.1 s" in await fault(client)
+    await asyncio.wait_for(service.cancelled.wait(), 5)
+    await client.close()
+
+
+async def test_cancelling_a_caller_cancels_its_call(service: FakeKeyService, client: KeyClient) -> None:
+    service.gate.clear()
+    call = asyncio.create_task(client.validate(KEY, None))
+    await service.arrived(1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await asyncio.wait_for(service.cancelled.wait(), 5)
+
+
+async def test_closing_ends_calls_on_their_way_with_a_fault(service: FakeKeyService, client: KeyClient) -> None:
+    service.gate.clear()
+    call = asyncio.create_task(client.validate(KEY, None))
+    await service.arrived(1)
+    await client.close()
+    with pytest.raises(KeyServiceUnavailableError, match="closed"):
+        await call
+    assert "closed" in await fault(client)
+
+
+async def test_a_service_that_is_not_there_is_a_fault_until_it_is(clock: Clock) -> None:
+    """No restart is needed, whichever starts first and however often the service comes and goes."""
+    service = FakeKeyService()
+    server, port = serve(service, "127.0.0.1:0")
+    await server.start()
+    await server.stop(None)
+    client = KeyClient(Address("127.0.0.1", port), TOKEN, None, clock)
+    assert "refuses connections" in await fault(client)
+    for _ in range(2):
+        server, _port = serve(service, f"127.0.0.1:{port}")
+        await server.start()
+        await until_reached(client)
+        await server.stop(None)
+        await until_lost(client)
+    await client.close()
+
+
+async def test_a_channel_that_fails_for_long_is_replaced(clock: Clock) -> None:
+    """Whatever state the old one is in: recovery does not wait for its back-off."""
+    service = FakeKeyService()
+    server, port = serve(service, "127.0.0.1:0")
+    await server.start()
+    await server.stop(None)
+    client = KeyClient(Address("127.0.0.1", port), TOKEN, None, clock)
+    for _ in range(6):
+        await fault(client)
+        clock.now += 1.0
+    server, _port = serve(service, f"127.0.0.1:{port}")
+    await server.start()
+    await until_reached(client)
+    await client.close()
+    await server.stop(None)
+
+
+async def test_an_unknown_host_is_named(clock: Clock) -> None:
+    client = KeyClient(Address("key-service.invalid", 50051), TOKEN, None, clock)
+    assert "key-service.invalid:50051: the host is not known" in await fault(client)
+    await client.close()
+
+
+async def test_a_service_behind_tls_is_named_to_a_client_without(
+    service: FakeKeyService, clock: Clock, server_certificate: grpc.ServerCredentials
+) -> None:
+    server, port = serve(service, "127.0.0.1:0", server_certificate)
+    await server.start()
+    client = KeyClient(Address("127.0.0.1", port), TOKEN, None, clock)
+    assert "may expect TLS" in await fault(client)
+    await client.close()
+    await server.stop(None)
+
+
+async def test_a_missing_token_file_is_a_fault_until_the_service_writes_it(
+    service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "bridge-token"
+    client = KeyClient(address, TokenFile(path), None, clock)
+    assert f"{path} does not exist" in await fault(client)
+    path.write_text("the-token\n")
+    assert (await client.validate(KEY, None)).decision.verdict is Verdict.ALLOWED
+    await client.close()
+
+
+async def test_a_replaced_token_is_found_without_a_failed_call(
+    service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "bridge-token"
+    path.write_text("the-token")
+    client = KeyClient(address, TokenFile(path), None, clock)
+    await client.validate(KEY, None)
+    service.token = "another-token"
+    assert "refuses our token" in await fault(client)
+    path.write_text("another-token")
+    await client.validate(KEY, None)
+    service.token = "a-third-token"
+    path.write_text("a-third-token")
+    await client.validate(KEY, None)
+    assert [call.authorization for call in service.calls[-2:]] == ["Bearer another-token", "Bearer a-third-token"]
+    await client.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"line\nline", b"\xff\xfe", "tökèn".encode()])
+async def test_a_file_without_a_token_is_a_fault(
+    address: Address, clock: Clock, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "bridge-token"
+    path.write_bytes(content)
+    client = KeyClient(address, TokenFile(path), None, clock)
+    assert "holds something else" in await fault(client)
+    await client.close()
+
+
+async def test_an_unreadable_token_file_is_a_fault(address: Address, clock: Clock, tmp_path: Path) -> None:
+    client = KeyClient(address, TokenFile(tmp_path), None, clock)
+    assert "Is a directory" in await fault(client)
+    await client.close()
+
+
+async def until_reached(client: KeyClient) -> None:
+    """Return once a call succeeds: the channel's back-off is at most a second."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.validate(KEY, None)
+            except KeyServiceUnavailableError:
+                continue
+            return
+
+
+async def until_lost(client: KeyClient) -> None:
+    """Return once a call fails."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await client.validate(KEY, None)
+            except KeyServiceUnavailableError:
+                return

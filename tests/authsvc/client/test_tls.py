@@ -1,0 +1,236 @@
+"""TLS and mutual TLS to the key service: it works, and what does not is one clear line."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trustme
+
+from authsvc.client.channel import ClientTls, FixedToken
+from authsvc.client.diagnosis import diagnose
+from authsvc.client.environment import Address, ConfigurationError, Secret
+from authsvc.client.key_client import KeyClient
+from authsvc.client.raw_key import RawKey
+from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
+from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials
+
+KEY = RawKey("dt_0123456789abcdef01234567")
+VARIABLES = ("X_CA", "X_CERT", "X_CERT_KEY")
+YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+
+
+class Files:
+    """Certificates as files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def ca(self, authority: trustme.CA, name: str = "ca.pem") -> Path:
+        path = self._folder / name
+        authority.cert_pem.write_to_path(path)
+        return path
+
+    def client(
+        self, authority: trustme.CA, not_after: datetime | None = None, name: str = "client"
+    ) -> tuple[Path, Path]:
+        leaf = authority.issue_cert("bridge", not_after=not_after)
+        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        certificate.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
+        leaf.private_key_pem.write_to_path(key)
+        return certificate, key
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def client_authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="session")
+def stranger() -> trustme.CA:
+    return trustme.CA()
+
+
+Start = Callable[..., Awaitable[Address]]
+
+
+@pytest.fixture
+async def start(service: FakeKeyService, authority: trustme.CA) -> AsyncIterator[Start]:
+    """Start the service over TLS, with mutual TLS if there is a client CA."""
+    servers = []
+
+    async def start(client_ca: trustme.CA | None = None) -> Address:
+        server, port = serve(service, "127.0.0.1:0", server_credentials(authority, client_ca=client_ca))
+        await server.start()
+        servers.append(server)
+        return Address("127.0.0.1", port)
+
+    yield start
+    for server in servers:
+        await server.stop(None)
+
+
+async def outcome(address: Address, tls: ClientTls, clock: Clock) -> str:
+    """Return the verdict, or why there is none."""
+    client = KeyClient(address, FixedToken(Secret("the-token")), tls, clock)
+    try:
+        message: str = (await client.validate(KEY, None)).decision.verdict
+    except KeyServiceUnavailableError as error:
+        message = str(error)
+    await client.close()
+    assert message.isprintable()
+    return message
+
+
+async def test_the_service_is_reached_over_tls(start: Start, files: Files, authority: trustme.CA, clock: Clock) -> None:
+    address = await start()
+    tls = ClientTls(files.ca(authority))
+    assert await outcome(address, tls, clock) == Verdict.ALLOWED
+    assert await outcome(Address("localhost", address.port), tls, clock) == Verdict.ALLOWED
+    assert await diagnose(address, tls, 5.0) is None
+
+
+async def test_the_service_is_reached_over_mutual_tls(
+    start: Start, files: Files, authority: trustme.CA, client_authority: trustme.CA, clock: Clock
+) -> None:
+    tls = ClientTls(files.ca(authority), *files.client(client_authority))
+    assert await outcome(await start(client_authority), tls, clock) == Verdict.ALLOWED
+
+
+async def test_a_wrong_ca_is_named(start: Start, files: Files, stranger: trustme.CA, clock: Clock) -> None:
+    path = files.ca(stranger)
+    message = await outcome(await start(), ClientTls(path, variables=VARIABLES), clock)
+    assert "certificate of 127.0.0.1" in message
+    assert f"X_CA={path}" in message
+
+
+async def test_a_name_that_is_not_in_the_certificate_is_named(
+    files: Files, service: FakeKeyService, clock: Clock, authority: trustme.CA
+) -> None:
+    server, port = serve(service, "127.0.0.1:0", server_credentials(authority, "example.com"))
+    await server.start()
+    message = await outcome(Address("localhost", port), ClientTls(files.ca(authority)), clock)
+    assert "Hostname mismatch, certificate is not valid for 'localhost'" in message
+    await server.stop(None)
+
+
+async def test_an_expired_server_certificate_is_named(
+    files: Files, service: FakeKeyService, clock: Clock, authority: trustme.CA
+) -> None:
+    server, port = serve(service, "127.0.0.1:0", server_credentials(authority, "localhost", not_after=YESTERDAY))
+    await server.start()
+    message = await outcome(Address("localhost", port), ClientTls(files.ca(authority)), clock)
+    assert "certificate has expired" in message
+    await server.stop(None)
+
+
+async def test_a_missing_client_certificate_is_named(
+    start: Start, files: Files, authority: trustme.CA, client_authority: trustme.CA, clock: Clock
+) -> None:
+    tls = ClientTls(files.ca(authority), variables=VARIABLES)
+    message = await outcome(await start(client_authority), tls, clock)
+    assert "demands a client certificate" in message
+    assert "X_CERT and X_CERT_KEY" in message
+
+
+async def test_an_expired_client_certificate_is_named(
+    start: Start, files: Files, authority: trustme.CA, client_authority: trustme.CA, clock: Clock
+) -> None:
+    certificate, key = files.client(client_authority, YESTERDAY)
+    tls = ClientTls(files.ca(authority), certificate, key, VARIABLES)
+    message = await outcome(await start(client_authority), tls, clock)
+    assert "does not accept our client certificate: certificate has expired" in message
+    assert f"X_CERT={certificate}" in message
+
+
+async def test_a_client_certificate_of_another_ca_is_named(
+    start: Start, files: Files, authority: trustme.CA, client_authority: trustme.CA, stranger: trustme.CA, clock: Clock
+) -> None:
+    tls = ClientTls(files.ca(authority), *files.client(stranger), VARIABLES)
+    message = await outcome(await start(client_authority), tls, clock)
+    assert "is it signed by the CA that the key service expects?" in message
+
+
+async def test_a_service_without_tls_is_named(
+    address: Address, files: Files, authority: trustme.CA, clock: Clock
+) -> None:
+    assert "does not speak TLS" in await outcome(address, ClientTls(files.ca(authority)), clock)
+
+
+async def test_a_service_that_accepts_connections_and_says_nothing_is_named() -> None:
+    gone = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    message = await diagnose(Address("127.0.0.1", port), None, 0.05)
+    assert message == f"127.0.0.1:{port} did not answer within 0.05 s"
+    gone.set()
+    server.close()
+
+
+async def test_renewed_certificate_files_are_found_without_a_restart(
+    start: Start, files: Files, authority: trustme.CA, client_authority: trustme.CA, clock: Clock
+) -> None:
+    """A bridge whose certificate expired recovers when the files are replaced."""
+    tls = ClientTls(files.ca(authority), *files.client(client_authority, YESTERDAY))
+    client = KeyClient(await start(client_authority), FixedToken(Secret("the-token")), tls, clock)
+    with pytest.raises(KeyServiceUnavailableError, match="expired"):
+        await client.validate(KEY, None)
+    files.client(client_authority)
+    clock.now += 10.0
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                answer = await client.validate(KEY, None)
+                break
+            except KeyServiceUnavailableError:
+                continue
+    assert answer.decision.verdict is Verdict.ALLOWED
+    await client.close()
+
+
+@pytest.mark.parametrize(
+    ("broken", "variable", "reason"),
+    [
+        ("no ca", "X_CA", "No such file"),
+        ("bad ca", "X_CA", "no certificate or crl found"),
+        ("no certificate", "X_CERT", "No such file"),
+        ("no key", "X_CERT_KEY", "No such file"),
+        ("bad certificate", "X_CERT, X_CERT_KEY", "not a certificate and its"),
+        ("bad key", "X_CERT, X_CERT_KEY", "not a certificate and its"),
+        ("another key", "X_CERT, X_CERT_KEY", "key values mismatch"),
+        ("certificate alone", "X_CERT and X_CERT_KEY", "go together"),
+    ],
+)
+async def test_a_file_that_cannot_be_used_stops_the_start_and_is_named(
+    files: Files, authority: trustme.CA, tmp_path: Path, clock: Clock, broken: str, variable: str, reason: str
+) -> None:
+    ca = files.ca(authority)
+    certificate, key = files.client(authority)
+    no_file, no_pem = tmp_path / "missing.pem", tmp_path / "text.pem"
+    no_pem.write_text("not PEM\n")
+    tls = {
+        "no ca": ClientTls(no_file, None, None, VARIABLES),
+        "bad ca": ClientTls(no_pem, None, None, VARIABLES),
+        "no certificate": ClientTls(ca, no_file, key, VARIABLES),
+        "no key": ClientTls(ca, certificate, no_file, VARIABLES),
+        "bad certificate": ClientTls(ca, no_pem, key, VARIABLES),
+        "bad key": ClientTls(ca, certificate, no_pem, VARIABLES),
+        "another key": ClientTls(ca, certificate, files.client(authority, name="other")[1], VARIABLES),
+        "certificate alone": ClientTls(ca, certificate, None, VARIABLES),
+    }[broken]
+    with pytest.raises(ConfigurationError) as caught:
+        KeyClient(Address("127.0.0.1", 1), FixedToken(Secret("the-token")), tls, clock)
+    assert str(caught.value).startswith(variable)
+    assert reason in str(caught.value)
+    assert str(caught.value).isprintable()
