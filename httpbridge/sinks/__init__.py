@@ -5,7 +5,21 @@
 
 from typing import Protocol
 
+from httpbridge.errors import BridgeError
 from httpbridge.logs import LogBatch
+
+
+class StoreSetupError(BridgeError):
+    """The log store cannot be used as it is set up; the text is one line for the operator."""
+
+
+class StoreNotDurableError(StoreSetupError):
+    """A setting of the store would lose what was answered with 200; `setting` names it."""
+
+    def __init__(self, setting: str, value: str, needed: str) -> None:
+        """`value` is what the store says the setting is."""
+        super().__init__(f"the log store is not durable: {setting} is {value!r}, and must be {needed}")
+        self.setting = setting
 
 
 class LogSink(Protocol):

@@ -1,0 +1,156 @@
+"""Group commit: concurrent writers share one commit, and so one wait for the disk.
+
+The SQL sink submits what each request brought; one writer task takes everything
+that waits into the next commit as soon as the last one is done, without a timer: one
+request alone waits for nobody, and under load the commits grow by themselves.
+
+What each submitter may rely on:
+
+- it returns once its item is committed, and raises otherwise; no item is ever committed
+  twice, because nothing is tried again after a commit whose outcome is unknown;
+- an item that the store refuses for what it contains fails alone: its commit was rolled
+  back, and is tried again in halves until the refused item stands by itself;
+- going away (cancellation) neither undoes its item nor disturbs the others;
+- it never hangs: a full queue, a closed one and the end of the writer raise at once.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much may wait, and how much goes into one commit. Weights are bytes, roughly."""
+
+    queued_items_max: int = 10_000
+    queued_weight_max: int = 64 * 1024 * 1024
+    commit_weight_max: int = 1024 * 1024
+    """About 3,000 short rows: measured, the gain of larger commits is small, and all in one wait for it.
+
+    A heavier item goes in a commit of its own.
+    """
+
+
+@dataclass(slots=True)
+class _Waiting(Generic[T]):
+    item: T
+    weight: int
+    done: asyncio.Future[None]
+
+    def succeed(self) -> None:
+        if not self.done.done():  # a cancelled submitter has gone
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class GroupCommit(Generic[T]):
+    """The queue and its one writer; must be made in a running event loop.
+
+    `commit` stores all the items it is given or none of them. It raises
+    BatchRefusedError when it rolled back because of what an item contains, and
+    StoreUnavailableError for everything else that is expected to go wrong.
+    """
+
+    def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds | None = None) -> None:
+        self._commit = commit
+        self._bounds = bounds or Bounds()
+        self._queue: deque[_Waiting[T]] = deque()
+        self._queued_weight = 0
+        self._wake = asyncio.Event()
+        self._closing = False
+        self.commits = 0
+        """How many commits were tried."""
+        self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
+
+    async def submit(self, item: T, weight: int) -> None:
+        """Return once the item is committed.
+
+        Raises StoreUnavailableError at once when too much waits already or the queue is
+        closed, and else what the commit raised.
+        """
+        if self._closing or self._writer.done():
+            raise StoreUnavailableError("the sink is closed")
+        bounds = self._bounds
+        if len(self._queue) >= bounds.queued_items_max or (
+            self._queue and self._queued_weight + weight > bounds.queued_weight_max
+        ):
+            raise StoreUnavailableError("the queue is full")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Waiting(item, weight, done))
+        self._queued_weight += weight
+        self._wake.set()
+        await done
+
+    async def close(self) -> None:
+        """Commit what was accepted, then end. Cancelled, it ends at once and fails what still waits."""
+        self._closing = True
+        self._wake.set()
+        try:
+            await asyncio.wait([self._writer])
+        finally:
+            self._writer.cancel()
+
+    async def _write_until_closed(self) -> None:
+        group: list[_Waiting[T]] = []
+        try:
+            while True:
+                await self._wake.wait()
+                group = self._next_group()
+                if group:
+                    await self._write(group)
+                elif self._closing:
+                    return
+                else:
+                    self._wake.clear()
+        finally:
+            # However the writer ends, nobody may wait for it any longer.
+            for waiting in (*group, *self._queue):
+                waiting.fail(StoreUnavailableError("the sink stopped"))
+            self._queue.clear()
+
+    def _next_group(self) -> list[_Waiting[T]]:
+        group: list[_Waiting[T]] = []
+        weight = 0
+        while self._queue and (not group or weight + self._queue[0].weight <= self._bounds.commit_weight_max):
+            waiting = self._queue.popleft()
+            weight += waiting.weight
+            group.append(waiting)
+        self._queued_weight -= weight
+        return group
+
+    async def _write(self, group: list[_Waiting[T]]) -> None:
+        """Commit the group, and settle each of its members."""
+        try:
+            await self._write_apart(group)
+        except StoreUnavailableError as error:
+            for waiting in group:  # those settled before the store failed keep their outcome
+                waiting.fail(StoreUnavailableError(str(error)))
+        except Exception as error:  # noqa: BLE001 - a defect; the submitters raise it, and the writer must go on
+            for waiting in group:
+                waiting.fail(error)
+
+    async def _write_apart(self, group: list[_Waiting[T]]) -> None:
+        """Commit the group; when that is refused, each half by itself: log(n) commits more for one refused item."""
+        self.commits += 1
+        try:
+            await self._commit([waiting.item for waiting in group])
+        except BatchRefusedError as error:
+            if len(group) == 1:
+                group[0].fail(error)
+                return
+            middle = len(group) // 2
+            await self._write_apart(group[:middle])
+            await self._write_apart(group[middle:])
+        else:
+            for waiting in group:
+                waiting.succeed()

@@ -1,0 +1,161 @@
+"""The SQL sink: logs in the table `logs` of a SQLite file or of PostgreSQL.
+
+The composition root opens it with `open_sql_sink`. It ties together the rows of a
+batch, group commit and one of the two stores, and knows whether the store takes writes.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Protocol
+
+import sqlalchemy as sa
+import structlog
+
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.logs import LogBatch
+from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.group_commit import Bounds, GroupCommit
+from httpbridge.sinks.postgres_store import PostgresStore
+from httpbridge.sinks.rows import Rows, rows_of
+from httpbridge.sinks.sqlite_store import SqliteStore
+
+CHECK_FRESH_SECONDS = 1.0
+"""For so long the outcome of a write or a probe answers `check`."""
+
+CHECK_WAIT_SECONDS_MAX = 3.0
+"""A probe without an answer for so long counts as a refusal; longer than a SQLite commit waits for a lock."""
+
+_log = structlog.get_logger("httpbridge.sinks")
+
+
+class Store(Protocol):
+    """What the sink needs of a database."""
+
+    def encode_instant(self, instant: datetime) -> Any:
+        """Make of an aware UTC instant what the driver takes."""
+
+    async def open(self) -> None:
+        """Connect and create the tables. Raises StoreSetupError, StoreUnavailableError."""
+
+    async def commit(self, group: list[Rows]) -> None:
+        """Store all or none, connecting anew where needed. Raises BatchRefusedError, StoreUnavailableError."""
+
+    async def probe(self) -> None:
+        """Write a little, durably. Raises StoreUnavailableError."""
+
+    async def close(self) -> None:
+        """Let go of the database."""
+
+
+async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
+    """Open the sink for `sqlite:///path` or `postgresql://…`, in the running event loop.
+
+    Creates the tables that are missing. A store that is out of reach now is no error:
+    services start in any order, and `check` says so until it is back. Raises
+    StoreSetupError for what waiting does not mend: another kind of address, a path
+    that cannot be opened, a refused password, a setting that is not durable, a store of
+    a newer version.
+    """
+    store = _store(url)
+    sink = SqlSink(store, monotonic=monotonic, bounds=bounds)
+    try:
+        await sink.open()
+    except BaseException:
+        await sink.close()
+        raise
+    return sink
+
+
+def _store(url: str) -> Store:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        # Without the address: it may hold a password.
+        raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
+    match parsed.get_backend_name():
+        case "sqlite":
+            return SqliteStore(parsed)
+        case "postgresql":
+            return PostgresStore(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
+        case other:
+            raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+
+
+class SqlSink:
+    """A LogSink; made by `open_sql_sink`."""
+
+    def __init__(self, store: Store, *, monotonic: Callable[[], float], bounds: Bounds | None) -> None:
+        self._store = store
+        self._monotonic = monotonic
+        self._group_commit = GroupCommit(self._commit, bounds)
+        self._lost: str | None = None
+        """Why the store refuses writes, as the last attempt learned it; None while it takes them."""
+        self._known_at = float("-inf")
+        self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def commits(self) -> int:
+        """How many commits were tried; with the batches written it says how well they share."""
+        return self._group_commit.commits
+
+    async def open(self) -> None:
+        """Try the store; see `open_sql_sink`."""
+        try:
+            await self._store.open()
+        except StoreUnavailableError as error:
+            self._learned(str(error))
+        else:
+            self._learned(None)
+
+    async def write(self, batch: LogBatch) -> None:
+        """See LogSink."""
+        rows = rows_of(batch, self._store.encode_instant)
+        await self._group_commit.submit(rows, rows.weight)
+
+    async def check(self) -> None:
+        """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""
+        if self._monotonic() - self._known_at >= CHECK_FRESH_SECONDS:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._probe_store(), name="log store probe")
+            await asyncio.wait([self._probe], timeout=CHECK_WAIT_SECONDS_MAX)
+            if not self._probe.done():
+                raise StoreUnavailableError(f"no answer within {CHECK_WAIT_SECONDS_MAX:g} s")
+            self._probe.result()
+        if self._lost is not None:
+            raise StoreUnavailableError(self._lost)
+
+    async def close(self) -> None:
+        """See LogSink."""
+        try:
+            await self._group_commit.close()
+        finally:
+            if self._probe is not None:
+                self._probe.cancel()
+                await asyncio.wait([self._probe])
+            await self._store.close()
+
+    async def _probe_store(self) -> None:
+        try:
+            await self._store.probe()
+        except StoreUnavailableError as error:
+            self._learned(str(error))
+        else:
+            self._learned(None)
+
+    async def _commit(self, group: list[Rows]) -> None:
+        try:
+            await self._store.commit(group)
+        except StoreUnavailableError as error:
+            self._learned(str(error))
+            raise
+        self._learned(None)
+
+    def _learned(self, lost: str | None) -> None:
+        """Note what an attempt to write showed, and log the change; never a row's content."""
+        if lost is not None and self._lost is None:
+            _log.warning("log store lost", reason=lost)
+        elif lost is None and self._lost is not None:
+            _log.info("log store back")
+        self._lost = lost
+        self._known_at = self._monotonic()
