@@ -5,7 +5,10 @@ BridgeError
 │   └── BatchRefusedError     400: the store cannot hold this batch, whatever is retried
 ├── BodyTooLargeError         413
 ├── UnsupportedEncodingError  415
-└── StoreUnavailableError     503: the batch is not stored, and may be sent again
+├── StoreUnavailableError     503: the batch is not stored, and may be sent again
+├── BodyTimeoutError          408: the body did not arrive in time
+├── MalformedRequestError     400: what came is not HTTP
+└── ClientGoneError           none: the connection broke before the body was whole
 """
 
 
@@ -36,3 +39,15 @@ class UnsupportedEncodingError(BridgeError):
 
 class StoreUnavailableError(BridgeError):
     """The log store cannot take the batch now."""
+
+
+class BodyTimeoutError(BridgeError):
+    """A body that did not arrive in time; the rest of it is not waited for."""
+
+
+class MalformedRequestError(BridgeError):
+    """What the HTTP parser refuses. It says nothing of what came."""
+
+
+class ClientGoneError(BridgeError):
+    """The client closed the connection while its body was read."""

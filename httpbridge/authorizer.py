@@ -1,0 +1,74 @@
+"""Who may send: the Authorization and Origin headers of a request to a verdict. Called by `ingest`.
+
+The verdict itself comes from the key service's client, of which `KeyValidator` is all that is seen here.
+"""
+
+from typing import Protocol
+
+from aiohttp import hdrs
+from multidict import MultiMapping
+
+from authsvc.client import Decision, Verdict
+from authsvc.client.raw_key import RawKey
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
+
+_INVALID_KEY = Decision(Verdict.INVALID_KEY, project_id="", key_id="")
+_OPAQUE_ORIGIN = "null"
+
+
+class KeyValidator(Protocol):
+    """Asks the key service, and remembers what it said."""
+
+    def cached(self, api_key: RawKey, origin: str | None) -> Decision | None:
+        """Return the verdict if it is known now, without waiting."""
+
+    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:
+        """Return the verdict, asking for it if need be; raise KeyServiceUnavailableError when there is none."""
+
+
+class Authorizer:
+    """Decides on a request from its headers alone."""
+
+    def __init__(self, validator: KeyValidator) -> None:
+        self._validator = validator
+
+    async def authorize(self, headers: MultiMapping[str]) -> Decision:
+        """Return the verdict on the key and the origin that the headers carry.
+
+        What is not `Bearer` and one well-formed key is an invalid key, and the key service is not asked. Raises
+        KeyServiceUnavailableError when a verdict is needed and there is none.
+        """
+        api_key = _api_key(headers)
+        if api_key is None:
+            return _INVALID_KEY
+        origin = _origin(headers)
+        return self._validator.cached(api_key, origin) or await self._validator.validate(api_key, origin)
+
+
+def _api_key(headers: MultiMapping[str]) -> RawKey | None:
+    values = headers.getall(hdrs.AUTHORIZATION, ())
+    if len(values) != 1:  # of several, another reader of the same request might take another one
+        return None
+    scheme, _, credentials = values[0].partition(" ")
+    if scheme.lower() != "bearer":  # RFC 9110, 11.1: the scheme's case does not matter
+        return None
+    return RawKey.parse(credentials.lstrip(" "))
+
+
+def _origin(headers: MultiMapping[str]) -> str | None:
+    """Return the request's origin, or None when it has none.
+
+    An origin that no entry can admit is passed on as `null`, which no entry admits either: several of them, an empty
+    or an overlong one, and bytes that are not UTF-8. So they share one cached verdict instead of filling the cache.
+    """
+    values = headers.getall(hdrs.ORIGIN, ())
+    if not values:
+        return None
+    origin = values[0]
+    if len(values) > 1 or not 0 < len(origin) <= ORIGIN_CHARACTERS_MAX:
+        return _OPAQUE_ORIGIN
+    try:
+        origin.encode()
+    except UnicodeEncodeError:
+        return _OPAQUE_ORIGIN
+    return origin

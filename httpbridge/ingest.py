@@ -1,0 +1,58 @@
+"""POST /ingest/logs: the checks in the contract's order, then the store. Called by `server` for each such request."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from authsvc.client import Verdict
+from httpbridge import bodies, logs, responses
+from httpbridge.authorizer import Authorizer
+from httpbridge.connection import Request
+from httpbridge.rate_limit import RateLimit
+from httpbridge.responses import Response
+from httpbridge.sinks import LogSink
+
+
+class Ingest:
+    """Takes batches of logs in. `body_bytes_max` bounds a body as it comes and as it inflates."""
+
+    def __init__(
+        self,
+        *,
+        authorizer: Authorizer,
+        rate_limit: RateLimit,
+        sink: LogSink,
+        now: Callable[[], datetime],
+        body_bytes_max: int,
+    ) -> None:
+        self._authorizer = authorizer
+        self._rate_limit = rate_limit
+        self._sink = sink
+        self._now = now
+        self._body_bytes_max = body_bytes_max
+        self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
+
+    async def handle(self, request: Request) -> Response:
+        """Answer once the batch is durably stored, or refused.
+
+        Raises BridgeError and KeyServiceUnavailableError, which `server` turns into answers.
+        """
+        received_at = self._now()
+        decision = await self._authorizer.authorize(request.headers)
+        if decision.verdict is Verdict.INVALID_KEY:
+            return responses.INVALID_KEY
+        request.project_id = decision.project_id
+        is_origin_allowed = decision.verdict is Verdict.ALLOWED
+        quota = (self._rate_limit.take if is_origin_allowed else self._rate_limit.peek)(decision.key_id)
+        request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
+        if not is_origin_allowed:
+            return responses.ORIGIN_NOT_ALLOWED
+        if not quota.admitted:
+            return responses.rate_limited(quota)
+
+        encoding = bodies.encoding(request.headers)
+        bodies.refuse_declared_length(request.headers, self._body_bytes_max)
+        raw = await request.read_body(self._body_bytes_max)
+        body = await bodies.decode(raw, encoding, self._body_bytes_max)
+        batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
+        await self._sink.write(batch)
+        return self._stored[len(batch.entries)]

@@ -1,0 +1,105 @@
+"""The answers of the public API, their bytes prepared ahead. Pure. Used by `server`, `ingest` and `connection`.
+
+What is the same for every request (status line, fixed headers, body) is joined once; a connection
+adds what belongs to one request. Bodies and headers are the public contract's, to the byte.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from httpbridge.errors import BodyRefusedError
+from httpbridge.rate_limit import Quota
+
+_EXPOSED = "Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+_CORS = f"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: {_EXPOSED}\r\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer but for what depends on the request: Date, Connection, rate limit headers."""
+
+    status: int
+    head: bytes
+    """Status line and headers, each line ended, without the empty line that ends them all."""
+    head_cors: bytes
+    """The same for a request that has an Origin."""
+    body: bytes
+
+
+def _prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    head = "".join(f"{line}\r\n" for line in lines).encode("ascii")
+    return Response(status, head, head + cors, body)
+
+
+def json_response(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """Prepare an answer with a JSON body and, besides its type and length, these headers."""
+    body = json.dumps(content, ensure_ascii=False).encode()
+    fixed = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+    return _prepare(status, fixed | dict(headers or {}), body)
+
+
+def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return json_response(status, {"error": message}, headers)
+
+
+BAD_REQUEST = _error(400, "Bad request")
+INVALID_KEY = _error(401, "Missing or invalid API key", {"WWW-Authenticate": "Bearer"})
+ORIGIN_NOT_ALLOWED = _error(403, "Origin not allowed")
+NOT_FOUND = _error(404, "Not found")
+REQUEST_TIMEOUT = _error(408, "Request timeout")
+BODY_TOO_LARGE = _error(413, "Request body too large")
+UNSUPPORTED_ENCODING = _error(415, "Unsupported content encoding")
+INTERNAL_ERROR = _error(500, "Internal server error")
+KEY_SERVICE_UNAVAILABLE = _error(503, "Key service unavailable", {"Retry-After": "1"})
+STORE_UNAVAILABLE = _error(503, "Log store unavailable", {"Retry-After": "1"})
+
+PREFLIGHT = _prepare(
+    204,
+    {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": "POST",
+        "Access-Control-Allow-Headers": (
+            "authorization, content-type, content-encoding, x-deeptracer-sdk, traceparent, tracestate"
+        ),
+        "Access-Control-Max-Age": "86400",
+    },
+    b"",
+    cors=b"",
+)
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def method_not_allowed(allowed: str) -> Response:
+    """Prepare the answer to another method than the one that is allowed."""
+    return _error(405, "Method not allowed", {"Allow": allowed})
+
+
+def stored(count: int) -> Response:
+    """Prepare the answer to a batch of that many entries."""
+    return json_response(200, {"ok": True, "count": count})
+
+
+def refused_body(error: BodyRefusedError) -> Response:
+    """Prepare the answer to a body that breaks a rule."""
+    message = str(error)
+    sentence = f"{error.path} {message}" if error.path else message
+    return json_response(400, {"error": sentence, "issues": [{"path": error.path, "message": message}]})
+
+
+def rate_limited(quota: Quota) -> Response:
+    """Prepare the answer to a request over the limit."""
+    return _error(429, "Rate limit exceeded", {"Retry-After": str(quota.retry_after_seconds)})
+
+
+def rate_headers(limit_per_minute: int, quota: Quota) -> bytes:
+    """Return the header lines that tell a caller with a valid key where it stands."""
+    return b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n" % (
+        limit_per_minute,
+        quota.remaining,
+        quota.reset_unix_seconds,
+    )

@@ -1,0 +1,229 @@
+"""The public HTTP server: paths, CORS, errors to answers, request log, readiness, draining.
+
+Built by the composition root and handed to `loop.create_server`; calls `ingest`. What happens on
+the wire below a request is `connection`'s.
+"""
+
+import asyncio
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import formatdate
+from enum import StrEnum
+from typing import Any, cast
+
+import structlog
+from aiohttp import hdrs, web
+
+from authsvc.client import KeyServiceUnavailableError
+from httpbridge import errors, responses
+from httpbridge.connection import Connection, Reply, Request
+from httpbridge.responses import Response
+
+KEEPALIVE_SECONDS = 75.0
+"""For an idle connection, and for the headers of the next request to be whole: what nginx has."""
+
+BODY_TIMEOUT_SECONDS = 120.0
+"""For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
+
+_SWEEP_SECONDS = 0.02
+"""Between two looks at which connections have become idle while shutting down."""
+
+_ANSWERS: Mapping[type[Exception], Response] = {
+    errors.BodyTooLargeError: responses.BODY_TOO_LARGE,
+    errors.UnsupportedEncodingError: responses.UNSUPPORTED_ENCODING,
+    errors.StoreUnavailableError: responses.STORE_UNAVAILABLE,
+    KeyServiceUnavailableError: responses.KEY_SERVICE_UNAVAILABLE,
+    errors.BodyTimeoutError: responses.REQUEST_TIMEOUT,
+    errors.MalformedRequestError: responses.BAD_REQUEST,
+    errors.ClientGoneError: responses.BAD_REQUEST,  # nobody is left to read it
+}
+_BODY_BROKEN_OFF = (errors.BodyTimeoutError, errors.MalformedRequestError, errors.ClientGoneError)
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class ReadyStatus(StrEnum):
+    """Whether requests should be sent here."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    """The key service is away, and cached verdicts serve."""
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What GET /ready says; `reason` is for the operator, and public."""
+
+    status: ReadyStatus
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    path: str
+    method: str
+    handler: Handler
+    method_not_allowed: Response
+
+
+class PublicServer:
+    """A protocol factory, as `loop.create_server` takes one, and what all of its connections share.
+
+    `ingest` answers POST /ingest/logs; `readiness` is asked at each GET /ready. `now` is aware UTC, `monotonic` in
+    seconds. To be made inside the event loop. To stop: `drain()`, close the listener, then await `shutdown()`.
+    """
+
+    def __init__(
+        self,
+        *,
+        ingest: Handler,
+        readiness: Callable[[], Awaitable[Readiness]],
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
+        body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+    ) -> None:
+        self.keepalive_seconds = keepalive_seconds
+        self.body_timeout_seconds = body_timeout_seconds
+        self.draining = False
+        self._readiness = readiness
+        self._now = now
+        self._monotonic = monotonic
+        self._log = structlog.get_logger("httpbridge").bind()
+        self._date_unix_seconds = 0
+        self._date_line = b""
+        ingest_route = _Route("/ingest/logs", "POST", ingest, responses.method_not_allowed("POST"))
+        get_only = responses.method_not_allowed("GET")
+        self._routes = {
+            "/ingest/logs": ingest_route,
+            "//ingest/logs": ingest_route,  # SDKs join an endpoint with a trailing slash like that
+            "/health": _Route("/health", "GET", self._health, get_only),
+            "/ready": _Route("/ready", "GET", self._ready, get_only),
+        }
+        self._loop = asyncio.get_running_loop()
+        self._http = web.Server(cast(Any, self._handle), request_factory=cast(Any, Request), loop=self._loop)
+
+    def __call__(self) -> Connection:
+        """Return the protocol of a new connection."""
+        return Connection(self._http, self, self._loop)
+
+    def drain(self) -> None:
+        """Send clients away: /ready fails and answers close their connections. New connections are still served."""
+        self.draining = True
+
+    async def shutdown(self, timeout_seconds: float) -> None:
+        """Answer every request that was read, and close all connections; return when nothing is left running.
+
+        The listener should be closed by then. What is not answered within the timeout is cancelled.
+        """
+        self.drain()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while connections := self._connections:
+                    for connection in connections:
+                        connection.close_if_idle()
+                    await asyncio.sleep(_SWEEP_SECONDS)
+        except TimeoutError:
+            connections = self._connections
+            self._log.warning("requests cancelled at shutdown", connections=len(connections))
+            await asyncio.gather(*(connection.cancel() for connection in connections))
+
+    @property
+    def _connections(self) -> list[Connection]:
+        return cast(list[Connection], self._http.connections)
+
+    # What each connection asks of its host.
+
+    def date_line(self) -> bytes:
+        """Return the Date header of now, its line ended."""
+        unix_seconds = int(self._now().timestamp())
+        if unix_seconds != self._date_unix_seconds:
+            self._date_unix_seconds = unix_seconds
+            self._date_line = f"Date: {formatdate(unix_seconds, usegmt=True)}\r\n".encode("ascii")
+        return self._date_line
+
+    def failed(self, error: BaseException) -> None:
+        """Log an error that nobody expected: its types and where it came from, never its text.
+
+        The text may repeat what a client sent.
+        """
+        self._log.error("unexpected error", error=type(error).__qualname__, traceback=_without_text(error))
+
+    def malformed(self) -> None:
+        """Log that something was not HTTP, and nothing of it."""
+        self._log.debug("request", status=400, reason="not HTTP")
+
+    # The way of one request.
+
+    async def _handle(self, request: Request) -> Reply:
+        started = self._monotonic()
+        route = self._routes.get(request.target) or self._routes.get(_path(request.target))
+        response = await self._answer(request, route)
+        self._log.debug(
+            "request",
+            method=request.method,
+            path=route.path if route else None,
+            status=response.status,
+            milliseconds=round((self._monotonic() - started) * 1000, 3),
+            project_id=request.project_id,
+        )
+        return Reply(request, response)
+
+    async def _answer(self, request: Request, route: _Route | None) -> Response:
+        if route is None:
+            return responses.NOT_FOUND
+        if request.method != route.method:
+            is_preflight = request.method == hdrs.METH_OPTIONS and request.is_cross_origin
+            if is_preflight and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+                return responses.PREFLIGHT
+            return route.method_not_allowed
+        try:
+            return await route.handler(request)
+        except errors.BodyRefusedError as error:
+            return responses.refused_body(error)
+        except (errors.BridgeError, KeyServiceUnavailableError) as error:
+            request.closes = request.closes or isinstance(error, _BODY_BROKEN_OFF)
+            return _ANSWERS[type(error)]
+        except Exception as error:  # noqa: BLE001 - the last resort; cancellation is no Exception
+            self.failed(error)
+            return responses.INTERNAL_ERROR
+
+    async def _health(self, _request: Request) -> Response:
+        timestamp = self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return responses.json_response(200, {"status": "ok", "timestamp": timestamp})
+
+    async def _ready(self, _request: Request) -> Response:
+        if self.draining:
+            readiness = Readiness(ReadyStatus.UNAVAILABLE, "draining")
+        else:
+            readiness = await self._readiness()
+        status = 503 if readiness.status is ReadyStatus.UNAVAILABLE else 200
+        reason = {"reason": readiness.reason} if readiness.reason else {}
+        return responses.json_response(status, {"status": readiness.status, **reason})
+
+
+def _path(target: str) -> str:
+    """Return the path of a request target: RFC 9112, 3.2, in origin or absolute form."""
+    path = target.partition("?")[0]
+    if path[:7].lower() == "http://" or path[:8].lower() == "https://":
+        _, slash, rest = path.partition("//")[2].partition("/")
+        return slash + rest
+    return path
+
+
+def _without_text(error: BaseException) -> str:
+    """Return an error's traceback, and those of what it came from, with types instead of messages."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        parts += [
+            f"{type(current).__module__}.{type(current).__qualname__}\n",
+            *traceback.format_tb(current.__traceback__),
+        ]
+        current = current.__cause__ or current.__context__
+    return "".join(parts)
