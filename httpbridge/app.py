@@ -1,0 +1,145 @@
+"""Composition root of the bridge: key service client, log sink, public server.
+
+Called by `cli serve`; `serve` runs until it is told to stop.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+from authsvc.client.channel import ClientTls, FixedToken, TokenFile
+from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.key_client import KeyClient
+from authsvc.client.validator import KeyServiceState, KeyValidator
+from authsvc.client.verdict_cache import VerdictCache
+from httpbridge.authorizer import Authorizer
+from httpbridge.config import BRIDGE_TOKEN_FILE, Config
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.ingest import Ingest
+from httpbridge.rate_limit import RateLimit
+from httpbridge.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.sinks import LogSink, StoreSetupError
+from httpbridge.sinks.sql import open_sql_sink
+
+_BACKLOG_CONNECTIONS = 1024
+_TLS_HANDSHAKE_SECONDS = 10.0
+# Between failing /ready and closing the listener: long enough for a load balancer that looks every second.
+_NOTICE_SECONDS = 1.0
+_DRAIN_SECONDS = 10.0
+
+
+def now() -> datetime:
+    """Return the instant that is stored and counted by: aware, UTC."""
+    return datetime.now(UTC)
+
+
+async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+    """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
+
+    `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
+    bridge cannot start as configured.
+    """
+    config.check_exposure()
+    tls = _tls(config)
+    async with AsyncExitStack() as stack:
+        validator = KeyValidator(
+            _key_client(config), VerdictCache(ttl_seconds_max=config.cache_ttl_seconds), time.monotonic
+        )
+        stack.push_async_callback(validator.close)
+        sink = await _open_sink(config)
+        stack.push_async_callback(sink.close)
+        ingest = Ingest(
+            authorizer=Authorizer(validator),
+            rate_limit=RateLimit(config.rate_limit_per_minute, now),
+            sink=sink,
+            now=now,
+            body_bytes_max=config.body_bytes_max,
+        )
+        server = PublicServer(
+            ingest=ingest.handle, readiness=_readiness(validator, sink), now=now, monotonic=time.monotonic
+        )
+        listener = await _listen(server, config.listen, tls)
+        host, port = listener.sockets[0].getsockname()[:2]
+        started(Address(host, port))
+        try:
+            await stop.wait()
+            server.drain()
+            await asyncio.sleep(_NOTICE_SECONDS)
+        finally:
+            listener.close()
+            await server.shutdown(_DRAIN_SECONDS)
+
+
+def _readiness(validator: KeyValidator, sink: LogSink) -> Callable[[], Awaitable[Readiness]]:
+    async def readiness() -> Readiness:
+        """Say whether logs can be taken; the reasons are public, so the details are in the log only."""
+        state = await validator.state()
+        if state is KeyServiceState.NEVER_REACHED:
+            return Readiness(ReadyStatus.UNAVAILABLE, "the key service has not been reached yet")
+        if state is KeyServiceState.AWAY:
+            return Readiness(ReadyStatus.UNAVAILABLE, "the key service is away, and no verdict is cached")
+        try:
+            await sink.check()
+        except StoreUnavailableError:
+            return Readiness(ReadyStatus.UNAVAILABLE, "the log store refuses writes")
+        if state is KeyServiceState.AWAY_CACHED:
+            return Readiness(ReadyStatus.DEGRADED, "the key service is away; cached verdicts serve")
+        return Readiness(ReadyStatus.OK)
+
+    return readiness
+
+
+def _key_client(config: Config) -> KeyClient:
+    token = config.key_service_token
+    source = FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE)
+    tls = None
+    if config.key_service_ca is not None:
+        variables = ("HTTPBRIDGE_KEY_SERVICE_CA", "HTTPBRIDGE_KEY_SERVICE_CERT", "HTTPBRIDGE_KEY_SERVICE_CERT_KEY")
+        tls = ClientTls(
+            config.key_service_ca, config.key_service_cert, config.key_service_cert_key, variables=variables
+        )
+    return KeyClient(config.key_service, source, tls, time.monotonic)
+
+
+async def _open_sink(config: Config) -> LogSink:
+    try:
+        if config.log_store_url is None:
+            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {config.state_dir}: {error.strerror}") from None
+    try:
+        return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
+    except StoreSetupError as error:
+        raise ConfigurationError(f"HTTPBRIDGE_LOG_STORE_URL: {error}") from None
+
+
+def _tls(config: Config) -> ssl.SSLContext | None:
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key, password="")  # rather fail than ask the terminal
+    except OSError as error:  # SSLError is one
+        reason = (error.reason or "not PEM") if isinstance(error, ssl.SSLError) else error.strerror
+        raise ConfigurationError(
+            f"HTTPBRIDGE_TLS_CERT={config.tls_cert}, HTTPBRIDGE_TLS_KEY={config.tls_key}: {reason}"
+        ) from None
+    return context
+
+
+async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:
+    try:
+        return await asyncio.get_running_loop().create_server(
+            server,
+            address.host,
+            address.port,
+            ssl=tls,
+            ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,
+            backlog=_BACKLOG_CONNECTIONS,
+        )
+    except OSError as error:
+        raise ConfigurationError(f"HTTPBRIDGE_LISTEN: cannot listen on {address}: {error.strerror or error}") from None

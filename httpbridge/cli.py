@@ -1,0 +1,77 @@
+"""The command `httpbridge`: `serve` runs the bridge, `logs` shows what is stored.
+
+Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is out of reach.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, NoReturn
+
+import click
+
+from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.event_log import configure
+from httpbridge.config import Config
+
+_USAGE, _OUT_OF_REACH = 2, 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deeptracer-auth")
+def main() -> None:
+    """Take in logs over HTTP, authenticated by the key service, and show what is stored.
+
+    Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Run the bridge until SIGTERM or SIGINT."""
+    from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
+
+    config = _config()
+    configure(config.log_level, config.log_format)
+
+    def started(address: Address) -> None:
+        click.echo(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await app.serve(config, stop, started)
+
+    _run(run())
+
+
+def _config() -> Config:
+    try:
+        return Config.from_environment(os.environ)
+    except ConfigurationError as error:
+        _fail(str(error), _USAGE)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; what goes wrong is one line and an exit status."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(work)
+    except ConfigurationError as error:
+        _fail(str(error), _USAGE)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _fail(reason: str, status: int) -> NoReturn:
+    click.echo(f"httpbridge: {reason}", err=True)
+    sys.exit(status)
