@@ -88,14 +88,14 @@ GREETING = """
 Both services are running. Ctrl-C stops them.
 
 Send a log:
-  curl -sS {logs_url}/ingest/logs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
+  curl -sS -w '\\n' {logs_url}/ingest/logs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
     -d '{{"service": "hello", "logs": [{{"level": "info", "message": "hello, world"}}]}}'
 See it:
   {bin}/httpbridge logs {project}
 Check the key over gRPC:
-  grpcurl -plaintext -H "Authorization: Bearer $(cat {state}/bridge-token)" \
+  grpcurl -plaintext -H "Authorization: Bearer $(cat {state}/bridge-token)" \\
     -d '{{"api_key": "{key}"}}' {keys_address} authsvc.v1.KeyService/Validate
-  {bin}/buf curl --protocol grpc --http2-prior-knowledge -H "Authorization: Bearer $(cat {state}/bridge-token)" \
+  {bin}/buf curl --protocol grpc --http2-prior-knowledge -H "Authorization: Bearer $(cat {state}/bridge-token)" \\
     -d '{{"api_key": "{key}"}}' {keys_url}/authsvc.v1.KeyService/Validate
 
 State is in {state}/: keys in authsvc.db, logs in logs.db, tokens, the demo key in demo-key.
