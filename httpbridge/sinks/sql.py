@@ -70,7 +70,7 @@ async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bou
 def _store(url: str) -> Store:
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):  # the latter for a port
         # Without the address: it may hold a password.
         raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
     match parsed.get_backend_name():

@@ -16,7 +16,7 @@ from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.group_commit import Bounds
 from httpbridge.sinks.postgres_store import postgres_engine
-from httpbridge.sinks.schema import logs
+from httpbridge.sinks.schema import log_store, logs
 from httpbridge.sinks.sql import SqlSink, open_sql_sink
 
 RECEIVED_AT = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
@@ -84,7 +84,8 @@ async def test_entries_are_read_back_whole_and_exactly(database_url: str) -> Non
         await sink.write(batch(release="batch", service="sørvice", environment="test", entries=[full, bare]))
     first, second = await query(database_url, sa.select(logs).order_by(logs.c.id))
     common = {
-        "project_id": "demo", "key_id": "key-1", "received_at": RECEIVED_AT, "service": "sørvice", "environment": "test",
+        "project_id": "demo", "key_id": "key-1", "received_at": RECEIVED_AT,
+        "service": "sørvice", "environment": "test",
     }  # fmt: skip
     assert first == common | {
         "id": first["id"], "level": "error", "message": full.message, "timestamp": full.timestamp,
@@ -220,3 +221,27 @@ async def test_several_bridges_may_start_at_once_on_an_empty_store(database_url:
     finally:
         await asyncio.gather(*(sink.close() for sink in sinks))
     assert sorted(await stored_messages(database_url)) == [str(number) for number in range(6)]
+
+
+async def test_a_check_writes_at_most_once_a_second(database_url: str) -> None:
+    """Not at all within a second of a write; else once for all that ask at the same time."""
+    clock = Clock()
+
+    async def probes() -> int:
+        (row,) = await query(database_url, sa.select(log_store.c.probes))
+        count: int = row["probes"]
+        return count
+
+    async with sink_on(database_url, monotonic=clock) as sink:
+        clock.seconds = 100
+        await sink.write(batch("m"))
+        clock.seconds += 0.9
+        await sink.check()
+        assert await probes() == 0
+        clock.seconds += 0.2
+        await asyncio.gather(*(sink.check() for _ in range(10)))
+        await sink.check()
+        assert await probes() == 1
+        clock.seconds += 1
+        await sink.check()
+        assert await probes() == 2

@@ -1,0 +1,176 @@
+"""Group commit, against a store whose every commit the test decides."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeAlias
+
+import pytest
+
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.sinks.group_commit import Bounds, GroupCommit
+
+Outcome: TypeAlias = "BaseException | None"
+
+
+class Store:
+    """Keeps what is committed; `gate` holds commits back, `refuses` decides about each."""
+
+    def __init__(self, refuses: Callable[[list[str]], Outcome] = lambda group: None) -> None:
+        self.refuses = refuses
+        self.tried: list[list[str]] = []
+        self.stored: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+
+    async def commit(self, group: list[str]) -> None:
+        self.tried.append(group)
+        self.entered.set()
+        await self.gate.wait()
+        if (error := self.refuses(group)) is not None:
+            raise error
+        self.stored += group
+
+
+async def submit_all(group_commit: GroupCommit[str], items: str) -> list[type]:
+    outcomes = await asyncio.gather(*(group_commit.submit(item, 1) for item in items), return_exceptions=True)
+    return [type(outcome) for outcome in outcomes]
+
+
+async def test_what_waits_during_a_commit_goes_into_the_next() -> None:
+    store = Store()
+    group_commit = GroupCommit(store.commit)
+    store.gate.clear()
+    first = asyncio.create_task(group_commit.submit("a", 1))
+    await store.entered.wait()
+    others = [asyncio.create_task(group_commit.submit(item, 1)) for item in "bcd"]
+    await asyncio.sleep(0)
+    store.gate.set()
+    await asyncio.gather(first, *others)
+    assert store.tried == [["a"], ["b", "c", "d"]]
+    assert group_commit.commits == 2
+    await group_commit.close()
+
+
+async def test_nobody_returns_before_the_commit_does() -> None:
+    store = Store()
+    group_commit = GroupCommit(store.commit)
+    store.gate.clear()
+    write = asyncio.create_task(group_commit.submit("a", 1))
+    await store.entered.wait()
+    assert not write.done()
+    store.gate.set()
+    await write
+    assert store.stored == ["a"]
+    await group_commit.close()
+
+
+async def test_a_commit_holds_no_more_than_its_weight_and_never_nothing() -> None:
+    store = Store()
+    group_commit = GroupCommit(store.commit, Bounds(commit_weight_max=3))
+    items = [("a", 1), ("b", 2), ("c", 1), ("heavy", 100), ("d", 3), ("e", 1)]
+    await asyncio.gather(*(group_commit.submit(*item) for item in items))
+    assert store.tried == [["a", "b"], ["c"], ["heavy"], ["d"], ["e"]]
+    await group_commit.close()
+
+
+async def test_a_refused_item_fails_alone_and_costs_few_commits() -> None:
+    store = Store(lambda group: BatchRefusedError("no") if "x" in group else None)
+    group_commit = GroupCommit(store.commit)
+    outcomes = await submit_all(group_commit, "abcdefghijklmnox")
+    assert outcomes == [type(None)] * 15 + [BatchRefusedError]
+    assert "".join(store.stored) == "abcdefghijklmno"
+    assert group_commit.commits == 9
+    await group_commit.close()
+
+
+async def test_a_failed_store_is_not_tried_again_for_the_same_items() -> None:
+    """The outcome of such a commit is unknown, so trying again might store twice; the next commit does try."""
+    failures: list[Outcome] = [StoreUnavailableError("gone"), None]
+    store = Store(lambda group: failures.pop(0))
+    group_commit = GroupCommit(store.commit)
+    assert await submit_all(group_commit, "abc") == [StoreUnavailableError] * 3
+    await group_commit.submit("d", 1)
+    assert store.tried == [["a", "b", "c"], ["d"]]
+    await group_commit.close()
+
+
+async def test_a_store_that_fails_while_poison_is_singled_out_fails_the_rest() -> None:
+    """Settled items keep their outcome, and those not tried yet are not stored."""
+
+    def refuses(group: list[str]) -> Outcome:
+        if len(group) > 1 and "x" in group:
+            return BatchRefusedError("no")
+        return StoreUnavailableError("gone") if group == ["x"] else None
+
+    store = Store(refuses)
+    group_commit = GroupCommit(store.commit)
+    assert await submit_all(group_commit, "abxc") == [type(None)] * 2 + [StoreUnavailableError] * 2
+    assert store.stored == ["a", "b"]
+    await group_commit.close()
+
+
+async def test_a_defect_reaches_its_callers_and_the_writer_goes_on() -> None:
+    errors: list[Outcome] = [TypeError("a defect"), None]
+    store = Store(lambda group: errors.pop(0))
+    group_commit = GroupCommit(store.commit)
+    assert await submit_all(group_commit, "ab") == [TypeError] * 2
+    await group_commit.submit("c", 1)
+    await group_commit.close()
+
+
+async def test_the_end_of_the_writer_leaves_nobody_hanging() -> None:
+    """Those in its commit, those that wait and those that come later are all told."""
+    store = Store(lambda group: asyncio.CancelledError())
+    store.gate.clear()
+    group_commit = GroupCommit(store.commit)
+    writes = [asyncio.create_task(group_commit.submit("a", 1))]
+    await store.entered.wait()
+    writes.append(asyncio.create_task(group_commit.submit("b", 1)))
+    await asyncio.sleep(0)
+    store.gate.set()
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
+    with pytest.raises(StoreUnavailableError):
+        await group_commit.submit("c", 1)
+    await group_commit.close()
+
+
+async def test_a_cancelled_close_ends_at_once() -> None:
+    store = Store()
+    store.gate.clear()
+    group_commit = GroupCommit(store.commit)
+    writes = [asyncio.create_task(group_commit.submit(item, 1)) for item in "ab"]
+    await store.entered.wait()
+    closing = asyncio.create_task(group_commit.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    outcomes = await asyncio.gather(closing, *writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] + [StoreUnavailableError] * 2
+
+
+@pytest.mark.parametrize(
+    ("bounds", "weight", "accepted"),
+    [
+        (Bounds(queued_items_max=3), 1, 3),
+        (Bounds(queued_weight_max=10), 4, 2),
+        (Bounds(queued_weight_max=10), 100, 1),  # what is too heavy for the queue may still go alone
+    ],
+)
+async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(
+    bounds: Bounds, weight: int, accepted: int
+) -> None:
+    store = Store()
+    store.gate.clear()
+    group_commit = GroupCommit(store.commit, bounds)
+    first = asyncio.create_task(group_commit.submit("first", weight))
+    await store.entered.wait()
+    waiting = [asyncio.create_task(group_commit.submit("waiting", weight)) for _ in range(accepted)]
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailableError, match="the queue is full"):
+        await group_commit.submit("one too many", weight)
+    store.gate.set()
+    await asyncio.gather(first, *waiting)
+    await group_commit.submit("again", weight)
+    assert store.stored == ["first", *["waiting"] * accepted, "again"]
+    await group_commit.close()

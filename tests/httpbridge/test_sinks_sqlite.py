@@ -1,0 +1,178 @@
+"""The SQL sink on SQLite: its durability settings, locks, full disks and its WAL."""
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import structlog
+
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks import StoreNotDurableError, StoreSetupError
+from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.sinks.sqlite_store import CHECKPOINT_BYTES
+from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
+
+# Holds the file's lock until its standard input ends.
+LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Another process holds the file's lock."""
+    command = [sys.executable, "-c", LOCKER, url.removeprefix("sqlite:///")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as locker:
+        assert locker.stdin is not None
+        assert locker.stdout is not None
+        assert locker.stdout.readline() == b"locked\n"
+        yield
+        locker.stdin.close()
+
+
+async def test_another_processes_lock_is_unavailable_until_it_ends(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A locked file is neither waited for without end nor fatal, and what was refused is not stored."""
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    clock = Clock()
+    async with sink_on(sqlite_url, monotonic=clock) as sink:
+        await sink.write(batch("before"))
+        with locked(sqlite_url):
+            with pytest.raises(StoreUnavailableError, match="locked"):
+                await sink.write(batch("refused"))
+            clock.seconds += 10
+            with pytest.raises(StoreUnavailableError, match="locked"):
+                await sink.check()
+        clock.seconds += 10
+        await sink.check()
+        await sink.write(batch("after"))
+    assert await stored_messages(sqlite_url) == ["before", "after"]
+
+
+async def test_the_bridge_may_start_while_the_file_is_locked(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    with locked(sqlite_url):
+        sink = await open_sql_sink(sqlite_url, monotonic=Clock())
+        with pytest.raises(StoreUnavailableError, match="locked"):
+            await sink.check()
+    await sink.write(batch("first"))
+    await sink.close()
+    assert await stored_messages(sqlite_url) == ["first"]
+
+
+# Writes until the file size limit of its own process refuses, which SQLite sees as an
+# error of the disk; then has the limit lifted, and writes again.
+FULL_DISK = """
+import asyncio, resource, signal, sys
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks.sqlite_store import CHECKPOINT_BYTES
+from httpbridge.sinks.sql import open_sql_sink
+from tests.contract.test_log_sink import batch
+
+async def main():
+    seconds = 0.0
+    sink = await open_sql_sink(sys.argv[1], monotonic=lambda: seconds)
+    await sink.write(batch("before"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    for text in ("large " * 50_000, "small"):
+        try:
+            await sink.write(batch(text))
+        except StoreUnavailableError as error:
+            print("refused", error)
+        else:
+            print("stored")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    seconds += 10
+    try:
+        await sink.check()
+    except StoreUnavailableError:
+        print("check refused")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    seconds += 10
+    await sink.check()
+    await sink.write(batch("after"))
+    await sink.close()
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+asyncio.run(main())
+"""
+
+
+async def test_a_full_disk_is_unavailable_until_there_is_room(sqlite_url: str) -> None:
+    """A batch that does not fit is refused whole; `check` notices by writing; room is all that is needed to go on."""
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", FULL_DISK, sqlite_url], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("refused", "stored", "check"))]
+    assert lines[0].startswith("refused")
+    assert lines[1:] == ["stored", "check refused"]
+    assert await stored_messages(sqlite_url) == ["before", "small", "after"]
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+async def test_a_store_in_memory_is_refused(url: str) -> None:
+    with pytest.raises(StoreNotDurableError, match="journal_mode is 'memory'") as refused:
+        await open_sql_sink(url, monotonic=Clock())
+    assert refused.value.setting == "journal_mode"
+
+
+async def test_a_path_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "logs.db"
+    with pytest.raises(StoreSetupError) as refused:
+        await open_sql_sink(f"sqlite:///{path}", monotonic=Clock())
+    assert str(path) in str(refused.value)
+    assert "unable to open database file" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+async def test_a_file_that_is_no_database_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "logs.db").write_text("this is no database, and long enough to be seen as none" * 20)
+    with pytest.raises(StoreSetupError, match="file is not a database"):
+        await open_sql_sink(f"sqlite:///{tmp_path / 'logs.db'}", monotonic=Clock())
+
+
+async def test_the_wal_stays_bounded_under_writes_without_a_pause(sqlite_url: str) -> None:
+    """30 MB go through a WAL of a few; a clean end leaves none."""
+    path = sqlite_url.removeprefix("sqlite:///") + "-wal"
+    async with sink_on(sqlite_url) as sink:
+        for _ in range(150):
+            await sink.write(batch("x" * 200_000))
+        assert size(path) < 3 * CHECKPOINT_BYTES
+    assert size(path) == 0
+
+
+def size(path: str) -> int:
+    return Path(path).stat().st_size if Path(path).exists() else 0
+
+
+async def test_a_store_that_was_lost_heals_and_says_so_once(sqlite_url: str) -> None:
+    """Tables are made anew; the loss and the return are a log line each, without a row's content."""
+    async with sink_on(sqlite_url) as sink:
+        with structlog.testing.capture_logs() as lines:
+            await sink.write(batch("before"))
+            other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
+            other.execute("ALTER TABLE logs DROP COLUMN context")
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="no column named context"):
+                    await sink.write(batch("secret"))
+            other.execute("DROP TABLE logs")
+            other.close()
+            with pytest.raises(StoreUnavailableError):
+                await sink.check()
+            await sink.write(batch("after"))
+            await sink.write(batch("and on"))
+    assert await stored_messages(sqlite_url) == ["after", "and on"]
+    assert [line["event"] for line in lines] == ["log store lost", "log store back"]
+    assert "no column named context" in lines[0]["reason"]
+    assert "secret" not in str(lines)
