@@ -25,8 +25,8 @@ async def diagnose(address: Address, tls: ClientTls | None, timeout_seconds: flo
         return f"{address} did not answer within {timeout_seconds:g} s"
     except ConfigurationError as error:
         return str(error)
-    except socket.gaierror as error:
-        return f"{address}: the host is not known ({error.strerror})"
+    except (socket.gaierror, UnicodeError):  # the latter for what cannot be a host name
+        return f"{address}: the host is not known"
     except ConnectionRefusedError:
         return f"{address} refuses connections: is the key service running?"
     except OSError as error:

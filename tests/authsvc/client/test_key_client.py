@@ -9,6 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, Secret
 from authsvc.client.key_client import KeyClient, sendable_origin
 from authsvc.client.raw_key import RawKey
@@ -203,10 +204,11 @@ async def test_a_channel_that_fails_for_long_is_replaced(clock: Clock) -> None:
     await server.stop(None)
 
 
-async def test_an_unknown_host_is_named(clock: Clock) -> None:
-    client = KeyClient(Address("key-service.invalid", 50051), TOKEN, None, clock)
-    assert "key-service.invalid:50051: the host is not known" in await fault(client)
-    await client.close()
+@pytest.mark.parametrize("host", ["fe80::1%no-such-interface", "no..name", "x" * 64])
+async def test_an_unknown_host_is_named(host: str) -> None:
+    """Hosts that the resolver refuses without asking the network."""
+    address = Address(host, 50051)
+    assert await diagnose(address, None, 5.0) == f"{address}: the host is not known"
 
 
 async def test_a_service_behind_tls_is_named_to_a_client_without(
