@@ -35,7 +35,7 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_time_ms", 30_000),  # finds callers that vanished without a word
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # a caller that pings more often is cut off
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a caller that pings more often is cut off
 )
 
 

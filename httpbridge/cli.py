@@ -31,6 +31,8 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
+    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
     config = _config()

@@ -235,9 +235,7 @@ class IssueRequest(_message.Message):
     """The project, created when it is new."""
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The origins that a new project admits, as for SetOrigins. For a project
-        that exists this must be empty: SetOrigins changes its list.
-        """
+        """The origins that the project admits, as for SetOrigins."""
 
     def __init__(
         self,
@@ -477,7 +475,7 @@ class ListProjectsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """How many at the most: 0 means 100, and more than 1000 means 1000."""
+    """How many at the most: 0 means 50, and more than 100 means 100."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first page."""
     def __init__(
@@ -534,7 +532,7 @@ class ListKeysRequest(_message.Message):
     project_id: _builtins.str
     """The project."""
     page_size: _builtins.int
-    """How many at the most: 0 means 100, and more than 1000 means 1000."""
+    """How many at the most: 0 means 50, and more than 100 means 100."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first page."""
     def __init__(
