@@ -18,7 +18,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from multidict import CIMultiDict, MultiMapping
 
 from httpbridge import bodies, responses
-from httpbridge.errors import BodyTimeoutError, ClientGoneError, MalformedRequestError
+from httpbridge.errors import BodyTimeoutError, BridgeError, ClientGoneError, MalformedRequestError
 from httpbridge.responses import Response
 
 LINGERING_SECONDS = 2.0
@@ -62,6 +62,7 @@ class Request:
         "_task",
         "closes",
         "headers",
+        "is_answered",
         "is_cross_origin",
         "method",
         "more_headers",
@@ -79,7 +80,7 @@ class Request:
         task: "asyncio.Task[None]",
     ) -> None:
         self._connection = cast("Connection", protocol)
-        self._connection.unanswered = self
+        self._connection.request = self
         self._payload = payload
         self._task: Any = task  # aiohttp clears it
         self.method = message.method
@@ -92,6 +93,7 @@ class Request:
             self.is_cross_origin = hdrs.ORIGIN in self.headers
         self.closes = bool(message.should_close)
         """Whether the connection ends with the answer."""
+        self.is_answered = False
         self.more_headers = b""
         """Header lines for any answer to this request, each line ended."""
         self.project_id: str | None = None
@@ -110,12 +112,9 @@ class Request:
         """
         if self._payload.is_eof():
             return await bodies.read(self._payload, bytes_max)
-        transport = self._connection.transport
-        if transport is None:
-            raise ClientGoneError
-        if self._awaits_continue:
+        if self._awaits_continue and self._connection.transport is not None:
             self._awaits_continue = False
-            transport.write(responses.CONTINUE)
+            self._connection.transport.write(responses.CONTINUE)
         try:
             async with asyncio.timeout(self._connection.host.body_timeout_seconds):
                 return await bodies.read(self._payload, bytes_max)
@@ -135,7 +134,7 @@ class Request:
     # What aiohttp's connection calls on its requests.
 
     def _cancel(self, _error: BaseException) -> None:
-        self._payload.set_exception(ClientGoneError())
+        """Do nothing: the connection has told whoever reads the body."""
 
     def _finish(self) -> None:
         """Do nothing: there is nothing to release."""
@@ -167,14 +166,14 @@ class Reply:
             end = _LINE_NONE
         head = response.head_cors if request.is_cross_origin else response.head
         body = b"" if request.method == "HEAD" else response.body
-        connection.unanswered = None
+        request.is_answered = True
         await connection.write(b"".join((head, connection.host.date_line(), request.more_headers, end, body)))
 
 
 class Connection(RequestHandler):
     """aiohttp's connection, with requests, answers and logs of ours."""
 
-    __slots__ = ("_is_broken", "_is_half_closed", "_work", "host", "unanswered")
+    __slots__ = ("_is_broken", "_is_half_closed", "_work", "host", "request")
 
     def __init__(self, manager: web.Server, host: Host, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -190,8 +189,8 @@ class Connection(RequestHandler):
             auto_decompress=False,
         )
         self.host = host
-        self.unanswered: Request | None = None
-        """The request in work; aiohttp's own note of it comes a turn of the event loop later."""
+        self.request: Request | None = None
+        """The newest one, answered or not; aiohttp's own note of it comes too late, and goes too early."""
         self._is_broken = False
         self._is_half_closed = False
         self._work: asyncio.Task[None] | None = None
@@ -238,6 +237,12 @@ class Connection(RequestHandler):
         super().connection_made(transport)
         self._work = self._task_handler  # aiohttp forgets it when the connection is lost, though it may still run
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
+        for payload in self._open_payloads():
+            payload.set_exception(ClientGoneError())
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         """Parse what came. What cannot be parsed is answered with a 400, and what follows it is discarded."""
         if self._is_broken:
@@ -261,13 +266,13 @@ class Connection(RequestHandler):
         TLS has no such state. Without a request to answer, or when one will never be whole, nothing is left to do.
         """
         self._is_half_closed = True
-        is_answer_due = self.unanswered is not None or bool(self._messages)
+        is_answer_due = bool(self._messages) or (self.request is not None and not self.request.is_answered)
         return is_answer_due and not self._open_payloads() and self.ssl_context is None
 
     def _open_payloads(self) -> list[StreamReader]:
         payloads = [payload for _, payload in self._messages]
-        if self.unanswered is not None:
-            payloads.append(self.unanswered.payload)
+        if self.request is not None:
+            payloads.append(self.request.payload)
         return [payload for payload in payloads if not payload.is_eof()]
 
     def handle_error(
@@ -286,7 +291,7 @@ class Connection(RequestHandler):
         """Log nothing: `server` logs each request."""
 
     def log_exception(self, *_args: Any, **kw: Any) -> None:
-        """Log a fault of ours. That a client went away while its body was discarded is none."""
+        """Log a fault of ours. That a body breaks off while it is discarded is none."""
         error = kw.get("exc_info")
-        if self.transport is not None and isinstance(error, BaseException):
+        if isinstance(error, BaseException) and not isinstance(error, BridgeError):
             self.host.failed(error)

@@ -29,8 +29,14 @@ class Response:
     body: bytes
 
 
+_PHRASES = {413: "Content Too Large"}  # RFC 9110; Python's table has it from 3.13 on
+
+
 def _prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [
+        f"HTTP/1.1 {status} {_PHRASES.get(status, HTTPStatus(status).phrase)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
     head = "".join(f"{line}\r\n" for line in lines).encode("ascii")
     return Response(status, head, head + cors, body)
 

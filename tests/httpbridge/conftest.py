@@ -1,0 +1,233 @@
+"""The public HTTP server on a real socket, with the key service and the log store replaced at their boundaries."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+
+from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.raw_key import Digest, RawKey
+from httpbridge.authorizer import Authorizer
+from httpbridge.ingest import Ingest
+from httpbridge.logs import LogBatch
+from httpbridge.rate_limit import RateLimit
+from httpbridge.server import PublicServer, Readiness, ReadyStatus
+
+KEY = "dt_0123456789abcdef01234567"
+KEY_ID = "key-1"
+PROJECT_ID = "demo"
+OTHER_KEY = "dt_ffffffffffffffffffffffff"
+BLOCKED_ORIGIN = "https://evil.example"
+BODY = b'{"logs": [{"level": "info", "message": "hello"}]}'
+
+
+class FakeClock:
+    """A wall clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.time = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time.timestamp()
+
+
+class FakeValidator:
+    """Stands for the key service's client: knows one key, and one origin that its project does not admit."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Digest, str | None]] = []
+        self.is_asked = asyncio.Event()
+        self.remembers = False
+        self.is_away = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def cached(self, api_key: RawKey, origin: str | None) -> Decision | None:
+        return self._decide(api_key, origin) if self.remembers else None
+
+    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:
+        self.asked.append((api_key.digest, origin))
+        self.is_asked.set()
+        await self.gate.wait()
+        if self.is_away:
+            raise KeyServiceUnavailableError("the key service is away")
+        return self._decide(api_key, origin)
+
+    @staticmethod
+    def _decide(api_key: RawKey, origin: str | None) -> Decision:
+        if api_key.reveal() != KEY:
+            return Decision(Verdict.INVALID_KEY, "", "")
+        verdict = Verdict.ORIGIN_NOT_ALLOWED if origin in (BLOCKED_ORIGIN, "null") else Verdict.ALLOWED
+        return Decision(verdict, PROJECT_ID, KEY_ID)
+
+
+class MemorySink:
+    """A log store that keeps batches in memory, and fails or waits when told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[LogBatch] = []
+        self.failure: Exception | None = None
+        self.writing = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def write(self, batch: LogBatch) -> None:
+        self.writing.set()
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.batches.append(batch)
+
+    async def check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response as it came."""
+
+    status: int
+    head: bytes
+    """Status line and headers."""
+    headers: dict[str, str]
+    """By lower-case name."""
+    body: bytes
+
+
+class Client:
+    """One raw connection: what is sent is exactly what the test says."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self, *, has_body: bool = True) -> Answer:
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        lines = head.decode().splitlines()
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
+        length = int(headers.get("content-length", "0")) if has_body else 0
+        return Answer(int(lines[0].split()[1]), head, headers, await self._reader.readexactly(length))
+
+    async def rest(self) -> bytes:
+        """Wait until the server has closed the connection, and return what it still sent."""
+        return await self._reader.read()
+
+    async def close(self) -> None:
+        self.writer.close()
+        with suppress(ConnectionError):  # the server may have been faster
+            await self.writer.wait_closed()
+
+
+class Bridge:
+    """A running server, and the handles to what stands around it."""
+
+    def __init__(self, *, rate_limit: int, body_bytes_max: int, keepalive_seconds: float, body_timeout_seconds: float):
+        self.clock = FakeClock()
+        self.validator = FakeValidator()
+        self.sink = MemorySink()
+        self.readiness = Readiness(ReadyStatus.OK)
+        ingest = Ingest(
+            authorizer=Authorizer(self.validator),
+            rate_limit=RateLimit(rate_limit, self.clock.now),
+            sink=self.sink,
+            now=self.clock.now,
+            body_bytes_max=body_bytes_max,
+        )
+        self.server = PublicServer(
+            ingest=ingest.handle,
+            readiness=self._ask_readiness,
+            now=self.clock.now,
+            monotonic=self.clock.monotonic,
+            keepalive_seconds=keepalive_seconds,
+            body_timeout_seconds=body_timeout_seconds,
+        )
+        self.port = 0
+        self.listener: asyncio.Server
+        self._clients = AsyncExitStack()
+
+    async def _ask_readiness(self) -> Readiness:
+        return self.readiness
+
+    async def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self.listener = await loop.create_server(self.server, "127.0.0.1", 0, ssl=ssl_context)
+        self.port = self.listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        self.sink.gate.set()
+        self.validator.gate.set()
+        await self._clients.aclose()
+        self.listener.close()
+        await self.server.shutdown(timeout_seconds=5)
+
+    async def connect(self, ssl_context: ssl.SSLContext | None = None) -> Client:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context)
+        client = Client(reader, writer)
+        self._clients.push_async_callback(client.close)
+        return client
+
+    async def exchange(self, data: bytes, *, has_body: bool = True) -> Answer:
+        """Send bytes on a new connection and return the first answer."""
+        client = await self.connect()
+        client.send(data)
+        return await client.answer(has_body=has_body)
+
+
+@asynccontextmanager
+async def running_bridge(
+    *,
+    rate_limit: int = 5000,
+    body_bytes_max: int = 5 * 1024 * 1024,
+    keepalive_seconds: float = 60.0,
+    body_timeout_seconds: float = 60.0,
+) -> AsyncIterator[Bridge]:
+    bridge = Bridge(
+        rate_limit=rate_limit,
+        body_bytes_max=body_bytes_max,
+        keepalive_seconds=keepalive_seconds,
+        body_timeout_seconds=body_timeout_seconds,
+    )
+    await bridge.start()
+    try:
+        yield bridge
+    finally:
+        await bridge.stop()
+
+
+@pytest.fixture
+async def bridge() -> AsyncIterator[Bridge]:
+    async with running_bridge() as bridge:
+        yield bridge
+
+
+def request(
+    method: str = "POST",
+    target: str = "/ingest/logs",
+    *headers: str,
+    key: str | None = KEY,
+    origin: str | None = None,
+    body: bytes | None = None,
+) -> bytes:
+    """Write a request; with a body, its length is declared."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: bridge.example"]
+    if key is not None:
+        lines.append(f"Authorization: Bearer {key}")
+    if origin is not None:
+        lines.append(f"Origin: {origin}")
+    if body is not None:
+        lines.append(f"Content-Length: {len(body)}")
+    return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")

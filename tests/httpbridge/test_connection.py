@@ -1,0 +1,334 @@
+"""What happens on the wire: what is not HTTP, 100 Continue, keep-alive, pipelining, clients slow or gone."""
+
+import asyncio
+import gzip
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+import structlog
+
+from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, Bridge, request, running_bridge
+
+BAD_REQUEST = b'{"error": "Bad request"}'
+CANARY = KEY.removeprefix("dt_")
+LIMIT_BYTES = 1024 * 1024
+
+EventDict = structlog.typing.EventDict
+
+
+@pytest.fixture
+def events(caplog: pytest.LogCaptureFixture) -> Iterator[list[EventDict]]:
+    """Collect what is logged, at every level, by us and by every library."""
+    caplog.set_level(logging.DEBUG)
+    with structlog.testing.capture_logs() as events:
+        yield events
+
+
+def with_key(start: bytes, end: bytes = b"\r\n\r\n") -> bytes:
+    return start + KEY.encode() + end
+
+
+HEAD = b"POST /ingest/logs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer "
+MALFORMED = {
+    "no HTTP at all": with_key(b""),
+    "method": with_key(b"B@D /ingest/logs HTTP/1.1\r\nAuthorization: Bearer "),
+    "key as method": KEY.encode() + b" / HTTP/1.1\r\n\r\n",
+    "key as version": with_key(b"GET / "),
+    "version": with_key(b"GET / HTTP/3.0\r\nAuthorization: Bearer "),
+    "no host": with_key(b"POST /ingest/logs HTTP/1.1\r\nAuthorization: Bearer "),
+    "two hosts": with_key(b"POST /ingest/logs HTTP/1.1\r\nHost: a\r\nHost: b\r\nAuthorization: Bearer "),
+    "space before colon": with_key(b"POST /ingest/logs HTTP/1.1\r\nHost: x\r\nAuthorization : Bearer "),
+    "no colon": with_key(b"POST /ingest/logs HTTP/1.1\r\nHost: x\r\nAuthorization Bearer "),
+    "folded header": with_key(b"POST /ingest/logs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer\r\n "),
+    "NUL in header": with_key(HEAD, b"\0\r\n\r\n"),
+    "bare CR": with_key(HEAD, b"\rX: y\r\n\r\n"),
+    "long header": with_key(HEAD, b"x" * 10_000 + b"\r\n\r\n"),
+    "long header name": with_key(HEAD, b"\r\n" + b"x" * 10_000 + b": y\r\n\r\n"),
+    "long target": with_key(b"GET /", b"x" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "many headers": with_key(HEAD, b"\r\n" + b"X: y\r\n" * 200 + b"\r\n"),
+    "length not a number": with_key(HEAD, b"\r\nContent-Length: 1x\r\n\r\n"),
+    "length negative": with_key(HEAD, b"\r\nContent-Length: -1\r\n\r\n"),
+    "length overflows": with_key(HEAD, b"\r\nContent-Length: 99999999999999999999999\r\n\r\n"),
+    "two lengths": with_key(HEAD, b"\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx"),
+    "length and chunks": with_key(HEAD, b"\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "chunk size": with_key(HEAD, b"\r\nTransfer-Encoding: chunked\r\n\r\n" + KEY.encode() + b"\r\n"),
+    "target without slash": with_key(b"GET ", b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "target port": with_key(b"GET http://x:", b"/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "target host": with_key(b"GET http://[", b"/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "connect target": with_key(b"CONNECT x:", b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "old websocket": with_key(HEAD, b"\r\nSec-WebSocket-Key1: x\r\n\r\n"),
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00" + with_key(b""),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + KEY.encode(),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_what_is_not_http_is_a_400_that_neither_repeats_nor_logs_a_byte_of_it(
+    bridge: Bridge,
+    name: str,
+    events: list[EventDict],
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    client = await bridge.connect()
+    client.send(MALFORMED[name])
+    answer = await client.answer()
+    assert (answer.status, answer.body) == (400, BAD_REQUEST)
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["connection"] == "close"
+    written = repr((answer, await client.rest(), events, caplog.records, caplog.text, capfd.readouterr()))
+    assert events == [{"event": "request", "log_level": "debug", "status": 400, "reason": "not HTTP"}]
+    assert CANARY not in written
+    assert bridge.sink.batches == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(body=BODY),
+        request("GET", f"/{KEY}?{KEY}", "X-Key: " + KEY),
+        request("POST", "/ingest/logs?" + KEY, body=f'{{"logs": "{KEY}", "{KEY}": 1}}'.encode()),
+        request("POST", "/ingest/logs", f"Content-Encoding: {KEY}", body=BODY),
+        request("POST", "/ingest/logs", f"Expect: {KEY}", body=BODY),
+        request(origin=f"https://{KEY}", body=BODY),
+        request("CONNECT", KEY),
+        request("GET", KEY),
+    ],
+)
+async def test_no_answer_and_no_log_line_repeats_a_key(
+    bridge: Bridge, sent: bytes, events: list[EventDict], caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await bridge.exchange(sent)
+    assert any(event["status"] == answer.status for event in events)
+    assert CANARY not in repr((answer, events, caplog.text))
+
+
+async def test_an_unexpected_error_is_logged_with_its_place_and_without_its_text(
+    bridge: Bridge, events: list[EventDict]
+) -> None:
+    bridge.sink.failure = RuntimeError(f"cannot take {KEY}")
+    bridge.sink.failure.__cause__ = ValueError(f"cannot store {KEY}")
+    assert (await bridge.exchange(request(body=BODY))).status == 500
+    (event,) = [event for event in events if event["log_level"] == "error"]
+    assert "in handle" in event["traceback"]
+    assert "builtins.ValueError" in event["traceback"]
+    assert CANARY not in repr(events)
+
+
+async def test_nothing_is_logged_per_request_above_debug(events: list[EventDict]) -> None:
+    async with running_bridge() as bridge:
+        for sent in (request(body=BODY), request(key=None), b"x\r\n\r\n", request("GET", "/nowhere")):
+            await bridge.exchange(sent)
+    assert [event["log_level"] for event in events] == ["debug"] * 4
+    assert events[0]["project_id"] == "demo"
+    assert events[3]["path"] is None
+
+
+EXPECT = "Expect: 100-continue"
+
+
+@pytest.mark.parametrize(
+    ("headers", "key", "status"),
+    [
+        ((), None, 401),
+        ((), OTHER_KEY, 401),
+        ((f"Origin: {BLOCKED_ORIGIN}",), KEY, 403),
+        (("Content-Encoding: br",), KEY, 415),
+        (("Content-Length: 9999999",), KEY, 413),
+    ],
+)
+async def test_a_refused_request_is_never_asked_for_its_body(
+    bridge: Bridge, headers: tuple[str, ...], key: str | None, status: int
+) -> None:
+    length = () if any("Content-Length" in header for header in headers) else ("Content-Length: 5",)
+    client = await bridge.connect()
+    client.send(request("POST", "/ingest/logs", EXPECT, *headers, *length, key=key))
+    answer = await client.answer()
+    assert answer.status == status  # the first bytes back are no 100
+    assert answer.headers["connection"] == "close"  # nobody knows whether the body follows
+
+
+async def test_a_body_is_asked_for_only_once_the_key_is_known_to_be_good(bridge: Bridge) -> None:
+    bridge.validator.gate.clear()
+    client = await bridge.connect()
+    client.send(request("POST", "/ingest/logs", EXPECT, f"Content-Length: {len(BODY)}"))
+    await bridge.validator.is_asked.wait()
+    assert not bridge.sink.writing.is_set()
+    bridge.validator.gate.set()
+    assert (await client.answer()).status == 100
+    client.send(BODY)
+    assert (await client.answer()).status == 200
+    client.send(request(body=BODY))
+    assert (await client.answer()).status == 200
+
+
+async def test_a_body_that_comes_unasked_for_is_taken(bridge: Bridge) -> None:
+    answer = await bridge.exchange(request("POST", "/ingest/logs", EXPECT, body=BODY))
+    assert answer.status == 200
+
+
+async def test_a_connection_outlives_refusals(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    steps = [
+        (request(key=None, body=BODY), 401),
+        (request(origin=BLOCKED_ORIGIN, body=BODY), 403),
+        (request("GET", "/nowhere", body=BODY), 404),
+        (request("PUT", body=BODY), 405),
+        (request("POST", "/ingest/logs", "Content-Encoding: br", body=BODY), 415),
+        (request(body=b"{"), 400),
+        (request(body=BODY), 200),
+    ]
+    for sent, status in steps:
+        client.send(sent)
+        answer = await client.answer()
+        assert (answer.status, answer.headers.get("connection")) == (status, None)
+
+
+async def test_the_rest_of_a_refused_body_is_discarded_and_the_connection_goes_on(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    client.send(request("POST", "/ingest/logs", "Content-Length: 100000", key=None))
+    assert (await client.answer()).status == 401
+    client.send(gzip.compress(bytes(1000)) + bytes(100000 - len(gzip.compress(bytes(1000)))))
+    client.send(request(body=BODY))
+    assert (await client.answer()).status == 200
+
+
+async def test_pipelined_requests_are_answered_in_order(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    count = 100  # more than are parsed ahead
+    client.send(b"".join(request(key=KEY if i % 2 else None, body=BODY) for i in range(count)))
+    assert [(await client.answer()).status for _ in range(count)] == [401, 200] * (count // 2)
+    assert len(bridge.sink.batches) == count // 2
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "connection"),
+    [
+        ("1.1", "X: y", None),
+        ("1.1", "Connection: close", "close"),
+        ("1.0", "X: y", "close"),
+        ("1.0", "Connection: keep-alive", "keep-alive"),
+    ],
+)
+async def test_a_connection_is_kept_when_the_client_wants_that(
+    bridge: Bridge, version: str, header: str, connection: str | None
+) -> None:
+    client = await bridge.connect()
+    client.send(request("POST", "/ingest/logs", header, body=BODY).replace(b"HTTP/1.1", f"HTTP/{version}".encode()))
+    answer = await client.answer()
+    assert (answer.status, answer.headers.get("connection")) == (200, connection)
+    if connection == "close":
+        assert await client.rest() == b""
+    else:
+        client.send(request(body=BODY))
+        assert (await client.answer()).status == 200
+
+
+async def test_a_client_that_closes_its_sending_side_gets_every_answer(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    client.send(request(body=BODY) * 3)
+    client.writer.write_eof()
+    answers = [await client.answer() for _ in range(3)]
+    assert [answer.status for answer in answers] == [200] * 3
+    assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]
+    assert await client.rest() == b""
+
+
+async def test_a_body_that_breaks_off_stores_nothing_and_is_no_error(bridge: Bridge, events: list[EventDict]) -> None:
+    async with running_bridge() as bridge:
+        client = await bridge.connect()
+        client.send(request("POST", "/ingest/logs", f"Content-Length: {len(BODY) + 1}") + BODY)
+        await bridge.validator.is_asked.wait()
+        await client.close()
+    assert bridge.sink.batches == []
+    assert [event["log_level"] for event in events] == ["debug"]
+
+
+async def test_a_client_that_goes_away_does_not_undo_its_write(bridge: Bridge) -> None:
+    bridge.sink.gate.clear()
+    client = await bridge.connect()
+    client.send(request(body=BODY))
+    await bridge.sink.writing.wait()
+    client.writer.transport.abort()
+    bridge.sink.gate.set()
+    await bridge.server.shutdown(timeout_seconds=5)
+    assert len(bridge.sink.batches) == 1
+
+
+CHUNKED = request("POST", "/ingest/logs", "Transfer-Encoding: chunked")
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def test_a_chunked_body_is_taken(bridge: Bridge) -> None:
+    pieces = b"".join(chunk(BODY[i : i + 7]) for i in range(0, len(BODY), 7))
+    assert (await bridge.exchange(CHUNKED + pieces + b"0\r\nX-Trailer: y\r\n\r\n")).status == 200
+
+
+async def test_chunks_that_break_off_midway_are_a_400(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    client.send(CHUNKED + chunk(BODY))
+    await bridge.validator.is_asked.wait()
+    client.send(b"no size\r\n")
+    answer = await client.answer()
+    assert (answer.status, answer.body, answer.headers["connection"]) == (400, BAD_REQUEST, "close")
+    assert await client.rest() == b""
+    assert bridge.sink.batches == []
+
+
+async def test_chunks_are_counted_while_they_are_read() -> None:
+    async with running_bridge(body_bytes_max=LIMIT_BYTES) as bridge:
+        client = await bridge.connect()
+        client.send(CHUNKED + chunk(bytes(1000)) * (LIMIT_BYTES // 1000 + 1))
+        assert (await client.answer()).status == 413
+
+
+async def test_a_bomb_is_refused_without_being_unpacked() -> None:
+    async with running_bridge(body_bytes_max=LIMIT_BYTES) as bridge:
+        bomb = gzip.compress(bytes(200 * LIMIT_BYTES))
+        answer = await bridge.exchange(request("POST", "/ingest/logs", "Content-Encoding: gzip", body=bomb))
+        assert answer.status == 413
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_a_408() -> None:
+    async with running_bridge(body_timeout_seconds=0.05) as bridge:
+        client = await bridge.connect()
+        client.send(request("POST", "/ingest/logs", "Content-Length: 10") + b"x")
+        answer = await client.answer()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert answer.headers["x-ratelimit-remaining"] == "4999"
+
+
+async def test_headers_that_do_not_arrive_in_time_end_the_connection() -> None:
+    async with running_bridge(keepalive_seconds=0.1) as bridge:
+        client = await bridge.connect()
+        client.send(b"POST /ingest/logs HT")
+        assert await client.rest() == b""
+        client = await bridge.connect()
+        client.send(request(body=BODY))
+        assert (await client.answer()).status == 200
+        assert await client.rest() == b""
+
+
+async def test_a_client_that_takes_no_answers_is_cut_off() -> None:
+    async with running_bridge(keepalive_seconds=0.2) as bridge:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", bridge.port))
+            with suppress(ConnectionError):
+                while True:  # ends when the server has had enough
+                    await loop.sock_sendall(client, request("GET", "/health", key=None) * 1000)
+
+
+async def test_an_answers_date_is_that_of_the_clock(bridge: Bridge) -> None:
+    bridge.clock.time += timedelta(days=1)
+    answer = await bridge.exchange(request("GET", "/health", key=None))
+    assert answer.headers["date"] == "Sat, 03 Jan 2026 03:04:05 GMT"

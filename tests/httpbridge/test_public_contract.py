@@ -1,0 +1,247 @@
+"""What a client sees, to the byte. The golden files hold whole answers, with line feeds for CR LF."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.server import Readiness, ReadyStatus
+from tests.httpbridge.conftest import (
+    BLOCKED_ORIGIN,
+    BODY,
+    KEY_ID,
+    OTHER_KEY,
+    PROJECT_ID,
+    Bridge,
+    request,
+    running_bridge,
+)
+
+GOLDEN = Path(__file__).parent / "golden"
+ORIGIN = "https://shop.example"
+PREFLIGHT = "Access-Control-Request-Method: POST"
+
+REQUESTS = {
+    "200-stored": request(body=BODY),
+    "200-stored-cross-origin": request(origin=ORIGIN, body=BODY),
+    "200-health": request("GET", "/health", key=None),
+    "200-ready": request("GET", "/ready", key=None),
+    "204-preflight": request("OPTIONS", "/ingest/logs", PREFLIGHT, key=None, origin=ORIGIN),
+    "400-body": request(origin=ORIGIN, body=b'{"logs": [{"level": "loud", "message": "hello"}]}'),
+    "400-not-http": b"nonsense\r\n\r\n",
+    "401-no-key": request(key=None, body=BODY),
+    "401-unknown-key-cross-origin": request(key=OTHER_KEY, origin=ORIGIN, body=BODY),
+    "403-origin": request(origin=BLOCKED_ORIGIN, body=BODY),
+    "404-path": request("GET", "/", key=None, origin=ORIGIN),
+    "405-ingest": request("GET", "/ingest/logs", key=None, origin=ORIGIN),
+    "405-health": request("POST", "/health", key=None),
+    "413-declared": request("POST", "/ingest/logs", "Content-Length: 5242881", origin=ORIGIN),
+    "415-encoding": request("POST", "/ingest/logs", "Content-Encoding: br", origin=ORIGIN, body=BODY),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+async def test_answer_is_the_golden_one(bridge: Bridge, name: str) -> None:
+    answer = await bridge.exchange(REQUESTS[name])
+    check_golden(name, answer.head + answer.body)
+
+
+def check_golden(name: str, answer: bytes) -> None:
+    assert answer.count(b"\n") == answer.count(b"\r\n")
+    assert answer.replace(b"\r\n", b"\n").decode() + "\n" == (GOLDEN / f"{name}.http").read_text()
+
+
+async def test_rate_limited_answer_is_the_golden_one() -> None:
+    async with running_bridge(rate_limit=0) as bridge:
+        answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
+    check_golden("429-rate", answer.head + answer.body)
+
+
+async def test_key_service_away_is_the_golden_503_and_never_a_401(bridge: Bridge) -> None:
+    bridge.validator.is_away = True
+    answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
+    check_golden("503-key-service", answer.head + answer.body)
+
+
+async def test_store_away_is_the_golden_503(bridge: Bridge) -> None:
+    bridge.sink.failure = StoreUnavailableError("disk full")
+    answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
+    check_golden("503-store", answer.head + answer.body)
+
+
+async def test_unexpected_error_is_the_golden_500_with_cors_and_rate_headers(bridge: Bridge) -> None:
+    bridge.sink.failure = ZeroDivisionError("secret")
+    answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
+    check_golden("500-unexpected", answer.head + answer.body)
+
+
+async def test_a_200_is_the_whole_batch_stored_under_the_key_that_sent_it(bridge: Bridge) -> None:
+    await bridge.exchange(request(body=BODY))
+    (batch,) = bridge.sink.batches
+    assert (batch.project_id, batch.key_id, batch.received_at) == (PROJECT_ID, KEY_ID, bridge.clock.time)
+    assert [entry.message for entry in batch.entries] == ["hello"]
+
+
+async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge: Bridge) -> None:
+    bridge.sink.failure = BatchRefusedError("is too long for the log store", "logs[0].message")
+    answer = await bridge.exchange(request(body=BODY))
+    assert answer.status == 400
+    assert json.loads(answer.body) == {
+        "error": "logs[0].message is too long for the log store",
+        "issues": [{"path": "logs[0].message", "message": "is too long for the log store"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        pytest.param(request(target="//ingest/logs", body=BODY), 200, id="doubled slash"),
+        pytest.param(request(target="/ingest/logs?key=1&x#y", body=BODY), 200, id="query"),
+        pytest.param(request(target="http://bridge.example/ingest/logs?x", body=BODY), 200, id="absolute form"),
+        pytest.param(request("GET", "//health", key=None), 404, id="doubled slash elsewhere"),
+        pytest.param(request(target="/ingest/logs/", body=BODY), 404, id="trailing slash"),
+        pytest.param(request(target="/INGEST/logs", body=BODY), 404, id="case"),
+        pytest.param(request(target="/ingest%2Flogs", body=BODY), 404, id="escaped"),
+        pytest.param(request("OPTIONS", "*", key=None), 404, id="asterisk"),
+        pytest.param(request("PUT", body=BODY), 405, id="put"),
+        pytest.param(request("OPTIONS", key=None), 405, id="no preflight: no origin"),
+        pytest.param(request("OPTIONS", key=None, origin=ORIGIN), 405, id="no preflight: no method"),
+        pytest.param(
+            request("OPTIONS", "/nowhere", PREFLIGHT, key=None, origin=ORIGIN), 404, id="path before preflight"
+        ),
+        pytest.param(request("GET", key=None), 405, id="method before key"),
+        pytest.param(
+            request("POST", "/ingest/logs", "Content-Encoding: br", key=None, body=BODY), 401, id="key before encoding"
+        ),
+        pytest.param(
+            request("POST", "/ingest/logs", "Content-Encoding: br", origin=BLOCKED_ORIGIN, body=BODY),
+            403,
+            id="origin before encoding",
+        ),
+        pytest.param(
+            request("POST", "/ingest/logs", "Content-Encoding: br", "Content-Length: 9999999"),
+            415,
+            id="encoding before size",
+        ),
+        pytest.param(
+            request("POST", "/ingest/logs", "Content-Type: text/plain", body=BODY), 200, id="type not enforced"
+        ),
+        pytest.param(request(), 400, id="no body"),
+        pytest.param(request("POST", "/ingest/logs", "Content-Encoding: Identity", body=BODY), 200, id="identity"),
+    ],
+)
+async def test_path_method_and_order_of_checks(bridge: Bridge, sent: bytes, status: int) -> None:
+    assert (await bridge.exchange(sent)).status == status
+
+
+async def test_head_is_a_405_without_a_body(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    client.send(request("HEAD", "/health", key=None) + request("GET", "/health", key=None))
+    answer = await client.answer(has_body=False)
+    assert (answer.status, answer.headers["allow"]) == (405, "GET")
+    assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        ("Authorization: Bearer {key}", 200),
+        ("authorization: bEARER {key}", 200),
+        ("Authorization: Bearer   {key}", 200),
+        ("Authorization: Bearer {key} ", 200),
+        ("Authorization: Bearer", 401),
+        ("Authorization: {key}", 401),
+        ("Authorization: Basic {key}", 401),
+        ("Authorization: Bearer {key}x", 401),
+        ("Authorization: Bearer {key} x", 401),
+        ("Authorization: Bearer {key}, Bearer {key}", 401),
+        ("Authorization: Bearer DT_0123456789ABCDEF01234567", 401),
+        ("Authorization: Bearer {key}\r\nAuthorization: Bearer {key}", 401),
+        ("Authorization: Bearer \xff", 401),
+        ("X-Api-Key: {key}", 401),
+    ],
+)
+async def test_what_counts_as_a_key_and_a_malformed_one_never_reaches_the_key_service(
+    bridge: Bridge, authorization: str, status: int
+) -> None:
+    header = authorization.format(key="dt_0123456789abcdef01234567")
+    answer = await bridge.exchange(request("POST", "/ingest/logs", header, key=None, body=BODY))
+    assert answer.status == status
+    assert bool(bridge.validator.asked) == (status == 200)
+
+
+async def test_a_remembered_verdict_is_used_without_asking(bridge: Bridge) -> None:
+    bridge.validator.remembers = True
+    assert (await bridge.exchange(request(body=BODY))).status == 200
+    assert bridge.validator.asked == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "origin"),
+    [
+        ((), None),
+        (("Origin: https://shop.example",), "https://shop.example"),
+        (("Origin: null",), "null"),
+        (("Origin:",), "null"),
+        (("Origin: https://shop.example", "Origin: https://shop.example"), "null"),
+        (("Origin: https://" + "a" * 300,), "null"),
+    ],
+)
+async def test_origins_that_no_entry_can_admit_share_one_verdict(
+    bridge: Bridge, headers: tuple[str, ...], origin: str | None
+) -> None:
+    answer = await bridge.exchange(request("POST", "/ingest/logs", *headers, body=BODY))
+    assert [asked for _, asked in bridge.validator.asked] == [origin]
+    assert ("access-control-allow-origin" in answer.headers) == bool(headers)
+
+
+async def test_an_origin_that_is_not_utf8_is_one_that_no_entry_admits(bridge: Bridge) -> None:
+    sent = request(body=BODY).replace(b"Host:", b"Origin: https://\xff.example\r\nHost:")
+    assert (await bridge.exchange(sent)).status == 403
+    assert bridge.validator.asked[0][1] == "null"
+
+
+async def test_rate_headers_on_every_answer_to_a_valid_key_and_only_admitted_origins_count() -> None:
+    async with running_bridge(rate_limit=3) as bridge:
+        steps = [
+            (request(body=BODY), 200, "2"),
+            (request(origin=BLOCKED_ORIGIN, body=BODY), 403, "2"),
+            (request("POST", "/ingest/logs", "Content-Encoding: br", body=BODY), 415, "1"),
+            (request(body=b"{"), 400, "0"),
+            (request(body=BODY), 429, "0"),
+            (request(origin=BLOCKED_ORIGIN, body=BODY), 403, "0"),
+        ]
+        for sent, status, remaining in steps:
+            answer = await bridge.exchange(sent)
+            assert (answer.status, answer.headers["x-ratelimit-remaining"]) == (status, remaining)
+            assert answer.headers["x-ratelimit-limit"] == "3"
+            assert answer.headers["x-ratelimit-reset"] == str(int(datetime(2026, 1, 2, 3, 5, tzinfo=UTC).timestamp()))
+        bridge.clock.time += timedelta(minutes=1)
+        assert (await bridge.exchange(request(body=BODY))).status == 200
+        assert (await bridge.exchange(request(key=OTHER_KEY, body=BODY))).headers.get("x-ratelimit-limit") is None
+
+
+@pytest.mark.parametrize(
+    ("readiness", "status", "content"),
+    [
+        (Readiness(ReadyStatus.OK), 200, {"status": "ok"}),
+        (
+            Readiness(ReadyStatus.DEGRADED, "key service unavailable"),
+            200,
+            {"status": "degraded", "reason": "key service unavailable"},
+        ),
+        (
+            Readiness(ReadyStatus.UNAVAILABLE, "log store unavailable"),
+            503,
+            {"status": "unavailable", "reason": "log store unavailable"},
+        ),
+    ],
+)
+async def test_ready_tells_what_the_parts_say(
+    bridge: Bridge, readiness: Readiness, status: int, content: dict[str, str]
+) -> None:
+    bridge.readiness = readiness
+    answer = await bridge.exchange(request("GET", "/ready", key=None))
+    assert (answer.status, json.loads(answer.body)) == (status, content)
