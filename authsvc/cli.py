@@ -4,7 +4,6 @@ Exit status: 0; 1 refused, by the service or by the user; 2 wrong usage or
 configuration; 3 the service, or its database, is out of reach.
 """
 
-# ruff: noqa: E402 - gRPC reads the environment as it is imported
 import os
 
 # Its core would print what is wrong with a connection or an address, at length; we say it in one line.
