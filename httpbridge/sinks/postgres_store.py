@@ -41,7 +41,7 @@ _SETUP_ERRORS = (
 )
 
 
-_EXPECTED_ERRORS = (
+EXPECTED_ERRORS = (
     asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, sa.exc.SQLAlchemyError, StoreSetupError,
     OSError, TimeoutError, UnicodeEncodeError,
 )  # fmt: skip
@@ -50,7 +50,7 @@ _EXPECTED_ERRORS = (
 def postgres_engine(dsn: str, **settings: str) -> AsyncEngine:
     """Make an engine for the address, which the driver reads itself (so `sslmode` and several hosts work).
 
-    `settings` are server settings of the session. Connections are not pooled.
+    `settings` are server settings of the session. It makes one connection at a time.
     """
 
     # SQLAlchemy passes what it finds in its own URL, which has nothing.
@@ -68,7 +68,7 @@ def postgres_engine(dsn: str, **settings: str) -> AsyncEngine:
         return driver
 
     return create_async_engine(
-        "postgresql+asyncpg://", async_creator=connect, poolclass=sa.NullPool, hide_parameters=True
+        "postgresql+asyncpg://", async_creator=connect, pool_size=1, max_overflow=0, hide_parameters=True
     )
 
 
@@ -113,9 +113,9 @@ class PostgresStore:
             try:
                 async with asyncio.timeout(COMMIT_SECONDS_MAX):
                     await self._connected()
-            except _EXPECTED_ERRORS as error:
+            except EXPECTED_ERRORS as error:
                 await self._disconnect()
-                raise _translated(error) from None
+                raise translated(error) from None
 
     async def commit(self, group: list[Rows]) -> None:
         """Store all rows of the group or none; see GroupCommit for what it raises."""
@@ -145,8 +145,8 @@ class PostgresStore:
             try:
                 async with asyncio.timeout(COMMIT_SECONDS_MAX):
                     await work(await self._connected())
-            except _EXPECTED_ERRORS as error:
-                failure = _translated(error)
+            except EXPECTED_ERRORS as error:
+                failure = translated(error)
                 # A refused statement left nothing behind, if the connection is in order still.
                 if isinstance(failure, BatchRefusedError) and self._driver is not None and not self._driver.is_closed():
                     raise failure from None
@@ -183,7 +183,7 @@ class PostgresStore:
             await connection.close()
 
 
-def _translated(error: BaseException) -> Exception:
+def translated(error: BaseException) -> Exception:
     """Say what a driver's error means to the sink; no text of a row gets into it."""
     if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
         error = error.orig.__cause__ or error.orig  # SQLAlchemy wraps the driver's errors twice
