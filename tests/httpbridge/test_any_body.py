@@ -1,0 +1,138 @@
+"""Any bytes at all as a body get a 200, 400, 413 or 415, and a 200 stores what another reader of JSON finds in it."""
+
+import asyncio
+import gzip
+import json
+import zlib
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from httpbridge.logs import LogBatch
+from tests.httpbridge.conftest import Bridge, request, running_bridge
+
+LIMIT_BYTES = 100_000
+
+# What texts are made of: everything, and oftener what has broken readers of JSON before.
+TEXTS = (
+    st.text() | st.text(st.sampled_from('a"\\u0d8/{}[]\0\x1f\x7f\ufeff\ufffd😀')) | st.text(min_size=120, max_size=300)
+)
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=8,
+)
+TIMESTAMPS = st.datetimes(timezones=st.none() | st.timezones()).map(datetime.isoformat)
+OPTIONAL_TEXTS = ("trace_id", "span_id", "request_id", "vercel_id", "context", "release")
+
+
+def sometimes_wrong(fitting: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(*[fitting] * 6, VALUES)
+
+
+ENTRIES = st.fixed_dictionaries(
+    {"level": sometimes_wrong(st.sampled_from(["debug", "info", "warn", "error"])), "message": sometimes_wrong(TEXTS)},
+    optional={
+        "timestamp": sometimes_wrong(TIMESTAMPS),
+        "metadata": sometimes_wrong(st.dictionaries(TEXTS, VALUES, max_size=3)),
+        **{name: sometimes_wrong(st.none() | TEXTS) for name in OPTIONAL_TEXTS},
+        "product": VALUES,
+    },
+)
+BATCHES = st.fixed_dictionaries(
+    {"logs": sometimes_wrong(st.lists(sometimes_wrong(ENTRIES), min_size=1, max_size=3))},
+    optional={name: sometimes_wrong(st.none() | TEXTS) for name in ("service", "environment", "release")}
+    | {"x": VALUES},
+)
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Draw bytes, or JSON that is near to the contract, sometimes damaged."""
+    if draw(st.integers(0, 5)) == 0:
+        return draw(st.binary(max_size=200))
+    text = json.dumps(draw(BATCHES), ensure_ascii=draw(st.booleans()))
+    body = text.encode("utf-8", "surrogatepass")
+    if draw(st.integers(0, 4)) == 0 and body:
+        at = draw(st.integers(0, len(body) - 1))
+        body = body[:at] + draw(st.binary(max_size=3)) + body[at + draw(st.integers(0, 3)) :]
+    return body
+
+
+def _encode(body: bytes, encoding: str) -> bytes:
+    if encoding == "gzip":
+        return gzip.compress(body)
+    return zlib.compress(body) if encoding == "deflate" else body
+
+
+def _default(value: Any, default: str) -> Any:
+    return default if value is None else value
+
+
+def check_is_what_the_body_says(batch: LogBatch, body: bytes) -> None:
+    """Compare with Python's own reader of JSON."""
+    content = json.loads(body, parse_int=str)  # as text: Python limits the digits of a number
+    assert batch.service == _default(content.get("service"), "unknown")
+    assert batch.environment == _default(content.get("environment"), "production")
+    assert batch.release == content.get("release")
+    assert len(batch.entries) == len(content["logs"])
+    for stored, sent in zip(batch.entries, content["logs"], strict=True):
+        assert (stored.level.value, stored.message) == (sent["level"], sent["message"])
+        assert [getattr(stored, name) for name in OPTIONAL_TEXTS] == [sent.get(name) for name in OPTIONAL_TEXTS]
+        if stored.metadata is None:
+            assert sent.get("metadata") is None
+        else:
+            metadata = json.loads(stored.metadata, parse_int=str)
+            assert repr(metadata) == repr(sent["metadata"])  # by repr, since NaN is no equal of NaN
+            assert stored.metadata.encode() in body
+        if stored.timestamp is None:
+            assert sent.get("timestamp") is None
+        else:
+            timestamp = datetime.fromisoformat(sent["timestamp"])
+            assert stored.timestamp == (timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=UTC))
+        kept = [stored.message, stored.metadata, *(getattr(stored, name) for name in OPTIONAL_TEXTS)]
+        "".join(text for text in kept if text).encode()  # what PostgreSQL and SQLite must be able to hold
+        assert not any("\0" in text for text in kept if text)
+
+
+async def post(bridge: Bridge, body: bytes, encoding: str, announced: str) -> None:
+    bridge.sink.batches.clear()
+    sent = request("POST", "/ingest/logs", f"Content-Encoding: {announced}", body=_encode(body, encoding))
+    answer = await bridge.exchange(sent)
+    assert answer.status in (200, 400, 413, 415)
+    if answer.status == 200:
+        assert announced in ("identity", encoding)
+        (batch,) = bridge.sink.batches
+        assert json.loads(answer.body) == {"ok": True, "count": len(batch.entries)}
+        check_is_what_the_body_says(batch, body)
+    else:
+        assert bridge.sink.batches == []
+        assert json.loads(answer.body)["error"]
+
+
+def test_any_body_is_refused_or_stored_faithfully() -> None:
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        bridge = runner.run(stack.enter_async_context(running_bridge(rate_limit=10**9, body_bytes_max=LIMIT_BYTES)))
+        outcomes: set[bool] = set()
+
+        @given(bodies(), st.sampled_from(["identity", "gzip", "deflate"]), st.booleans())
+        @example(b"[" * (LIMIT_BYTES - 1), "identity", True)
+        @example(b"\0" * (LIMIT_BYTES + 1), "gzip", True)
+        @example(rb'{"logs":[{"level":"info","message":"\u0000"}]}', "identity", True)
+        @example(rb'{"logs":[{"level":"info","message":"","metadata":{"\ud800":1e999}}]}', "identity", True)
+        @example(rb'{"logs":[{"level":"info","message":"","metadata":{"\\u0000":1e999}}]}', "identity", True)
+        @example(b'{"logs":[{"level":"info","message":"","metadata":{"a":%b}}]}' % (b"1" * 5000), "gzip", True)
+        @settings(max_examples=300, deadline=None)
+        def check(body: bytes, encoding: str, is_announced: bool) -> None:
+            runner.run(post(bridge, body, encoding, encoding if is_announced else "identity"))
+            outcomes.add(bool(bridge.sink.batches))
+
+        try:
+            check()
+            assert outcomes == {True, False}  # or the strategy is too tame, or too wild
+        finally:
+            runner.run(stack.aclose())

@@ -1,0 +1,122 @@
+"""Inflating: what is taken, what is refused, and that nobody waits long for somebody else's body."""
+
+import asyncio
+import gzip
+import time
+import zlib
+
+import pytest
+from multidict import CIMultiDict
+
+from httpbridge import bodies
+from httpbridge.bodies import Encoding
+from httpbridge.errors import BodyRefusedError, BodyTooLargeError, UnsupportedEncodingError
+
+LIMIT_BYTES = 256 * 1024
+STEP_BYTES = 64 * 1024
+
+
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-15)
+    return compressor.compress(data) + compressor.flush()
+
+
+@pytest.mark.parametrize("size", [0, 1, STEP_BYTES - 1, STEP_BYTES, STEP_BYTES + 1, LIMIT_BYTES])
+@pytest.mark.parametrize(
+    ("encoding", "encode"),
+    [(Encoding.GZIP, gzip.compress), (Encoding.DEFLATE, zlib.compress), (Encoding.DEFLATE, raw_deflate)],
+)
+async def test_a_whole_body_up_to_the_limit_comes_back(encoding: Encoding, encode: object, size: int) -> None:
+    assert callable(encode)
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    assert await bodies.decode(encode(data), encoding, LIMIT_BYTES) == data
+
+
+async def test_gzip_members_follow_each_other() -> None:
+    members = [b"", b"a", bytes(STEP_BYTES), b"", b"b" * 100_000, b"c"]
+    encoded = b"".join(gzip.compress(member) for member in members)
+    assert await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES) == b"".join(members)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        pytest.param(Encoding.GZIP, b"", id="empty gzip"),
+        pytest.param(Encoding.DEFLATE, b"", id="empty deflate"),
+        pytest.param(Encoding.GZIP, b'{"logs": []}', id="not gzip"),
+        pytest.param(Encoding.GZIP, zlib.compress(b"x"), id="zlib as gzip"),
+        pytest.param(Encoding.DEFLATE, gzip.compress(b"x"), id="gzip as deflate"),
+        pytest.param(Encoding.GZIP, gzip.compress(b"x" * 100)[:-1], id="gzip cut"),
+        pytest.param(Encoding.GZIP, gzip.compress(b"x") + gzip.compress(b"y")[:9], id="second member cut"),
+        pytest.param(Encoding.GZIP, gzip.compress(b"x") + b"y", id="garbage after gzip"),
+        pytest.param(Encoding.GZIP, gzip.compress(b"x") + b"garbage, and more", id="much after gzip"),
+        pytest.param(Encoding.GZIP, gzip.compress(b"x")[:-8] + bytes(8), id="checksum"),
+        pytest.param(Encoding.DEFLATE, zlib.compress(b"x" * 100)[:-1], id="zlib cut"),
+        pytest.param(Encoding.DEFLATE, zlib.compress(b"x") + b"y", id="garbage after zlib"),
+        pytest.param(Encoding.DEFLATE, raw_deflate(b"x") + b"y", id="garbage after deflate"),
+    ],
+)
+async def test_what_is_not_whole_is_refused(encoding: Encoding, body: bytes) -> None:
+    with pytest.raises(BodyRefusedError):
+        await bodies.decode(body, encoding, LIMIT_BYTES)
+
+
+@pytest.mark.parametrize("encoded", [gzip.compress(bytes(LIMIT_BYTES + 1)), gzip.compress(bytes(LIMIT_BYTES)) * 2])
+async def test_one_byte_over_the_limit_is_too_large(encoded: bytes) -> None:
+    with pytest.raises(BodyTooLargeError):
+        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES)
+
+
+@pytest.mark.parametrize(
+    "encoded", [gzip.compress(bytes(5 * 1024 * 1024)), gzip.compress(b"") * 50_000], ids=["large", "many members"]
+)
+async def test_other_requests_have_their_turn_while_a_body_is_inflated(encoded: bytes) -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    await bodies.decode(encoded, Encoding.GZIP, 5 * 1024 * 1024)
+    task.cancel()
+    assert turns >= 4 * 5 - 1  # one for each 256 KiB
+
+
+async def test_many_members_cost_time_in_proportion_to_their_number() -> None:
+    """An inflater that copies what is left after each member takes the square: minutes for a body of 5 MiB."""
+
+    async def seconds(members: int) -> float:
+        encoded = gzip.compress(b"") * members
+        started = time.process_time()
+        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES)
+        return time.process_time() - started
+
+    assert await seconds(64_000) < 40 * await seconds(8_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "encoding"),
+    [
+        ([], Encoding.IDENTITY),
+        ([""], Encoding.IDENTITY),
+        (["identity"], Encoding.IDENTITY),
+        (["GZip"], Encoding.GZIP),
+        (["x-gzip"], Encoding.GZIP),
+        (["Deflate"], Encoding.DEFLATE),
+        (["identity, gzip"], Encoding.GZIP),
+        (["br"], None),
+        (["gzip, gzip"], None),
+        (["gzip", "deflate"], None),
+        (["gzip;q=1"], None),
+    ],
+)
+def test_encodings_by_name(values: list[str], encoding: Encoding | None) -> None:
+    headers = CIMultiDict([("Content-Encoding", value) for value in values])
+    if encoding is None:
+        with pytest.raises(UnsupportedEncodingError):
+            bodies.encoding(headers)
+    else:
+        assert bodies.encoding(headers) is encoding

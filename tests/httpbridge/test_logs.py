@@ -1,0 +1,232 @@
+"""The body of POST /ingest/logs: the contract's table, row by row."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from httpbridge.errors import BodyRefusedError
+from httpbridge.logs import Level, LogBatch, LogEntry, parse
+
+RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def batch_of(body: bytes) -> LogBatch:
+    return parse(body, project_id="demo", key_id="key-1", received_at=RECEIVED_AT)
+
+
+def entry_of(fields: str) -> LogEntry:
+    return batch_of(b'{"logs": [{"level": "info", "message": "m", %b}]}' % fields.encode()).entries[0]
+
+
+def refusal_of(body: bytes) -> tuple[str, str]:
+    with pytest.raises(BodyRefusedError) as caught:
+        batch_of(body)
+    return caught.value.path, str(caught.value)
+
+
+def test_defaults_are_the_contracts_and_the_receipt_is_passed_through() -> None:
+    assert batch_of(b'{"logs": [{"level": "warn", "message": ""}]}') == LogBatch(
+        "demo", "key-1", RECEIVED_AT, "unknown", "production", None, [LogEntry(Level.WARN, "")]
+    )
+
+
+def test_every_field_is_kept_and_unknown_ones_are_ignored() -> None:
+    texts = {name: f"the {name}" for name in ("trace_id", "span_id", "request_id", "vercel_id", "context", "release")}
+    log = {
+        "level": "debug",
+        "message": "m",
+        "timestamp": "2026-01-02T03:04:05Z",
+        "metadata": {},
+        "product": [1],
+    } | texts
+    body = {"service": "s", "environment": "e", "release": "r", "logs": [log], "product": {"logs": 1}}
+    assert batch_of(json.dumps(body).encode()) == LogBatch(
+        "demo",
+        "key-1",
+        RECEIVED_AT,
+        "s",
+        "e",
+        "r",
+        [LogEntry(Level.DEBUG, "m", RECEIVED_AT, "{}", **texts)],
+    )
+
+
+def test_an_explicit_null_is_the_same_as_absent() -> None:
+    names = ("timestamp", "metadata", "trace_id", "span_id", "request_id", "vercel_id", "context", "release")
+    log = {"level": "info", "message": "m"}
+    batch = {"service": None, "environment": None, "release": None, "logs": [log | dict.fromkeys(names)]}
+    assert batch_of(json.dumps(batch).encode()) == batch_of(json.dumps({"logs": [log]}).encode())
+
+
+@pytest.mark.parametrize("required", ["level", "message"])
+def test_a_required_field_that_is_null_is_missing(required: str) -> None:
+    log: dict[str, Any] = {"level": "info", "message": "m"}
+    log[required] = None
+    with_null = refusal_of(json.dumps({"logs": [log]}).encode())
+    del log[required]
+    assert with_null == refusal_of(json.dumps({"logs": [log]}).encode()) == (f"logs[0].{required}", "is required")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-02T03:04:05Z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02t03:04:05z", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02T03:04:05", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)),
+        ("2026-01-02 03:04:05.678", datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)),
+        ("2026-01-02T03:04:05.123456Z", datetime(2026, 1, 2, 3, 4, 5, 123456, tzinfo=UTC)),
+        ("2026-01-02T00:30:00+05:30", datetime(2026, 1, 1, 19, 0, tzinfo=UTC)),
+        ("2026-01-02T00:30:00-05:30", datetime(2026, 1, 2, 6, 0, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+        ("0001-01-01T05:00:00+05:00", datetime(1, 1, 1, tzinfo=UTC)),
+        ("9999-12-31T23:59:59.999999Z", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+    ],
+)
+def test_timestamps_become_utc(text: str, expected: datetime) -> None:
+    timestamp = entry_of(f'"timestamp": "{text}"').timestamp
+    assert timestamp == expected
+    assert timestamp.tzinfo is UTC
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        '"2026-01-02"',
+        '"yesterday"',
+        '""',
+        "1767323045",
+        '"2026-02-30T00:00:00Z"',
+        '"2026-01-02T24:00:00Z"',
+        '"0000-01-01T00:00:00Z"',
+        '"10000-01-01T00:00:00Z"',
+        '"0001-01-01T00:00:00+05:00"',
+        '"9999-12-31T23:59:59-05:00"',
+        '"9999-12-31T23:59:59.9999999Z"',
+    ],
+)
+def test_a_timestamp_that_is_none_or_leaves_the_years_is_refused(value: str) -> None:
+    path, message = refusal_of(b'{"logs": [{"level": "info", "message": "m", "timestamp": %b}]}' % value.encode())
+    assert path == "logs[0].timestamp"
+    assert message in ("must be an RFC 3339 timestamp", "leaves the years 1 to 9999 in UTC")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        '{"a": 1.10, "b": 1e400, "c": 12345678901234567890123, "d": -0.0}',
+        '{"a":1,"a":2}',
+        '{ "a" :\t[ null , true ] }',
+        '{"é": "😀", "\\u00e9": "\\ud83d\\ude00"}',
+        r'{"a": "\\u0000"}',
+        r'{"\\\\u0000": "\\\""}',
+    ],
+)
+def test_metadata_is_kept_as_it_was_written(text: str) -> None:
+    assert entry_of(f'"metadata": {text}').metadata == text
+    assert entry_of(f'"metadata":  {text} ').metadata == text
+
+
+@pytest.mark.parametrize("text", ["[]", '"{}"', "1", "true"])
+def test_metadata_must_be_an_object(text: str) -> None:
+    body = b'{"logs": [{"level": "info", "message": "m"}, {"level": "info", "message": "m", "metadata": %b}]}'
+    assert refusal_of(body % text.encode()) == ("logs[1].metadata", "must be an object")
+
+
+@pytest.mark.parametrize(
+    "text", [r'{"a": "\u0000"}', r'{"a\u0000": 1}', r'{"a": ["\\\u0000"]}', r'{"a": "\\\\\u0000"}']
+)
+def test_nul_in_metadata_is_refused(text: str) -> None:
+    body = b'{"logs": [{"level": "info", "message": "m", "metadata": %b}]}' % text.encode()
+    assert refusal_of(body) == ("logs[0].metadata", "must not contain U+0000")
+
+
+@pytest.mark.parametrize("name", ["message", "trace_id", "span_id", "request_id", "vercel_id", "context", "release"])
+def test_nul_in_any_string_of_an_entry_is_refused(name: str) -> None:
+    log = {"level": "info", "message": "m"} | {name: "a\0b"}
+    body = json.dumps({"logs": [{"level": "info", "message": "m"}, log]}).encode()
+    assert refusal_of(body) == (f"logs[1].{name}", "must not contain U+0000")
+
+
+@pytest.mark.parametrize("name", ["service", "environment", "release"])
+def test_nul_in_any_string_of_a_batch_is_refused(name: str) -> None:
+    body = json.dumps({name: "\0", "logs": [{"level": "info", "message": "m"}]}).encode()
+    assert refusal_of(body) == (name, "must not contain U+0000")
+
+
+def test_nul_in_what_is_ignored_anyway_harms_nobody() -> None:
+    assert batch_of(rb'{"product": "\u0000", "logs": [{"level": "info", "message": "m"}]}').entries
+
+
+LIMITS = [("service", 256), ("environment", 256), ("release", 128)]
+
+
+@pytest.mark.parametrize(("name", "limit"), LIMITS)
+def test_lengths_are_counted_in_characters(name: str, limit: int) -> None:
+    def body(length: int) -> bytes:
+        text = "😀" * length
+        return json.dumps({name: text, "logs": [{"level": "info", "message": "m"}]}, ensure_ascii=False).encode()
+
+    assert getattr(batch_of(body(limit)), name) == "😀" * limit
+    assert refusal_of(body(limit + 1)) == (name, f"must have at most {limit} characters")
+
+
+def test_a_thousand_entries_are_taken_and_one_more_is_not() -> None:
+    def body(count: int) -> bytes:
+        return json.dumps({"logs": [{"level": "info", "message": "m"}] * count}).encode()
+
+    assert len(batch_of(body(1000)).entries) == 1000
+    assert refusal_of(body(1001)) == ("logs", "must have at most 1000 entries")
+
+
+LOG = b'{"logs": [{"level": "info", "message": "m", %b}]}'
+DEEP = 100_000
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "message"),
+    [
+        (b"", "", "The body is empty"),
+        (b" ", "", "The body is not valid JSON: it ends too early"),
+        (b'{"logs": [', "", "The body is not valid JSON: it ends too early"),
+        (b'{"logs": []} x', "logs", "must not be empty"),
+        (LOG % b'"x": 1' + b" x", "", "The body is not valid JSON (byte 55)"),
+        (b'\xef\xbb\xbf{"logs": []}', "", "The body is not valid JSON (byte 0)"),
+        (b'{"x": NaN}', "", "The body is not valid JSON (byte 6)"),
+        (b'{"x": "\x01"}', "", "The body is not valid JSON (byte 7)"),
+        (b'{"x": "\xff"}', "", "The body is not UTF-8 (byte 7)"),
+        (b'{"x": "\xed\xa0\x80"}', "", "The body is not UTF-8 (byte 7)"),
+        (rb'{"x": "\ud83d"}', "", "The body has a string with half of a surrogate pair"),
+        (rb'{"x": "\ud83d and more"}', "", "The body has a string with half of a surrogate pair"),
+        (rb'{"x": "\ude00 and more"}', "", "The body has a string with half of a surrogate pair"),
+        (LOG % rb'"metadata": {"\ud83d\ud83d": 1}', "", "The body has a string with half of a surrogate pair"),
+        (b"[" * DEEP, "", "The body must be an object"),
+        (b'{"x": ' + b"[" * DEEP, "", "The body is nested too deeply"),
+        (LOG % (b'"metadata": {"a": ' + b"[" * DEEP + b"]" * DEEP + b"}"), "", "The body is nested too deeply"),
+        (b"null", "", "The body must be an object"),
+        (b"[]", "", "The body must be an object"),
+        (b"{}", "logs", "is required"),
+        (b'{"logs": null}', "logs", "is required"),
+        (b'{"logs": {}}', "logs", "must be an array"),
+        (b'{"logs": []}', "logs", "must not be empty"),
+        (b'{"logs": [null]}', "logs[0]", "must be an object"),
+        (b'{"logs": ["x"]}', "logs[0]", "must be an object"),
+        (b'{"logs": [{"level": "loud", "message": "m"}]}', "logs[0].level", "must be one of debug, info, warn, error"),
+        (b'{"logs": [{"level": 1, "message": "m"}]}', "logs[0].level", "must be one of debug, info, warn, error"),
+        (b'{"logs": [{"level": "info", "message": 1}]}', "logs[0].message", "must be a string"),
+        (LOG % b'"context": {}', "logs[0].context", "must be a string"),
+        (LOG % b'"release": "%b"' % (b"x" * 129), "logs[0].release", "must have at most 128 characters"),
+        (b'{"service": "", "logs": []}', "service", "must not be empty"),
+        (b'{"environment": "", "logs": []}', "environment", "must not be empty"),
+        (b'{"release": 1, "logs": []}', "release", "must be a string"),
+    ],
+)
+def test_the_first_problem_is_named_by_place_and_rule(body: bytes, path: str, message: str) -> None:
+    assert refusal_of(body) == (path, message)
+
+
+def test_of_repeated_keys_the_last_counts() -> None:
+    entry = entry_of('"context": "first", "context": "last", "metadata": {"a": 1}, "metadata": {"b": 2}')
+    assert (entry.context, entry.metadata) == ("last", '{"b": 2}')

@@ -1,0 +1,49 @@
+"""The rate limit's window: aligned to the minute, one for each key."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from httpbridge.rate_limit import RateLimit
+from tests.httpbridge.conftest import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def test_a_key_is_admitted_up_to_the_limit_and_again_in_the_next_minute(clock: FakeClock) -> None:
+    limit = RateLimit(2, clock.now)
+    clock.time = datetime(2026, 1, 1, 0, 0, 59, 999999, tzinfo=UTC)
+    assert [limit.take("a").admitted for _ in range(3)] == [True, True, False]
+    clock.time += timedelta(microseconds=1)
+    assert limit.take("a").admitted
+
+
+def test_keys_do_not_count_for_each_other_and_peeking_counts_for_nobody(clock: FakeClock) -> None:
+    limit = RateLimit(1, clock.now)
+    assert limit.take("a").admitted
+    assert [limit.peek("b").remaining for _ in range(3)] == [1, 1, 1]
+    assert limit.take("b").admitted
+    assert not limit.peek("a").admitted
+
+
+@pytest.mark.parametrize(
+    ("second", "microsecond", "retry_after_seconds"), [(0, 0, 60), (0, 1, 60), (30, 0, 30), (59, 0, 1), (59, 999999, 1)]
+)
+def test_retry_after_leads_past_the_windows_end(
+    clock: FakeClock, second: int, microsecond: int, retry_after_seconds: int
+) -> None:
+    clock.time = datetime(2026, 1, 1, 0, 0, second, microsecond, tzinfo=UTC)
+    quota = RateLimit(1, clock.now).take("a")
+    assert quota.retry_after_seconds == retry_after_seconds
+    assert quota.reset_unix_seconds == datetime(2026, 1, 1, 0, 1, tzinfo=UTC).timestamp()
+
+
+def test_a_clock_that_was_set_back_starts_a_window_of_its_own(clock: FakeClock) -> None:
+    limit = RateLimit(1, clock.now)
+    assert limit.take("a").admitted
+    clock.time -= timedelta(hours=1)
+    assert limit.take("a").admitted
+    assert not limit.take("a").admitted
