@@ -1,0 +1,202 @@
+"""Both services as real processes: started, watched, signalled and stopped. Used by all tests in this folder.
+
+Everything a process prints goes to files, which are shown when a test fails and can be searched
+while it runs. Nothing of the developer's own AUTHSVC_… or HTTPBRIDGE_… environment gets in.
+"""
+
+import asyncio
+import inspect
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+OURS = ("AUTHSVC_", "HTTPBRIDGE_")
+DEADLINE_SECONDS = 20.0
+_POLL_SECONDS = 0.01
+
+
+async def until(
+    what: str, condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = DEADLINE_SECONDS
+) -> None:
+    """Return when the condition holds; fail, saying what was waited for, when it does not in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        holds = condition()
+        if inspect.isawaitable(holds):
+            holds = await holds
+        if holds:
+            return
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without what configures the product or make."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "MAKE", "MFLAGS"))}
+    # Warnings of a service, such as a socket it forgot, are printed, and found when it is stopped.
+    return kept | {"PYTHONWARNINGS": "default"}
+
+
+class Service:
+    """One process of `authsvc serve` or `httpbridge serve`."""
+
+    def __init__(self, name: str, environ: Mapping[str, str], folder: Path) -> None:
+        """Start it; its output goes to files in the folder. `started` waits until it serves."""
+        self.name = name
+        number = len(list(folder.glob(f"{name}-*.stdout"))) + 1
+        self._stdout = folder / f"{name}-{number}.stdout"
+        self._stderr = folder / f"{name}-{number}.stderr"
+        self.address = ""
+        """`host:port`, once it has started."""
+        self.is_tls = False
+        with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                [BIN / name, "serve"],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                env=dict(environ),
+                cwd=folder,
+                process_group=0,  # Ctrl-C in the terminal is for the tests, which then stop it
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def stdout(self) -> str:
+        return self._stdout.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    async def started(self) -> None:
+        """Return when it has printed the line that says where it listens; fail when it ends before."""
+        await until(f"{self.name} starts", lambda: "\n" in self.stdout or not self.is_running)
+        assert self.is_running, f"{self.name} ended with {self._process.returncode}: {self.stderr}"
+        words = self.stdout.split("\n")[0].split()
+        assert words[:2] == [self.name, "listening"]
+        fields = dict(word.split("=", 1) for word in words[2:])
+        self.address, self.is_tls = fields["address"], fields["tls"] == "on"
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    async def ended(self) -> int:
+        """Wait for its end; return its exit status, negative for a signal that killed it."""
+        await until(f"{self.name} ends", lambda: not self.is_running)
+        status: int = self._process.returncode
+        return status
+
+    async def stop(self) -> None:
+        """Ask it to end, which it must do in order."""
+        self.send(signal.SIGTERM)
+        assert await self.ended() == 0
+
+    async def kill(self) -> None:
+        """End it as `kill -9` does."""
+        self.send(signal.SIGKILL)
+        assert await self.ended() == -signal.SIGKILL
+
+    def close(self) -> None:
+        """End it whatever state it is in, and print what it wrote, which pytest shows if the test failed."""
+        if self.is_running:
+            self._process.kill()
+        self._process.wait()
+        for path in (self._stdout, self._stderr):
+            print(f"--- {path.name}, exit status {self._process.returncode}\n{path.read_text()[-4000:]}")  # noqa: T201
+
+
+class System:
+    """A state folder, and the processes that share it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep everything in the folder."""
+        self.folder = folder
+        self.state_dir = folder / "state"
+        self._services: list[Service] = []
+        self.variables = {
+            "AUTHSVC_STATE_DIR": str(self.state_dir),
+            "AUTHSVC_LISTEN": "127.0.0.1:0",
+            "HTTPBRIDGE_STATE_DIR": str(self.state_dir),
+            "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
+        }
+        """The environment of every process started from now on, besides what is neutral."""
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """Return the environment of a process, with these variables on top."""
+        return clean_environment() | self.variables | variables
+
+    def launch(self, name: str, **variables: str) -> Service:
+        """Start a service, and do not wait."""
+        service = Service(name, self.environment(**variables), self.folder)
+        self._services.append(service)
+        return service
+
+    async def key_service(self, **variables: str) -> Service:
+        """Start `authsvc`; commands and bridges started later find it."""
+        service = self.launch("authsvc", **variables)
+        await service.started()
+        self.variables |= {"AUTHSVC_ADDRESS": service.address, "HTTPBRIDGE_KEY_SERVICE": service.address}
+        return service
+
+    async def bridge(self, **variables: str) -> Service:
+        """Start `httpbridge`."""
+        service = self.launch("httpbridge", **variables)
+        await service.started()
+        return service
+
+    def run(self, *command: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the product to its end."""
+        name, *arguments = command
+        done = subprocess.run(
+            [BIN / name, *arguments],
+            input=stdin,
+            env=self.environment(**variables),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS,
+        )
+        print(f"--- {' '.join(command)}, exit status {done.returncode}\n{done.stdout}{done.stderr}")  # noqa: T201
+        return done
+
+    def issue(self, project: str, *origins: str) -> str:
+        """Issue a project's key and return it."""
+        options = [word for origin in origins for word in ("--origin", origin)]
+        done = self.run("authsvc", "issue", project, *options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def close(self) -> None:
+        """End what still runs; fail if a service had an error that nobody expected, or left something open."""
+        for service in reversed(self._services):
+            service.close()
+        for service in self._services:
+            for sign in ("Traceback", "unexpected error", "Warning:"):
+                assert sign not in service.stderr, f"{service.name} printed: {service.stderr}"

@@ -1,0 +1,74 @@
+"""A log store that takes no writes is a 503, and the bridge recovers when it does again."""
+
+import resource
+import sqlite3
+import sys
+from contextlib import closing
+
+import pytest
+
+from tests.e2e.http_exchange import Answer, get, post
+from tests.e2e.load import body
+from tests.e2e.processes import Service, System, until
+from tests.e2e.stored_logs import messages
+
+
+async def ready_status(bridge: Service) -> int:
+    return (await get(bridge.address, "/ready")).status
+
+
+def check_refused(answer: Answer) -> None:
+    assert (answer.status, answer.json) == (503, {"error": "Log store unavailable"})
+    assert answer.headers["retry-after"] == "1"
+    assert "x-ratelimit-limit" in answer.headers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the files of a running process")
+async def test_a_full_disk_is_a_503_and_over_when_there_is_room_again(system: System) -> None:
+    """A limit on the size of the process's files (EFBIG) stands for the disk's end (ENOSPC).
+
+    A file system small enough to fill needs root to mount; SQLite meets both errors in the same place, in the middle
+    of writing its WAL.
+    """
+    await system.key_service()
+    bridge = await system.bridge()
+    key = system.issue("demo")
+    assert (await post(bridge.address, key, body("before", 1))).status == 200
+
+    _, hard = resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE)
+    wal_bytes = (system.state_dir / "logs.db-wal").stat().st_size
+    resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (wal_bytes + 6000, hard))  # room for a page and a half
+    check_refused(await post(bridge.address, key, body("full", 1000)))
+    check_refused(await post(bridge.address, key, body("full again", 1000)))
+    answer = await get(bridge.address, "/ready")
+    assert (answer.status, answer.json["reason"]) == (503, "the log store refuses writes")
+    assert messages(system.state_dir) == ["before/0"]
+
+    resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+    async def ready() -> bool:
+        return await ready_status(bridge) == 200
+
+    await until("the bridge is ready", ready)
+    assert (await post(bridge.address, key, body("after", 2))).status == 200
+    assert messages(system.state_dir) == ["before/0", "after/0", "after/1"]
+    assert "log store lost" in bridge.stderr
+    assert "log store back" in bridge.stderr
+
+
+async def test_a_database_that_another_process_locks_is_a_503_until_it_lets_go(system: System) -> None:
+    await system.key_service()
+    bridge = await system.bridge()
+    key = system.issue("demo")
+    assert (await post(bridge.address, key, body("before", 1))).status == 200
+    with closing(sqlite3.connect(system.state_dir / "logs.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        check_refused(await post(bridge.address, key, body("locked", 3)))
+        assert await ready_status(bridge) == 503
+        other.execute("ROLLBACK")
+
+    async def stored() -> bool:
+        return (await post(bridge.address, key, body("after", 1))).status == 200
+
+    await until("logs are stored", stored)
+    assert messages(system.state_dir) == ["before/0", "after/0"]
