@@ -194,6 +194,7 @@ async def running_bridge(
     body_bytes_max: int = 5 * 1024 * 1024,
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
         rate_limit=rate_limit,
@@ -201,7 +202,7 @@ async def running_bridge(
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
     )
-    await bridge.start()
+    await bridge.start(ssl_context)
     try:
         yield bridge
     finally:

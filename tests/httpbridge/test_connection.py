@@ -4,12 +4,16 @@ import asyncio
 import gzip
 import logging
 import socket
+import ssl
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 import pytest
 import structlog
+import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, Bridge, request, running_bridge
 
@@ -119,10 +123,13 @@ async def test_an_unexpected_error_is_logged_with_its_place_and_without_its_text
     assert CANARY not in repr(events)
 
 
-async def test_nothing_is_logged_per_request_above_debug(events: list[EventDict]) -> None:
+async def test_nothing_is_logged_per_request_above_debug(
+    events: list[EventDict], caplog: pytest.LogCaptureFixture
+) -> None:
     async with running_bridge() as bridge:
         for sent in (request(body=BODY), request(key=None), b"x\r\n\r\n", request("GET", "/nowhere")):
             await bridge.exchange(sent)
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     assert [event["log_level"] for event in events] == ["debug"] * 4
     assert events[0]["project_id"] == "demo"
     assert events[3]["path"] is None
@@ -326,6 +333,72 @@ async def test_a_client_that_takes_no_answers_is_cut_off() -> None:
             with suppress(ConnectionError):
                 while True:  # ends when the server has had enough
                     await loop.sock_sendall(client, request("GET", "/health", key=None) * 1000)
+
+
+async def test_requests_are_taken_over_tls() -> None:
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+    async with running_bridge(ssl_context=server_side) as bridge:
+        client = await bridge.connect(client_side)
+        client.send(request(body=BODY) + request("GET", "/health", "Connection: close", key=None))
+        assert [(await client.answer()).status for _ in range(2)] == [200, 200]
+        assert await client.rest() == b""
+
+
+FRAGMENTS = [
+    b"POST ",
+    b"GET ",
+    b"/ingest/logs",
+    b"http://",
+    b"?",
+    b"#",
+    b" HTTP/1.1\r\n",
+    b"\r\n",
+    b"\n",
+    b": ",
+    b"\0",
+    b"[::",
+]
+FRAGMENTS += [
+    b"Host: x",
+    b"Content-Length: 3",
+    b"Transfer-Encoding: chunked",
+    b"Upgrade: websocket",
+    b"\xff",
+    b"0\r\n\r\n",
+]
+
+
+def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
+    events: list[EventDict], caplog: pytest.LogCaptureFixture
+) -> None:
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        bridge = runner.run(stack.enter_async_context(running_bridge()))
+
+        async def send(pieces: list[bytes]) -> None:
+            client = await bridge.connect()
+            client.send(b"".join(pieces))
+            client.writer.write_eof()
+            with suppress(ConnectionError):
+                answers = await client.rest()
+                assert not answers or answers.startswith(b"HTTP/1.1 ")
+                assert b" 500 " not in answers
+
+        @given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=5), max_size=20))
+        @settings(max_examples=150, deadline=None)
+        def check(pieces: list[bytes]) -> None:
+            runner.run(send(pieces))
+
+        try:
+            check()
+        finally:
+            runner.run(stack.aclose())
+    assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
+    assert {event["log_level"] for event in events} <= {"debug"}
 
 
 async def test_an_answers_date_is_that_of_the_clock(bridge: Bridge) -> None:
