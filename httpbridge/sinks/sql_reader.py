@@ -118,9 +118,7 @@ class SqlReader:
         seen = {id_ async for id_ in self._ids(selection, newest_id - self._late_ids, newest_id)}
         listing = self._newest(selection) if selection.since is None else self._from(selection, selection.since)
         async for log in listing:
-            if pause is not None:
-                if log.id > newest_id:
-                    continue  # it comes below
+            if log.id > newest_id - self._late_ids:
                 seen.add(log.id)
             yield log
         while pause is not None:

@@ -15,10 +15,15 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_view import json_line, parse_since, printable, show_logs, text_line
 from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.sql_reader import Selection, StoredLog
+from httpbridge.sinks.sql_reader import Selection, StoredLog, open_sql_reader
 from tests.contract.test_log_sink import RECEIVED_AT, batch, sink_on
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+INSERT = (
+    "INSERT INTO logs (project_id, key_id, received_at, service, environment, level, message, timestamp) "
+    "VALUES ('demo', 'k', now(), 's', 'e', 'info', $1, '2026-12-01')"
+)
 
 
 def entry(message: str, minute: int = 0, level: Level = Level.INFO) -> LogEntry:
@@ -125,13 +130,9 @@ async def test_following_misses_nothing_that_is_committed_late(postgres_url: str
     """Ids that PostgreSQL handed out early and committed late are shown, before and after the start of following."""
     async with sink_on(postgres_url) as sink:
         slow = await asyncpg.connect(postgres_url)
-        insert = (
-            "INSERT INTO logs (project_id, key_id, received_at, service, environment, level, message, timestamp) "
-            "VALUES ('demo', 'k', now(), 's', 'e', 'info', $1, now())"
-        )
         first = slow.transaction()
         await first.start()
-        await slow.execute(insert, "before the start")
+        await slow.execute(INSERT, "before the start")
         await sink.write(batch("listed"))
         async with following(postgres_url, Selection("demo")) as follower:
             assert await follower.poll() == []
@@ -140,13 +141,43 @@ async def test_following_misses_nothing_that_is_committed_late(postgres_url: str
             assert await follower.poll() == ["before the start"]
             second = slow.transaction()
             await second.start()
-            await slow.execute(insert, "while following")
+            await slow.execute(INSERT, "while following")
             await sink.write(batch("quick"))
             assert await follower.poll() == ["quick"]
             await second.commit()
             assert await follower.poll() == ["while following"]
             assert await follower.poll() == []
         await slow.close()
+
+
+async def test_what_arrives_during_the_listing_is_shown_once(postgres_url: str) -> None:
+    """Whether its id is above those at the start, or below them and committed late."""
+    async with sink_on(postgres_url) as sink:
+        slow = await asyncpg.connect(postgres_url)
+        late = slow.transaction()
+        await late.start()
+        await slow.execute(INSERT, "late")
+        await sink.write(batch(entries=[entry(str(number), number) for number in range(1500)]))
+        reader = open_sql_reader(postgres_url)
+        polls = 0
+
+        async def pause() -> None:
+            nonlocal polls
+            polls += 1
+            if polls == 3:
+                await sink.write(batch("last"))
+
+        messages = []
+        async for log in reader.read(Selection("demo", since=NOON), pause):
+            messages.append(log.message)
+            if log.message == "0":  # the next page is still to come
+                await late.commit()
+                await sink.write(batch(entries=[entry("new", 2000)]))
+            if log.message == "last":
+                break
+        await reader.close()
+        await slow.close()
+    assert sorted(messages) == sorted([*(str(number) for number in range(1500)), "late", "new", "last"])
 
 
 async def test_reading_leaves_a_store_without_a_bridge_as_it_is(sqlite_url: str) -> None:
