@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +17,9 @@ import click
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from httpbridge.config import Config
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.logs import Level
+from httpbridge.sinks import StoreSetupError
 
 _USAGE, _OUT_OF_REACH = 2, 3
 
@@ -50,6 +55,39 @@ def serve() -> None:
     _run(run())
 
 
+@main.command()
+@click.argument("project")
+@click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
+@click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
+@click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
+    """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
+    from httpbridge import log_view  # noqa: PLC0415 - the database libraries
+    from httpbridge.sinks.sql_reader import Selection  # noqa: PLC0415
+
+    config = _config()
+    start = None
+    if since is not None:
+        try:
+            start = log_view.parse_since(since, datetime.now(UTC))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--since") from None
+    selection = Selection(project, start, Level(level) if level else None)
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        if follow:
+            sys.stdout.flush()
+
+    with suppress(KeyboardInterrupt):
+        _run(
+            log_view.show_logs(
+                config.sink_url(), selection, follow=follow, as_json=as_json, color=sys.stdout.isatty(), write=write
+            )
+        )
+
+
 def _config() -> Config:
     try:
         return Config.from_environment(os.environ)
@@ -64,6 +102,10 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
             runner.run(work)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
+    except StoreSetupError as error:
+        _fail(f"HTTPBRIDGE_LOG_STORE_URL: {error}", _USAGE)
+    except StoreUnavailableError as error:
+        _fail(f"the log store is out of reach: {error}", _OUT_OF_REACH)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
