@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/authsvc/v1/key_service.proto\x12\nauthsvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x01\n\x07Project\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07origins\x18\x02 \x03(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\nactive_key\x18\x04 \x01(\x0b\x32\x0f.authsvc.v1.Key\"B\n\x0fValidateRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x13\n\x06origin\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_origin\"\xb0\x01\n\x10ValidateResponse\x12$\n\x07verdict\x18\x01 \x01(\x0e\x32\x13.authsvc.v1.Verdict\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x12\n\nany_origin\x18\x04 \x01(\x08\x12,\n\tcache_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08revision\x18\x06 \x01(\x03\"3\n\x0cIssueRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07origins\x18\x02 \x03(\t\"a\n\rIssueResponse\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x1c\n\x03key\x18\x02 \x01(\x0b\x32\x0f.authsvc.v1.Key\x12\x0f\n\x07origins\x18\x03 \x03(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\"C\n\rRevokeRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x06key_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_key_id\"\x90\x01\n\x0eRevokeResponse\x12$\n\x0brevoked_key\x18\x01 \x01(\x0b\x32\x0f.authsvc.v1.Key\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\x12\x1c\n\x03key\x18\x03 \x01(\x0b\x32\x0f.authsvc.v1.Key\x12\x17\n\x0f\x61lready_revoked\x18\x04 \x01(\x08\x12\x10\n\x08revision\x18\x05 \x01(\x03\"8\n\x11SetOriginsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07origins\x18\x02 \x03(\t\"7\n\x12SetOriginsResponse\x12\x0f\n\x07origins\x18\x01 \x03(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\'\n\x11GetProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\":\n\x12GetProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.authsvc.v1.Project\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.authsvc.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x0fListKeysRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"J\n\x10ListKeysResponse\x12\x1d\n\x04keys\x18\x01 \x03(\x0b\x32\x0f.authsvc.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*p\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ALLOWED\x10\x01\x12\x17\n\x13VERDICT_INVALID_KEY\x10\x02\x12\x1e\n\x1aVERDICT_ORIGIN_NOT_ALLOWED\x10\x03\x32\x9f\x02\n\nKeyService\x12\x45\n\x08Validate\x12\x1b.authsvc.v1.ValidateRequest\x1a\x1c.authsvc.v1.ValidateResponse\x12<\n\x05Issue\x12\x18.authsvc.v1.IssueRequest\x1a\x19.authsvc.v1.IssueResponse\x12?\n\x06Revoke\x12\x19.authsvc.v1.RevokeRequest\x1a\x1a.authsvc.v1.RevokeResponse\x12K\n\nSetOrigins\x12\x1d.authsvc.v1.SetOriginsRequest\x1a\x1e.authsvc.v1.SetOriginsResponse2\xf7\x01\n\x0eProjectService\x12K\n\nGetProject\x12\x1d.authsvc.v1.GetProjectRequest\x1a\x1e.authsvc.v1.GetProjectResponse\x12Q\n\x0cListProjects\x12\x1f.authsvc.v1.ListProjectsRequest\x1a .authsvc.v1.ListProjectsResponse\x12\x45\n\x08ListKeys\x12\x1b.authsvc.v1.ListKeysRequest\x1a\x1c.authsvc.v1.ListKeysResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#protos/authsvc/v1/key_service.proto\x12\nauthsvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06prefix\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x84\x01\n\x07Project\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07origins\x18\x02 \x03(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\nactive_key\x18\x04 \x01(\x0b\x32\x0f.authsvc.v1.Key\"B\n\x0fValidateRequest\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x13\n\x06origin\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\t\n\x07_origin\"\xb0\x01\n\x10ValidateResponse\x12$\n\x07verdict\x18\x01 \x01(\x0e\x32\x13.authsvc.v1.Verdict\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x12\n\nany_origin\x18\x04 \x01(\x08\x12,\n\tcache_ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08revision\x18\x06 \x01(\x03\"j\n\x0cIssueRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07origins\x18\x02 \x03(\t\x12,\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x07\n\x05_wait\"\x8f\x01\n\rIssueResponse\x12\x0f\n\x07\x61pi_key\x18\x01 \x01(\t\x12\x1c\n\x03key\x18\x02 \x01(\x0b\x32\x0f.authsvc.v1.Key\x12\x0f\n\x07origins\x18\x03 \x03(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12,\n\x0bpropagation\x18\x05 \x01(\x0b\x32\x17.authsvc.v1.Propagation\"z\n\rRevokeRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x13\n\x06key_id\x18\x02 \x01(\tH\x00\x88\x01\x01\x12,\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x01\x88\x01\x01\x42\t\n\x07_key_idB\x07\n\x05_wait\"\xbe\x01\n\x0eRevokeResponse\x12$\n\x0brevoked_key\x18\x01 \x01(\x0b\x32\x0f.authsvc.v1.Key\x12\x0f\n\x07\x61pi_key\x18\x02 \x01(\t\x12\x1c\n\x03key\x18\x03 \x01(\x0b\x32\x0f.authsvc.v1.Key\x12\x17\n\x0f\x61lready_revoked\x18\x04 \x01(\x08\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12,\n\x0bpropagation\x18\x06 \x01(\x0b\x32\x17.authsvc.v1.Propagation\"o\n\x11SetOriginsRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07origins\x18\x02 \x03(\t\x12,\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x07\n\x05_wait\"e\n\x12SetOriginsResponse\x12\x0f\n\x07origins\x18\x01 \x03(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12,\n\x0bpropagation\x18\x03 \x01(\x0b\x32\x17.authsvc.v1.Propagation\"\x9e\x01\n\x0bPropagation\x12\x30\n\x0c\x65\x66\x66\x65\x63tive_by\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\teffective\x18\x02 \x01(\x08\x12%\n\tconfirmed\x18\x03 \x03(\x0b\x32\x12.authsvc.v1.Holder\x12#\n\x07pending\x18\x04 \x03(\x0b\x32\x12.authsvc.v1.Holder\"\xaf\x01\n\x06Holder\x12\x11\n\tholder_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1d\n\x15\x61\x63knowledged_revision\x18\x03 \x01(\x03\x12\x35\n\x11lease_expire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrenew_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"{\n\x0cWatchRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x11\n\tholder_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x10\n\x08sequence\x18\x04 \x01(\x03\x12\x18\n\x10\x61pplied_revision\x18\x05 \x01(\x03\x12\x0f\n\x07goodbye\x18\x06 \x01(\x08\"\x95\x01\n\rWatchResponse\x12)\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x17.authsvc.v1.ChangeEventH\x00\x12\'\n\x05lease\x18\x02 \x01(\x0b\x32\x16.authsvc.v1.LeaseEventH\x00\x12\'\n\x05reset\x18\x03 \x01(\x0b\x32\x16.authsvc.v1.ResetEventH\x00\x42\x07\n\x05\x65vent\"4\n\x0b\x43hangeEvent\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x13\n\x0bkey_digests\x18\x02 \x03(\x0c\"]\n\nLeaseEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12+\n\x08\x64uration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08revision\x18\x03 \x01(\x03\"-\n\nResetEvent\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x14\n\x12ListHoldersRequest\"u\n\x13ListHoldersResponse\x12#\n\x07holders\x18\x01 \x03(\x0b\x32\x12.authsvc.v1.Holder\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\'\n\x03now\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"S\n\x12ListChangesRequest\x12\x16\n\x0e\x61\x66ter_revision\x18\x01 \x01(\x03\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\nproject_id\x18\x03 \x01(\t\":\n\x13ListChangesResponse\x12#\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x12.authsvc.v1.Change\"}\n\x06\x43hange\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61ller\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\'\n\x11GetProjectRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\":\n\x12GetProjectResponse\x12$\n\x07project\x18\x01 \x01(\x0b\x32\x13.authsvc.v1.Project\"<\n\x13ListProjectsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x14ListProjectsResponse\x12%\n\x08projects\x18\x01 \x03(\x0b\x32\x13.authsvc.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"L\n\x0fListKeysRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"J\n\x10ListKeysResponse\x12\x1d\n\x04keys\x18\x01 \x03(\x0b\x32\x0f.authsvc.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t*p\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_ALLOWED\x10\x01\x12\x17\n\x13VERDICT_INVALID_KEY\x10\x02\x12\x1e\n\x1aVERDICT_ORIGIN_NOT_ALLOWED\x10\x03\x32\xe1\x02\n\nKeyService\x12\x45\n\x08Validate\x12\x1b.authsvc.v1.ValidateRequest\x1a\x1c.authsvc.v1.ValidateResponse\x12<\n\x05Issue\x12\x18.authsvc.v1.IssueRequest\x1a\x19.authsvc.v1.IssueResponse\x12?\n\x06Revoke\x12\x19.authsvc.v1.RevokeRequest\x1a\x1a.authsvc.v1.RevokeResponse\x12K\n\nSetOrigins\x12\x1d.authsvc.v1.SetOriginsRequest\x1a\x1e.authsvc.v1.SetOriginsResponse\x12@\n\x05Watch\x12\x18.authsvc.v1.WatchRequest\x1a\x19.authsvc.v1.WatchResponse(\x01\x30\x01\x32\xf7\x01\n\x0eProjectService\x12K\n\nGetProject\x12\x1d.authsvc.v1.GetProjectRequest\x1a\x1e.authsvc.v1.GetProjectResponse\x12Q\n\x0cListProjects\x12\x1f.authsvc.v1.ListProjectsRequest\x1a .authsvc.v1.ListProjectsResponse\x12\x45\n\x08ListKeys\x12\x1b.authsvc.v1.ListKeysRequest\x1a\x1c.authsvc.v1.ListKeysResponse2\xb3\x01\n\x11OperationsService\x12N\n\x0bListHolders\x12\x1e.authsvc.v1.ListHoldersRequest\x1a\x1f.authsvc.v1.ListHoldersResponse\x12N\n\x0bListChanges\x12\x1e.authsvc.v1.ListChangesRequest\x1a\x1f.authsvc.v1.ListChangesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.authsvc.v1.key_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VERDICT']._serialized_start=1544
-  _globals['_VERDICT']._serialized_end=1656
+  _globals['_VERDICT']._serialized_start=3073
+  _globals['_VERDICT']._serialized_end=3185
   _globals['_KEY']._serialized_start=117
   _globals['_KEY']._serialized_end=272
   _globals['_PROJECT']._serialized_start=275
@@ -44,31 +44,57 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VALIDATERESPONSE']._serialized_start=478
   _globals['_VALIDATERESPONSE']._serialized_end=654
   _globals['_ISSUEREQUEST']._serialized_start=656
-  _globals['_ISSUEREQUEST']._serialized_end=707
-  _globals['_ISSUERESPONSE']._serialized_start=709
-  _globals['_ISSUERESPONSE']._serialized_end=806
-  _globals['_REVOKEREQUEST']._serialized_start=808
-  _globals['_REVOKEREQUEST']._serialized_end=875
-  _globals['_REVOKERESPONSE']._serialized_start=878
-  _globals['_REVOKERESPONSE']._serialized_end=1022
-  _globals['_SETORIGINSREQUEST']._serialized_start=1024
-  _globals['_SETORIGINSREQUEST']._serialized_end=1080
-  _globals['_SETORIGINSRESPONSE']._serialized_start=1082
-  _globals['_SETORIGINSRESPONSE']._serialized_end=1137
-  _globals['_GETPROJECTREQUEST']._serialized_start=1139
-  _globals['_GETPROJECTREQUEST']._serialized_end=1178
-  _globals['_GETPROJECTRESPONSE']._serialized_start=1180
-  _globals['_GETPROJECTRESPONSE']._serialized_end=1238
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=1240
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=1300
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=1302
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=1388
-  _globals['_LISTKEYSREQUEST']._serialized_start=1390
-  _globals['_LISTKEYSREQUEST']._serialized_end=1466
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1468
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1542
-  _globals['_KEYSERVICE']._serialized_start=1659
-  _globals['_KEYSERVICE']._serialized_end=1946
-  _globals['_PROJECTSERVICE']._serialized_start=1949
-  _globals['_PROJECTSERVICE']._serialized_end=2196
+  _globals['_ISSUEREQUEST']._serialized_end=762
+  _globals['_ISSUERESPONSE']._serialized_start=765
+  _globals['_ISSUERESPONSE']._serialized_end=908
+  _globals['_REVOKEREQUEST']._serialized_start=910
+  _globals['_REVOKEREQUEST']._serialized_end=1032
+  _globals['_REVOKERESPONSE']._serialized_start=1035
+  _globals['_REVOKERESPONSE']._serialized_end=1225
+  _globals['_SETORIGINSREQUEST']._serialized_start=1227
+  _globals['_SETORIGINSREQUEST']._serialized_end=1338
+  _globals['_SETORIGINSRESPONSE']._serialized_start=1340
+  _globals['_SETORIGINSRESPONSE']._serialized_end=1441
+  _globals['_PROPAGATION']._serialized_start=1444
+  _globals['_PROPAGATION']._serialized_end=1602
+  _globals['_HOLDER']._serialized_start=1605
+  _globals['_HOLDER']._serialized_end=1780
+  _globals['_WATCHREQUEST']._serialized_start=1782
+  _globals['_WATCHREQUEST']._serialized_end=1905
+  _globals['_WATCHRESPONSE']._serialized_start=1908
+  _globals['_WATCHRESPONSE']._serialized_end=2057
+  _globals['_CHANGEEVENT']._serialized_start=2059
+  _globals['_CHANGEEVENT']._serialized_end=2111
+  _globals['_LEASEEVENT']._serialized_start=2113
+  _globals['_LEASEEVENT']._serialized_end=2206
+  _globals['_RESETEVENT']._serialized_start=2208
+  _globals['_RESETEVENT']._serialized_end=2253
+  _globals['_LISTHOLDERSREQUEST']._serialized_start=2255
+  _globals['_LISTHOLDERSREQUEST']._serialized_end=2275
+  _globals['_LISTHOLDERSRESPONSE']._serialized_start=2277
+  _globals['_LISTHOLDERSRESPONSE']._serialized_end=2394
+  _globals['_LISTCHANGESREQUEST']._serialized_start=2396
+  _globals['_LISTCHANGESREQUEST']._serialized_end=2479
+  _globals['_LISTCHANGESRESPONSE']._serialized_start=2481
+  _globals['_LISTCHANGESRESPONSE']._serialized_end=2539
+  _globals['_CHANGE']._serialized_start=2541
+  _globals['_CHANGE']._serialized_end=2666
+  _globals['_GETPROJECTREQUEST']._serialized_start=2668
+  _globals['_GETPROJECTREQUEST']._serialized_end=2707
+  _globals['_GETPROJECTRESPONSE']._serialized_start=2709
+  _globals['_GETPROJECTRESPONSE']._serialized_end=2767
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=2769
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=2829
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=2831
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=2917
+  _globals['_LISTKEYSREQUEST']._serialized_start=2919
+  _globals['_LISTKEYSREQUEST']._serialized_end=2995
+  _globals['_LISTKEYSRESPONSE']._serialized_start=2997
+  _globals['_LISTKEYSRESPONSE']._serialized_end=3071
+  _globals['_KEYSERVICE']._serialized_start=3188
+  _globals['_KEYSERVICE']._serialized_end=3541
+  _globals['_PROJECTSERVICE']._serialized_start=3544
+  _globals['_PROJECTSERVICE']._serialized_end=3791
+  _globals['_OPERATIONSSERVICE']._serialized_start=3794
+  _globals['_OPERATIONSSERVICE']._serialized_end=3973
 # @@protoc_insertion_point(module_scope)

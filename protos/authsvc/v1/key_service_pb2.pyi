@@ -5,8 +5,8 @@ The contract between the key service and its callers: who may send logs, for
 which project and from which browser origins.
 
 Every call carries `authorization: Bearer <token>` in its metadata. The role
-`bridge` may call Validate; the role `admin` may call everything. A missing
-or wrong token is UNAUTHENTICATED, the wrong role PERMISSION_DENIED.
+`bridge` may call Validate and Watch; the role `admin` may call everything. A
+missing or wrong token is UNAUTHENTICATED, the wrong role PERMISSION_DENIED.
 
 A verdict is an answer, a fault is an error: a bad key is a verdict in an OK
 response, and a status other than OK says nothing about the key.
@@ -231,23 +231,34 @@ class IssueRequest(_message.Message):
 
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project, created when it is new."""
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The origins that the project admits, as for SetOrigins."""
 
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """How long to wait until no holder can use an older verdict; absent: 2 s, 0:
+        do not wait. The call's deadline bounds it, and so does the service, at 25 s.
+        The change is made whatever becomes of the wait.
+        """
+
     def __init__(
         self,
         *,
         project_id: _builtins.str = ...,
         origins: _abc.Iterable[_builtins.str] | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "origins", b"origins", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wait: _TypeAlias = _typing.Literal["wait"]  # noqa: Y015
+    _WhichOneofArgType__wait: _TypeAlias = _typing.Literal["_wait", b"_wait"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait) -> _WhichOneofReturnType__wait | None: ...
 
 Global___IssueRequest: _TypeAlias = IssueRequest  # noqa: Y015
 
@@ -261,6 +272,7 @@ class IssueResponse(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
     """The raw key, shown this once."""
     revision: _builtins.int
@@ -273,6 +285,10 @@ class IssueResponse(_message.Message):
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The project's origins, normalised."""
 
+    @_builtins.property
+    def propagation(self) -> Global___Propagation:
+        """By when it holds everywhere."""
+
     def __init__(
         self,
         *,
@@ -280,10 +296,11 @@ class IssueResponse(_message.Message):
         key: Global___Key | None = ...,
         origins: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.int = ...,
+        propagation: Global___Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "key", b"key", "origins", b"origins", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api_key", b"api_key", "key", b"key", "origins", b"origins", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,25 +314,36 @@ class RevokeRequest(_message.Message):
 
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project."""
     key_id: _builtins.str
     """The key to revoke; absent: whichever is active. A caller that may retry
     sends it, so that a second try cannot revoke the key that the first issued.
     """
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """As for IssueRequest."""
+
     def __init__(
         self,
         *,
         project_id: _builtins.str = ...,
         key_id: _builtins.str | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_key_id", b"_key_id", "key_id", b"key_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_key_id", b"_key_id", "_wait", b"_wait", "key_id", b"key_id", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key_id", b"_key_id", "key_id", b"key_id", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_key_id", b"_key_id", "_wait", b"_wait", "key_id", b"key_id", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__key_id: _TypeAlias = _typing.Literal["key_id"]  # noqa: Y015
     _WhichOneofArgType__key_id: _TypeAlias = _typing.Literal["_key_id", b"_key_id"]  # noqa: Y015
+    _WhichOneofReturnType__wait: _TypeAlias = _typing.Literal["wait"]  # noqa: Y015
+    _WhichOneofArgType__wait: _TypeAlias = _typing.Literal["_wait", b"_wait"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__key_id) -> _WhichOneofReturnType__key_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait) -> _WhichOneofReturnType__wait | None: ...
 
 Global___RevokeRequest: _TypeAlias = RevokeRequest  # noqa: Y015
 
@@ -330,6 +358,7 @@ class RevokeResponse(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     ALREADY_REVOKED_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
     """The project's next raw key, shown this once; empty when already_revoked."""
     already_revoked: _builtins.bool
@@ -344,6 +373,10 @@ class RevokeResponse(_message.Message):
     def key(self) -> Global___Key:
         """The project's next key; absent when already_revoked."""
 
+    @_builtins.property
+    def propagation(self) -> Global___Propagation:
+        """By when it holds everywhere."""
+
     def __init__(
         self,
         *,
@@ -352,10 +385,11 @@ class RevokeResponse(_message.Message):
         key: Global___Key | None = ...,
         already_revoked: _builtins.bool = ...,
         revision: _builtins.int = ...,
+        propagation: Global___Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "revoked_key", b"revoked_key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "propagation", b"propagation", "revoked_key", b"revoked_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_revoked", b"already_revoked", "api_key", b"api_key", "key", b"key", "revision", b"revision", "revoked_key", b"revoked_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_revoked", b"already_revoked", "api_key", b"api_key", "key", b"key", "propagation", b"propagation", "revision", b"revision", "revoked_key", b"revoked_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,6 +403,7 @@ class SetOriginsRequest(_message.Message):
 
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project."""
     @_builtins.property
@@ -378,17 +413,24 @@ class SetOriginsRequest(_message.Message):
         origin is admitted.
         """
 
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """As for IssueRequest."""
+
     def __init__(
         self,
         *,
         project_id: _builtins.str = ...,
         origins: _abc.Iterable[_builtins.str] | None = ...,
+        wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "origins", b"origins", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wait: _TypeAlias = _typing.Literal["wait"]  # noqa: Y015
+    _WhichOneofArgType__wait: _TypeAlias = _typing.Literal["_wait", b"_wait"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait) -> _WhichOneofReturnType__wait | None: ...
 
 Global___SetOriginsRequest: _TypeAlias = SetOriginsRequest  # noqa: Y015
 
@@ -400,25 +442,447 @@ class SetOriginsResponse(_message.Message):
 
     ORIGINS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    PROPAGATION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The revision that this change made."""
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The entries, normalised and without repeats, in the order given."""
 
+    @_builtins.property
+    def propagation(self) -> Global___Propagation:
+        """By when it holds everywhere."""
+
     def __init__(
         self,
         *,
         origins: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.int = ...,
+        propagation: Global___Propagation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetOriginsResponse: _TypeAlias = SetOriginsResponse  # noqa: Y015
+
+@_typing.final
+class Propagation(_message.Message):
+    """Propagation says by when no request is decided by the state from before a
+    change.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EFFECTIVE_BY_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_FIELD_NUMBER: _builtins.int
+    CONFIRMED_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    effective: _builtins.bool
+    """effective_by has come: no holder is pending."""
+    @_builtins.property
+    def effective_by(self) -> _timestamp_pb2.Timestamp:
+        """No ingest request that starts after this instant, by the database's clock, is
+        decided by older state. The instant of this answer when nothing is pending.
+        """
+
+    @_builtins.property
+    def confirmed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
+        """The holders that were behind the change when it was made, or behind none, and
+        have confirmed it.
+        """
+
+    @_builtins.property
+    def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
+        """The holders that have not, and whose leases decide effective_by."""
+
+    def __init__(
+        self,
+        *,
+        effective_by: _timestamp_pb2.Timestamp | None = ...,
+        effective: _builtins.bool = ...,
+        confirmed: _abc.Iterable[Global___Holder] | None = ...,
+        pending: _abc.Iterable[Global___Holder] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["effective_by", b"effective_by"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed", "effective", b"effective", "effective_by", b"effective_by", "pending", b"pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Propagation: _TypeAlias = Propagation  # noqa: Y015
+
+@_typing.final
+class Holder(_message.Message):
+    """Holder is a process that may reuse verdicts while its lease lasts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_REVISION_FIELD_NUMBER: _builtins.int
+    LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RENEW_TIME_FIELD_NUMBER: _builtins.int
+    holder_id: _builtins.str
+    """Random, made at each start of the process."""
+    name: _builtins.str
+    """A label for people, such as a host name."""
+    acknowledged_revision: _builtins.int
+    """It has applied every change up to this one."""
+    @_builtins.property
+    def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """It uses no cached verdict after this, by the database's clock, margin
+        included. In Propagation.pending: none from before the change.
+        """
+
+    @_builtins.property
+    def renew_time(self) -> _timestamp_pb2.Timestamp:
+        """When it last renewed its lease."""
+
+    def __init__(
+        self,
+        *,
+        holder_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        acknowledged_revision: _builtins.int = ...,
+        lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
+        renew_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time", "renew_time", b"renew_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_revision", b"acknowledged_revision", "holder_id", b"holder_id", "lease_expire_time", b"lease_expire_time", "name", b"name", "renew_time", b"renew_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holder: _TypeAlias = Holder  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    """WatchRequest acknowledges changes and asks for a lease, both at once. A holder
+    sends one when it opens a stream, every 10 s, and whenever it has applied a
+    change or a reset.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    HOLDER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    APPLIED_REVISION_FIELD_NUMBER: _builtins.int
+    GOODBYE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """The epoch of applied_revision: that of the last reset; empty before the first."""
+    holder_id: _builtins.str
+    """16 to 64 characters, random, made at each start of the process, never used
+    again after a goodbye.
+    """
+    name: _builtins.str
+    """A label for people, at most 128 characters."""
+    sequence: _builtins.int
+    """Unique within a holder, and growing; names the lease that answers."""
+    applied_revision: _builtins.int
+    """Every change up to this revision is applied."""
+    goodbye: _builtins.bool
+    """The holder has stopped using verdicts, for good: nobody waits for it again.
+    The service answers by ending the stream.
+    """
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+        holder_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        applied_revision: _builtins.int = ...,
+        goodbye: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "epoch", b"epoch", "goodbye", b"goodbye", "holder_id", b"holder_id", "name", b"name", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    """WatchResponse is one thing that a holder must know."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___ChangeEvent:
+        """A mutation that voids cached verdicts."""
+
+    @_builtins.property
+    def lease(self) -> Global___LeaseEvent:
+        """The answer to a request."""
+
+    @_builtins.property
+    def reset(self) -> Global___ResetEvent:
+        """The holder must start afresh."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___ChangeEvent | None = ...,
+        lease: Global___LeaseEvent | None = ...,
+        reset: Global___ResetEvent | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "event", b"event", "lease", b"lease", "reset", b"reset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "event", b"event", "lease", b"lease", "reset", b"reset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["change", "lease", "reset"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
+class ChangeEvent(_message.Message):
+    """ChangeEvent voids verdicts. Changes come in the order of their revisions,
+    without a gap.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    KEY_DIGESTS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The revision that the mutation made."""
+    @_builtins.property
+    def key_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """SHA-256 of each raw key whose verdicts, positive and negative, are void."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        key_digests: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_digests", b"key_digests", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeEvent: _TypeAlias = ChangeEvent  # noqa: Y015
+
+@_typing.final
+class LeaseEvent(_message.Message):
+    """LeaseEvent grants a lease, from when the request was sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """The request's sequence."""
+    revision: _builtins.int
+    """It counts once every change up to this revision is applied."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long, counted from when the holder handed its request to the transport."""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "revision", b"revision", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseEvent: _TypeAlias = LeaseEvent  # noqa: Y015
+
+@_typing.final
+class ResetEvent(_message.Message):
+    """ResetEvent voids every verdict: the changes that the holder asked for are kept
+    no longer, or the epoch is another.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.str
+    """The epoch from now on. When it is another than the holder's, its leases are
+    void too.
+    """
+    revision: _builtins.int
+    """The revision to go on from."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetEvent: _TypeAlias = ResetEvent  # noqa: Y015
+
+@_typing.final
+class ListHoldersRequest(_message.Message):
+    """ListHoldersRequest asks for the holders."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldersRequest: _TypeAlias = ListHoldersRequest  # noqa: Y015
+
+@_typing.final
+class ListHoldersResponse(_message.Message):
+    """ListHoldersResponse is who may reuse verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The current revision: a holder whose acknowledged_revision is less is behind."""
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
+        """The holders, by name."""
+
+    @_builtins.property
+    def now(self) -> _timestamp_pb2.Timestamp:
+        """The database's clock, to compare with lease_expire_time."""
+
+    def __init__(
+        self,
+        *,
+        holders: _abc.Iterable[Global___Holder] | None = ...,
+        revision: _builtins.int = ...,
+        now: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "now", b"now", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHoldersResponse: _TypeAlias = ListHoldersResponse  # noqa: Y015
+
+@_typing.final
+class ListChangesRequest(_message.Message):
+    """ListChangesRequest asks for a page of the audit trail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_REVISION_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    after_revision: _builtins.int
+    """Only changes after this revision."""
+    page_size: _builtins.int
+    """How many at the most: 0 means 50, and more than 100 means 100."""
+    project_id: _builtins.str
+    """Only this project's; empty: all."""
+    def __init__(
+        self,
+        *,
+        after_revision: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_revision", b"after_revision", "page_size", b"page_size", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesRequest: _TypeAlias = ListChangesRequest  # noqa: Y015
+
+@_typing.final
+class ListChangesResponse(_message.Message):
+    """ListChangesResponse is a page of the audit trail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
+        """The changes, oldest first. The revision of the last one asks for the next
+        page.
+        """
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___Change] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangesResponse: _TypeAlias = ListChangesResponse  # noqa: Y015
+
+@_typing.final
+class Change(_message.Message):
+    """Change is one mutation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Gap-free, and in the order of the commits."""
+    kind: _builtins.str
+    """`issue`, `revoke` or `set_origins`."""
+    project_id: _builtins.str
+    """The project it was made in."""
+    caller: _builtins.str
+    """Who made it, as the caller said."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "kind", b"kind", "project_id", b"project_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Change: _TypeAlias = Change  # noqa: Y015
 
 @_typing.final
 class GetProjectRequest(_message.Message):

@@ -55,6 +55,11 @@ class KeyServiceStub:
                 request_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.SetOriginsRequest.SerializeToString,
                 response_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.SetOriginsResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.stream_stream(
+                '/authsvc.v1.KeyService/Watch',
+                request_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.WatchRequest.SerializeToString,
+                response_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.WatchResponse.FromString,
+                _registered_method=True)
 
 
 class KeyServiceServicer:
@@ -100,6 +105,21 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request_iterator, context):
+        """Watch lets its caller, a holder, reuse verdicts: it tells the holder of every
+        change, and grants it leases. docs/watch-protocol.md has the rules that a
+        holder keeps. The stream has no deadline; either side may end it at any time,
+        and the holder opens another.
+
+        Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
+        holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
+        slowly or one stream too many, UNAVAILABLE when the service stops or its
+        database is out of reach. Role: bridge or admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -122,6 +142,11 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.SetOrigins,
                     request_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.SetOriginsRequest.FromString,
                     response_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.SetOriginsResponse.SerializeToString,
+            ),
+            'Watch': grpc.stream_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.WatchRequest.FromString,
+                    response_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.WatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -233,6 +258,33 @@ class KeyService:
             '/authsvc.v1.KeyService/SetOrigins',
             protos_dot_authsvc_dot_v1_dot_key__service__pb2.SetOriginsRequest.SerializeToString,
             protos_dot_authsvc_dot_v1_dot_key__service__pb2.SetOriginsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/authsvc.v1.KeyService/Watch',
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.WatchRequest.SerializeToString,
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -406,6 +458,130 @@ class ProjectService:
             '/authsvc.v1.ProjectService/ListKeys',
             protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListKeysRequest.SerializeToString,
             protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class OperationsServiceStub:
+    """OperationsService shows operators what happened and who holds leases.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListHolders = channel.unary_unary(
+                '/authsvc.v1.OperationsService/ListHolders',
+                request_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListHoldersRequest.SerializeToString,
+                response_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListHoldersResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_unary(
+                '/authsvc.v1.OperationsService/ListChanges',
+                request_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
+
+
+class OperationsServiceServicer:
+    """OperationsService shows operators what happened and who holds leases.
+    """
+
+    def ListHolders(self, request, context):
+        """ListHolders returns the holders whose leases have not expired, or expired
+        not long ago, by name. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """ListChanges returns the audit trail: every mutation, oldest first, a page at
+        a time. Role: admin.
+
+        Errors: INVALID_ARGUMENT for a negative revision or page size.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_OperationsServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListHolders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHolders,
+                    request_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListHoldersRequest.FromString,
+                    response_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListHoldersResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListChangesRequest.FromString,
+                    response_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListChangesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'authsvc.v1.OperationsService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('authsvc.v1.OperationsService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class OperationsService:
+    """OperationsService shows operators what happened and who holds leases.
+    """
+
+    @staticmethod
+    def ListHolders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/authsvc.v1.OperationsService/ListHolders',
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListHoldersRequest.SerializeToString,
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListHoldersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/authsvc.v1.OperationsService/ListChanges',
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListChangesRequest.SerializeToString,
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListChangesResponse.FromString,
             options,
             channel_credentials,
             insecure,

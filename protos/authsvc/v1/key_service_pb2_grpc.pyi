@@ -5,8 +5,8 @@ The contract between the key service and its callers: who may send logs, for
 which project and from which browser origins.
 
 Every call carries `authorization: Bearer <token>` in its metadata. The role
-`bridge` may call Validate; the role `admin` may call everything. A missing
-or wrong token is UNAUTHENTICATED, the wrong role PERMISSION_DENIED.
+`bridge` may call Validate and Watch; the role `admin` may call everything. A
+missing or wrong token is UNAUTHENTICATED, the wrong role PERMISSION_DENIED.
 
 A verdict is an answer, a fault is an error: a bad key is a verdict in an OK
 response, and a status other than OK says nothing about the key.
@@ -65,6 +65,17 @@ class KeyServiceStub:
     Errors: NOT_FOUND for an unknown project, INVALID_ARGUMENT naming the bad
     entry. Role: admin.
     """
+    Watch: _grpc.StreamStreamMultiCallable[_key_service_pb2.WatchRequest, _key_service_pb2.WatchResponse]
+    """Watch lets its caller, a holder, reuse verdicts: it tells the holder of every
+    change, and grants it leases. docs/watch-protocol.md has the rules that a
+    holder keeps. The stream has no deadline; either side may end it at any time,
+    and the holder opens another.
+
+    Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
+    holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
+    slowly or one stream too many, UNAVAILABLE when the service stops or its
+    database is out of reach. Role: bridge or admin.
+    """
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -93,6 +104,17 @@ class KeyServiceAsyncStub(KeyServiceStub):
 
     Errors: NOT_FOUND for an unknown project, INVALID_ARGUMENT naming the bad
     entry. Role: admin.
+    """
+    Watch: _aio.StreamStreamMultiCallable[_key_service_pb2.WatchRequest, _key_service_pb2.WatchResponse]  # type: ignore[assignment]
+    """Watch lets its caller, a holder, reuse verdicts: it tells the holder of every
+    change, and grants it leases. docs/watch-protocol.md has the rules that a
+    holder keeps. The stream has no deadline; either side may end it at any time,
+    and the holder opens another.
+
+    Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
+    holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
+    slowly or one stream too many, UNAVAILABLE when the service stops or its
+    database is out of reach. Role: bridge or admin.
     """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -143,6 +165,23 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND for an unknown project, INVALID_ARGUMENT naming the bad
         entry. Role: admin.
+        """
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request_iterator: _MaybeAsyncIterator[_key_service_pb2.WatchRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_key_service_pb2.WatchResponse], _abc.AsyncIterator[_key_service_pb2.WatchResponse]]:
+        """Watch lets its caller, a holder, reuse verdicts: it tells the holder of every
+        change, and grants it leases. docs/watch-protocol.md has the rules that a
+        holder keeps. The stream has no deadline; either side may end it at any time,
+        and the holder opens another.
+
+        Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
+        holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
+        slowly or one stream too many, UNAVAILABLE when the service stops or its
+        database is out of reach. Role: bridge or admin.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -237,3 +276,64 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_ProjectServiceServicer_to_server(servicer: ProjectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class OperationsServiceStub:
+    """OperationsService shows operators what happened and who holds leases."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
+    ListHolders: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListHoldersRequest, _key_service_pb2.ListHoldersResponse]
+    """ListHolders returns the holders whose leases have not expired, or expired
+    not long ago, by name. Role: admin.
+    """
+    ListChanges: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListChangesRequest, _key_service_pb2.ListChangesResponse]
+    """ListChanges returns the audit trail: every mutation, oldest first, a page at
+    a time. Role: admin.
+
+    Errors: INVALID_ARGUMENT for a negative revision or page size.
+    """
+
+@_typing.type_check_only
+class OperationsServiceAsyncStub(OperationsServiceStub):
+    """OperationsService shows operators what happened and who holds leases."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListHolders: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListHoldersRequest, _key_service_pb2.ListHoldersResponse]  # type: ignore[assignment]
+    """ListHolders returns the holders whose leases have not expired, or expired
+    not long ago, by name. Role: admin.
+    """
+    ListChanges: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListChangesRequest, _key_service_pb2.ListChangesResponse]  # type: ignore[assignment]
+    """ListChanges returns the audit trail: every mutation, oldest first, a page at
+    a time. Role: admin.
+
+    Errors: INVALID_ARGUMENT for a negative revision or page size.
+    """
+
+class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
+    """OperationsService shows operators what happened and who holds leases."""
+
+    @_abc_1.abstractmethod
+    def ListHolders(
+        self,
+        request: _key_service_pb2.ListHoldersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.ListHoldersResponse, _abc.Awaitable[_key_service_pb2.ListHoldersResponse]]:
+        """ListHolders returns the holders whose leases have not expired, or expired
+        not long ago, by name. Role: admin.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _key_service_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.ListChangesResponse, _abc.Awaitable[_key_service_pb2.ListChangesResponse]]:
+        """ListChanges returns the audit trail: every mutation, oldest first, a page at
+        a time. Role: admin.
+
+        Errors: INVALID_ARGUMENT for a negative revision or page size.
+        """
+
+def add_OperationsServiceServicer_to_server(servicer: OperationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
