@@ -1,0 +1,197 @@
+"""The holder's side of the lease protocol: when a cached verdict may be used, and when an answer may be kept. Pure.
+
+`watcher` feeds it what a stream brings and sends what it gives back; `validator` asks
+it on every request. It has no I/O and no clock of its own: the time comes in, in
+seconds of a monotonic clock that also counts while the machine is suspended. The rules
+are those of docs/watch-protocol.md, by number.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from authsvc.client.raw_key import Digest
+
+RENEW_SECONDS = 10.0
+"""Between two renewals while nothing changes: several fit into a lease, so that a lost one costs nothing."""
+
+ANSWER_SECONDS_MAX = 5.0
+"""Without a lease so long after asking, the stream is given up: it may be half open."""
+
+_NEVER = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """Holder to service: an acknowledgement and a request for a lease, both at once."""
+
+    epoch: str
+    holder_id: str
+    name: str
+    sequence: int
+    applied_revision: int
+    is_goodbye: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeEvent:
+    """Service to holder: a mutation, and the digests whose verdicts it voids."""
+
+    revision: int
+    digests: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEvent:
+    """Service to holder: the lease that the renewal with this sequence asked for."""
+
+    sequence: int
+    duration_seconds: float
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResetEvent:
+    """Service to holder: start afresh from this revision."""
+
+    epoch: str
+    revision: int
+
+
+Event: TypeAlias = ChangeEvent | LeaseEvent | ResetEvent
+
+
+class StreamBrokenError(Exception):
+    """The stream skipped a change: it must be opened anew."""
+
+
+class Verdicts(Protocol):
+    """What a holder voids."""
+
+    def drop(self, digest: Digest) -> None:
+        """Forget what is cached under a digest, valid or invalid."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+
+class Holder:
+    """One process that caches verdicts. Its id is random, made at its start, and never used again (rule 8)."""
+
+    def __init__(self, holder_id: str, name: str, verdicts: Verdicts) -> None:
+        """`name` is a label for people; `verdicts` is what changes void."""
+        self.holder_id = holder_id
+        self.name = name
+        self.epoch = ""
+        self.applied_revision = 0
+        self.lease_ends_at = _NEVER
+        self.is_gone = False
+        self._verdicts = verdicts
+        self._stream = 0
+        self._sequence = 0
+        self._asked_at: dict[int, float] = {}
+        """When each renewal that has no answer yet was handed to the transport, oldest first."""
+        self._last_asked_at = _NEVER
+        self._early: list[tuple[int, float]] = []
+        """Leases that do not count yet: the revision to catch up to, and when each ends."""
+
+    def is_live(self, now: float) -> bool:
+        """Whether cached verdicts may be used at `now`, which was read after the request arrived (rule 2)."""
+        return now < self.lease_ends_at
+
+    def may_keep(self, revision: int) -> bool:
+        """Whether an answer that was read at `revision` may be cached.
+
+        Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache.
+        """
+        return revision >= self.applied_revision and not self.is_gone
+
+    def open(self, now: float) -> tuple[int, Renewal]:
+        """Begin a new stream; return its number, which `receive` takes, and what to send first.
+
+        The lease lasts to its end (rule 6); what older streams still bring is discarded (rule 8).
+        """
+        self._stream += 1
+        self._asked_at.clear()
+        self._early.clear()
+        return self._stream, self.renew(now)
+
+    def renew(self, now: float) -> Renewal:
+        """Return what to send. Rule 2: `now` was read before the transport gets it, and the lease counts from then."""
+        self._sequence += 1  # rule 8: unique within the holder, not within the stream
+        self._asked_at[self._sequence] = self._last_asked_at = now
+        return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision)
+
+    def goodbye(self) -> Renewal:
+        """Return what to send last. Rule 7: first the cache is given up for good, then the service is told."""
+        self.is_gone = True
+        self._verdicts.clear()
+        self._forget_leases()
+        self._sequence += 1
+        return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_goodbye=True)
+
+    def receive(self, stream: int, event: Event) -> bool:
+        """Apply what a stream brought; return whether to renew at once, which acknowledges it.
+
+        Raises StreamBrokenError when a change is missing: then the stream is opened anew.
+        """
+        if stream != self._stream or self.is_gone:
+            return False  # rules 8 and 7
+        match event:
+            case ChangeEvent():
+                return self._apply(event)
+            case LeaseEvent():
+                return self._grant(event)
+            case ResetEvent():
+                return self._reset(event)
+
+    def renew_at(self) -> float:
+        """Return when the next renewal is due on a stream where nothing happens."""
+        return self._last_asked_at + RENEW_SECONDS
+
+    def give_up_at(self) -> float:
+        """Return when to give the stream up, unless a lease comes first (rule 6)."""
+        oldest = next(iter(self._asked_at.values()), None)
+        return float("inf") if oldest is None else oldest + ANSWER_SECONDS_MAX
+
+    def _apply(self, change: ChangeEvent) -> bool:
+        if change.revision <= self.applied_revision:
+            return False  # rule 6: an old one, come again
+        if change.revision != self.applied_revision + 1:
+            raise StreamBrokenError(f"change {change.revision} came after {self.applied_revision}")
+        for digest in change.digests:  # rule 5: void, then count, then acknowledge
+            self._verdicts.drop(digest)
+        self.applied_revision = change.revision
+        self._count_early_leases()
+        return True
+
+    def _grant(self, lease: LeaseEvent) -> bool:
+        asked_at = self._asked_at.get(lease.sequence)
+        if asked_at is not None:
+            for sequence in [asked for asked in self._asked_at if asked <= lease.sequence]:
+                del self._asked_at[sequence]
+            self._early.append((lease.revision, asked_at + lease.duration_seconds))  # rule 2
+            self._count_early_leases()
+        return False
+
+    def _count_early_leases(self) -> None:
+        """Rule 3: a lease counts once every change up to its revision is applied."""
+        for revision, ends_at in self._early:
+            if revision <= self.applied_revision:
+                self.lease_ends_at = max(self.lease_ends_at, ends_at)
+        self._early = [early for early in self._early if early[0] > self.applied_revision]
+
+    def _reset(self, reset: ResetEvent) -> bool:
+        self._verdicts.clear()
+        if reset.epoch == self.epoch:
+            self.applied_revision = max(self.applied_revision, reset.revision)  # rule 6: never lower
+            self._count_early_leases()
+        else:  # the service's database may have lost commits, and our lease's row with them
+            self.epoch = reset.epoch
+            self.applied_revision = reset.revision
+            self._forget_leases()
+        return True
+
+    def _forget_leases(self) -> None:
+        self.lease_ends_at = _NEVER
+        self._asked_at.clear()
+        self._early.clear()

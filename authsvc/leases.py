@@ -1,0 +1,125 @@
+"""The service's side of the lease protocol: what a stream is sent, and by when a change holds everywhere. Pure.
+
+`watch` feeds it what the database and the streams bring. It has no I/O and no clock of
+its own. The rules are those of docs/watch-protocol.md, by number; those that are the
+database's to keep are in `lease_store`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+
+CHANGES_BEHIND_MAX = 10_000
+"""A holder that is further behind is reset: emptying its cache is cheaper than so many messages (rule 6)."""
+
+CHANGE_AGE_SECONDS_MAX = 3600.0
+"""Likewise one whose next change is older: its verdicts have expired long ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreState:
+    """What one statement read of the database, after the leases it is for were committed."""
+
+    epoch: str
+    revision: int
+    resumable_revision: int
+    """Holders that have applied this much, or more, can be sent the rest; others are reset."""
+    time: datetime
+    """The database's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """A holder, as the table `leases` has it."""
+
+    holder_id: str
+    name: str
+    epoch: str
+    """Of acknowledged_revision."""
+    acknowledged_revision: int
+    expire_time: datetime
+    """By the database's clock, margin included."""
+    renew_time: datetime
+    is_gone: bool
+
+    def is_behind(self, state: StoreState, revision: int) -> bool:
+        """Whether the holder may still decide by what was before the revision."""
+        if self.is_gone or self.expire_time <= state.time:
+            return False
+        return self.epoch != state.epoch or self.acknowledged_revision < revision
+
+
+class WatchSession:
+    """One stream: what its holder has been sent, and what it is sent next."""
+
+    def __init__(self, lease_seconds: float) -> None:
+        """`lease_seconds` is the leases' duration, without the margin."""
+        self.position: int | None = None
+        """The revision of the last change that was sent, or need not be; None until the first renewal."""
+        self._lease_seconds = lease_seconds
+
+    def renewed(self, renewal: Renewal, state: StoreState) -> list[Event]:
+        """Return what answers a renewal whose lease is committed. Rule 1: `state` was read after that commit."""
+        events: list[Event] = []
+        can_resume = (
+            renewal.epoch == state.epoch and state.resumable_revision <= renewal.applied_revision <= state.revision
+        )
+        if self.position is None and can_resume:
+            self.position = renewal.applied_revision
+        elif self.position is None or renewal.epoch != state.epoch:
+            events.append(ResetEvent(state.epoch, state.revision))  # rule 6: from the database, not from the feed
+            self.position = state.revision
+        events.append(LeaseEvent(renewal.sequence, self._lease_seconds, state.revision))
+        return events
+
+    def changed(self, changes: Iterable[ChangeEvent]) -> list[Event]:
+        """Return those of the changes that come next; the caller gives them from `position` on, without a gap."""
+        if self.position is None:
+            return []
+        events: list[Event] = []
+        for change in changes:
+            if change.revision == self.position + 1:
+                events.append(change)
+                self.position = change.revision
+        return events
+
+
+class Propagation:
+    """By when a committed change holds everywhere (rule 10)."""
+
+    def __init__(self, revision: int, rows: Sequence[LeaseRow], state: StoreState) -> None:
+        """`rows` and `state` were read after the commit of `revision`, in one statement or the rows first."""
+        self.revision = revision
+        self.pending = {row.holder_id: row for row in rows if row.is_behind(state, revision)}
+        """As of the commit: later renewals cannot extend what a holder that is behind may use, by rule 3."""
+        self.confirmed = {row.holder_id: row for row in rows if _has_confirmed(row, state, revision)}
+        self._time = state.time
+
+    def update(self, rows: Sequence[LeaseRow], state: StoreState) -> None:
+        """Take note of what the leases are now."""
+        now = {row.holder_id: row for row in rows}
+        for holder_id, row in list(self.pending.items()):
+            current = now.get(holder_id)
+            # A row is swept long after it expired; and what was pending expires when it did as of the commit.
+            if current is None or not current.is_behind(state, self.revision) or row.expire_time <= state.time:
+                del self.pending[holder_id]
+                if current is not None and _has_confirmed(current, state, self.revision):
+                    self.confirmed[holder_id] = current
+        self._time = state.time
+
+    @property
+    def is_effective(self) -> bool:
+        """Whether nothing is pending."""
+        return not self.pending
+
+    @property
+    def effective_by(self) -> datetime:
+        """The instant, by the database's clock: read after the last check, or the latest expiry that is pending."""
+        return max((row.expire_time for row in self.pending.values()), default=self._time)
+
+
+def _has_confirmed(row: LeaseRow, state: StoreState, revision: int) -> bool:
+    is_live = not row.is_gone and row.expire_time > state.time
+    return is_live and row.epoch == state.epoch and row.acknowledged_revision >= revision
