@@ -1,4 +1,4 @@
-"""Composition root of the key service: engine -> store -> servicers -> grpc.aio server.
+"""Composition root of the key service: database -> stores -> watch -> servicers -> grpc.aio server.
 
 Called by `cli serve`; `serve` runs until it is told to stop.
 """
@@ -10,23 +10,28 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from authsvc.changes import ChangeFeed
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import Config, Tokens, make_state_dir
+from authsvc.database import Database
 from authsvc.interceptors import CallInterceptor
-from authsvc.service import KeyService, ProjectService
-from authsvc.store import SCHEMA_VERSION, KeyStore, open_engine
+from authsvc.lease_store import LeaseStore
+from authsvc.service import KeyService, OperationsService, ProjectService
+from authsvc.store import SCHEMA_VERSION, KeyStore
+from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 # The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 256 * 1024
-_CALLS_MAX = 2000
+_CALLS_MAX = 7000  # of which watch streams are at most 5000
 _DRAIN_SECONDS = 10.0
 _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
@@ -49,10 +54,17 @@ async def migrate(config: Config) -> tuple[str | None, str]:
 
     Raises ConfigurationError for a schema newer than this code, StoreUnavailableError.
     """
-    async with _store(config) as store:
-        before = await store.schema_version()
-        await _migrate(store, before)
+    async with _database(config) as database:
+        before = await database.schema_version()
+        await _migrate(database, before)
         return before, SCHEMA_VERSION
+
+
+async def renew_epoch(config: Config) -> None:
+    """Make every holder of cached verdicts forget all it has, after commits may have been lost."""
+    async with _database(config) as database:
+        await _check_schema(database)
+        await LeaseStore(database, now, config.lease_margin_seconds).renew_epoch()
 
 
 async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
@@ -64,65 +76,92 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     config.check_exposure()
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
-    async with _store(config) as store:
-        await _check_schema(store)
+    async with _database(config) as database:
+        await _check_schema(database)
+        store = KeyStore(database, now)
+        leases = LeaseStore(database, now, config.lease_margin_seconds)
+        feed = ChangeFeed(database, store, leases)
+        await feed.open()
+        watch = Watch(
+            store,
+            leases,
+            feed,
+            lease_seconds=config.lease_seconds,
+            margin_seconds=config.lease_margin_seconds,
+            now=now,
+            monotonic=time.monotonic,
+        )
         server = grpc.aio.server(
             interceptors=[CallInterceptor(tokens, time.monotonic)],
             options=_OPTIONS,
             maximum_concurrent_rpcs=_CALLS_MAX,
         )
-        key_service = KeyService(store)
+        key_service = KeyService(store, watch, feed)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), server)
+        pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), server)
         healthy = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         if config.reflection:
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         address = _listen(server, config)
+        watching = asyncio.create_task(watch.run())
         await server.start()
         for service in ("", *_SERVICES):
             await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         started(address)
+        stopping = asyncio.create_task(stop.wait())
         try:
-            await stop.wait()
+            await asyncio.wait([stopping, watching], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await healthy.enter_graceful_shutdown()
+            watch.close()
             await server.stop(_DRAIN_SECONDS)
             await key_service.drain()
+            await _end(watching, stopping)
+
+
+async def _end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks; raise what one of them failed with."""
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
 
 
 @asynccontextmanager
-async def _store(config: Config) -> AsyncIterator[KeyStore]:
+async def _database(config: Config) -> AsyncIterator[Database]:
     if config.database_url is None:
         make_state_dir(config.state_dir)
-    store = KeyStore(open_engine(config.store_url()), now)
+    database = Database(config.store_url())
     try:
-        yield store
+        yield database
     finally:
-        await store.close()
+        await database.close()
 
 
-async def _check_schema(store: KeyStore) -> None:
-    version = await store.schema_version()
+async def _check_schema(database: Database) -> None:
+    version = await database.schema_version()
     if version == SCHEMA_VERSION:
         return
-    if not store.is_sqlite:
+    if not database.is_sqlite:
         raise ConfigurationError(
             f"the database's schema is at version {version or 'none'}, this service needs {SCHEMA_VERSION}: "
             "run 'authsvc migrate'"
         )
-    await _migrate(store, version)
+    await _migrate(database, version)
 
 
-async def _migrate(store: KeyStore, version: str | None) -> None:
+async def _migrate(database: Database, version: str | None) -> None:
     if version is not None and version > SCHEMA_VERSION:
         raise ConfigurationError(
             f"the database's schema is at version {version}, made by a newer authsvc than this one ({SCHEMA_VERSION})"
         )
     from authsvc.migrations import upgrade  # noqa: PLC0415 - Alembic costs a start that has nothing to migrate 0.1 s
 
-    await store.migrate(upgrade)
+    await database.migrate(upgrade)
 
 
 def _listen(server: grpc.aio.Server, config: Config) -> Address:

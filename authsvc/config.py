@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 
@@ -33,6 +33,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     allow_insecure: bool = False
+    lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60
+    lease_margin_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.CONSOLE
     address: Address | None = None

@@ -4,6 +4,9 @@
     ├── InvalidArgumentError    INVALID_ARGUMENT
     ├── NotFoundError           NOT_FOUND
     ├── AlreadyExistsError      ALREADY_EXISTS
+    ├── HolderGoneError         FAILED_PRECONDITION
+    ├── SlowHolderError         RESOURCE_EXHAUSTED
+    ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
 
 A bad key is none of these: it is a verdict, in an OK response.
@@ -24,6 +27,18 @@ class NotFoundError(KeyServiceError):
 
 class AlreadyExistsError(KeyServiceError):
     """The project has an active key."""
+
+
+class HolderGoneError(KeyServiceError):
+    """A holder that said goodbye renews its lease."""
+
+
+class SlowHolderError(KeyServiceError):
+    """A stream whose holder does not read what it is sent, or one stream too many."""
+
+
+class StreamEndedError(KeyServiceError):
+    """The service ends a stream; the holder opens another, here or at another replica."""
 
 
 class StoreUnavailableError(KeyServiceError):

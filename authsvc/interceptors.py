@@ -17,20 +17,26 @@ from authsvc.client.environment import Secret
 from authsvc.config import Tokens
 from authsvc.errors import (
     AlreadyExistsError,
+    HolderGoneError,
     InvalidArgumentError,
     KeyServiceError,
     NotFoundError,
+    SlowHolderError,
     StoreUnavailableError,
+    StreamEndedError,
 )
 
 _STATUS = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    HolderGoneError: grpc.StatusCode.FAILED_PRECONDITION,
+    SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StreamEndedError: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
-_BRIDGE_METHODS = frozenset({"/authsvc.v1.KeyService/Validate"})
+_BRIDGE_METHODS = frozenset({"/authsvc.v1.KeyService/Validate", "/authsvc.v1.KeyService/Watch"})
 # A caller that sets no deadline must not hold a place for ever; the database answers or fails well within this.
 _DEADLINE_SECONDS_MAX = 30.0
 
@@ -67,16 +73,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         method: str = handler_call_details.method
         if handler is None or method.startswith(_OPEN_SERVICES):
             return handler
-        call: Any = handler.unary_unary
         refusal = self._refusal(method, handler_call_details.invocation_metadata)
+        if handler.stream_stream is not None:
+            return grpc.stream_stream_rpc_method_handler(
+                self._guard(method, handler.stream_stream, refusal, deadline_seconds=None),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._guard(method, handler.unary_unary, refusal, _DEADLINE_SECONDS_MAX),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
 
+    def _guard(
+        self, method: str, call: Any, refusal: tuple[grpc.StatusCode, str] | None, deadline_seconds: float | None
+    ) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             started = self._monotonic()
             status, detail = refusal or (grpc.StatusCode.OK, "")
             response = None
             try:
                 if refusal is None:
-                    async with asyncio.timeout(_DEADLINE_SECONDS_MAX):
+                    async with asyncio.timeout(deadline_seconds):
                         response = await call(request, context)
             except KeyServiceError as error:
                 status, detail = _STATUS[type(error)], str(error)
@@ -87,15 +106,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 status, detail = grpc.StatusCode.INTERNAL, "internal error"
             milliseconds = round((self._monotonic() - started) * 1000, 2)
             _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
-            if response is None:
+            if status is not grpc.StatusCode.OK:
                 await context.abort(status, detail)
             return response
 
-        return grpc.unary_unary_rpc_method_handler(
-            guarded,
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return guarded
 
     def _refusal(self, method: str, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
         presented = [value for key, value in metadata or () if key == "authorization"]

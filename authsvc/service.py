@@ -1,4 +1,4 @@
-"""KeyService and ProjectService: protobuf to domain and back, nothing else.
+"""KeyService, ProjectService and OperationsService: protobuf to domain and back, nothing else.
 
 Registered by `app`, called by gRPC behind `interceptors`, which turns what is
 raised here into a status.
@@ -7,7 +7,7 @@ raised here into a status.
 import asyncio
 import base64
 import binascii
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,11 +15,16 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from authsvc.changes import ChangeFeed
+from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.raw_key import PREFIX, RawKey
 from authsvc.errors import InvalidArgumentError
 from authsvc.keys import generate_key_id, generate_raw_key, parse_project_id
+from authsvc.lease_store import LeaseStore
+from authsvc.leases import LeaseRow
 from authsvc.origins import OriginEntryError, OriginList, normalise_list
-from authsvc.store import Key, KeyStore, NewKey, Project, Revision
+from authsvc.store import Change, Key, KeyStore, NewKey, Project, Revision
+from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
@@ -32,14 +37,19 @@ _INVALID_CACHE_TTL = timedelta(seconds=5)
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 100  # projects with 100 origins of 260 characters each are 2.6 MB, and gRPC's clients take 4 MiB
 _CALLER_CHARACTERS_MAX = 128
+_WAIT_SECONDS_DEFAULT = 2.0
+_WAIT_SECONDS_MAX = 25.0
+_ANSWER_SECONDS = 0.1  # of the caller's deadline, kept for the answer's way back
 
 
 class KeyService(pb_grpc.KeyServiceServicer):
     """Issues, revokes and validates keys."""
 
-    def __init__(self, store: KeyStore) -> None:
+    def __init__(self, store: KeyStore, watch: Watch, feed: ChangeFeed) -> None:
         """Serve from the store, which stays the caller's to close after `drain`."""
         self._store = store
+        self._watch = watch
+        self._feed = feed
         self._mutations: set[asyncio.Task[Any]] = set()
 
     async def drain(self) -> None:
@@ -71,38 +81,75 @@ class KeyService(pb_grpc.KeyServiceServicer):
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
         raw_key, new_key = _new_key()
+        wait_seconds = _wait_seconds(request, context)
         key, origins, revision = await self._finish(
             self._store.issue(project_id, origins, new_key, _caller(context)),
         )
-        return pb.IssueResponse(api_key=raw_key.reveal(), key=_key(key), origins=origins, revision=revision)
+        return pb.IssueResponse(
+            api_key=raw_key.reveal(),
+            key=_key(key),
+            origins=origins,
+            revision=revision,
+            propagation=await self._propagate(revision, wait_seconds),
+        )
 
     async def Revoke(self, request: pb.RevokeRequest, context: _Context) -> pb.RevokeResponse:
         """End a key and issue the next."""
         project_id = parse_project_id(request.project_id)
         key_id = request.key_id if request.HasField("key_id") else None
+        wait_seconds = _wait_seconds(request, context)
         raw_key, new_key = _new_key()
         outcome = await self._finish(self._store.revoke(project_id, key_id, new_key, _caller(context)))
+        response = pb.RevokeResponse(revoked_key=_key(outcome.key), revision=outcome.revision)
         if outcome.next_key is None:
-            return pb.RevokeResponse(revoked_key=_key(outcome.key), already_revoked=True, revision=outcome.revision)
-        return pb.RevokeResponse(
-            revoked_key=_key(outcome.key),
-            api_key=raw_key.reveal(),
-            key=_key(outcome.next_key),
-            revision=outcome.revision,
-        )
+            response.already_revoked = True  # rule 11: nothing was committed, and the wait is as for the first call
+        else:
+            response.api_key = raw_key.reveal()
+            response.key.CopyFrom(_key(outcome.next_key))
+        response.propagation.CopyFrom(await self._propagate(outcome.revision, wait_seconds))
+        return response
 
     async def SetOrigins(self, request: pb.SetOriginsRequest, context: _Context) -> pb.SetOriginsResponse:
         """Replace the project's origin list."""
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
+        wait_seconds = _wait_seconds(request, context)
         revision = await self._finish(self._store.set_origins(project_id, origins, _caller(context)))
-        return pb.SetOriginsResponse(origins=origins, revision=revision)
+        propagation = await self._propagate(revision, wait_seconds)
+        return pb.SetOriginsResponse(origins=origins, revision=revision, propagation=propagation)
+
+    # grpc.aio also takes a coroutine that writes to its context; the stub knows generators only.
+    async def Watch(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.WatchRequest], context: Any
+    ) -> None:
+        """Serve one holder's stream."""
+
+        async def renewals() -> AsyncIterator[Renewal]:
+            async for request in request_iterator:
+                yield _renewal(request)
+
+        async def send(event: Event) -> None:
+            await context.write(_event(event))
+
+        await self._watch.serve(renewals(), send)
+
+    async def _propagate(self, revision: int, wait_seconds: float) -> pb.Propagation:
+        propagation = await self._watch.propagate(revision, wait_seconds)
+        if propagation is None:
+            return pb.Propagation(effective_by=_timestamp(self._watch.lease_bound()))
+        return pb.Propagation(
+            effective_by=_timestamp(propagation.effective_by),
+            effective=propagation.is_effective,
+            confirmed=map(_holder, propagation.confirmed.values()),
+            pending=map(_holder, propagation.pending.values()),
+        )
 
     async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
         """Run a mutation to its end even if its caller goes away: it is either not begun or committed, never cut."""
         task = asyncio.create_task(mutation)
         self._mutations.add(task)
         task.add_done_callback(self._mutations.discard)
+        task.add_done_callback(lambda _: self._feed.wake())
         return await asyncio.shield(task)
 
 
@@ -139,6 +186,89 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
         keys = await self._store.keys(project_id, before=before, limit=size + 1)
         token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
         return pb.ListKeysResponse(keys=map(_key, keys[:size]), next_page_token=token)
+
+
+class OperationsService(pb_grpc.OperationsServiceServicer):
+    """Shows operators who holds leases, and the audit trail."""
+
+    def __init__(self, store: KeyStore, leases: LeaseStore) -> None:
+        """Read from both, which stay the caller's to close."""
+        self._store = store
+        self._leases = leases
+
+    async def ListHolders(self, request: pb.ListHoldersRequest, context: _Context) -> pb.ListHoldersResponse:
+        """Return who may reuse verdicts."""
+        rows, state = await self._leases.rows()
+        holders = map(_holder, sorted(rows, key=lambda row: (row.name, row.holder_id)))
+        return pb.ListHoldersResponse(holders=holders, revision=state.revision, now=_timestamp(state.time))
+
+    async def ListChanges(self, request: pb.ListChangesRequest, context: _Context) -> pb.ListChangesResponse:
+        """Return a page of the audit trail."""
+        if request.after_revision < 0:
+            raise InvalidArgumentError("after_revision: must not be negative")
+        changes = await self._store.changes(
+            after=Revision(request.after_revision),
+            limit=_page_size(request.page_size),
+            project_id=parse_project_id(request.project_id) if request.project_id else None,
+        )
+        return pb.ListChangesResponse(changes=map(_change, changes))
+
+
+def _wait_seconds(request: Any, context: Any) -> float:
+    """Return how long the caller waits for the change to hold everywhere; less than its deadline allows the answer."""
+    wait_seconds = _WAIT_SECONDS_DEFAULT
+    if request.HasField("wait"):
+        wait_seconds = request.wait.ToTimedelta().total_seconds()
+        if wait_seconds < 0:
+            raise InvalidArgumentError("wait: must not be negative")
+    left_seconds = context.time_remaining()
+    if left_seconds is not None:
+        wait_seconds = min(wait_seconds, max(0.0, left_seconds - _ANSWER_SECONDS))
+    return min(wait_seconds, _WAIT_SECONDS_MAX)
+
+
+def _renewal(request: pb.WatchRequest) -> Renewal:
+    if not 16 <= len(request.holder_id) <= 64 or not request.holder_id.isascii():
+        raise InvalidArgumentError("holder_id: expected 16 to 64 ASCII characters")
+    if len(request.name) > 128 or "\0" in request.name + request.holder_id + request.epoch or len(request.epoch) > 32:
+        raise InvalidArgumentError("name, holder_id or epoch: too long, or not text")
+    if request.applied_revision < 0:
+        raise InvalidArgumentError("applied_revision: must not be negative")
+    return Renewal(
+        request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.goodbye
+    )
+
+
+def _event(event: Event) -> pb.WatchResponse:
+    match event:
+        case ChangeEvent():
+            return pb.WatchResponse(change=pb.ChangeEvent(revision=event.revision, key_digests=event.digests))
+        case LeaseEvent():
+            duration = _duration(timedelta(seconds=event.duration_seconds))
+            lease = pb.LeaseEvent(sequence=event.sequence, duration=duration, revision=event.revision)
+            return pb.WatchResponse(lease=lease)
+        case ResetEvent():
+            return pb.WatchResponse(reset=pb.ResetEvent(epoch=event.epoch, revision=event.revision))
+
+
+def _holder(row: LeaseRow) -> pb.Holder:
+    return pb.Holder(
+        holder_id=row.holder_id,
+        name=row.name,
+        acknowledged_revision=row.acknowledged_revision,
+        lease_expire_time=_timestamp(row.expire_time),
+        renew_time=_timestamp(row.renew_time),
+    )
+
+
+def _change(change: Change) -> pb.Change:
+    return pb.Change(
+        revision=change.revision,
+        kind=change.kind,
+        project_id=change.project_id,
+        caller=change.caller,
+        create_time=_timestamp(change.create_time),
+    )
 
 
 def _caller(context: _Context) -> str:

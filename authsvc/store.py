@@ -1,94 +1,78 @@
-"""Projects, keys and the log of changes in SQL: SQLite or PostgreSQL. The only SQL of the key service.
+"""Projects, keys and the log of changes in SQL. Together with `lease_store` the only SQL of the key service.
 
-`service` calls `KeyStore`; `app` and the CLI open it. The database holds the
-invariants: one active key a project, unique digests, gap-free revisions.
+`service` and `changes` call `KeyStore`. The database holds the invariants: one active
+key a project, unique digests, gap-free revisions.
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from authsvc.client.environment import ConfigurationError
 from authsvc.client.raw_key import Digest
+from authsvc.database import Database, Instant
 from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId
 
 Revision = NewType("Revision", int)
 """How many mutations were committed before and with this one: gap-free, and visible in order."""
 
-_BUSY_TIMEOUT_SECONDS = 5
-_POOL_TIMEOUT_SECONDS = 5
-_COMMAND_TIMEOUT_SECONDS = 5
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The newest revision under `migrations/versions`, which these tables are at; a test compares."""
 
-_MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
-
-
-class _Instant(sa.TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite has no zones, so there it is stored without."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return value.replace(tzinfo=None) if value is not None and dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        return value.replace(tzinfo=UTC) if value is not None and dialect.name == "sqlite" else value
+CHANNEL = "authsvc"
+"""PostgreSQL's notification channel: something was committed that a replica may be waiting for."""
 
 
 # Written for queries; `migrations` makes the tables, with constraints and indexes. A test compares the two.
-_metadata = sa.MetaData()
-_counter = sa.Table(
+METADATA = sa.MetaData()
+COUNTER = sa.Table(
     "revision_counter",
-    _metadata,
+    METADATA,
     sa.Column("id", sa.SmallInteger, primary_key=True),
     sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("epoch", sa.String(32), nullable=False),
 )
 _projects = sa.Table(
     "projects",
-    _metadata,
+    METADATA,
     sa.Column("project_id", sa.String(63), primary_key=True),
     sa.Column("origins", sa.JSON, nullable=False),
-    sa.Column("create_time", _Instant, nullable=False),
+    sa.Column("create_time", Instant, nullable=False),
 )
 _keys = sa.Table(
     "keys",
-    _metadata,
+    METADATA,
     sa.Column("key_id", sa.String(20), primary_key=True),
     sa.Column("project_id", sa.String(63), nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.Column("create_revision", sa.BigInteger, nullable=False),
-    sa.Column("create_time", _Instant, nullable=False),
-    sa.Column("revoke_time", _Instant),
+    sa.Column("create_time", Instant, nullable=False),
+    sa.Column("revoke_time", Instant),
 )
 _changes = sa.Table(
     "changes",
-    _metadata,
+    METADATA,
     sa.Column("revision", sa.BigInteger, primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("project_id", sa.String(63), nullable=False),
     sa.Column("voided_digests", sa.JSON, nullable=False),
     sa.Column("caller", sa.String(128), nullable=False),
-    sa.Column("create_time", _Instant, nullable=False),
+    sa.Column("create_time", Instant, nullable=False),
 )
 _active = _keys.c.revoke_time.is_(None)
 
 # One statement, so that revision, key and origins are of one snapshot. The join starts at the counter: there is
 # always exactly one row.
 _LOOKUP = sa.select(
-    _counter.c.revision, _keys.c.key_id, _keys.c.project_id, _keys.c.revoke_time, _projects.c.origins
+    COUNTER.c.revision, _keys.c.key_id, _keys.c.project_id, _keys.c.revoke_time, _projects.c.origins
 ).select_from(
-    _counter.outerjoin(_keys, _keys.c.digest == sa.bindparam("digest")).outerjoin(
+    COUNTER.outerjoin(_keys, _keys.c.digest == sa.bindparam("digest")).outerjoin(
         _projects, _projects.c.project_id == _keys.c.project_id
     )
 )
@@ -161,56 +145,6 @@ class Change:
     create_time: datetime
 
 
-def open_engine(url: str) -> AsyncEngine:
-    """Return an engine for `sqlite:///FILE` or `postgresql://…`; nothing is connected yet.
-
-    Raises ConfigurationError for another kind of database.
-    """
-    try:
-        parsed = sa.make_url(url)
-    except exc.ArgumentError:
-        raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
-    backend = parsed.get_backend_name()
-    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        engine = create_async_engine(
-            parsed.set(drivername="sqlite+aiosqlite"),
-            hide_parameters=True,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
-            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
-        )
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
-        return engine
-    if backend == "postgresql":
-        return create_async_engine(
-            parsed.set(drivername="postgresql+asyncpg"),
-            hide_parameters=True,
-            pool_size=10,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
-            connect_args={
-                "timeout": _COMMAND_TIMEOUT_SECONDS,
-                "command_timeout": _COMMAND_TIMEOUT_SECONDS,
-                "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
-            },
-        )
-    raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # IMMEDIATE takes the write lock before anything is read: a transaction that reads first and then writes would
-    # fail, or write what it read too long ago.
-    if mode := connection.get_execution_options().get("sqlite_begin", "DEFERRED"):
-        connection.exec_driver_sql(f"BEGIN {mode}")
-
-
 class KeyStore:
     """All that is stored of projects and keys.
 
@@ -218,49 +152,16 @@ class KeyStore:
     committed, except where the database's answer to the commit itself was lost.
     """
 
-    def __init__(self, engine: AsyncEngine, now: Callable[[], datetime]) -> None:
-        """`now` gives aware UTC instants. The engine is the store's from here on."""
-        self._engine = engine
-        # A single statement needs no transaction: three round trips to the database become one.
-        self._statements = (
-            engine.execution_options(sqlite_begin=None)
-            if engine.dialect.name == "sqlite"
-            else engine.execution_options(isolation_level="AUTOCOMMIT")
-        )
-        self._mutations = engine.execution_options(sqlite_begin="IMMEDIATE")
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        """`now` gives aware UTC instants; the database stays the caller's to close."""
+        self._database = database
         self._now = now
-        # Mutations wait for each other in the database anyway: SQLite's writers poll, and PostgreSQL's hold a
-        # connection each, which validations then lack. Within a process they queue here instead, in order.
-        self._turn = asyncio.Lock()
-
-    @property
-    def is_sqlite(self) -> bool:
-        """Whether the schema is migrated at start."""
-        return self._engine.dialect.name == "sqlite"
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._engine.dispose()
-
-    async def schema_version(self) -> str | None:
-        """Return the Alembic revision that the database is at; None for an empty database."""
-        async with self._reading() as connection:
-            if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
-                return None
-            return (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
-
-    async def migrate(self, upgrade: Callable[[sa.Connection], None]) -> None:
-        """Run `upgrade` in one transaction that no other process's migration overlaps."""
-        async with _translated(), self._mutations.connect() as connection, connection.begin():
-            if not self.is_sqlite:
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-            await connection.run_sync(upgrade)
 
     async def lookup(self, digest: Digest) -> tuple[Revision, ActiveKey | None]:
         """Return the active key with this digest, if there is one, and the revision that this was read at."""
         for retry in (True, False):
             try:
-                async with _translated(), self._statements.connect() as connection:
+                async with self._database.statement() as connection:
                     row = (await connection.execute(_LOOKUP, {"digest": digest})).one()
                 break
             except StoreUnavailableError as error:
@@ -327,7 +228,7 @@ class KeyStore:
 
     async def project(self, project_id: ProjectId) -> Project:
         """Return the project. Raises NotFoundError."""
-        async with self._reading() as connection:
+        async with self._database.reading() as connection:
             project = await self._project(connection, project_id)
         if project is None:
             raise NotFoundError(f"no project {project_id!r}")
@@ -336,7 +237,7 @@ class KeyStore:
     async def projects(self, *, after: str, limit: int) -> list[Project]:
         """Return at most `limit` projects by id, from the first one whose id is greater than `after`."""
         query = _SELECT_PROJECTS.where(_projects.c.project_id > after).order_by(_projects.c.project_id).limit(limit)
-        async with self._reading() as connection:
+        async with self._database.reading() as connection:
             return [_project(row) for row in await connection.execute(query)]
 
     async def keys(self, project_id: ProjectId, *, before: Revision | None, limit: int) -> list[Key]:
@@ -347,22 +248,19 @@ class KeyStore:
         query = sa.select(_keys).where(_keys.c.project_id == project_id)
         if before is not None:
             query = query.where(_keys.c.create_revision < before)
-        async with self._reading() as connection:
+        async with self._database.reading() as connection:
             if await self._project(connection, project_id) is None:
                 raise NotFoundError(f"no project {project_id!r}")
             rows = await connection.execute(query.order_by(_keys.c.create_revision.desc()).limit(limit))
             return [_key(row) for row in rows]
 
-    async def changes(self, *, after: Revision, limit: int) -> list[Change]:
-        """Return at most `limit` changes in order, from the first one after the revision."""
+    async def changes(self, *, after: Revision, limit: int, project_id: ProjectId | None = None) -> list[Change]:
+        """Return at most `limit` changes in order, from the first one after the revision, of one project or of all."""
         query = sa.select(_changes).where(_changes.c.revision > after).order_by(_changes.c.revision).limit(limit)
-        async with self._reading() as connection:
+        if project_id is not None:
+            query = query.where(_changes.c.project_id == project_id)
+        async with self._database.statement() as connection:
             return [_change(row) for row in await connection.execute(query)]
-
-    @asynccontextmanager
-    async def _reading(self) -> AsyncIterator[AsyncConnection]:
-        async with _translated(), self._engine.connect() as connection:
-            yield connection
 
     @asynccontextmanager
     async def _mutating(self) -> AsyncIterator[tuple[AsyncConnection, Revision, datetime]]:
@@ -371,11 +269,12 @@ class KeyStore:
         The counter's row lock puts mutations in one order: what the body reads is all that came before, and
         nothing comes between. A body that rolls back itself has changed nothing.
         """
-        bump = _counter.update().values(revision=_counter.c.revision + 1).returning(_counter.c.revision)
-        async with self._turn, _translated(), self._mutations.connect() as connection:
+        bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
+        async with self._database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
             yield connection, Revision(revision), self._now()
-            await connection.commit()
+            if not self._database.is_sqlite:  # sent with the commit; not at all if there is none
+                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
     async def _project(self, connection: AsyncConnection, project_id: ProjectId) -> Project | None:
         rows = await connection.execute(_SELECT_PROJECTS.where(_projects.c.project_id == project_id))
@@ -442,16 +341,3 @@ def _project(row: sa.Row[Any]) -> Project:
 def _change(row: sa.Row[Any]) -> Change:
     voided = tuple(Digest(bytes.fromhex(digest)) for digest in row.voided_digests)
     return Change(row.revision, ChangeKind(row.kind), row.project_id, voided, row.caller, row.create_time)
-
-
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
-    """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
-    try:
-        yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError, TimeoutError) as error:
-        raise StoreUnavailableError("the database cannot answer now") from error
-    except exc.DBAPIError as error:
-        if error.connection_invalidated:
-            raise StoreUnavailableError("the database cannot answer now") from error
-        raise

@@ -11,13 +11,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from authsvc import database as database_module
+from authsvc import lease_store
 from authsvc import store as store_module
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.raw_key import RawKey
+from authsvc.database import Database
 from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
 from authsvc.migrations import upgrade
-from authsvc.store import SCHEMA_VERSION, ChangeKind, KeyStore, NewKey, Revision, open_engine
+from authsvc.store import SCHEMA_VERSION, ChangeKind, KeyStore, NewKey, Revision
 from tests.postgres import PostgresServer
 
 DEMO = ProjectId("demo")
@@ -37,17 +40,17 @@ class Clock:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[KeyStore]:
-    store = KeyStore(open_engine(url), Clock())
+    database = Database(url)
+    await database.migrate(upgrade)
     try:
-        yield store
+        yield KeyStore(database, Clock())
     finally:
-        await store.close()
+        await database.close()
 
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[KeyStore]:
     async with opened(database_url) as store:
-        await store.migrate(upgrade)
         yield store
 
 
@@ -211,7 +214,7 @@ async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_di
 ) -> None:
     raw_key, _ = await issue(store)
     await issue(store, ProjectId("other"))
-    engine = open_engine(database_url)
+    database = Database(database_url)
     insert = sa.text(
         "INSERT INTO keys (key_id, project_id, digest, create_revision, create_time, revoke_time) "
         "VALUES ('key_x', 'demo', :digest, 99, :time, :revoked)"
@@ -221,9 +224,9 @@ async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_di
     )
     for digest, revoked in ((b"y" * 32, None), (raw_key.digest, START)):
         with pytest.raises(sa.exc.IntegrityError):
-            async with engine.begin() as connection:
+            async with database.engine.begin() as connection:
                 await connection.execute(insert, {"digest": digest, "time": START, "revoked": revoked})
-    await engine.dispose()
+    await database.close()
 
 
 async def test_a_repeated_digest_rolls_the_whole_mutation_back(store: KeyStore) -> None:
@@ -235,27 +238,29 @@ async def test_a_repeated_digest_rolls_the_whole_mutation_back(store: KeyStore) 
 
 
 async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore, database_url: str) -> None:
-    engine = open_engine(database_url)
-    async with engine.connect() as connection:
+    database = Database(database_url)
+    async with database.engine.connect() as connection:
         made = await connection.run_sync(
             lambda sync: {
                 table: {column["name"]: column["nullable"] for column in sa.inspect(sync).get_columns(table)}
                 for table in sa.inspect(sync).get_table_names()
             }
         )
-    await engine.dispose()
+    await database.close()
     made.pop("alembic_version")
-    declared = store_module._metadata.tables.values()
+    assert lease_store.LeaseStore  # whose table is among them
+    declared = store_module.METADATA.tables.values()
     assert made == {table.name: {column.name: bool(column.nullable) for column in table.columns} for table in declared}
 
 
 async def test_migrating_is_repeatable_and_ends_at_the_version_the_code_needs(database_url: str) -> None:
-    async with opened(database_url) as store, opened(database_url) as other:
-        assert await store.schema_version() is None
-        await asyncio.gather(store.migrate(upgrade), other.migrate(upgrade))
-        assert await store.schema_version() == SCHEMA_VERSION
-        await store.migrate(upgrade)
-        assert await store.lookup(generate_raw_key().digest) == (0, None)
+    one, other = Database(database_url), Database(database_url)
+    assert await one.schema_version() is None
+    await asyncio.gather(one.migrate(upgrade), other.migrate(upgrade))
+    assert await one.schema_version() == SCHEMA_VERSION
+    await one.migrate(upgrade)
+    assert await KeyStore(one, Clock()).lookup(generate_raw_key().digest) == (0, None)
+    await asyncio.gather(one.close(), other.close())
 
 
 def _hold_write_lock(
@@ -270,9 +275,8 @@ def _hold_write_lock(
 async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
     async with opened(sqlite_url) as store:
-        await store.migrate(upgrade)
         raw_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")
         held, free = context.Event(), context.Event()
@@ -293,7 +297,6 @@ async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back
     private_postgres: PostgresServer,
 ) -> None:
     async with opened(private_postgres.url("postgres")) as store:
-        await store.migrate(upgrade)
         raw_key, _ = await issue(store)
         await asyncio.to_thread(private_postgres.stop)
         with pytest.raises(StoreUnavailableError):
@@ -312,4 +315,4 @@ async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back
 @pytest.mark.parametrize("url", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense", ""])
 def test_an_unusable_database_url_is_refused_by_its_variables_name(url: str) -> None:
     with pytest.raises(ConfigurationError, match="AUTHSVC_DATABASE_URL"):
-        open_engine(url)
+        Database(url)

@@ -1,0 +1,171 @@
+"""The connection to the key service's database: SQLite or PostgreSQL, and how each begins a transaction.
+
+`store` and `lease_store` share one Database; `app` and the command line open it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from authsvc.client.environment import ConfigurationError
+from authsvc.errors import StoreUnavailableError
+
+_BUSY_TIMEOUT_SECONDS = 5
+_POOL_TIMEOUT_SECONDS = 5
+_COMMAND_TIMEOUT_SECONDS = 5
+_MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
+
+
+class Instant(sa.TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite has no zones, so there it is stored without."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return what the driver takes."""
+        return value.replace(tzinfo=None) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+        """Return what the driver gave, in UTC whatever zone the server's session has."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+
+
+class Database:
+    """One database. Its three kinds of connection raise StoreUnavailableError while it cannot answer."""
+
+    def __init__(self, url: str) -> None:
+        """Take `sqlite:///FILE` or `postgresql://…`; nothing is connected yet.
+
+        Raises ConfigurationError for another kind of database.
+        """
+        self.engine = _engine(url)
+        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        # A single statement needs no transaction: three round trips to the database become one.
+        self._statements = (
+            self.engine.execution_options(sqlite_begin=None)
+            if self.is_sqlite
+            else self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
+        self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
+        # Writers wait for each other in the database anyway: SQLite's poll, and PostgreSQL's hold a connection each,
+        # which validations then lack. Within a process they queue here instead, in order.
+        self._turn = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection on which each statement stands for itself."""
+        async with _available(), self._statements.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection in a transaction: on SQLite, of one snapshot."""
+        async with _available(), self.engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back."""
+        async with self._turn, _available(), self._writing.connect() as connection:
+            await connection.begin()
+            yield connection
+            await connection.commit()
+
+    async def listen(self, channel: str, notified: Callable[[], None]) -> None:
+        """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost."""
+        async with self.statement() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            lost = asyncio.Event()
+            driver.add_termination_listener(lambda _: lost.set())
+            try:
+                await driver.add_listener(channel, lambda *_: notified())
+                notified()
+                await lost.wait()
+            finally:
+                await connection.invalidate()  # it must not go back to the pool listening
+
+    async def migrate(self, upgrade: Callable[[sa.Connection], None]) -> None:
+        """Run `upgrade` in one transaction that no other process's migration overlaps."""
+        async with self.writing() as connection:
+            if not self.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            await connection.run_sync(upgrade)
+
+    async def schema_version(self) -> str | None:
+        """Return the Alembic revision that the database is at; None for an empty database."""
+        async with self.reading() as connection:
+            if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
+                return None
+            return (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
+
+
+def _engine(url: str) -> AsyncEngine:
+    try:
+        parsed = sa.make_url(url)
+    except exc.ArgumentError:
+        raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
+    backend = parsed.get_backend_name()
+    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        engine = create_async_engine(
+            parsed.set(drivername="sqlite+aiosqlite"),
+            hide_parameters=True,
+            pool_timeout=_POOL_TIMEOUT_SECONDS,
+            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+        )
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+    if backend == "postgresql":
+        return create_async_engine(
+            parsed.set(drivername="postgresql+asyncpg"),
+            hide_parameters=True,
+            pool_size=10,
+            pool_timeout=_POOL_TIMEOUT_SECONDS,
+            connect_args={
+                "timeout": _COMMAND_TIMEOUT_SECONDS,
+                "command_timeout": _COMMAND_TIMEOUT_SECONDS,
+                "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
+            },
+        )
+    raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # IMMEDIATE takes the write lock before anything is read: a transaction that reads first and then writes would
+    # fail, or write what it read too long ago.
+    if mode := connection.get_execution_options().get("sqlite_begin", "DEFERRED"):
+        connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+@asynccontextmanager
+async def _available() -> AsyncIterator[None]:
+    """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError, TimeoutError) as error:
+        raise StoreUnavailableError("the database cannot answer now") from error
+    except exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailableError("the database cannot answer now") from error
+        raise

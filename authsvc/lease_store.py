@@ -1,0 +1,134 @@
+"""The lease protocol's part of the database: the table `leases`, the epoch, and the database's clock.
+
+`watch` calls it. Each method is a transaction of its own, as rule 1 of
+docs/watch-protocol.md needs. The leases are in the shared database so that the promise
+holds across replicas and restarts of the service, with nothing else to coordinate.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from authsvc.client.holder import Renewal
+from authsvc.database import Database, Instant
+from authsvc.leases import CHANGES_BEHIND_MAX, LeaseRow, StoreState
+from authsvc.store import CHANNEL, COUNTER, METADATA
+
+_leases = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("holder_id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("epoch", sa.String(32), nullable=False),
+    sa.Column("acknowledged_revision", sa.BigInteger, nullable=False),
+    sa.Column("expire_time", Instant, nullable=False),
+    sa.Column("renew_time", Instant, nullable=False),
+    sa.Column("is_gone", sa.Boolean, nullable=False),
+)
+
+
+class LeaseStore:
+    """The leases of all holders. Every method raises StoreUnavailableError while the database cannot answer."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime], margin_seconds: float) -> None:
+        """`now`, aware UTC, is the database's clock on SQLite, whose processes share a machine.
+
+        Rule 12: the margin is added to every lease's duration, and covers drift between
+        the clocks, steps of the database's, and their resolution.
+        """
+        self._database = database
+        self._is_sqlite = database.is_sqlite
+        self._now = now
+        self._margin = timedelta(seconds=margin_seconds)
+
+    async def renew(self, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
+        """Commit the leases of different holders, and return which holders were refused, being gone."""
+        async with self._database.writing() as connection:
+            time = await self._read_clock(connection)
+            expire_time = time + timedelta(seconds=lease_seconds) + self._margin
+            # In the order of their ids, so that two replicas that meet cannot deadlock.
+            rows = [_row(renewal, time, expire_time) for renewal in sorted(renewals, key=lambda it: it.holder_id)]
+            kept = {row.holder_id for row in await connection.execute(self._upsert(rows))}
+            if not self._is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+        return {renewal.holder_id for renewal in renewals} - kept
+
+    def _upsert(self, rows: list[dict[str, Any]]) -> Any:
+        dialect = sqlite if self._is_sqlite else postgresql
+        insert = dialect.insert(_leases)
+        new, old = insert.excluded, _leases.c
+        greatest = sa.func.max if self._is_sqlite else sa.func.greatest
+        same_epoch_maximum = sa.case(
+            (old.epoch == new.epoch, greatest(old.acknowledged_revision, new.acknowledged_revision)),
+            else_=new.acknowledged_revision,
+        )
+        return (
+            insert.values(rows)
+            .on_conflict_do_update(
+                index_elements=["holder_id"],
+                set_={
+                    "name": new.name,
+                    "epoch": new.epoch,
+                    "acknowledged_revision": same_epoch_maximum,  # rule 9
+                    "expire_time": greatest(old.expire_time, new.expire_time),
+                    "renew_time": new.renew_time,
+                    "is_gone": new.is_gone,
+                },
+                where=sa.not_(old.is_gone),  # rule 7
+            )
+            .returning(old.holder_id)
+        )
+
+    async def state(self) -> StoreState:
+        """Read epoch, revision and clock."""
+        async with self._database.statement() as connection:
+            return await self._read_state(connection)
+
+    async def rows(self) -> tuple[list[LeaseRow], StoreState]:
+        """Read all leases that are not gone, and after them the state, whose clock is therefore not too early."""
+        async with self._database.statement() as connection:
+            found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_gone)))
+            rows = [LeaseRow(**row._mapping) for row in found]
+            return rows, await self._read_state(connection)
+
+    async def sweep(self, keep_seconds: float) -> None:
+        """Delete the leases that expired longer ago than this: several leases, so that no late renewal meets none."""
+        async with self._database.writing() as connection:
+            expired = await self._read_clock(connection) - timedelta(seconds=keep_seconds)
+            await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))
+
+    async def renew_epoch(self) -> str:
+        """Begin a new epoch, in which every holder forgets all it has; return it."""
+        epoch = secrets.token_hex(16)
+        async with self._database.writing() as connection:
+            await connection.execute(COUNTER.update().values(epoch=epoch))
+        return epoch
+
+    async def _read_state(self, connection: AsyncConnection) -> StoreState:
+        clock = [] if self._is_sqlite else [sa.func.clock_timestamp().label("time")]
+        row = (await connection.execute(sa.select(COUNTER.c.epoch, COUNTER.c.revision, *clock))).one()
+        time = self._now() if self._is_sqlite else row.time
+        return StoreState(row.epoch, row.revision, max(0, row.revision - CHANGES_BEHIND_MAX), time)
+
+    async def _read_clock(self, connection: AsyncConnection) -> datetime:
+        if self._is_sqlite:
+            return self._now()
+        time: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
+        return time
+
+
+def _row(renewal: Renewal, time: datetime, expire_time: datetime) -> dict[str, Any]:
+    return {
+        "holder_id": renewal.holder_id,
+        "name": renewal.name,
+        "epoch": renewal.epoch,
+        "acknowledged_revision": renewal.applied_revision,
+        "expire_time": expire_time,
+        "renew_time": time,
+        "is_gone": renewal.is_goodbye,
+    }

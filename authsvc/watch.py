@@ -1,0 +1,263 @@
+"""Watch streams, the leases they renew, and waiting until a change holds everywhere.
+
+`service` turns messages into what is here and back. The decisions are `leases`'; the
+rules are those of docs/watch-protocol.md, by number.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from authsvc.changes import ChangeFeed
+from authsvc.client.holder import Event, Renewal
+from authsvc.errors import HolderGoneError, SlowHolderError, StoreUnavailableError, StreamEndedError
+from authsvc.lease_store import LeaseStore
+from authsvc.leases import CHANGE_AGE_SECONDS_MAX, Propagation, StoreState, WatchSession
+from authsvc.store import KeyStore, Revision
+
+_STREAMS_MAX = 5000
+_QUEUE_MAX = 1000
+_SLOW_SECONDS = 5.0
+_POLL_SECONDS = 0.05
+"""While somebody waits for leases that other processes renew without a notification."""
+_SWEEP_SECONDS = 60.0
+_LEASES_KEPT = 5
+"""An expired lease is swept after so many times its duration (rule 7)."""
+
+
+class Granter:
+    """Renews leases. Like group commit: all that wait go into one transaction, and the next follows when it is done."""
+
+    def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float) -> None:
+        self._leases = leases
+        self._feed = feed
+        self._lease_seconds = lease_seconds
+        self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
+        self._wake = asyncio.Event()
+
+    async def renew(self, renewal: Renewal) -> StoreState:
+        """Commit the lease, and return what was read of the database after that commit (rule 1).
+
+        Raises HolderGoneError for a holder that said goodbye (rule 7), StoreUnavailableError.
+        """
+        done: asyncio.Future[StoreState] = asyncio.get_running_loop().create_future()
+        self._waiting.append((renewal, done))
+        self._wake.set()
+        return await done
+
+    async def run(self) -> None:
+        """Renew what waits, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]] = {}
+            later = []
+            for entry in self._waiting:
+                if entry[0].holder_id in group:
+                    later.append(entry)
+                    self._wake.set()
+                else:
+                    group[entry[0].holder_id] = entry
+            self._waiting = later
+            await self._grant(group)
+
+    async def _grant(self, group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]]) -> None:
+        refused: set[str] = set()
+        outcome: StoreState | StoreUnavailableError
+        try:
+            refused = await self._leases.renew([renewal for renewal, _ in group.values()], self._lease_seconds)
+            outcome = await self._leases.state()  # rule 1: a later transaction
+        except StoreUnavailableError as error:
+            outcome = error
+        self._feed.leases_moved.beat()
+        for holder_id, (_, done) in group.items():
+            if done.done():
+                continue  # its stream has ended
+            if holder_id in refused:
+                done.set_exception(HolderGoneError("this holder said goodbye; a new one needs a new id"))
+            elif isinstance(outcome, StoreUnavailableError):
+                done.set_exception(StoreUnavailableError(str(outcome)))
+            else:
+                done.set_result(outcome)
+
+
+class Watch:
+    """All streams of this process, and the tasks that serve them; `run` keeps them going."""
+
+    def __init__(
+        self,
+        store: KeyStore,
+        leases: LeaseStore,
+        feed: ChangeFeed,
+        *,
+        lease_seconds: float,
+        margin_seconds: float,
+        now: Callable[[], datetime],
+        monotonic: Callable[[], float],
+    ) -> None:
+        """Take aware UTC from `now`: it stands in for the database's clock while that cannot be read."""
+        self._store = store
+        self._leases = leases
+        self._feed = feed
+        self._granter = Granter(leases, feed, lease_seconds)
+        self._lease_seconds = lease_seconds
+        self._margin_seconds = margin_seconds
+        self._now = now
+        self._monotonic = monotonic
+        self._streams = 0
+        self._closing = asyncio.Event()
+
+    async def run(self) -> None:
+        """Grant leases, follow changes and sweep, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._granter.run())
+            tasks.create_task(self._feed.run())
+            tasks.create_task(self._sweep())
+
+    def close(self) -> None:
+        """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
+        self._closing.set()
+
+    async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
+        """Serve one stream until the holder ends it or says goodbye.
+
+        Raises StreamEndedError when the service stops or its database begins a new epoch, SlowHolderError,
+        HolderGoneError, StoreUnavailableError.
+        """
+        if self._streams >= _STREAMS_MAX:
+            raise SlowHolderError(f"{_STREAMS_MAX} streams are open already")
+        self._streams += 1
+        try:
+            stream = _Stream(self._store, self._feed, self._granter, self._lease_seconds, self._closing)
+            await stream.serve(renewals, send)
+        finally:
+            self._streams -= 1
+
+    async def propagate(self, revision: int, wait_seconds: float) -> Propagation | None:
+        """Wait until no holder can decide by what was before a committed revision, but no longer than this.
+
+        Returns None when the database could not be asked: then no lease outlasts `lease_bound`.
+        """
+        give_up_at = self._monotonic() + wait_seconds
+        propagation = None
+        while True:
+            moved = self._feed.leases_moved.next()
+            try:
+                rows, state = await self._leases.rows()
+                if propagation is None:
+                    propagation = Propagation(revision, rows, state)
+                else:
+                    propagation.update(rows, state)
+            except StoreUnavailableError:
+                pass  # the change is committed, and its raw key must reach the caller
+            left_seconds = give_up_at - self._monotonic()
+            if (propagation is not None and propagation.is_effective) or left_seconds <= 0:
+                return propagation
+            try:
+                async with asyncio.timeout(min(left_seconds, _POLL_SECONDS)):
+                    await moved.wait()
+            except TimeoutError:
+                continue
+
+    def lease_bound(self) -> datetime:
+        """Return the instant by which every lease that is granted now has expired, by this machine's clock."""
+        return self._now() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            try:
+                await self._leases.sweep(self._lease_seconds * _LEASES_KEPT)
+            except StoreUnavailableError:
+                continue  # the feed has said so
+
+
+class _Stream:
+    """One stream: a reader, a pusher of changes, and a writer with a bounded queue between them."""
+
+    def __init__(
+        self, store: KeyStore, feed: ChangeFeed, granter: Granter, lease_seconds: float, closing: asyncio.Event
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._granter = granter
+        self._session = WatchSession(lease_seconds)
+        self._epoch = ""
+        self._opened = asyncio.Event()
+        self._closing = closing
+        self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE_MAX)
+
+    async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
+        tasks = [
+            asyncio.create_task(self._read(renewals)),
+            asyncio.create_task(self._push()),
+            asyncio.create_task(self._write(send)),
+            asyncio.create_task(self._until_closing()),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    async def _read(self, renewals: AsyncIterator[Renewal]) -> None:
+        async for renewal in renewals:
+            state = await self._granter.renew(renewal)
+            if renewal.is_goodbye:
+                return
+            if not self._opened.is_set():
+                self._epoch = state.epoch
+                state = await self._resumable(renewal, state)
+            elif state.epoch != self._epoch:
+                raise StreamEndedError("the database began a new epoch")
+            for event in self._session.renewed(renewal, state):
+                self._offer(event)
+            self._opened.set()
+
+    async def _resumable(self, renewal: Renewal, state: StoreState) -> StoreState:
+        """Leave no resuming from a change that is over an hour old: the cache holds nothing from then."""
+        if renewal.applied_revision >= state.revision:
+            return state
+        missing = await self._store.changes(after=Revision(renewal.applied_revision), limit=1)
+        if missing and state.time - missing[0].create_time > timedelta(seconds=CHANGE_AGE_SECONDS_MAX):
+            return replace(state, resumable_revision=state.revision)
+        return state
+
+    async def _push(self) -> None:
+        await self._opened.wait()
+        while True:
+            moved = self._feed.moved.next()
+            if self._feed.epoch != self._epoch:
+                raise StreamEndedError("the database began a new epoch")
+            position = self._session.position
+            changes = [] if position is None else await self._feed.after(position)
+            for event in self._session.changed(changes):
+                self._offer(event)
+            if changes:
+                await self._queue.join()  # what comes next waits in the feed, not in the queue
+            else:
+                await moved.wait()
+
+    def _offer(self, event: Event) -> None:
+        try:
+            self._queue.put_nowait(event)
+        except asyncio.QueueFull:
+            raise SlowHolderError("this holder reads too slowly") from None
+
+    async def _write(self, send: Callable[[Event], Awaitable[None]]) -> None:
+        while True:
+            event = await self._queue.get()
+            try:
+                async with asyncio.timeout(_SLOW_SECONDS):
+                    await send(event)
+            except TimeoutError:
+                raise SlowHolderError("this holder reads too slowly") from None
+            self._queue.task_done()
+
+    async def _until_closing(self) -> None:
+        await self._closing.wait()
+        raise StreamEndedError("the key service is stopping")
