@@ -11,8 +11,11 @@ from typing import Protocol, TypeAlias
 
 from authsvc.client.raw_key import Digest
 
-RENEW_SECONDS = 10.0
-"""Between two renewals while nothing changes: several fit into a lease, so that a lost one costs nothing."""
+RENEW_SECONDS_MAX = 10.0
+"""Between two renewals while nothing changes."""
+
+RENEWALS_PER_LEASE_MIN = 3
+"""Several fit into a lease, however short, so that a lost one costs nothing."""
 
 ANSWER_SECONDS_MAX = 5.0
 """Without a lease so long after asking, the stream is given up: it may be half open."""
@@ -89,21 +92,23 @@ class Holder:
         self._stream = 0
         self._sequence = 0
         self._asked_at: dict[int, float] = {}
-        """When each renewal that has no answer yet was handed to the transport, oldest first."""
+        """When each renewal whose lease does not count yet was handed to the transport, oldest first."""
         self._last_asked_at = _NEVER
-        self._early: list[tuple[int, float]] = []
-        """Leases that do not count yet: the revision to catch up to, and when each ends."""
+        self._renew_seconds = RENEW_SECONDS_MAX
+        self._early: list[LeaseEvent] = []
+        """Leases that do not count yet."""
 
     def is_live(self, now: float) -> bool:
         """Whether cached verdicts may be used at `now`, which was read after the request arrived (rule 2)."""
         return now < self.lease_ends_at
 
-    def may_keep(self, revision: int) -> bool:
-        """Whether an answer that was read at `revision` may be cached.
+    def may_keep(self, revision: int, epoch: str) -> bool:
+        """Whether an answer that was read at `revision` may be cached; `epoch` was this holder's when it asked.
 
-        Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache.
+        Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache,
+        nor one from before a reset to another epoch, whose revisions say nothing of this one's.
         """
-        return revision >= self.applied_revision and not self.is_gone
+        return revision >= self.applied_revision and epoch == self.epoch and not self.is_gone
 
     def open(self, now: float) -> tuple[int, Renewal]:
         """Begin a new stream; return its number, which `receive` takes, and what to send first.
@@ -144,12 +149,17 @@ class Holder:
             case ResetEvent():
                 return self._reset(event)
 
+    @property
+    def unanswered(self) -> int:
+        """How many renewals wait for their lease."""
+        return len(self._asked_at)
+
     def renew_at(self) -> float:
         """Return when the next renewal is due on a stream where nothing happens."""
-        return self._last_asked_at + RENEW_SECONDS
+        return self._last_asked_at + self._renew_seconds
 
     def give_up_at(self) -> float:
-        """Return when to give the stream up, unless a lease comes first (rule 6)."""
+        """Return when to give the stream up, unless a lease comes first, and the changes up to it (rule 6)."""
         oldest = next(iter(self._asked_at.values()), None)
         return float("inf") if oldest is None else oldest + ANSWER_SECONDS_MAX
 
@@ -165,20 +175,22 @@ class Holder:
         return True
 
     def _grant(self, lease: LeaseEvent) -> bool:
-        asked_at = self._asked_at.get(lease.sequence)
-        if asked_at is not None:
-            for sequence in [asked for asked in self._asked_at if asked <= lease.sequence]:
-                del self._asked_at[sequence]
-            self._early.append((lease.revision, asked_at + lease.duration_seconds))  # rule 2
-            self._count_early_leases()
+        self._renew_seconds = min(RENEW_SECONDS_MAX, lease.duration_seconds / RENEWALS_PER_LEASE_MIN)
+        self._early.append(lease)
+        self._count_early_leases()
         return False
 
     def _count_early_leases(self) -> None:
-        """Rule 3: a lease counts once every change up to its revision is applied."""
-        for revision, ends_at in self._early:
-            if revision <= self.applied_revision:
-                self.lease_ends_at = max(self.lease_ends_at, ends_at)
-        self._early = [early for early in self._early if early[0] > self.applied_revision]
+        """Rule 3: a lease counts once every change up to its revision is applied. Rule 2: from when it was asked for."""
+        counted = [lease for lease in self._early if lease.revision <= self.applied_revision]
+        for lease in counted:
+            asked_at = self._asked_at.get(lease.sequence)
+            if asked_at is not None:
+                self.lease_ends_at = max(self.lease_ends_at, asked_at + lease.duration_seconds)
+                for sequence in [asked for asked in self._asked_at if asked <= lease.sequence]:
+                    del self._asked_at[sequence]
+        if counted:
+            self._early = [lease for lease in self._early if lease.revision > self.applied_revision]
 
     def _reset(self, reset: ResetEvent) -> bool:
         self._verdicts.clear()
