@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 
 from authsvc.client.channel import ClientTls, FixedToken, TokenFile
 from authsvc.client.environment import Address, ConfigurationError
-from authsvc.client.key_client import KeyClient
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
@@ -45,10 +44,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     config.check_exposure()
     tls = _tls(config)
     async with AsyncExitStack() as stack:
-        validator = KeyValidator(
-            _key_client(config), VerdictCache(ttl_seconds_max=config.cache_ttl_seconds), time.monotonic
-        )
+        validator = _validator(config)
         stack.push_async_callback(validator.close)
+        validator.start()
         sink = await _open_sink(config)
         stack.push_async_callback(sink.close)
         ingest = Ingest(
@@ -85,6 +83,8 @@ def _readiness(validator: KeyValidator, sink: LogSink) -> Callable[[], Awaitable
             await sink.check()
         except StoreUnavailableError:
             return Readiness(ReadyStatus.UNAVAILABLE, "the log store refuses writes")
+        if state is KeyServiceState.NO_LEASE:
+            return Readiness(ReadyStatus.DEGRADED, "there is no lease; each request asks the key service")
         if state is KeyServiceState.AWAY_CACHED:
             return Readiness(ReadyStatus.DEGRADED, "the key service is away; cached verdicts serve")
         return Readiness(ReadyStatus.OK)
@@ -92,16 +92,20 @@ def _readiness(validator: KeyValidator, sink: LogSink) -> Callable[[], Awaitable
     return readiness
 
 
-def _key_client(config: Config) -> KeyClient:
+def _validator(config: Config) -> KeyValidator:
     token = config.key_service_token
-    source = FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE)
     tls = None
     if config.key_service_ca is not None:
         variables = ("HTTPBRIDGE_KEY_SERVICE_CA", "HTTPBRIDGE_KEY_SERVICE_CERT", "HTTPBRIDGE_KEY_SERVICE_CERT_KEY")
         tls = ClientTls(
             config.key_service_ca, config.key_service_cert, config.key_service_cert_key, variables=variables
         )
-    return KeyClient(config.key_service, source, tls, time.monotonic)
+    return KeyValidator(
+        config.key_service,
+        FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE),
+        tls=tls,
+        cache=VerdictCache(ttl_seconds_max=config.cache_ttl_seconds),
+    )
 
 
 async def _open_sink(config: Config) -> LogSink:

@@ -172,6 +172,12 @@ class VerdictCache:
         self._keys.pop(digest, None)
         self._invalid.pop(digest, None)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._keys.clear()
+        self._invalid.clear()
+        self._latest_expiry = _NEVER
+
     def has_live_keys(self, now: float) -> bool:
         """Whether requests with some key would be admitted without the key service."""
         if self._latest_expiry <= now:

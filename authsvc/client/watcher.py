@@ -1,0 +1,165 @@
+"""Keeps a Watch stream to the key service open, so that the holder has a lease and hears of every change.
+
+`validator` starts it. The rules are the holder's; here are only the stream, the waits
+and the attempts to connect.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import structlog
+
+from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
+from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, StreamBrokenError
+from authsvc.client.raw_key import Digest
+from authsvc.client.verdicts import KeyServiceUnavailableError
+from protos.authsvc.v1 import key_service_pb2 as pb2
+from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+
+_BACK_OFF_SECONDS_MIN = 0.1
+_BACK_OFF_SECONDS_MAX = 2.0
+_UNANSWERED_MAX = 4
+"""Renewals on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
+_GOODBYE_SECONDS_MAX = 1.0
+
+_log = structlog.get_logger("authsvc.client")
+
+
+class Watcher:
+    """One holder's connection. Made and used in one event loop; `run` is its life."""
+
+    def __init__(
+        self,
+        holder: Holder,
+        address: Address,
+        token: TokenSource,
+        tls: ClientTls | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """`clock` is in seconds, never set back, and counts while the machine is suspended."""
+        self._holder = holder
+        self._address = address
+        self._token = token
+        self._tls = tls
+        self._clock = clock
+        self._leaving = asyncio.Event()
+        self._farewell: Renewal | None = None
+        self._was_live = False
+
+    async def run(self) -> None:
+        """Watch until cancelled or `leave`, connecting again whenever a stream ends."""
+        back_off_seconds = _BACK_OFF_SECONDS_MIN
+        while not self._leaving.is_set():
+            lease_before = self._holder.lease_ends_at
+            try:
+                await self._watch()
+                reason = "the key service ended the stream"
+            except grpc.aio.AioRpcError as error:
+                self._token.forget()
+                reason = error.code().name
+            except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
+                reason = str(error)
+            except (grpc.aio.UsageError, asyncio.InvalidStateError):  # written to a stream that has just ended
+                reason = "the stream ended"
+            _log.debug("watch_ended", reason=reason)
+            self._note()
+            if self._holder.lease_ends_at > lease_before:
+                back_off_seconds = _BACK_OFF_SECONDS_MIN
+            # Jitter, so that the holders of a service that restarts do not all come at once.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(back_off_seconds * random.uniform(0.5, 1.0)):  # noqa: S311
+                    await self._leaving.wait()
+            back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
+
+    def leave(self) -> None:
+        """Use no cached verdict from here on, and tell the service, if a stream is open; `run` then ends (rule 7)."""
+        self._farewell = self._holder.goodbye()
+        self._leaving.set()
+
+    def _note(self) -> None:
+        """Log when a lease begins and when it is over."""
+        is_live = self._holder.is_live(self._clock())
+        if is_live and not self._was_live:
+            _log.info("lease_granted", holder=self._holder.holder_id)
+        elif self._was_live and not is_live and not self._leaving.is_set():
+            _log.warning("lease_lost")
+        self._was_live = is_live
+
+    async def _watch(self) -> None:
+        """Serve one stream until it ends."""
+        async with open_channel(self._address, self._tls) as channel:
+            call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
+            stream, renewal = self._holder.open(self._clock())
+            leaving = asyncio.create_task(self._leaving.wait())
+            tasks: set[asyncio.Task[Any]] = {leaving}
+            try:
+                await self._send(call, renewal)
+                reading = asyncio.create_task(call.read())
+                tasks.add(reading)
+                is_behind = False
+                while not leaving.done():
+                    now = self._clock()
+                    if now >= self._holder.renew_at() or (is_behind and self._holder.unanswered < _UNANSWERED_MAX):
+                        is_behind = False
+                        await self._send(call, self._holder.renew(now))
+                    until = min(self._holder.renew_at(), self._holder.give_up_at())
+                    await asyncio.wait(tasks, timeout=max(0.0, until - now), return_when=asyncio.FIRST_COMPLETED)
+                    if reading.done():
+                        if (response := reading.result()) is grpc.aio.EOF:
+                            return
+                        is_behind = self._holder.receive(stream, _event(response)) or is_behind
+                        self._note()
+                        tasks.discard(reading)
+                        reading = asyncio.create_task(call.read())
+                        tasks.add(reading)
+                    elif self._clock() >= self._holder.give_up_at():
+                        raise TimeoutError("no lease in time")
+                await self._say_goodbye(call, reading)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                call.cancel()
+
+    async def _send(self, call: Any, renewal: Renewal) -> None:
+        try:
+            async with asyncio.timeout(max(0.0, self._holder.give_up_at() - self._clock())):
+                await call.write(_request(renewal))
+        except TimeoutError:
+            raise TimeoutError("no connection in time") from None
+
+    async def _say_goodbye(self, call: Any, reading: "asyncio.Task[Any]") -> None:
+        if self._farewell is not None:
+            async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
+                await call.write(_request(self._farewell))
+                while await reading is not grpc.aio.EOF:  # the service ends the stream when the goodbye is committed
+                    reading = asyncio.create_task(call.read())
+
+
+def _request(renewal: Renewal) -> pb2.WatchRequest:
+    return pb2.WatchRequest(
+        epoch=renewal.epoch,
+        holder_id=renewal.holder_id,
+        name=renewal.name,
+        sequence=renewal.sequence,
+        applied_revision=renewal.applied_revision,
+        goodbye=renewal.is_goodbye,
+    )
+
+
+def _event(response: pb2.WatchResponse) -> Event:
+    match response.WhichOneof("event"):
+        case "change":
+            return ChangeEvent(response.change.revision, tuple(map(Digest, response.change.key_digests)))
+        case "lease":
+            lease = response.lease
+            return LeaseEvent(lease.sequence, lease.duration.ToTimedelta().total_seconds(), lease.revision)
+        case "reset":
+            return ResetEvent(response.reset.epoch, response.reset.revision)
+        case unknown:
+            raise StreamBrokenError(f"the key service sent an event that is not known here: {unknown}")
