@@ -181,7 +181,7 @@ class Holder:
         return False
 
     def _count_early_leases(self) -> None:
-        """Rule 3: a lease counts once every change up to its revision is applied. Rule 2: from when it was asked for."""
+        """Rule 3: a lease counts once every change up to its revision is applied. Rule 2: from when it was asked."""
         counted = [lease for lease in self._early if lease.revision <= self.applied_revision]
         for lease in counted:
             asked_at = self._asked_at.get(lease.sequence)

@@ -1,0 +1,221 @@
+"""What the commands of `cli` share: calling the service, printing, and failing with one line and an exit status.
+
+Exit status: 0; 1 refused, by the service or by the user; 2 wrong usage or
+configuration; 3 the service, or its database, is out of reach.
+"""
+
+import asyncio
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC
+from typing import Any, NoReturn, TypeVar
+
+import click
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from authsvc.client import KeyServiceUnavailableError
+from authsvc.client.channel import ClientTls, FixedToken, TokenFile, TokenSource, authorization, open_channel
+from authsvc.client.diagnosis import diagnose
+from authsvc.client.environment import ConfigurationError
+from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, Config
+from authsvc.errors import StoreUnavailableError
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+_T = TypeVar("_T")
+
+REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
+_DEADLINE_SECONDS = 30.0
+_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+class Api:
+    """The service's stubs, and what every call to them carries."""
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+        self.keys: Any = pb_grpc.KeyServiceStub(channel)
+        self.projects: Any = pb_grpc.ProjectServiceStub(channel)
+        self.operations: Any = pb_grpc.OperationsServiceStub(channel)
+        self.options: dict[str, Any] = {"timeout": _DEADLINE_SECONDS, "metadata": metadata}
+
+
+def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FILE,)) -> Any:
+    """Make a call, or several, as the first role whose token is at hand; end the process when that fails."""
+    config = read_config()
+
+    async def connected_call() -> Any:
+        async with _connected(config, role_files) as api:
+            return await call(api)
+
+    return run(connected_call())
+
+
+def ask_timed(call: Callable[[Api], Any]) -> tuple[Any, float]:
+    """Make a call; return its answer, and how many seconds it took."""
+
+    async def timed(api: Api) -> tuple[Any, float]:
+        started = time.monotonic()
+        return await call(api), time.monotonic() - started
+
+    answer: tuple[Any, float] = ask(timed)
+    return answer
+
+
+@asynccontextmanager
+async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator[Api]:
+    tls = None
+    if config.ca or config.client_cert:
+        variables = ("AUTHSVC_CA", "AUTHSVC_CLIENT_CERT", "AUTHSVC_CLIENT_KEY")
+        tls = ClientTls(config.ca, config.client_cert, config.client_key, variables)
+    address = config.service_address()
+    metadata = (*authorization(_token(config, role_files).read()), ("x-authsvc-caller", _user()))
+    async with open_channel(address, tls) as channel:
+        try:
+            yield Api(channel, metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _OUT_OF_REACH_STATUS:
+                reason = await diagnose(address, tls, 2.0) or error.details()
+                raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}") from None
+            raise
+
+
+def _token(config: Config, role_files: Sequence[str]) -> TokenSource:
+    configured = {ADMIN_TOKEN_FILE: config.admin_token, BRIDGE_TOKEN_FILE: config.bridge_token}
+    for file in role_files:
+        if (token := configured[file]) is not None:
+            return FixedToken(token)
+    for file in role_files:
+        if (config.state_dir / file).exists():
+            return TokenFile(config.state_dir / file)
+    return TokenFile(config.state_dir / role_files[0])  # whose absence is explained when it is read
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser().encode("ascii", "replace").decode()
+    except (KeyError, OSError):  # a user id without a name
+        return str(os.getuid())
+
+
+async def pages(call: Callable[[str], Any], field: str) -> list[Any]:
+    """Read all pages of a list."""
+    found: list[Any] = []
+    token = ""
+    while True:
+        page = await call(token)
+        found += getattr(page, field)
+        if not (token := page.next_page_token):
+            return found
+
+
+def read_config() -> Config:
+    """Read the environment; end the process when a variable is wrong."""
+    try:
+        return Config.from_environment(os.environ)
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run to the end; what goes wrong is one line and an exit status."""
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(work)
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+    except (KeyServiceUnavailableError, StoreUnavailableError) as error:
+        fail(str(error), OUT_OF_REACH)
+    except grpc.aio.AioRpcError as error:
+        fail(f"{error.details()} ({error.code().name})", REFUSED)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def fail(reason: str, status: int) -> NoReturn:
+    """End the process with one line on standard error."""
+    click.echo(f"authsvc: {reason}", err=True)
+    sys.exit(status)
+
+
+def by_when(what: str, propagation: pb.Propagation, seconds: float) -> str:
+    """Say in one line by when a change holds everywhere, and whom that depends on."""
+    if propagation.effective:
+        count = len(propagation.confirmed)
+        if not count:
+            return f"{what} everywhere: no bridge holds a lease"
+        return (
+            f"{what} everywhere, {count} {'bridge' if count == 1 else 'bridges'} confirmed in {seconds * 1000:.0f} ms"
+        )
+    by = f"{what} at {propagation.effective_by.ToDatetime(UTC):%H:%M:%S}Z at the latest"
+    if not propagation.pending:
+        return f"{by}: the database could not say who holds leases"
+    late = ", ".join(
+        f"{plain(holder.name)} has not answered since {holder.renew_time.ToDatetime(UTC):%H:%M:%S}Z"
+        for holder in propagation.pending
+    )
+    return f"{by}: {late}"
+
+
+def show_key(answer: Any, as_json: bool, by_when: str) -> None:
+    """Print the raw key alone on standard output, for `KEY=$(authsvc issue demo)`."""
+    click.echo(by_when, err=True)
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(answer.api_key)
+
+
+def print_json(value: Any) -> None:
+    """Print messages, or what is JSON already."""
+
+    def plain(item: Any) -> Any:
+        return MessageToDict(item, preserving_proto_field_name=True) if hasattr(item, "DESCRIPTOR") else item
+
+    shown = [plain(item) for item in value] if isinstance(value, list) else plain(value)
+    click.echo(json.dumps(shown, indent=2))
+
+
+def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> None:
+    """Print rows under a header; when there are none, say so on standard error."""
+    if not rows:
+        click.echo(empty, err=True)
+        return
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def shown_list(entries: Sequence[str]) -> str:
+    """Return an origin list for a line of text."""
+    return ", ".join(entries) or "any"
+
+
+def plain(text: str) -> str:
+    """Return a text that a caller chose, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def duration(seconds: float) -> Duration:
+    """Return a Duration."""
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration
+
+
+def shown_time(value: Timestamp) -> str:
+    """Return an instant for people, in UTC."""
+    return value.ToDatetime(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
