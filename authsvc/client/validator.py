@@ -84,7 +84,7 @@ class KeyValidator:
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Secret(token)) if isinstance(token, str) else token
         self._clock = clock
-        self._cache = cache or VerdictCache()
+        self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
         self._client = KeyClient(address, token, tls, clock)
         self._holder = Holder(secrets.token_hex(16), name or f"{socket.gethostname()}:{os.getpid()}", self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
