@@ -3,8 +3,6 @@
 Called by `cli`; `app` gets the result.
 """
 
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Annotated, Self
 
 import msgspec
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, read
+from authsvc.client.environment import Address, ConfigurationError, Secret, kept_token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 
 PREFIX = "AUTHSVC_"
@@ -90,8 +88,8 @@ class Tokens:
         Raises ConfigurationError for a token that cannot be sent in gRPC metadata, or two that are the same.
         """
         tokens = cls(
-            admin=config.admin_token or _token_in(config.state_dir / ADMIN_TOKEN_FILE),
-            bridge=config.bridge_token or _token_in(config.state_dir / BRIDGE_TOKEN_FILE),
+            admin=config.admin_token or kept_token(config.state_dir / ADMIN_TOKEN_FILE),
+            bridge=config.bridge_token or kept_token(config.state_dir / BRIDGE_TOKEN_FILE),
         )
         for name, token in (("AUTHSVC_ADMIN_TOKEN", tokens.admin), ("AUTHSVC_BRIDGE_TOKEN", tokens.bridge)):
             text = token.reveal()
@@ -108,25 +106,3 @@ def make_state_dir(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"AUTHSVC_STATE_DIR: {path}: {error.strerror}") from None
-
-
-def _token_in(path: Path) -> Secret:
-    try:
-        if not path.exists():
-            # Linked into place when it is whole, so that a bridge which starts at the same time never reads half of
-            # it, and of two services that start at once both take the first one's.
-            draft = path.with_name(f"{path.name}.{os.getpid()}")
-            draft.touch(mode=0o600, exist_ok=False)
-            draft.write_text(secrets.token_hex(32) + "\n")
-            try:
-                path.hardlink_to(draft)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
-        text = path.read_text().strip()
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-    if not text:
-        raise ConfigurationError(f"{path} is empty: remove it to have a token generated")
-    return Secret(text)

@@ -43,6 +43,7 @@ class OriginEntryError(ValueError):
         shown = entry if len(entry) <= _SHOWN_CHARACTERS_MAX else entry[:_SHOWN_CHARACTERS_MAX] + "…"
         super().__init__(f"origin entry {shown!r}: {reason}" if entry else reason)  # repr escapes what does not print
         self.entry = entry
+        self.reason = reason
 
 
 class _UnparsableError(Exception):
@@ -80,15 +81,11 @@ class OriginList:
 
     def admits(self, origin: str | None) -> bool:
         """Whether a request with this `Origin` header, None for one without, is admitted."""
-        if origin is None or not self._entries:
-            return True
-        if len(origin) > ORIGIN_CHARACTERS_MAX:
-            return False
-        try:
-            parts = _parse(origin)
-        except _UnparsableError:
-            return False
-        return bool(parts.scheme) and not self._entries.isdisjoint(_admitting(parts))
+        return origin is None or not self._entries or not self._entries.isdisjoint(_admitting(origin))
+
+    def admitting_entries(self, origin: str) -> frozenset[str]:
+        """Return the entries that admit this `Origin` header."""
+        return self._entries.intersection(_admitting(origin))
 
 
 def normalise_list(entries: Sequence[str]) -> tuple[str, ...]:
@@ -98,10 +95,11 @@ def normalise_list(entries: Sequence[str]) -> tuple[str, ...]:
     """
     if len(entries) > ENTRIES_MAX:
         raise OriginEntryError("", f"{len(entries)} origin entries, and {ENTRIES_MAX} is the most")
-    return tuple(dict.fromkeys(map(_normalise, entries)))
+    return tuple(dict.fromkeys(map(normalise_entry, entries)))
 
 
-def _normalise(entry: str) -> str:
+def normalise_entry(entry: str) -> str:
+    """Return one entry in the form that is stored and compared; raise OriginEntryError saying why it cannot be."""
     if len(entry) > ENTRY_CHARACTERS_MAX:
         raise OriginEntryError(entry, f"longer than {ENTRY_CHARACTERS_MAX} characters")
     if not entry:
@@ -119,12 +117,20 @@ def _normalise(entry: str) -> str:
     return _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
 
 
-def _admitting(origin: _Parts) -> Iterator[str]:
-    """Yield every normalised entry that would admit the origin."""
-    for host in _host_patterns(origin.host):
+def _admitting(origin: str) -> Iterator[str]:
+    """Yield every normalised entry that would admit the origin: none for what is not one."""
+    if len(origin) > ORIGIN_CHARACTERS_MAX:
+        return
+    try:
+        parts = _parse(origin)
+    except _UnparsableError:
+        return
+    if not parts.scheme:
+        return
+    for host in _host_patterns(parts.host):
         yield host
-        yield f"{host}:{origin.effective_port}"
-        yield _write(origin.scheme, host, origin.port)
+        yield f"{host}:{parts.effective_port}"
+        yield _write(parts.scheme, host, parts.port)
 
 
 def _host_patterns(host: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from authsvc.errors import InvalidArgumentError
 from authsvc.keys import generate_key_id, generate_raw_key, parse_project_id
 from authsvc.lease_store import LeaseStore
 from authsvc.leases import LeaseRow
-from authsvc.origins import OriginEntryError, OriginList, normalise_list
+from authsvc.origins import ENTRIES_MAX, OriginEntryError, OriginList, normalise_entry, normalise_list
 from authsvc.store import Change, Key, KeyStore, NewKey, Project, Revision
 from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -37,6 +37,7 @@ _INVALID_CACHE_TTL = timedelta(seconds=5)
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 100  # projects with 100 origins of 260 characters each are 2.6 MB, and gRPC's clients take 4 MiB
 _CALLER_CHARACTERS_MAX = 128
+_CHECKED_ORIGINS_MAX = 1000
 _WAIT_SECONDS_DEFAULT = 2.0
 _WAIT_SECONDS_MAX = 25.0
 _ANSWER_SECONDS = 0.1  # of the caller's deadline, kept for the answer's way back
@@ -169,7 +170,9 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
         """Return a page of projects."""
         size = _page_size(request.page_size)
         after = parse_project_id(_page_position(request.page_token)) if request.page_token else ""
-        projects = await self._store.projects(after=after, limit=size + 1)
+        if "\0" in request.query:  # which PostgreSQL cannot compare
+            raise InvalidArgumentError("query: must not contain U+0000")
+        projects = await self._store.projects(after=after, limit=size + 1, containing=request.query)
         token = _page_token(projects[size - 1].project_id) if len(projects) > size else ""
         return pb.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
 
@@ -186,6 +189,23 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
         keys = await self._store.keys(project_id, before=before, limit=size + 1)
         token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
         return pb.ListKeysResponse(keys=map(_key, keys[:size]), next_page_token=token)
+
+    async def CheckOrigins(self, request: pb.CheckOriginsRequest, context: _Context) -> pb.CheckOriginsResponse:
+        """Say what a list would be stored as, and which origins it would admit."""
+        if len(request.entries) > ENTRIES_MAX or len(request.origins) > _CHECKED_ORIGINS_MAX:
+            raise InvalidArgumentError(
+                f"{len(request.entries)} origin entries and {len(request.origins)} origins: "
+                f"{ENTRIES_MAX} and {_CHECKED_ORIGINS_MAX} are the most"
+            )
+        checks = [_entry_check(entry) for entry in request.entries]
+        entries = [check.entry for check in checks if check.entry]
+        listed = OriginList(entries)
+        answer = pb.CheckOriginsResponse(entries=checks)
+        for origin in request.origins:
+            admitting = listed.admitting_entries(origin)
+            first = next((entry for entry in entries if entry in admitting), "")
+            answer.origins.add(admitted=bool(first) or not checks, entry=first)
+        return answer
 
 
 class OperationsService(pb_grpc.OperationsServiceServicer):
@@ -204,12 +224,14 @@ class OperationsService(pb_grpc.OperationsServiceServicer):
 
     async def ListChanges(self, request: pb.ListChangesRequest, context: _Context) -> pb.ListChangesResponse:
         """Return a page of the audit trail."""
-        if request.after_revision < 0:
-            raise InvalidArgumentError("after_revision: must not be negative")
+        if request.after_revision < 0 or request.before_revision < 0:
+            raise InvalidArgumentError("after_revision, before_revision: must not be negative")
         changes = await self._store.changes(
             after=Revision(request.after_revision),
             limit=_page_size(request.page_size),
             project_id=parse_project_id(request.project_id) if request.project_id else None,
+            before=Revision(request.before_revision) if request.before_revision else None,
+            is_newest_first=request.newest_first,
         )
         return pb.ListChangesResponse(changes=map(_change, changes))
 
@@ -276,6 +298,9 @@ def _caller(context: _Context) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == "x-authsvc-caller" and isinstance(value, str) and value.isprintable():
             return value[:_CALLER_CHARACTERS_MAX] or "admin"
+        if key == "x-authsvc-caller-bin" and isinstance(value, bytes):  # for names beyond ASCII: UTF-8
+            name = value.decode(errors="replace")[:_CALLER_CHARACTERS_MAX]
+            return name if name and name.isprintable() else "admin"
     return "admin"
 
 
@@ -284,6 +309,13 @@ def _normalised(entries: Sequence[str]) -> tuple[str, ...]:
         return normalise_list(entries)
     except OriginEntryError as error:
         raise InvalidArgumentError(str(error)) from None
+
+
+def _entry_check(entry: str) -> pb.EntryCheck:
+    try:
+        return pb.EntryCheck(entry=normalise_entry(entry))
+    except OriginEntryError as error:
+        return pb.EntryCheck(error=error.reason)
 
 
 def _new_key() -> tuple[RawKey, NewKey]:
@@ -324,7 +356,7 @@ def _duration(value: timedelta) -> Duration:
 
 
 def _key(key: Key) -> pb.Key:
-    message = pb.Key(key_id=key.key_id, project_id=key.project_id, prefix=PREFIX)
+    message = pb.Key(key_id=key.key_id, project_id=key.project_id, prefix=PREFIX, creator=key.creator)
     message.create_time.CopyFrom(_timestamp(key.create_time))
     if key.revoke_time is not None:
         message.revoke_time.CopyFrom(_timestamp(key.revoke_time))

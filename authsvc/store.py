@@ -95,6 +95,8 @@ class Key:
     create_revision: Revision
     create_time: datetime
     revoke_time: datetime | None
+    creator: str
+    """Who issued it, as the caller said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +192,7 @@ class KeyStore:
                 await connection.execute(_update_origins(project_id, origins))
             else:
                 origins = project.origins
-            stored = await self._insert_key(connection, project_id, key, revision, now)
+            stored = await self._insert_key(connection, project_id, key, revision, caller, now)
             # The new key's digest is void too: it may have been probed, and be cached as unknown, before it existed.
             await self._record(connection, revision, ChangeKind.ISSUE, project_id, [key.digest], caller, now)
         return stored, tuple(origins), revision
@@ -201,7 +203,7 @@ class KeyStore:
         A key that is revoked already changes nothing. Raises NotFoundError for an unknown project or key.
         """
         which = _active if key_id is None else _keys.c.key_id == key_id
-        query = sa.select(_keys).where(_keys.c.project_id == project_id, which)
+        query = _SELECT_KEYS.where(_keys.c.project_id == project_id, which)
         async with self._mutating() as (connection, revision, now):
             row = (await connection.execute(query)).one_or_none()
             if row is None:
@@ -211,7 +213,7 @@ class KeyStore:
                 await connection.rollback()
                 return Revoked(_key(row), None, Revision(revision - 1))
             await connection.execute(_keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=now))
-            stored = await self._insert_key(connection, project_id, next_key, revision, now)
+            stored = await self._insert_key(connection, project_id, next_key, revision, caller, now)
             voided = [Digest(row.digest), next_key.digest]
             await self._record(connection, revision, ChangeKind.REVOKE, project_id, voided, caller, now)
         return Revoked(_key(row, revoke_time=now), stored, revision)
@@ -234,9 +236,11 @@ class KeyStore:
             raise NotFoundError(f"no project {project_id!r}")
         return project
 
-    async def projects(self, *, after: str, limit: int) -> list[Project]:
-        """Return at most `limit` projects by id, from the first one whose id is greater than `after`."""
+    async def projects(self, *, after: str, limit: int, containing: str = "") -> list[Project]:
+        """Return at most `limit` projects by id, from the first one greater than `after`, that contain a text."""
         query = _SELECT_PROJECTS.where(_projects.c.project_id > after).order_by(_projects.c.project_id).limit(limit)
+        if containing:
+            query = query.where(_projects.c.project_id.contains(containing.lower(), autoescape=True))
         async with self._database.reading() as connection:
             return [_project(row) for row in await connection.execute(query)]
 
@@ -245,7 +249,7 @@ class KeyStore:
 
         Raises NotFoundError for an unknown project.
         """
-        query = sa.select(_keys).where(_keys.c.project_id == project_id)
+        query = _SELECT_KEYS.where(_keys.c.project_id == project_id)
         if before is not None:
             query = query.where(_keys.c.create_revision < before)
         async with self._database.reading() as connection:
@@ -254,9 +258,20 @@ class KeyStore:
             rows = await connection.execute(query.order_by(_keys.c.create_revision.desc()).limit(limit))
             return [_key(row) for row in rows]
 
-    async def changes(self, *, after: Revision, limit: int, project_id: ProjectId | None = None) -> list[Change]:
-        """Return at most `limit` changes in order, from the first one after the revision, of one project or of all."""
-        query = sa.select(_changes).where(_changes.c.revision > after).order_by(_changes.c.revision).limit(limit)
+    async def changes(
+        self,
+        *,
+        after: Revision,
+        limit: int,
+        project_id: ProjectId | None = None,
+        before: Revision | None = None,
+        is_newest_first: bool = False,
+    ) -> list[Change]:
+        """Return at most `limit` changes between the revisions (exclusive) in order, of one project or of all."""
+        order = _changes.c.revision.desc() if is_newest_first else _changes.c.revision
+        query = sa.select(_changes).where(_changes.c.revision > after).order_by(order).limit(limit)
+        if before is not None:
+            query = query.where(_changes.c.revision < before)
         if project_id is not None:
             query = query.where(_changes.c.project_id == project_id)
         async with self._database.statement() as connection:
@@ -282,9 +297,15 @@ class KeyStore:
         return None if row is None else _project(row)
 
     async def _insert_key(
-        self, connection: AsyncConnection, project_id: ProjectId, key: NewKey, revision: Revision, now: datetime
+        self,
+        connection: AsyncConnection,
+        project_id: ProjectId,
+        key: NewKey,
+        revision: Revision,
+        caller: str,
+        now: datetime,
     ) -> Key:
-        stored = Key(key.key_id, project_id, revision, now, None)
+        stored = Key(key.key_id, project_id, revision, now, None, caller)
         await connection.execute(
             _keys.insert().values(
                 key_id=key.key_id,
@@ -318,9 +339,17 @@ class KeyStore:
         )
 
 
+# Who issued a key stands in the audit trail, at the revision that it was issued with.
+_creation = _changes.c.revision == _keys.c.create_revision
+_creator = sa.func.coalesce(_changes.c.caller, "").label("creator")
+_SELECT_KEYS = sa.select(_keys, _creator).select_from(_keys.outerjoin(_changes, _creation))
 _SELECT_PROJECTS = sa.select(
-    _projects, _keys.c.key_id, _keys.c.create_revision, _keys.c.create_time.label("key_create_time")
-).select_from(_projects.outerjoin(_keys, sa.and_(_keys.c.project_id == _projects.c.project_id, _active)))
+    _projects, _keys.c.key_id, _keys.c.create_revision, _keys.c.create_time.label("key_create_time"), _creator
+).select_from(
+    _projects.outerjoin(_keys, sa.and_(_keys.c.project_id == _projects.c.project_id, _active)).outerjoin(
+        _changes, _creation
+    )
+)
 
 
 def _update_origins(project_id: ProjectId, origins: Sequence[str]) -> sa.Update:
@@ -328,13 +357,14 @@ def _update_origins(project_id: ProjectId, origins: Sequence[str]) -> sa.Update:
 
 
 def _key(row: sa.Row[Any], revoke_time: datetime | None = None) -> Key:
-    return Key(row.key_id, row.project_id, row.create_revision, row.create_time, revoke_time or row.revoke_time)
+    revoke_time = revoke_time or row.revoke_time
+    return Key(row.key_id, row.project_id, row.create_revision, row.create_time, revoke_time, row.creator)
 
 
 def _project(row: sa.Row[Any]) -> Project:
     active = None
     if row.key_id is not None:
-        active = Key(row.key_id, row.project_id, row.create_revision, row.key_create_time, None)
+        active = Key(row.key_id, row.project_id, row.create_revision, row.key_create_time, None, row.creator)
     return Project(row.project_id, tuple(row.origins), row.create_time, active)
 
 

@@ -5,7 +5,9 @@ case, are its variables; `read` fills it and names the variable that is wrong.
 """
 
 import ipaddress
+import os
 import re
+import secrets
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -36,6 +38,32 @@ class Secret:
         return "Secret(…)"
 
     __str__ = __repr__
+
+
+def kept_token(path: Path) -> Secret:
+    """Return the token in a file, generated (mode 0600) if there is no such file.
+
+    Raises ConfigurationError when the file can be neither read nor made.
+    """
+    try:
+        if not path.exists():
+            # Linked into place when it is whole, so that a process which starts at the same time never reads half of
+            # it, and of two that start at once both take the first one's.
+            draft = path.with_name(f"{path.name}.{os.getpid()}")
+            draft.touch(mode=0o600, exist_ok=False)
+            draft.write_text(secrets.token_hex(32) + "\n")
+            try:
+                path.hardlink_to(draft)
+            except FileExistsError:
+                pass
+            finally:
+                draft.unlink()
+        text = path.read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"{path}: {error.strerror}") from None
+    if not text:
+        raise ConfigurationError(f"{path} is empty: remove it to have a token generated")
+    return Secret(text)
 
 
 class Address:

@@ -321,6 +321,11 @@ class ProjectServiceStub:
                 request_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.CheckOrigins = channel.unary_unary(
+                '/authsvc.v1.ProjectService/CheckOrigins',
+                request_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.CheckOriginsRequest.SerializeToString,
+                response_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.CheckOriginsResponse.FromString,
+                _registered_method=True)
 
 
 class ProjectServiceServicer:
@@ -357,6 +362,17 @@ class ProjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckOrigins(self, request, context):
+        """CheckOrigins says what a list of origin entries would be stored as, and which
+        origins it would admit. It reads and changes nothing.
+
+        Errors: INVALID_ARGUMENT for more entries or origins than it takes; a bad
+        entry is part of the answer. Role: admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -374,6 +390,11 @@ def add_ProjectServiceServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListKeysRequest.FromString,
                     response_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'CheckOrigins': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckOrigins,
+                    request_deserializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.CheckOriginsRequest.FromString,
+                    response_serializer=protos_dot_authsvc_dot_v1_dot_key__service__pb2.CheckOriginsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -468,6 +489,33 @@ class ProjectService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def CheckOrigins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/authsvc.v1.ProjectService/CheckOrigins',
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.CheckOriginsRequest.SerializeToString,
+            protos_dot_authsvc_dot_v1_dot_key__service__pb2.CheckOriginsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class OperationsServiceStub:
     """OperationsService shows operators what happened and who holds leases.
@@ -504,8 +552,8 @@ class OperationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListChanges(self, request, context):
-        """ListChanges returns the audit trail: every mutation, oldest first, a page at
-        a time. Role: admin.
+        """ListChanges returns the audit trail: every mutation, oldest first unless asked
+        otherwise, a page at a time. Role: admin.
 
         Errors: INVALID_ARGUMENT for a negative revision or page size.
         """

@@ -211,6 +211,13 @@ class ProjectServiceStub:
     Errors: NOT_FOUND for an unknown project, INVALID_ARGUMENT as for
     ListProjects. Role: admin.
     """
+    CheckOrigins: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CheckOriginsRequest, _key_service_pb2.CheckOriginsResponse]
+    """CheckOrigins says what a list of origin entries would be stored as, and which
+    origins it would admit. It reads and changes nothing.
+
+    Errors: INVALID_ARGUMENT for more entries or origins than it takes; a bad
+    entry is part of the answer. Role: admin.
+    """
 
 @_typing.type_check_only
 class ProjectServiceAsyncStub(ProjectServiceStub):
@@ -234,6 +241,13 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
 
     Errors: NOT_FOUND for an unknown project, INVALID_ARGUMENT as for
     ListProjects. Role: admin.
+    """
+    CheckOrigins: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CheckOriginsRequest, _key_service_pb2.CheckOriginsResponse]  # type: ignore[assignment]
+    """CheckOrigins says what a list of origin entries would be stored as, and which
+    origins it would admit. It reads and changes nothing.
+
+    Errors: INVALID_ARGUMENT for more entries or origins than it takes; a bad
+    entry is part of the answer. Role: admin.
     """
 
 class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -275,6 +289,19 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         ListProjects. Role: admin.
         """
 
+    @_abc_1.abstractmethod
+    def CheckOrigins(
+        self,
+        request: _key_service_pb2.CheckOriginsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.CheckOriginsResponse, _abc.Awaitable[_key_service_pb2.CheckOriginsResponse]]:
+        """CheckOrigins says what a list of origin entries would be stored as, and which
+        origins it would admit. It reads and changes nothing.
+
+        Errors: INVALID_ARGUMENT for more entries or origins than it takes; a bad
+        entry is part of the answer. Role: admin.
+        """
+
 def add_ProjectServiceServicer_to_server(servicer: ProjectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class OperationsServiceStub:
@@ -289,8 +316,8 @@ class OperationsServiceStub:
     not long ago, by name. Role: admin.
     """
     ListChanges: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListChangesRequest, _key_service_pb2.ListChangesResponse]
-    """ListChanges returns the audit trail: every mutation, oldest first, a page at
-    a time. Role: admin.
+    """ListChanges returns the audit trail: every mutation, oldest first unless asked
+    otherwise, a page at a time. Role: admin.
 
     Errors: INVALID_ARGUMENT for a negative revision or page size.
     """
@@ -305,8 +332,8 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     not long ago, by name. Role: admin.
     """
     ListChanges: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListChangesRequest, _key_service_pb2.ListChangesResponse]  # type: ignore[assignment]
-    """ListChanges returns the audit trail: every mutation, oldest first, a page at
-    a time. Role: admin.
+    """ListChanges returns the audit trail: every mutation, oldest first unless asked
+    otherwise, a page at a time. Role: admin.
 
     Errors: INVALID_ARGUMENT for a negative revision or page size.
     """
@@ -330,8 +357,8 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.ListChangesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.ListChangesResponse, _abc.Awaitable[_key_service_pb2.ListChangesResponse]]:
-        """ListChanges returns the audit trail: every mutation, oldest first, a page at
-        a time. Role: admin.
+        """ListChanges returns the audit trail: every mutation, oldest first unless asked
+        otherwise, a page at a time. Role: admin.
 
         Errors: INVALID_ARGUMENT for a negative revision or page size.
         """
