@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
-from authsvc.client.channel import ClientTls, FixedToken, TokenFile
+from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
@@ -22,6 +22,7 @@ from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
 from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.tls import key_service_tls, server_tls
 
 _BACKLOG_CONNECTIONS = 1024
 _TLS_HANDSHAKE_SECONDS = 10.0
@@ -42,7 +43,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     bridge cannot start as configured.
     """
     config.check_exposure()
-    tls = _tls(config)
+    tls = server_tls(config)
     async with AsyncExitStack() as stack:
         validator = _validator(config)
         stack.push_async_callback(validator.close)
@@ -94,16 +95,10 @@ def _readiness(validator: KeyValidator, sink: LogSink) -> Callable[[], Awaitable
 
 def _validator(config: Config) -> KeyValidator:
     token = config.key_service_token
-    tls = None
-    if config.key_service_ca is not None:
-        variables = ("HTTPBRIDGE_KEY_SERVICE_CA", "HTTPBRIDGE_KEY_SERVICE_CERT", "HTTPBRIDGE_KEY_SERVICE_CERT_KEY")
-        tls = ClientTls(
-            config.key_service_ca, config.key_service_cert, config.key_service_cert_key, variables=variables
-        )
     return KeyValidator(
         config.key_service,
         FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE),
-        tls=tls,
+        tls=key_service_tls(config),
         cache=VerdictCache(ttl_seconds_max=config.cache_ttl_seconds),
     )
 
@@ -118,21 +113,6 @@ async def _open_sink(config: Config) -> LogSink:
         return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
     except StoreSetupError as error:
         raise ConfigurationError(f"HTTPBRIDGE_LOG_STORE_URL: {error}") from None
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")  # rather fail than ask the terminal
-    except OSError as error:  # SSLError is one
-        reason = (error.reason or "not PEM") if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigurationError(
-            f"HTTPBRIDGE_TLS_CERT={config.tls_cert}, HTTPBRIDGE_TLS_KEY={config.tls_key}: {reason}"
-        ) from None
-    return context
 
 
 async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:

@@ -1,9 +1,10 @@
-"""The command `httpbridge`: `serve` runs the bridge, `logs` shows what is stored.
+"""The command `httpbridge`: `serve` runs the bridge, `dashboard` the dashboard, `logs` shows what is stored.
 
 Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is out of reach.
 """
 
 import asyncio
+import getpass
 import os
 import signal
 import sys
@@ -46,13 +47,38 @@ def serve() -> None:
     def started(address: Address) -> None:
         click.echo(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
-    async def run() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await app.serve(config, stop, started)
+    _run(_until_stopped(lambda stop: app.serve(config, stop, started)))
 
-    _run(run())
+
+@main.command()
+def dashboard() -> None:
+    """Run the dashboard until SIGTERM or SIGINT."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from httpbridge.dashboard import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
+
+    config = _config()
+    configure(config.log_level, config.log_format)
+
+    def started(address: Address) -> None:
+        click.echo(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
+
+    _run(_until_stopped(lambda stop: app.serve(config, stop, started)))
+
+
+@main.command()
+@click.option("--name", help="Who is signed in; the name stands in the audit trail. Default: yours on this machine.")
+@click.option("--url", help="Where the dashboard is. Default: HTTPBRIDGE_DASHBOARD_LISTEN.")
+def sign_in_link(name: str | None, url: str | None) -> None:
+    """Print a link that signs in to the dashboard, for ten minutes."""
+    from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
+
+    config = _config()
+    try:
+        sessions = open_sessions(config)
+    except ConfigurationError as error:
+        _fail(str(error), _USAGE)
+    link = sessions.link(name or _user())
+    click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
 
 
 @main.command()
@@ -86,6 +112,20 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
                 config.sink_url(), selection, follow=follow, as_json=as_json, color=sys.stdout.isatty(), write=write
             )
         )
+
+
+async def _until_stopped(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await serve(stop)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        return str(os.getuid())
 
 
 def _config() -> Config:

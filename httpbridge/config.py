@@ -3,6 +3,7 @@
 Called by `cli`; `app` gets the result.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
@@ -14,6 +15,10 @@ from authsvc.client.event_log import LogFormat, LogLevel
 
 PREFIX = "HTTPBRIDGE_"
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name, where the key service leaves it
+ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - likewise
+DASHBOARD_TOKEN_FILE = "dashboard-token"  # noqa: S105 - a file's name
+
+_PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -35,6 +40,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_per_minute: _Positive = 5000
     cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
+    dashboard_listen: Address = Address("127.0.0.1", 8081)
+    dashboard_token: Secret | None = None
+    admin_token: Secret | None = None
+    public_url: str | None = None
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.CONSOLE
 
@@ -47,7 +56,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError(f"{PREFIX}{one.upper()} and {PREFIX}{other.upper()} go together")
         if config.key_service_cert is not None and config.key_service_ca is None:
             raise ConfigurationError("HTTPBRIDGE_KEY_SERVICE_CERT needs HTTPBRIDGE_KEY_SERVICE_CA")
+        if config.public_url is not None and _PUBLIC_URL.fullmatch(config.public_url) is None:
+            raise ConfigurationError("HTTPBRIDGE_PUBLIC_URL: expected http:// or https://, a host, and no query")
         return config
+
+    def clients_url(self) -> str:
+        """Return where clients reach the bridge, without a slash at the end: HTTPBRIDGE_PUBLIC_URL, or its listener."""
+        return (self.public_url or self._url(self.listen)).rstrip("/")
+
+    def dashboard_url(self) -> str:
+        """Return where the dashboard listens, as a URL."""
+        return self._url(self.dashboard_listen)
+
+    def _url(self, address: Address) -> str:
+        return f"{'https' if self.tls_cert else 'http'}://{address}"
 
     def sink_url(self) -> str:
         """Return the log store's URL: the one that is set, or the file `logs.db` in the state folder."""
@@ -55,13 +77,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_exposure(self) -> None:
         """Raise ConfigurationError where keys would cross a network in the clear."""
+        self._check_exposure("HTTPBRIDGE_LISTEN", self.listen)
+
+    def check_dashboard_exposure(self) -> None:
+        """Raise ConfigurationError where a network would see the dashboard in the clear, or nobody chose its token."""
+        self._check_exposure("HTTPBRIDGE_DASHBOARD_LISTEN", self.dashboard_listen)
+        is_kept = self.dashboard_token is not None or (self.state_dir / DASHBOARD_TOKEN_FILE).exists()
+        if not (self.dashboard_listen.is_loopback or self.allow_insecure or is_kept):
+            raise ConfigurationError(
+                f"HTTPBRIDGE_DASHBOARD_LISTEN={self.dashboard_listen} is not loopback: set HTTPBRIDGE_DASHBOARD_TOKEN"
+            )
+
+    def _check_exposure(self, variable: str, listen: Address) -> None:
         if self.allow_insecure:
             return
         switch = "or HTTPBRIDGE_ALLOW_INSECURE=true if the network in between is trusted"
-        if not self.listen.is_loopback and self.tls_cert is None:
+        if not listen.is_loopback and self.tls_cert is None:
             raise ConfigurationError(
-                f"HTTPBRIDGE_LISTEN={self.listen} is not loopback: set HTTPBRIDGE_TLS_CERT and HTTPBRIDGE_TLS_KEY, "
-                + switch
+                f"{variable}={listen} is not loopback: set HTTPBRIDGE_TLS_CERT and HTTPBRIDGE_TLS_KEY, " + switch
             )
         if not self.key_service.is_loopback and self.key_service_ca is None:
             raise ConfigurationError(

@@ -1,0 +1,146 @@
+"""What stands between the network and every view: security headers, failures as pages, sessions, form tokens.
+
+Built by `app`, as the application's middlewares.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from authsvc.client import KeyServiceUnavailableError
+from authsvc.client.admin import Refusal, RefusedError
+from authsvc.client.environment import ConfigurationError
+from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
+from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks import StoreSetupError
+
+SESSION_COOKIE = "dashboard_session"
+VISITOR_COOKIE = "dashboard_visitor"
+OPEN_PATHS = ("/sign-in", "/static/")
+
+_SECURITY_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = structlog.get_logger("httpbridge.dashboard")
+
+
+class Guard:
+    """The middlewares, outermost first."""
+
+    def __init__(self, sessions: Sessions, pages: Pages) -> None:
+        self._sessions = sessions
+        self._pages = pages
+
+    def middlewares(self) -> list[Middleware]:
+        """Return them."""
+        return [self._failures, self._session, self._form]
+
+    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Add what every answer carries; for the signal `on_response_prepare`, which streams pass too."""
+        response.headers.update(_SECURITY_HEADERS)
+        is_static = request.path.startswith("/static/")
+        response.headers["Cache-Control"] = "no-cache" if is_static else "no-store"
+
+    @web.middleware
+    async def _failures(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as answer:
+            return self._http(request, answer)
+        except KeyServiceUnavailableError as error:
+            return self._pages.render(request, "key_service_down.html", status=503, reason=str(error))
+        except (StoreUnavailableError, StoreSetupError) as error:
+            return self._pages.render(request, "log_store_down.html", status=503, reason=str(error))
+        except RefusedError as error:
+            is_absent = error.refusal is Refusal.NOT_FOUND or request.method == "GET"
+            status, title = (404, "Not found") if is_absent else (409, "Refused")
+            return self._failure(request, status, title, f"The key service says: {error}.")
+        except ConfigurationError as error:  # a TLS or token file that was replaced by something else
+            return self._failure(request, 503, "Not set up", str(error))
+        except Exception:  # noqa: BLE001 - shown as a page that says nothing of it
+            _log.exception("unexpected error", method=request.method, path=request.path)
+            return self._failure(request, 500, "Something went wrong", "The dashboard's log says what. Try again.")
+
+    def _http(self, request: web.Request, answer: web.HTTPException) -> web.StreamResponse:
+        if answer.status < 400:
+            raise answer
+        match answer.status:
+            case 404:
+                return self._failure(request, 404, "Not found", "There is no such page.")
+            case 405:
+                response = self._failure(request, 405, "Not possible", "This page takes no such request.")
+                response.headers["Allow"] = answer.headers["Allow"]
+                return response
+            case 413:
+                return self._failure(request, 413, "Too large", "This is more than a form here can hold.")
+        return self._failure(request, answer.status, "Not possible", answer.text or answer.reason)
+
+    def _failure(self, request: web.Request, status: int, title: str, text: str) -> web.Response:
+        return self._pages.render(request, "failure.html", status=status, title=title, text=text)
+
+    @web.middleware
+    async def _session(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if request.path.startswith("/static/"):
+            return await handler(request)
+        session = self._sessions.read(request.cookies.get(SESSION_COOKIE))
+        if session is not None:
+            request[SESSION] = session
+            request[VISITOR] = session.session_id
+            return await handler(request)
+        if request.method == "GET" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            # SameSite=Strict kept the cookie back, because the link was on another site. The page loads itself again,
+            # and then the request is our own.
+            return self._pages.render(request, "again.html")
+        if not request.path.startswith(OPEN_PATHS):
+            if request.method in ("GET", "HEAD"):
+                return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
+            return self._pages.render(request, "session_over.html", status=403, next_path=request.path)
+        visitor = request.cookies.get(VISITOR_COOKIE, "")
+        if not visitor.isalnum() or len(visitor) != 32:
+            visitor = secrets.token_hex(16)
+        request[VISITOR] = visitor
+        response = await handler(request)
+        if not response.prepared:
+            set_cookie(request, response, VISITOR_COOKIE, visitor)
+        return response
+
+    @web.middleware
+    async def _form(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if request.method == "POST":
+            presented = (await request.post()).get("form_token", "")
+            if not isinstance(presented, str) or not self._sessions.is_form_token(request[VISITOR], presented):
+                return self._failure(
+                    request,
+                    403,
+                    "Nothing was changed",
+                    "The form was not made for this session. Go back, reload the page, and try again.",
+                )
+        return await handler(request)
+
+
+def sign_in_location(next_path: str) -> str:
+    """Return where to sign in, to go on to a page of ours."""
+    return "/sign-in" if next_path == "/" else f"/sign-in?next={quote(next_path, safe='/')}"
+
+
+def set_cookie(
+    request: web.Request, response: web.StreamResponse, name: str, value: str, seconds: int = SESSION_SECONDS
+) -> None:
+    """Set a cookie that scripts cannot read and other sites cannot make the browser send."""
+    response.set_cookie(name, value, max_age=seconds, httponly=True, samesite="Strict", secure=is_https(request))

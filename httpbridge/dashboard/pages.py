@@ -1,0 +1,110 @@
+"""Rendering: templates, and what every page gets. Used by `guard` and all views.
+
+Templates are escaped throughout. A page of a project extends `project.html`, another
+one `base.html`.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from aiohttp import web
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from httpbridge.dashboard.sessions import Session, Sessions
+
+FOLDER = Path(__file__).parent
+NOTICE_COOKIE = "dashboard_notice"
+VISITOR = web.RequestKey("visitor", str)
+"""Whom the forms of this request's page are for: the session's id, or on the way in a random one."""
+SESSION = web.RequestKey("session", Session)
+
+
+class Views(Protocol):
+    """A part of the dashboard: its routes, added by the composition root."""
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return them."""
+
+
+class Pages:
+    """Makes responses of templates."""
+
+    def __init__(self, sessions: Sessions, now: Callable[[], datetime]) -> None:
+        """`now` gives aware instants."""
+        self._sessions = sessions
+        self._now = now
+        self._environment = Environment(
+            loader=FileSystemLoader(FOLDER / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=StrictUndefined,
+        )
+        self._environment.filters["instant"] = instant
+        self._environment.filters["age"] = self._age
+        self._environment.filters["counted"] = counted
+
+    def render(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
+        """Return a page. Templates also see `session`, `form_token` and `notice`."""
+        session = request.get(SESSION)
+        visitor = request.get(VISITOR)
+        notice = self._sessions.read_notice(request.cookies.get(NOTICE_COOKIE)) if session else ""
+        text = self._environment.get_template(template).render(
+            session=session,
+            form_token=self._sessions.form_token(visitor) if visitor else "",
+            notice=notice,
+            path=request.path,
+            **values,
+        )
+        response = web.Response(text=text, content_type="text/html", charset="utf-8", status=status)
+        if notice:
+            response.del_cookie(NOTICE_COOKIE)
+        return response
+
+    def redirect(self, request: web.Request, location: str, *, notice: str = "") -> web.Response:
+        """Return what sends the browser to a page of ours, which shows the notice: the answer to a form."""
+        response = web.Response(status=303, headers={"Location": location})
+        if notice:
+            response.set_cookie(
+                NOTICE_COOKIE,
+                self._sessions.notice(notice),
+                httponly=True,
+                samesite="Strict",
+                secure=is_https(request),
+            )
+        return response
+
+    def _age(self, since: datetime) -> str:
+        """Return how long ago, in the largest unit that fits."""
+        seconds = max(0, int((self._now() - since).total_seconds()))
+        for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+            if seconds >= length:
+                return counted(seconds // length, unit)
+        return "moments"
+
+
+def session_of(request: web.Request) -> Session:
+    """Return who is signed in; for handlers behind the guard."""
+    return request[SESSION]
+
+
+def is_https(request: web.Request) -> bool:
+    """Whether the browser speaks HTTPS, to us or to a proxy; believing a liar only costs the liar a cookie."""
+    return request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+
+
+def instant(value: datetime) -> Markup:
+    """Return a time in UTC, which the script turns into the browser's zone; UTC stays in the title."""
+    shown = value.astimezone(UTC)
+    text = f"{shown:%Y-%m-%d %H:%M:%S} UTC"
+    return Markup('<time datetime="{}" title="{}">{}</time>').format(
+        shown.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z", text, text
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 log`, `2 logs`, `1,200 logs`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,122 @@
+"""Who is signed in: sessions, sign-in links and form tokens, all signed with a key derived from the dashboard token.
+
+Nothing is stored but which sessions were signed out, so a changed token ends every
+session, link and form. Used by `guard` and `sign_in`; the command line makes links.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from itsdangerous import BadData, URLSafeSerializer
+
+from authsvc.client.environment import Secret
+
+SESSION_SECONDS = 12 * 3600
+LINK_SECONDS = 600
+NOTICE_SECONDS = 60
+NAME_CHARACTERS_MAX = 64
+_TEXT_CHARACTERS_MAX = 4096
+_ENDED_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A person who has signed in."""
+
+    session_id: str
+    name: str
+    expires_at: int
+    """Unix seconds."""
+
+
+class Sessions:
+    """Makes and reads what is signed. The token is read at each use, so it may change at any time."""
+
+    def __init__(self, token: Callable[[], Secret], now: Callable[[], datetime]) -> None:
+        """`now` gives aware instants."""
+        self._token = token
+        self._now = now
+        self._ended: dict[str, int] = {}
+
+    def is_token(self, presented: str) -> bool:
+        """Whether this is the dashboard token."""
+        return hmac.compare_digest(presented.strip().encode(errors="replace"), self._token().reveal().encode())
+
+    def begin(self, name: str) -> str:
+        """Return the cookie of a new session."""
+        return self._sign("session", SESSION_SECONDS, id=secrets.token_hex(16), name=name)
+
+    def read(self, cookie: str | None) -> Session | None:
+        """Return the session of a cookie; None when it is over, signed out, or was never one."""
+        fields = self._read("session", cookie)
+        if fields is None or fields["id"] in self._ended:
+            return None
+        return Session(fields["id"], fields["name"], fields["until"])
+
+    def end(self, session: Session) -> None:
+        """Sign out: the session's cookie is worth nothing from now on, wherever it was copied to."""
+        now = self._unix()
+        self._ended = {id_: until for id_, until in self._ended.items() if until > now}
+        while len(self._ended) >= _ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
+        self._ended[session.session_id] = session.expires_at
+
+    def link(self, name: str) -> str:
+        """Return what signs this person in for LINK_SECONDS, for a URL."""
+        return self._sign("link", LINK_SECONDS, name=name)
+
+    def name_of_link(self, text: str) -> str | None:
+        """Return whom a link signs in; None when it is too old, or was never one."""
+        fields = self._read("link", text)
+        return None if fields is None else str(fields["name"])
+
+    def notice(self, text: str) -> str:
+        """Return the cookie of a notice for the next page."""
+        return self._sign("notice", NOTICE_SECONDS, text=text)
+
+    def read_notice(self, cookie: str | None) -> str:
+        """Return the notice, or nothing."""
+        fields = self._read("notice", cookie)
+        return "" if fields is None else str(fields["text"])
+
+    def form_token(self, visitor: str) -> str:
+        """Return what a form carries to show that it comes from a page that this visitor was shown."""
+        return hmac.new(_key(self._token().reveal()), b"form " + visitor.encode(), hashlib.sha256).hexdigest()
+
+    def is_form_token(self, visitor: str, presented: str) -> bool:
+        """Whether a form comes from a page that this visitor was shown."""
+        return hmac.compare_digest(self.form_token(visitor).encode(), presented.encode(errors="replace"))
+
+    def _sign(self, purpose: str, seconds: int, **fields: Any) -> str:
+        return self._serializer(purpose).dumps(fields | {"until": self._unix() + seconds})
+
+    def _read(self, purpose: str, text: str | None) -> dict[str, Any] | None:
+        if not text or len(text) > _TEXT_CHARACTERS_MAX:
+            return None
+        try:
+            fields: dict[str, Any] = self._serializer(purpose).loads(text)
+        except BadData:
+            return None
+        return fields if fields["until"] > self._unix() else None
+
+    def _serializer(self, purpose: str) -> URLSafeSerializer:
+        return URLSafeSerializer(
+            _key(self._token().reveal()),
+            salt=f"deeptracer dashboard {purpose}",
+            signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
+        )
+
+    def _unix(self) -> int:
+        return int(self._now().timestamp())
+
+
+@lru_cache(maxsize=4)
+def _key(token: str) -> bytes:
+    """Derive the signing key slowly (50 ms), so that a cookie is no quick way to guess a token that people chose."""
+    return hashlib.scrypt(token.encode(), salt=b"deeptracer dashboard", n=2**14, r=8, p=1, dklen=32)

@@ -1,0 +1,85 @@
+// What pages do beyond HTML: times in the browser's zone, copying, a dialog before what cannot be undone, a warning before
+// leaving a page that shows a key. Everything but copying works without it.
+"use strict";
+
+// Every <time> has UTC as its text; show the browser's zone, and leave UTC to hovering. Also called by logs.js.
+function showLocalTimes(root) {
+  for (const time of root.querySelectorAll("time[datetime]")) {
+    const instant = new Date(time.dateTime);
+    if (Number.isNaN(instant.valueOf())) continue;
+    const two = (number) => String(number).padStart(2, "0");
+    time.textContent =
+      `${instant.getFullYear()}-${two(instant.getMonth() + 1)}-${two(instant.getDate())} ` +
+      `${two(instant.getHours())}:${two(instant.getMinutes())}:${two(instant.getSeconds())}`;
+  }
+}
+
+function prepareCopying() {
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    const label = button.innerHTML;
+    let timer;
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const source = document.getElementById(button.dataset.copy);
+      try {
+        await navigator.clipboard.writeText(source.textContent);
+        button.textContent = "Copied";
+        button.dispatchEvent(new CustomEvent("dashboard:copied", { bubbles: true }));
+      } catch {
+        // Not a secure context, or not allowed: select it, for the keyboard.
+        getSelection().selectAllChildren(source);
+        button.textContent = "Press Ctrl+C";
+      }
+      clearTimeout(timer);
+      timer = setTimeout(() => { button.innerHTML = label; }, 2000);
+    });
+  }
+}
+
+function prepareDialogs() {
+  for (const opener of document.querySelectorAll("[data-dialog]")) {
+    const dialog = document.getElementById(opener.dataset.dialog);
+    if (!dialog?.showModal) continue;
+    opener.addEventListener("click", (event) => {
+      event.preventDefault();
+      dialog.showModal();
+    });
+    dialog.querySelector("[data-close]")?.addEventListener("click", () => dialog.close());
+  }
+}
+
+function prepareLeaving() {
+  const page = document.querySelector("[data-warn-leaving]");
+  if (!page) return;
+  const warn = (event) => event.preventDefault();
+  addEventListener("beforeunload", warn);
+  page.addEventListener("dashboard:copied", () => removeEventListener("beforeunload", warn));
+  // The browser may keep the page in memory, for going back; the key is not to be there.
+  addEventListener("pagehide", () => page.replaceChildren());
+  addEventListener("pageshow", (event) => { if (event.persisted) location.replace("/projects"); });
+}
+
+// A form that was sent is not sent again by a second click.
+function prepareForms() {
+  for (const form of document.querySelectorAll("form[method=post]")) {
+    form.addEventListener("submit", (event) => {
+      if (form.dataset.sent) event.preventDefault();
+      form.dataset.sent = "yes";
+      event.submitter?.setAttribute("aria-busy", "true");
+    });
+  }
+  addEventListener("pageshow", () => {
+    for (const form of document.querySelectorAll("form[data-sent]")) {
+      delete form.dataset.sent;
+      for (const button of form.querySelectorAll("[aria-busy]")) button.removeAttribute("aria-busy");
+    }
+  });
+}
+
+document.addEventListener("DOMContentLoaded", () => {
+  showLocalTimes(document);
+  prepareCopying();
+  prepareDialogs();
+  prepareLeaving();
+  prepareForms();
+});
