@@ -47,10 +47,11 @@ EXPECTED_ERRORS = (
 )  # fmt: skip
 
 
-def postgres_engine(dsn: str, **settings: str) -> AsyncEngine:
+def postgres_engine(dsn: str, *, connections_max: int = 1, **settings: str) -> AsyncEngine:
     """Make an engine for the address, which the driver reads itself (so `sslmode` and several hosts work).
 
-    `settings` are server settings of the session. It makes one connection at a time.
+    `settings` are server settings of the session. It has at most `connections_max` connections; who wants one more
+    waits for CONNECT_SECONDS_MAX.
     """
 
     # SQLAlchemy passes what it finds in its own URL, which has nothing.
@@ -68,7 +69,12 @@ def postgres_engine(dsn: str, **settings: str) -> AsyncEngine:
         return driver
 
     return create_async_engine(
-        "postgresql+asyncpg://", async_creator=connect, pool_size=1, max_overflow=0, hide_parameters=True
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=CONNECT_SECONDS_MAX,
+        hide_parameters=True,
     )
 
 

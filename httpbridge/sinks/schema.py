@@ -1,6 +1,6 @@
 """The tables of the SQL log store, and what both databases need around them.
 
-Used by the two stores, which create them, and by the reader. The schema is small and
+Used by the two stores, which create them, and by those who read or write them. The schema is small and
 only ever grows, so the sink creates it itself and records its version: a bridge refuses
 a store that a newer version made.
 """
@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from httpbridge.sinks import StoreSetupError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: logs. 2: origin_counts, too."""
 
 tables = sa.MetaData()
 
@@ -62,6 +63,19 @@ logs = sa.Table(
 WRITTEN_COLUMNS = [column.name for column in logs.columns if column.name != "id"]
 """The columns of a row as the sink builds it, in this order; the store gives the id."""
 
+origin_counts = sa.Table(
+    "origin_counts",
+    tables,
+    sa.Column("project_id", sa.Text, primary_key=True),
+    sa.Column("hour", UtcDateTime, primary_key=True),
+    sa.Column("origin", sa.Text, primary_key=True),
+    sa.Column("allowed", sa.BigInteger, nullable=False),
+    sa.Column("blocked", sa.BigInteger, nullable=False),
+    sa.Index("origin_counts_by_hour", "hour"),
+    sqlite_with_rowid=False,
+)
+"""How many requests from an origin were admitted and refused in the hour that begins then."""
+
 log_store = sa.Table(
     "log_store",
     tables,
@@ -77,12 +91,16 @@ PROBE = "UPDATE log_store SET probes = probes + 1 WHERE id = 1"
 def create_tables(connection: sa.Connection) -> None:
     """Create what is missing, in the caller's transaction, which keeps other bridges out meanwhile.
 
+    A store of an older version becomes one of this: all that came since are tables of their own.
     Raises StoreSetupError for a store of a newer version.
     """
     tables.create_all(connection)
     check_version(connection)
-    if connection.execute(sa.select(log_store.c.schema_version)).first() is None:
+    version = connection.execute(sa.select(log_store.c.schema_version)).scalar()
+    if version is None:
         connection.execute(log_store.insert().values(id=1, schema_version=SCHEMA_VERSION, probes=0))
+    elif version < SCHEMA_VERSION:
+        connection.execute(log_store.update().values(schema_version=SCHEMA_VERSION))
 
 
 def check_version(connection: sa.Connection) -> None:

@@ -1,0 +1,134 @@
+"""How often each origin was seen, by project and hour: written by the bridge, read by the dashboard.
+
+Called by `origin_counts`, which counts, and by `dashboard/origins`. The writer has a connection of its
+own, so that whatever keeps it waiting keeps no log waiting.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
+from httpbridge.sinks.read_store import ReadStore
+from httpbridge.sinks.schema import origin_counts
+
+KEPT_HOURS = 48
+
+BUSY_SECONDS_MAX = 2.0
+"""How long a write waits for another one on SQLite."""
+
+SEEN_MAX = 500
+"""Origins that are read of a project."""
+
+_STATEMENT_ROWS = 100
+
+
+class OriginCount(msgspec.Struct, frozen=True, order=True):
+    """Requests from an origin in the hour that begins at `hour` (aware, UTC)."""
+
+    project_id: str
+    hour: datetime
+    origin: str
+    allowed: int
+    blocked: int
+
+
+class SeenOrigin(msgspec.Struct, frozen=True):
+    """An origin that a project's requests came from, or one of the labels in `origin_counts`."""
+
+    origin: str
+    allowed: int
+    """Requests that its list admitted at the time."""
+    blocked: int
+    """Requests that were answered with 403."""
+
+
+class OriginStore:
+    """Adds counts to the table `origin_counts`, which the sink has made, at the sink's address.
+
+    Raises StoreSetupError for another kind of address; connects at the first write.
+    """
+
+    def __init__(self, url: str) -> None:
+        parsed = sa.make_url(url)
+        match parsed.get_backend_name():
+            case "sqlite":
+                self._engine = _sqlite_engine(parsed)
+                self._insert: Any = sqlite.insert
+            case "postgresql":
+                dsn = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+                self._engine = postgres_engine(dsn, lock_timeout=str(int(BUSY_SECONDS_MAX * 1000)))
+                self._insert = postgresql.insert
+            case other:
+                raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+
+    async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
+        """Add to what is stored, all or nothing, and forget what is older than KEPT_HOURS.
+
+        Raises StoreUnavailableError. Then nothing was added, unless the answer to the commit was lost.
+        """
+        try:
+            async with self._engine.begin() as connection:
+                ordered = sorted(counts)  # so that two bridges never wait for each other
+                for start in range(0, len(ordered), _STATEMENT_ROWS):
+                    await connection.execute(self._upsert(ordered[start : start + _STATEMENT_ROWS]))
+                expired = origin_counts.c.hour < now - timedelta(hours=KEPT_HOURS)
+                await connection.execute(origin_counts.delete().where(expired))
+        except (*EXPECTED_ERRORS, sqlite3.Error) as error:
+            raise StoreUnavailableError(str(translated(error))) from None
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self._engine.dispose()
+
+    def _upsert(self, counts: Sequence[OriginCount]) -> Any:
+        insert = self._insert(origin_counts).values([msgspec.structs.asdict(count) for count in counts])
+        return insert.on_conflict_do_update(
+            index_elements=["project_id", "hour", "origin"],
+            set_={name: origin_counts.c[name] + insert.excluded[name] for name in ("allowed", "blocked")},
+        )
+
+
+async def seen_origins(store: ReadStore, project_id: str, since: datetime) -> list[SeenOrigin]:
+    """Return the origins of a project since the hour that `since` lies in, the most frequent first.
+
+    At most SEEN_MAX. Raises as ReadStore does.
+    """
+    hour = since.replace(minute=0, second=0, microsecond=0)
+    allowed, blocked = sa.func.sum(origin_counts.c.allowed), sa.func.sum(origin_counts.c.blocked)
+    statement = (
+        sa.select(origin_counts.c.origin, sa.cast(allowed, sa.BigInteger), sa.cast(blocked, sa.BigInteger))
+        .where(origin_counts.c.project_id == project_id, origin_counts.c.hour >= hour)
+        .group_by(origin_counts.c.origin)
+        .order_by((allowed + blocked).desc(), origin_counts.c.origin)
+        .limit(SEEN_MAX)
+    )
+    return [SeenOrigin(*row) for row in await store.rows(statement)]
+
+
+def _sqlite_engine(url: sa.URL) -> AsyncEngine:
+    engine = create_async_engine(
+        sa.URL.create("sqlite+aiosqlite", database=url.database or ":memory:", query=url.query),
+        poolclass=sa.NullPool,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_SECONDS_MAX, "isolation_level": None},
+    )
+
+    def set_up(driver: Any, _record: object) -> None:
+        # The sink copies the WAL, where it keeps no commit waiting.
+        driver.execute("PRAGMA wal_autocheckpoint=0")
+
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sa.event.listen(engine.sync_engine, "connect", set_up)
+    sa.event.listen(engine.sync_engine, "begin", begin)
+    return engine

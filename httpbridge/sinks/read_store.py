@@ -1,0 +1,112 @@
+"""A read-only way into the log store: one address, a few connections, errors told in the bridge's words.
+
+Under `sql_reader` (the command `logs`), `log_queries` and `origin_store` (the dashboard). Nothing is held
+between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
+from httpbridge.sinks.schema import check_version, logs
+
+LATE_IDS = 32_768
+"""How far below the newest id PostgreSQL may still make a row visible.
+
+Ids are handed out before the commit, so with several bridges a lower id can appear after
+a higher one. A transaction that ends after this many later rows is missed while following
+(not by a later listing).
+"""
+
+WAIT_SECONDS_MAX = 5.0
+"""How long a statement waits for one of the connections."""
+
+
+class ReadStore:
+    """The store at a sink's address (`sqlite:///path` or `postgresql://…`); it connects when it is first used.
+
+    Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once.
+    """
+
+    def __init__(self, url: str, *, connections_max: int = 1) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except (sa.exc.ArgumentError, ValueError):
+            raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
+        self._path: Path | None = None
+        self._is_checked = False
+        self.late_ids = 0
+        """See LATE_IDS; 0 for a store whose ids become visible in their order."""
+        match parsed.get_backend_name():
+            case "sqlite":
+                self._path = Path(parsed.database or ":memory:")
+                self._engine = _sqlite_engine(self._path, connections_max)
+            case "postgresql":
+                dsn = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
+                self._engine = postgres_engine(dsn, connections_max=connections_max, default_transaction_read_only="on")
+                self.late_ids = LATE_IDS
+            case other:
+                raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self._engine.dispose()
+
+    def check_exists(self) -> None:
+        """Raise StoreSetupError for a SQLite file that does not exist."""
+        if self._path is not None and not self._path.exists():
+            raise StoreSetupError(f"there is no log store at {self._path}: no bridge has run with it yet")
+
+    async def rows(self, statement: sa.Select[Any]) -> list[Any]:
+        """Run one query and return all of its rows; raises as `connection` does."""
+        async with self.connection() as connection:
+            return list((await connection.execute(statement)).all())
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """Lend a connection, for statements that follow each other closely.
+
+        Raises StoreSetupError when there is no table of logs yet or a newer version made it, and
+        StoreUnavailableError when the store cannot be read.
+        """
+        self.check_exists()
+        try:
+            async with self._engine.connect() as connection:
+                if not self._is_checked:
+                    await connection.run_sync(_check)
+                    self._is_checked = True
+                yield connection
+        except (*EXPECTED_ERRORS, sqlite3.Error) as error:
+            self._is_checked = False  # whatever it was, the store may be another one when it is back
+            failure = translated(error)
+            if isinstance(failure, StoreSetupError):
+                raise failure from None
+            raise StoreUnavailableError(f"the log store cannot be read: {failure}") from None
+
+
+def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
+    file = f"file:{quote(str(path.absolute()))}"
+    address = sa.URL.create("sqlite+aiosqlite", database=file, query={"mode": "ro", "uri": "true"})
+    return create_async_engine(
+        address,
+        poolclass=sa.AsyncAdaptedQueuePool,
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=WAIT_SECONDS_MAX,
+        hide_parameters=True,
+    )
+
+
+def _check(connection: sa.Connection) -> None:
+    if not sa.inspect(connection).has_table(logs.name):
+        raise StoreSetupError("the log store has no table of logs: no bridge has run with it yet")
+    check_version(connection)
