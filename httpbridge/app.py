@@ -18,9 +18,11 @@ from httpbridge.authorizer import Authorizer
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
+from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
+from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.tls import key_service_tls, server_tls
 
@@ -50,8 +52,11 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         validator.start()
         sink = await _open_sink(config)
         stack.push_async_callback(sink.close)
+        origins = OriginCounts(OriginStore(config.sink_url()), now=now)
+        stack.push_async_callback(origins.close)
+        origins.start()
         ingest = Ingest(
-            authorizer=Authorizer(validator),
+            authorizer=Authorizer(validator, origins),
             rate_limit=RateLimit(config.rate_limit_per_minute, now),
             sink=sink,
             now=now,

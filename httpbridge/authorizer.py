@@ -26,11 +26,19 @@ class KeyValidator(Protocol):
         """Return the verdict, asking for it if need be; raise KeyServiceUnavailableError when there is none."""
 
 
-class Authorizer:
-    """Decides on a request from its headers alone."""
+class OriginCounter(Protocol):
+    """Counts where requests come from."""
 
-    def __init__(self, validator: KeyValidator) -> None:
+    def count(self, project_id: str, origin: str, is_allowed: bool) -> None:
+        """Count one request that has a valid key; quickly."""
+
+
+class Authorizer:
+    """Decides on a request from its headers alone, and has the origins of those with a valid key counted."""
+
+    def __init__(self, validator: KeyValidator, origins: OriginCounter) -> None:
         self._validator = validator
+        self._origins = origins
 
     async def authorize(self, headers: MultiMapping[str]) -> Decision:
         """Return the verdict on the key and the origin that the headers carry.
@@ -42,7 +50,10 @@ class Authorizer:
         if api_key is None:
             return _INVALID_KEY
         origin = _origin(headers)
-        return self._validator.cached(api_key, origin) or await self._validator.validate(api_key, origin)
+        decision = self._validator.cached(api_key, origin) or await self._validator.validate(api_key, origin)
+        if origin is not None and decision.verdict is not Verdict.INVALID_KEY:
+            self._origins.count(decision.project_id, origin, decision.verdict is Verdict.ALLOWED)
+        return decision
 
 
 def _api_key(headers: MultiMapping[str]) -> RawKey | None:

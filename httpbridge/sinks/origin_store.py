@@ -25,10 +25,14 @@ KEPT_HOURS = 48
 BUSY_SECONDS_MAX = 2.0
 """How long a write waits for another one on SQLite."""
 
+CHECKPOINT_PAGES = 8192
+"""32 MiB of WAL, twice as much as the sink lets it become: it copies the WAL where that keeps no commit waiting.
+
+Only while all that comes is blocked, and the sink commits nothing, the WAL grows so far.
+"""
+
 SEEN_MAX = 500
 """Origins that are read of a project."""
-
-_STATEMENT_ROWS = 100
 
 
 class OriginCount(msgspec.Struct, frozen=True, order=True):
@@ -62,13 +66,17 @@ class OriginStore:
         match parsed.get_backend_name():
             case "sqlite":
                 self._engine = _sqlite_engine(parsed)
-                self._insert: Any = sqlite.insert
+                insert: Any = sqlite.insert(origin_counts)
             case "postgresql":
                 dsn = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
                 self._engine = postgres_engine(dsn, lock_timeout=str(int(BUSY_SECONDS_MAX * 1000)))
-                self._insert = postgresql.insert
+                insert = postgresql.insert(origin_counts)
             case other:
                 raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+        self._upsert = insert.on_conflict_do_update(
+            index_elements=["project_id", "hour", "origin"],
+            set_={name: origin_counts.c[name] + insert.excluded[name] for name in ("allowed", "blocked")},
+        )
 
     async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
         """Add to what is stored, all or nothing, and forget what is older than KEPT_HOURS.
@@ -77,9 +85,8 @@ class OriginStore:
         """
         try:
             async with self._engine.begin() as connection:
-                ordered = sorted(counts)  # so that two bridges never wait for each other
-                for start in range(0, len(ordered), _STATEMENT_ROWS):
-                    await connection.execute(self._upsert(ordered[start : start + _STATEMENT_ROWS]))
+                # In one order, so that two bridges never wait for each other.
+                await connection.execute(self._upsert, [msgspec.structs.asdict(count) for count in sorted(counts)])
                 expired = origin_counts.c.hour < now - timedelta(hours=KEPT_HOURS)
                 await connection.execute(origin_counts.delete().where(expired))
         except (*EXPECTED_ERRORS, sqlite3.Error) as error:
@@ -88,13 +95,6 @@ class OriginStore:
     async def close(self) -> None:
         """Let go of the store."""
         await self._engine.dispose()
-
-    def _upsert(self, counts: Sequence[OriginCount]) -> Any:
-        insert = self._insert(origin_counts).values([msgspec.structs.asdict(count) for count in counts])
-        return insert.on_conflict_do_update(
-            index_elements=["project_id", "hour", "origin"],
-            set_={name: origin_counts.c[name] + insert.excluded[name] for name in ("allowed", "blocked")},
-        )
 
 
 async def seen_origins(store: ReadStore, project_id: str, since: datetime) -> list[SeenOrigin]:
@@ -123,8 +123,7 @@ def _sqlite_engine(url: sa.URL) -> AsyncEngine:
     )
 
     def set_up(driver: Any, _record: object) -> None:
-        # The sink copies the WAL, where it keeps no commit waiting.
-        driver.execute("PRAGMA wal_autocheckpoint=0")
+        driver.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
 
     def begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")

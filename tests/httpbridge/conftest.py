@@ -68,6 +68,16 @@ class FakeValidator:
         return Decision(verdict, PROJECT_ID, KEY_ID)
 
 
+class CountedOrigins:
+    """Notes the origins that were to be counted, and whether each was admitted."""
+
+    def __init__(self) -> None:
+        self.counted: list[tuple[str, str, bool]] = []
+
+    def count(self, project_id: str, origin: str, is_allowed: bool) -> None:
+        self.counted.append((project_id, origin, is_allowed))
+
+
 class MemorySink:
     """A log store that keeps batches in memory, and fails or waits when told to."""
 
@@ -139,9 +149,10 @@ class Bridge:
         self.clock = FakeClock()
         self.validator = FakeValidator()
         self.sink = MemorySink()
+        self.origins = CountedOrigins()
         self.readiness = Readiness(ReadyStatus.OK)
         ingest = Ingest(
-            authorizer=Authorizer(self.validator),
+            authorizer=Authorizer(self.validator, self.origins),
             rate_limit=RateLimit(rate_limit, self.clock.now),
             sink=self.sink,
             now=self.clock.now,
