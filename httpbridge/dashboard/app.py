@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 
 from aiohttp import web
 
@@ -20,14 +21,19 @@ from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
 from httpbridge.dashboard.guard import Guard
+from httpbridge.dashboard.origins import AllowedOrigins
 from httpbridge.dashboard.pages import FOLDER, Pages, Views
 from httpbridge.dashboard.projects import Projects
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.sign_in import SignIn
+from httpbridge.sinks.log_queries import LogQueries
+from httpbridge.sinks.origin_store import seen_origins
+from httpbridge.sinks.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
 
 _FORM_BYTES_MAX = 256 * 1024  # 100 origin entries of 260 characters, each escaped, are 80 KB
 _SHUTDOWN_SECONDS = 2.0
+_STORE_CONNECTIONS_MAX = 4
 
 
 def now() -> datetime:
@@ -48,11 +54,15 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         token = FixedToken(config.admin_token) if config.admin_token else TokenFile(config.state_dir / ADMIN_TOKEN_FILE)
         admin = AdminClient(config.key_service, token, key_service_tls(config))
         stack.push_async_callback(admin.close)
+        store = ReadStore(config.sink_url(), connections_max=_STORE_CONNECTIONS_MAX)
+        stack.push_async_callback(store.close)
         pages = Pages(sessions, now)
         reveal = KeyReveal(pages, config.clients_url())
         views: list[Views] = [
             SignIn(sessions, pages, Attempts(time.monotonic)),
+            Projects(admin, LogQueries(store, monotonic=time.monotonic), pages, reveal, now),
             ApiKeys(admin, pages, reveal),
+            AllowedOrigins(admin, partial(seen_origins, store), pages, now),
             Audit(admin, pages),
         ]
         runner = web.AppRunner(

@@ -1,9 +1,8 @@
 """Projects: the list, with what happens in each; and making one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from aiohttp import web
 
@@ -12,23 +11,9 @@ from httpbridge.dashboard.api_keys import KeyReveal
 from httpbridge.dashboard.pages import Pages, session_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.log_queries import ACTIVITY_LOGS_MAX, Activity, LogQueries
 
 _PROJECT_ID_CHARACTERS_MAX = 63
-
-
-@dataclass(frozen=True, slots=True)
-class Activity:
-    """What a project sent lately."""
-
-    last_hour_count: int
-    last_received_at: datetime | None
-
-
-class ActivityReader(Protocol):
-    """What this page needs of the log store."""
-
-    async def activity(self, project_ids: Sequence[str], now: datetime) -> dict[str, Activity]:
-        """Return the activity of each project; raise StoreUnavailableError, StoreSetupError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +30,7 @@ class Projects:
     def __init__(
         self,
         admin: AdminClient,
-        logs: ActivityReader,
+        logs: LogQueries,
         pages: Pages,
         reveal: KeyReveal,
         now: Callable[[], datetime],
@@ -95,6 +80,7 @@ class Projects:
             query=query,
             next_page=next_page,
             store_failure=store_failure,
+            counted_max=ACTIVITY_LOGS_MAX,
         )
 
     async def _new(self, request: web.Request) -> web.Response:

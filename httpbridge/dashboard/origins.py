@@ -1,0 +1,202 @@
+"""Project > Settings > Allowed origins: edit the list, try an origin, see whom it would block before it is saved.
+
+The list that is being edited lives in the form: each button sends all of it, and gets
+the page back with what the key service makes of it. Only Save changes anything, and
+only the list that was reviewed.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from authsvc.client.admin import AdminClient, OriginCheck, OriginsCheck, Propagation
+from httpbridge.dashboard.pages import Pages, counted, session_of
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks import StoreSetupError
+
+ENTRIES_MAX = 100
+"""As many as the key service takes."""
+
+_SEEN = timedelta(hours=24)
+
+
+class SeenCount(Protocol):
+    """How often an origin was seen."""
+
+    @property
+    def origin(self) -> str:
+        """The header's value, or a label in parentheses for what is counted together."""
+
+    @property
+    def allowed(self) -> int:
+        """Requests that the list admitted then."""
+
+    @property
+    def blocked(self) -> int:
+        """Requests that it blocked."""
+
+
+ReadSeen = Callable[[str, datetime], Awaitable[Sequence[SeenCount]]]
+"""The origins of a project since an instant; raises StoreUnavailableError, StoreSetupError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An origin that was seen, and what the list in the form makes of it."""
+
+    origin: str
+    allowed: int
+    blocked: int
+    check: OriginCheck
+    is_addable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The list in the form."""
+
+    entries: list[str]
+    """As typed; blank ones are left out of the list."""
+    tried: str = ""
+    base: str = ""
+    """The list that was saved when editing began, an entry a line."""
+    reviewed: str | None = None
+    """The normalised list that the page showed the consequences of; None before that."""
+
+    @classmethod
+    def of(cls, form: MultiMapping[object]) -> "Draft":
+        """Read the form."""
+        reviewed = form.get("reviewed")
+        return cls(
+            [str(entry).strip() for entry in form.getall("entry", [])],
+            str(form.get("tried", "")).strip(),
+            "\n".join(str(form.get("base", "")).split()),
+            None if reviewed is None else "\n".join(str(reviewed).split()),
+        )
+
+    def filled(self) -> list[str]:
+        """Return the entries that are not blank."""
+        return [entry for entry in self.entries if entry]
+
+
+class AllowedOrigins:
+    """`/projects/{project}/settings/origins`."""
+
+    def __init__(self, admin: AdminClient, seen: ReadSeen, pages: Pages, now: Callable[[], datetime]) -> None:
+        """`now` gives aware instants."""
+        self._admin = admin
+        self._seen = seen
+        self._pages = pages
+        self._now = now
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return them."""
+        path = "/projects/{project}/settings/origins"
+        return [web.get(path, self._show), web.post(path, self._edit)]
+
+    async def _show(self, request: web.Request) -> web.Response:
+        project = await self._admin.project(request.match_info["project"])
+        draft = Draft(list(project.origins), base="\n".join(project.origins))
+        return await self._page(request, project.origins, draft)
+
+    async def _edit(self, request: web.Request) -> web.Response:
+        project = await self._admin.project(request.match_info["project"])
+        form = await request.post()
+        draft = Draft.of(form)
+        action, _, argument = str(form.get("action", "")).partition(":")
+        match action:
+            case "add":
+                draft.entries.append(argument)
+                return await self._page(request, project.origins, draft, focus=len(draft.entries) - 1)
+            case "remove" if argument.isdecimal() and int(argument) < len(draft.entries):
+                del draft.entries[int(argument)]
+                return await self._page(request, project.origins, draft)
+            case "try":
+                return await self._page(request, project.origins, draft)
+        return await self._review_or_save(request, project.origins, draft, is_save=action == "save")
+
+    async def _review_or_save(
+        self, request: web.Request, saved: Sequence[str], draft: Draft, *, is_save: bool
+    ) -> web.Response:
+        """Save what was reviewed; show the consequences of anything else first."""
+        filled = draft.filled()
+        if len(filled) > ENTRIES_MAX:
+            return await self._page(request, saved, draft, status=400)
+        check = await self._admin.check_origins(filled)
+        if any(entry.error for entry in check.entries):
+            return await self._page(request, saved, draft, status=400)
+        normalised = tuple(dict.fromkeys(entry.entry for entry in check.entries))
+        is_stale = draft.base != "\n".join(saved)
+        if not is_save or is_stale or draft.reviewed != "\n".join(normalised):
+            # Reviewed against what is saved now: the page says what somebody else has changed meanwhile.
+            shown = Draft(list(normalised), draft.tried, "\n".join(saved), "\n".join(normalised))
+            return await self._page(request, saved, shown, is_stale=is_stale)
+        project_id = request.match_info["project"]
+        stored = await self._admin.set_origins(project_id, normalised, caller=session_of(request).name)
+        return self._pages.redirect(request, request.path, notice=f"Saved. {_by_when(stored.propagation)}")
+
+    async def _page(
+        self,
+        request: web.Request,
+        saved: Sequence[str],
+        draft: Draft,
+        *,
+        status: int = 200,
+        is_stale: bool = False,
+        focus: int | None = None,
+    ) -> web.Response:
+        project_id = request.match_info["project"]
+        counts: Sequence[SeenCount] = ()
+        store_failure = ""
+        try:
+            counts = await self._seen(project_id, self._now() - _SEEN)
+        except (StoreUnavailableError, StoreSetupError) as error:
+            store_failure = str(error)
+        filled = draft.filled()[:ENTRIES_MAX]
+        tried = [draft.tried] if draft.tried else []
+        check = await self._admin.check_origins(filled, [*tried, *(count.origin for count in counts)])
+        seen = [
+            Seen(count.origin, count.allowed, count.blocked, one, count.origin.startswith(("http://", "https://")))
+            for count, one in zip(counts, check.origins[len(tried) :], strict=True)
+        ]
+        return self._pages.render(
+            request,
+            "origins.html",
+            status=status,
+            project_id=project_id,
+            saved=saved,
+            rows=list(zip(draft.entries, _errors(draft, check), strict=True)),
+            draft=draft,
+            is_too_long=len(draft.filled()) > ENTRIES_MAX,
+            entries_max=ENTRIES_MAX,
+            tried=check.origins[0] if tried else None,
+            seen=sorted(seen, key=lambda one: one.check.is_admitted),
+            blocked=[one for one in seen if not one.check.is_admitted],
+            is_changed=draft.reviewed is not None and draft.reviewed != "\n".join(saved),
+            is_stale=is_stale,
+            store_failure=store_failure,
+            focus=focus,
+        )
+
+
+def _errors(draft: Draft, check: OriginsCheck) -> list[str]:
+    """Return the error of each entry as it was typed, empty where there is none."""
+    checks = iter(check.entries)
+    errors = []
+    for entry in draft.entries:
+        one = next(checks, None) if entry else None
+        errors.append(one.error if one else "")
+    return errors
+
+
+def _by_when(propagation: Propagation) -> str:
+    if propagation.is_effective:
+        holders = len(propagation.confirmed)
+        return f"It holds everywhere: {counted(holders, 'bridge')} confirmed." if holders else "It holds everywhere."
+    late = ", ".join(holder.name or "a bridge without a name" for holder in propagation.pending)
+    by = f"It holds everywhere at {propagation.effective_by.astimezone(UTC):%H:%M:%S} UTC at the latest"
+    return f"{by}: {late} has not answered yet." if late else f"{by}."
