@@ -54,7 +54,7 @@ bench: $(STAMP) ## run the benchmarks; each prints ratios to a baseline of the s
 migrate: $(STAMP) ## bring the key service's database to this version's schema
 	$(BIN)/authsvc migrate
 
-run: $(STAMP) ## start both services on loopback and print a curl line that works
+run: $(STAMP) ## start everything on loopback; print a link to the dashboard and a curl line that works
 	@$(BIN)/python scripts/run.py
 
 lock: $(STAMP) ## resolve the dependencies anew into the lock files

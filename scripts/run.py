@@ -1,4 +1,4 @@
-"""`make run`: both services on this machine, a key to try them with, and the lines to paste.
+"""`make run`: the services and the dashboard on this machine, a key to try them with, and the lines to paste.
 
 Takes the services' own environment variables; without any, SQLite and loopback.
 """
@@ -26,11 +26,11 @@ class StartError(Exception):
     """A service that did not start; it has said why itself."""
 
 
-async def start(name: str, environ: Mapping[str, str]) -> tuple[Process, str]:
-    """Start `NAME serve`; return it and the address it says it listens on."""
+async def start(name: str, environ: Mapping[str, str], command: str = "serve") -> tuple[Process, str]:
+    """Start `NAME COMMAND`; return it and the address it says it listens on."""
     process = await asyncio.create_subprocess_exec(
         BIN / name,
-        "serve",
+        command,
         stdout=PIPE,
         env=environ,
         start_new_session=True,  # Ctrl-C reaches us, who stop in order
@@ -85,8 +85,10 @@ async def ready(url: str) -> None:
 
 
 GREETING = """
-Both services are running. Ctrl-C stops them.
+Everything is running. Ctrl-C stops it.
 
+Open the dashboard (this link signs you in, for ten minutes; later: {bin}/httpbridge sign-in-link):
+  {link}
 Send a log:
   curl -sS -w '\\n' {logs_url}/ingest/logs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
     -d '{{"service": "hello", "logs": [{{"level": "info", "message": "hello, world"}}]}}'
@@ -106,12 +108,19 @@ The key in {state}/demo-key is not the active one of project {project} any more;
 """
 
 
-def greeting(keys_url: str, logs_url: str, state: Path, key: str | None) -> str:
+def sign_in_link(url: str, environ: Mapping[str, str]) -> str:
+    """Return a link that signs in to the dashboard."""
+    command: list[str | Path] = [BIN / "httpbridge", "sign-in-link", "--url", url]
+    return subprocess.run(command, check=True, env=environ, capture_output=True, text=True).stdout.strip()
+
+
+def greeting(keys_url: str, logs_url: str, link: str, state: Path, key: str | None) -> str:
     """Return what to paste, and where things are."""
     return (GREETING if key else GREETING + NO_KEY).format(
         keys_url=keys_url,
         keys_address=keys_url.partition("://")[2],
         logs_url=logs_url,
+        link=link,
         state=state,
         key=key or "YOUR_KEY",
         bin=os.path.relpath(BIN),
@@ -134,9 +143,13 @@ async def run() -> int:
         environ.setdefault("HTTPBRIDGE_KEY_SERVICE", environ["AUTHSVC_ADDRESS"])
         bridge, logs_url = await start("httpbridge", environ)
         processes.append(bridge)
+        environ.setdefault("HTTPBRIDGE_PUBLIC_URL", logs_url)
+        dashboard, dashboard_url = await start("httpbridge", environ, "dashboard")
+        processes.append(dashboard)
         key = await asyncio.to_thread(demo_key, Path(state), environ)
         await ready(logs_url)
-        print(greeting(keys_url, logs_url, Path(state), key), flush=True)
+        link = await asyncio.to_thread(sign_in_link, dashboard_url, environ)
+        print(greeting(keys_url, logs_url, link, Path(state), key), flush=True)
         ends = [asyncio.create_task(interrupted.wait()), *(asyncio.create_task(p.wait()) for p in processes)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
@@ -148,7 +161,7 @@ async def run() -> int:
         print(f"httpbridge was not ready within {START_SECONDS_MAX:g} s", file=sys.stderr)
         return 1
     finally:
-        for process in reversed(processes):  # the bridge first: it still needs the key service
+        for process in reversed(processes):  # the key service last: the others still need it
             await stop(process)
 
 
