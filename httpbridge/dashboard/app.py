@@ -85,7 +85,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         await stop.wait()
 
 
-def open_sessions(config: Config) -> Sessions:
+def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions:
     """Return the sessions under the configured token, or the one in the state folder, generated if there is none.
 
     Raises ConfigurationError.

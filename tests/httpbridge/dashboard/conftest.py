@@ -1,0 +1,154 @@
+"""The dashboard in this process, on a free port, against a real key service and a log store that a real sink made."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import pytest
+from yarl import URL
+
+from authsvc.client.environment import Address
+from httpbridge.config import Config
+from httpbridge.dashboard import app
+from tests.authsvc.conftest import running as running_key_service
+
+TOKEN = "the dashboard's token"
+_FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]+)"')
+_RAW_KEY = re.compile(r"dt_[0-9a-f]{24}")
+
+
+class Answer:
+    """A response that was read."""
+
+    def __init__(self, response: aiohttp.ClientResponse, text: str) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.location = response.headers.get("Location", "")
+        self.text = text
+
+    @property
+    def words(self) -> str:
+        """What a person reads, roughly: without tags, white space made one."""
+        return " ".join(re.sub(r"<[^>]+>", " ", self.text).split())
+
+    @property
+    def form_token(self) -> str:
+        match = _FORM_TOKEN.search(self.text)
+        assert match, self.text
+        return match[1]
+
+    @property
+    def raw_key(self) -> str:
+        match = _RAW_KEY.search(self.text)
+        assert match, self.text
+        return match[0]
+
+    @property
+    def key_id(self) -> str:
+        """The key that a page offers to revoke."""
+        match = re.search(r'name="key_id" value="(\w+)"', self.text)
+        assert match, self.text
+        return match[1]
+
+
+class Browser:
+    """A client with cookies that follows nothing by itself."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))  # an IP address
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        url = URL(self.url + path, encoded=True)
+        async with self._session.get(url, allow_redirects=False, headers=headers) as response:
+            return Answer(response, await response.text())
+
+    async def post(self, path: str, **fields: Any) -> Answer:
+        """Send a form; a field that is a list is sent as often."""
+        pairs = [
+            (name, one) for name, value in fields.items() for one in (value if isinstance(value, list) else [value])
+        ]
+        async with self._session.post(self.url + path, data=pairs, allow_redirects=False) as response:
+            return Answer(response, await response.text())
+
+    async def submit(self, page: str, path: str, **fields: Any) -> Answer:
+        """Send a form with the token of the page it stands on."""
+        return await self.post(path, form_token=(await self.get(page)).form_token, **fields)
+
+    async def sign_in(self, name: str = "Ann", token: str = TOKEN, next_path: str = "") -> Answer:
+        return await self.submit("/sign-in", "/sign-in", name=name, token=token, next=next_path)
+
+    async def create(self, project_id: str) -> Answer:
+        return await self.submit("/projects/new", "/projects/new", project_id=project_id)
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        return {cookie.key: cookie.value for cookie in self._session.cookie_jar}
+
+    def set_cookies(self, cookies: dict[str, str]) -> None:
+        self._session.cookie_jar.update_cookies(cookies, URL(self.url))
+
+
+class Dashboard:
+    """A running dashboard."""
+
+    def __init__(self, url: str, state_dir: Path, stack: AsyncExitStack) -> None:
+        self.url = url
+        self.state_dir = state_dir
+        self._stack = stack
+
+    async def browser(self, *, is_signed_in: bool = True, name: str = "Ann") -> Browser:
+        """Open a browser of its own."""
+        browser = await self._stack.enter_async_context(Browser(self.url))
+        if is_signed_in:
+            assert (await browser.sign_in(name)).status == 303
+        return browser
+
+
+@asynccontextmanager
+async def running(state_dir: Path, key_service: Address, **variables: str) -> AsyncIterator[Dashboard]:
+    """Run a dashboard with this environment; raise what stops it from starting."""
+    environ = {
+        "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
+        "HTTPBRIDGE_STATE_DIR": str(state_dir),
+        "HTTPBRIDGE_KEY_SERVICE": str(key_service),
+        "HTTPBRIDGE_DASHBOARD_TOKEN": TOKEN,
+    } | variables
+    stop = asyncio.Event()
+    started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(app.serve(Config.from_environment(environ), stop, started.set_result))
+    waiting: list[asyncio.Future[Any]] = [task, started]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    async with AsyncExitStack() as stack:
+        try:
+            yield Dashboard(f"http://{started.result()}", state_dir, stack)
+        finally:
+            await stack.aclose()
+            stop.set()
+            await task
+
+
+@pytest.fixture
+async def dashboard(tmp_path: Path) -> AsyncIterator[Dashboard]:
+    """Run a key service and a dashboard."""
+    state_dir = tmp_path / "state"
+    async with running_key_service(state_dir) as service, running(state_dir, service.address) as dashboard:
+        yield dashboard
+
+
+@pytest.fixture
+async def browser(dashboard: Dashboard) -> Browser:
+    """Sign in as Ann."""
+    return await dashboard.browser()

@@ -1,0 +1,376 @@
+"""What the pages show and do, against a real key service and log store."""
+
+import asyncio
+import re
+import shlex
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from authsvc.client.environment import Address
+from httpbridge.logs import Level, LogBatch, LogEntry
+from httpbridge.sinks.origin_store import OriginCount, OriginStore
+from httpbridge.sinks.sql import open_sql_sink
+from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.conftest import Service
+from tests.authsvc.conftest import running as running_key_service
+from tests.httpbridge.conftest import FakeClock
+from tests.httpbridge.dashboard.conftest import Browser, Dashboard, running
+
+NOWHERE = Address("127.0.0.1", 1)
+ORIGINS = "/projects/demo/settings/origins"
+KEYS = "/projects/demo/settings/keys"
+
+
+@pytest.fixture
+async def system(tmp_path: Path) -> AsyncIterator[tuple[Service, Dashboard]]:
+    """Run both, to look at the key service too."""
+    state_dir = tmp_path / "state"
+    async with running_key_service(state_dir) as service, running(state_dir, service.address) as dashboard:
+        yield service, dashboard
+
+
+async def verdict(service: Service, api_key: str, origin: str | None = None) -> int:
+    request = pb.ValidateRequest(api_key=api_key, origin=origin)
+    answer = await service.keys.Validate(request, metadata=service.token("bridge"))
+    number: int = answer.verdict
+    return number
+
+
+async def store_logs(state_dir: Path, *messages: str) -> None:
+    """Store logs of the project demo, as a bridge does."""
+    sink = await open_sql_sink(f"sqlite:///{state_dir / 'logs.db'}", monotonic=FakeClock().monotonic)
+    entries = [LogEntry(Level.INFO, message) for message in messages]
+    await sink.write(LogBatch("demo", "key", datetime.now(UTC), "shop", "production", None, entries))
+    await sink.close()
+
+
+async def see_origins(state_dir: Path, *seen: tuple[str, int, int]) -> None:
+    """Store counts of origins (admitted, blocked) of the project demo, as a bridge does."""
+    await store_logs(state_dir, "hello")
+    now = datetime.now(UTC)
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    store = OriginStore(f"sqlite:///{state_dir / 'logs.db'}")
+    await store.add([OriginCount("demo", hour, *one) for one in seen], now)
+    await store.close()
+
+
+async def test_a_project_is_made_and_its_key_shown_once_with_lines_that_work(
+    system: tuple[Service, Dashboard],
+) -> None:
+    service, dashboard = system
+    browser = await dashboard.browser()
+    made = await browser.create("demo")
+    key = made.raw_key
+    assert (made.status, made.location) == (200, "")
+    assert made.headers["Cache-Control"] == "no-store"
+    assert await verdict(service, key) == pb.VERDICT_ALLOWED
+    assert f"DEEPTRACER_KEY={key}\nNEXT_PUBLIC_DEEPTRACER_KEY={key}" in made.text
+    assert "shown this once" in made.words
+    for path in ("/projects", KEYS, "/audit", ORIGINS, "/projects/demo/audit"):
+        page = await browser.get(path)
+        assert (page.status, key in page.text) == (200, False), path
+    shown = await browser.get(KEYS)
+    assert "dt_ ••••" in shown.words
+    assert re.search(r"Issued \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC By Ann", shown.words)
+
+
+async def test_the_curl_line_names_the_bridge_and_is_one_command_for_a_shell(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    async with (
+        running_key_service(state_dir) as service,
+        running(state_dir, service.address, HTTPBRIDGE_PUBLIC_URL="https://logs.example/deep/") as dashboard,
+    ):
+        browser = await dashboard.browser()
+        made = await browser.create("demo")
+        line = re.search(r"(curl .*?)</code>", made.text, re.DOTALL)
+        assert line
+        command = line[1].replace("&#39;", "'").replace("&#34;", '"').replace("&amp;", "&")
+        words = shlex.split(command)
+        assert "https://logs.example/deep/ingest/logs" in words
+        assert f"Authorization: Bearer {made.raw_key}" in words
+
+
+@pytest.mark.parametrize("project_id", ["", "Demo", "-a", "a" * 64, "<script>", "é"])
+async def test_a_bad_name_is_told_beside_its_field_and_kept(browser: Browser, project_id: str) -> None:
+    answer = await browser.create(project_id)
+    assert (answer.status, answer.text.count('aria-invalid="true"')) == (400, 1)
+    assert "<script>" not in answer.text
+    assert (await browser.create("demo")).status == 200
+    assert "There is a project demo already" in (await browser.create("demo")).words
+
+
+async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_died(
+    system: tuple[Service, Dashboard],
+) -> None:
+    service, dashboard = system
+    browser, other = await dashboard.browser(), await dashboard.browser(name="Bob")
+    old = (await browser.create("demo")).raw_key
+    page, same_page = await browser.get(KEYS), await other.get(KEYS)
+    assert "stops working for good" in page.words
+    revoked = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    assert revoked.status == 200
+    assert f"Key {page.key_id} is dead everywhere since" in revoked.words
+    assert "No bridge was using cached answers" in revoked.words
+    new = revoked.raw_key
+    assert (await verdict(service, old), await verdict(service, new)) == (pb.VERDICT_INVALID_KEY, pb.VERDICT_ALLOWED)
+
+    second = await other.post(f"{KEYS}/revoke", form_token=same_page.form_token, key_id=same_page.key_id)
+    assert second.status == 409
+    assert "was revoked already" in second.words
+    assert "by Ann" in second.words
+    assert "dt_" not in second.text
+    assert await verdict(service, new) == pb.VERDICT_ALLOWED
+
+    history = await browser.get(KEYS)
+    assert f"{page.key_id} " in history.words
+    assert re.search(r"By Ann", history.words)
+
+
+async def test_without_javascript_a_page_asks_before_revoking(browser: Browser) -> None:
+    await browser.create("demo")
+    key_id = (await browser.get(KEYS)).key_id
+    page = await browser.get(f"{KEYS}/revoke?key={key_id}")
+    assert (page.status, page.key_id) == (200, key_id)
+    assert (await browser.get(f"{KEYS}/revoke?key=another")).status == 404
+
+
+async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_the_latest(
+    system: tuple[Service, Dashboard],
+) -> None:
+    service, dashboard = system
+    browser = await dashboard.browser()
+    await browser.create("demo")
+    page = await browser.get(KEYS)
+
+    async def requests() -> AsyncIterator[pb.WatchRequest]:
+        yield pb.WatchRequest(holder_id="h" * 32, name="bridge-<7>", sequence=1)
+        await asyncio.Event().wait()  # never confirms anything more
+
+    stream = service.keys.Watch(requests(), metadata=service.token("bridge"))
+    while not (await stream.read()).HasField("reset"):
+        pass
+    revoked = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    stream.cancel()
+    assert "at the latest" in revoked.words
+    assert "bridge-&lt;7&gt; has not answered since" in revoked.words
+
+
+async def test_errors_stand_beside_the_entries_that_caused_them_and_nothing_is_lost(browser: Browser) -> None:
+    await browser.create("demo")
+    entries = ["https://Good.example", "https://bad.example/path", "", '"><script>alert(1)</script>']
+    answer = await browser.submit(ORIGINS, ORIGINS, action="review", entry=entries, base="", tried="https://x.example")
+    assert answer.status == 400
+    rows = re.findall(r"<li>(.*?)</li>", answer.text, re.DOTALL)
+    assert ["error" in row for row in rows] == [False, True, False, True]
+    assert "a path is not part of an origin" in rows[1]
+    for entry, row in zip(entries[:3], rows, strict=False):
+        assert f'value="{entry}"' in row
+    assert "<script>alert" not in answer.text
+    assert 'value="https://x.example"' in answer.text
+    assert "all origins" in (await browser.get(ORIGINS)).words
+
+
+async def test_entries_are_added_and_removed_without_saving(browser: Browser) -> None:
+    await browser.create("demo")
+    added = await browser.submit(ORIGINS, ORIGINS, action="add:", entry=["a.example"])
+    assert re.findall(r'name="entry" value="([^"]*)"', added.text) == ["a.example", ""]
+    proposed = await browser.submit(ORIGINS, ORIGINS, action="add:https://c.example", entry=["a.example"])
+    assert re.findall(r'name="entry" value="([^"]*)"', proposed.text) == ["a.example", "https://c.example"]
+    removed = await browser.submit(ORIGINS, ORIGINS, action="remove:0", entry=["a.example", "b.example"])
+    assert re.findall(r'name="entry" value="([^"]*)"', removed.text) == ["b.example"]
+    assert "all origins" in (await browser.get(ORIGINS)).words
+
+
+async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Service, Dashboard]) -> None:
+    service, dashboard = system
+    browser = await dashboard.browser()
+    key = (await browser.create("demo")).raw_key
+    fields = {"entry": ["https://Shop.EXAMPLE:443", "*.shop.example."], "base": ""}
+    unseen = await browser.submit(ORIGINS, ORIGINS, action="save", **fields)
+    assert "Before saving" in unseen.words
+    assert await verdict(service, key, "https://evil.example") == pb.VERDICT_ALLOWED
+    reviewed = re.search(r'name="reviewed" value="([^"]*)"', unseen.text)
+    assert reviewed
+    assert reviewed[1].split() == ["https://shop.example", "*.shop.example"]
+    changed = await browser.submit(ORIGINS, ORIGINS, action="save", **fields | {"reviewed": "https://shop.example"})
+    assert "Before saving" in changed.words
+    saved = await browser.submit(ORIGINS, ORIGINS, action="save", reviewed=reviewed[1], **fields)
+    assert (saved.status, saved.location) == (303, ORIGINS)
+    page = await browser.get(ORIGINS)
+    assert "Saved. It holds everywhere" in page.words
+    assert re.findall(r'name="entry" value="([^"]*)"', page.text) == ["https://shop.example", "*.shop.example"]
+    assert await verdict(service, key, "https://evil.example") == pb.VERDICT_ORIGIN_NOT_ALLOWED
+    assert "Saved. It holds" not in (await browser.get(ORIGINS)).words
+    assert "Ann demo changed the allowed origins" in (await browser.get("/audit")).words
+
+
+async def test_a_list_that_another_saved_meanwhile_is_not_overwritten_unseen(dashboard: Dashboard) -> None:
+    browser, other = await dashboard.browser(), await dashboard.browser(name="Bob")
+    await browser.create("demo")
+    theirs = {"entry": ["theirs.example"], "base": "", "reviewed": "theirs.example"}
+    assert (await other.submit(ORIGINS, ORIGINS, action="save", **theirs)).status == 303
+    ours = {"entry": ["ours.example"], "base": "", "reviewed": "ours.example"}
+    answer = await browser.submit(ORIGINS, ORIGINS, action="save", **ours)
+    assert "Somebody saved another list meanwhile" in answer.words
+    assert 'value="ours.example"' in answer.text
+    again = await browser.submit(ORIGINS, ORIGINS, action="save", **ours | {"base": "theirs.example"})
+    assert again.status == 303
+
+
+@pytest.mark.parametrize(
+    ("entries", "tried", "expected"),
+    [
+        ([], "https://a.example", "Admitted https://a.example : the list is empty"),
+        (["b.example", "*.example"], "https://a.example", "Admitted https://a.example , by *.example ."),
+        (["b.example"], "https://a.example", "Blocked No entry admits https://a.example ."),
+        (["*.example"], "null", "Blocked No entry admits null ."),
+        (["*.example"], "https://a.example/path", "Blocked No entry admits"),
+    ],
+)
+async def test_an_origin_is_tried_against_the_list_in_the_form(
+    browser: Browser, entries: list[str], tried: str, expected: str
+) -> None:
+    await browser.create("demo")
+    assert expected in (await browser.submit(ORIGINS, ORIGINS, action="try", entry=entries, tried=tried)).words
+
+
+async def test_before_saving_the_origins_that_it_would_block_are_listed_with_their_counts(
+    dashboard: Dashboard, browser: Browser
+) -> None:
+    await browser.create("demo")
+    await see_origins(
+        dashboard.state_dir, ("https://shop.example", 1200, 0), ("https://old.example", 7, 3), ("null", 0, 1)
+    )
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base="")
+    assert "It would block 2 origins that were seen in the last 24 hours" in review.words
+    assert "https://old.example : 10 requests, 3 of them blocked already" in review.words
+    assert "null : 1 request, blocked already" in review.words
+    assert 'value="add:https://old.example"' in review.text
+    assert "https://shop.example 1,200 0 Admitted by shop.example" in review.words
+
+
+async def test_projects_are_listed_with_their_activity_and_found_by_name(
+    dashboard: Dashboard, browser: Browser
+) -> None:
+    await store_logs(dashboard.state_dir, "one", "two")
+    for project_id in ("demo", "other-shop", "shop"):
+        await browser.create(project_id)
+    page = await browser.get("/projects")
+    assert re.search(r"demo moments old All origins 2 \d{4}-", page.words)
+    assert re.search(r"shop moments old All origins 0 none yet", page.words)
+    found = await browser.get("/projects?q=SHOP")
+    assert re.findall(r'href="/projects/([a-z-]+)/logs"', found.text) == ["other-shop", "shop"]
+    assert "No project's name contains" in (await browser.get("/projects?q=%25")).words.replace("&#39;", "'")
+
+
+async def test_more_projects_and_changes_than_a_page_holds_are_a_click_away(
+    system: tuple[Service, Dashboard],
+) -> None:
+    service, dashboard = system
+    for number in range(53):
+        await service.keys.Issue(pb.IssueRequest(project_id=f"p{number:02}"), metadata=service.token())
+    browser = await dashboard.browser()
+    for path in ("/projects", "/audit"):
+        first = await browser.get(path)
+        more = re.search(r'class="pager"><a class="button" href="([^"]+)"', first.text)
+        assert more
+        href = more[1].replace("&amp;", "&")
+        second = await browser.get(href if href.startswith("/") else path + href)
+        assert (first.text.count("<tr>"), second.text.count("<tr>")) == (51, 4)
+
+
+async def test_every_answer_forbids_what_pages_of_ours_do_not_need(dashboard: Dashboard, browser: Browser) -> None:
+    await browser.create("demo")
+    paths = ["/sign-in", "/projects", KEYS, ORIGINS, "/audit", "/nowhere", "/static/dashboard.css", "/static/x", "/"]
+    for path in paths:
+        answer = await browser.get(path)
+        policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))
+        assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+        assert policy["script-src"] == policy["style-src"] == policy["form-action"] == "'self'"
+        assert "unsafe" not in answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Server"] == "httpbridge"
+        assert answer.headers["Cache-Control"] == ("no-cache" if path.startswith("/static/") else "no-store"), path
+        assert " style=" not in answer.text
+        assert "<style" not in answer.text
+        assert not re.search(r"<script(?! src=\"/static/)", answer.text)
+        assert not re.search(r"\son[a-z]+=", answer.text)
+
+
+async def test_a_name_with_markup_is_shown_as_text(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser(name="<b>Ann</b> O'Neil & Søn")
+    await browser.create("demo")
+    for path in ("/audit", KEYS, "/projects/demo/audit"):
+        page = await browser.get(path)
+        assert "<b>Ann" not in page.text
+        assert "&lt;b&gt;Ann&lt;/b&gt; O&#39;Neil &amp; Søn" in page.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/projects/unknown/settings/keys",
+        "/projects/unknown/settings/origins",
+        "/projects/unknown/audit",
+        "/projects/UPPER/settings/keys",
+        "/projects/%3Cscript%3E/settings/keys",
+        "/nowhere",
+        "/audit?before=x",
+        "/projects?page=x",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+    ],
+)
+async def test_what_is_not_there_is_a_page_that_says_so(browser: Browser, path: str) -> None:
+    answer = await browser.get(path)
+    assert answer.status == 404
+    assert "All projects" in answer.words
+    assert "<script>" not in answer.text
+
+
+async def test_without_the_key_service_each_page_says_what_to_do(tmp_path: Path) -> None:
+    async with running(tmp_path, NOWHERE, HTTPBRIDGE_ADMIN_TOKEN="x") as dashboard:
+        browser = await dashboard.browser()
+        for path in ("/projects", KEYS, ORIGINS, "/audit"):
+            answer = await browser.get(path)
+            assert (answer.status, answer.headers["Cache-Control"]) == (503, "no-store")
+            assert "refuses connections" in answer.words
+            assert "authsvc serve" in answer.words
+        assert (await browser.create("demo")).status == 503
+
+
+async def test_a_wrong_admin_token_is_told_without_showing_it(tmp_path: Path) -> None:
+    async with (
+        running_key_service(tmp_path / "keys") as service,
+        running(tmp_path, service.address, HTTPBRIDGE_ADMIN_TOKEN="wrong-token") as dashboard,
+    ):
+        answer = await (await dashboard.browser()).get("/projects")
+        assert answer.status == 503
+        assert "does not accept our admin token" in answer.words
+        assert "wrong-token" not in answer.text
+
+
+async def test_the_key_service_comes_back_without_a_restart_of_the_dashboard(tmp_path: Path) -> None:
+    state_dir = tmp_path / "state"
+    async with running_key_service(state_dir) as service:
+        address = service.address
+    async with running(state_dir, address) as dashboard:
+        browser = await dashboard.browser()
+        assert (await browser.get("/projects")).status == 503
+        async with running_key_service(state_dir, AUTHSVC_LISTEN=str(address)):
+            assert (await browser.get("/projects")).status == 200
+
+
+async def test_without_the_log_store_keys_and_origins_are_managed_all_the_same(browser: Browser) -> None:
+    await browser.create("demo")
+    listed = await browser.get("/projects")
+    assert "The log store is out of reach, so counts are missing" in listed.words
+    assert "unknown" in listed.words
+    assert (await browser.get(KEYS)).status == 200
+    assert "The log store is out of reach" in (await browser.get(ORIGINS)).words
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base="")
+    assert "Whom it would block is not known" in review.words

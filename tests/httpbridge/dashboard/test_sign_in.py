@@ -1,0 +1,229 @@
+"""Signing in and out, sessions, and what keeps strangers from both."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from authsvc.client.environment import Address, ConfigurationError
+from httpbridge.config import Config
+from httpbridge.dashboard.app import open_sessions
+from httpbridge.dashboard.attempts import (
+    ATTEMPTS_MAX,
+    ATTEMPTS_PER_ADDRESS_MAX,
+    WINDOW_SECONDS,
+    Attempts,
+    TooManyAttemptsError,
+)
+from httpbridge.dashboard.sign_in import own_path
+from tests.httpbridge.conftest import FakeClock
+from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
+
+NOWHERE = Address("127.0.0.1", 1)
+
+
+async def test_the_token_and_a_name_sign_in_and_lead_to_the_page_that_was_asked_for(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser(is_signed_in=False)
+    asked = await browser.get("/projects?q=a%26b")
+    assert (asked.status, asked.location) == (303, "/sign-in?next=/projects%3Fq%3Da%2526b")
+    page = await browser.get(asked.location)
+    assert page.status == 200
+    assert 'name="next" value="/projects?q=a%26b"' in page.text
+    signed_in = await browser.sign_in("Ann", next_path="/projects?q=a%26b")
+    assert (signed_in.status, signed_in.location) == (303, "/projects?q=a%26b")
+    assert "Ann" in (await browser.get(signed_in.location)).words
+
+
+async def test_the_session_cookie_is_kept_from_scripts_and_other_sites(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser(is_signed_in=False)
+    answer = await browser.sign_in()
+    (cookie,) = [value for value in answer.headers.getall("Set-Cookie") if value.startswith("dashboard_session=")]
+    attributes = {part.strip() for part in cookie.split(";")[1:]}
+    assert attributes == {"HttpOnly", "Max-Age=43200", "Path=/", "SameSite=Strict"}
+    assert TOKEN not in cookie
+
+
+async def test_cookies_are_secure_behind_a_proxy_that_speaks_https(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser(is_signed_in=False)
+    answer = await browser.get("/sign-in", **{"X-Forwarded-Proto": "https"})
+    assert "; Secure" in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize(("name", "token", "status"), [("Ann", "wrong", 403), ("", TOKEN, 400), ("x" * 65, TOKEN, 400)])
+async def test_a_wrong_token_or_no_name_is_told_beside_its_field(
+    dashboard: Dashboard, name: str, token: str, status: int
+) -> None:
+    browser = await dashboard.browser(is_signed_in=False)
+    answer = await browser.sign_in(name, token)
+    assert (answer.status, answer.text.count('aria-invalid="true"')) == (status, 1)
+    assert "dashboard_session" not in browser.cookies
+    assert token not in answer.text
+
+
+async def test_attempts_are_limited_and_the_right_token_is_no_exception(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser(is_signed_in=False)
+    form_token = (await browser.get("/sign-in")).form_token
+
+    def attempt(token: str) -> asyncio.Task[Answer]:
+        return asyncio.create_task(browser.post("/sign-in", form_token=form_token, name="Eve", token=token))
+
+    # At once: those that wait for their answers count as well.
+    attempts = [attempt("wrong") for _ in range(ATTEMPTS_PER_ADDRESS_MAX + 1)]
+    async with asyncio.timeout(10):
+        while not any(one.done() and one.result().status == 429 for one in attempts):
+            await asyncio.wait([one for one in attempts if not one.done()], return_when=asyncio.FIRST_COMPLETED)
+    refused = await attempt(TOKEN)
+    assert refused.status == 429
+    assert 1 <= int(refused.headers["Retry-After"]) <= WINDOW_SECONDS
+    assert "dashboard_session" not in browser.cookies
+    for one in attempts:
+        one.cancel()
+    await asyncio.gather(*attempts, return_exceptions=True)
+
+
+def test_each_attempt_waits_longer_until_there_is_none_left() -> None:
+    clock = FakeClock()
+    attempts = Attempts(clock.monotonic)
+    assert [attempts.begin("a") for _ in range(ATTEMPTS_PER_ADDRESS_MAX)] == [0, 0.25, 0.5, 1, 2, 4, 4, 4, 4, 4]
+    with pytest.raises(TooManyAttemptsError) as refused:
+        attempts.begin("a")
+    assert refused.value.retry_after_seconds == WINDOW_SECONDS
+    assert attempts.begin("b") == 0
+    attempts.succeeded("a")
+    assert attempts.begin("a") == 0
+
+
+def test_attempts_from_everywhere_are_limited_too() -> None:
+    attempts = Attempts(FakeClock().monotonic)
+    for number in range(ATTEMPTS_MAX):
+        attempts.begin(f"address {number}")
+    with pytest.raises(TooManyAttemptsError):
+        attempts.begin("another")
+
+
+async def test_signing_out_ends_the_session_wherever_its_cookie_was_copied_to(dashboard: Dashboard) -> None:
+    browser, thief = await dashboard.browser(), await dashboard.browser(is_signed_in=False)
+    thief.set_cookies(browser.cookies)
+    assert (await thief.get("/projects")).status == 200
+    signed_out = await browser.submit("/projects", "/sign-out")
+    assert (signed_out.status, signed_out.location) == (303, "/sign-in")
+    assert (await browser.get("/projects")).status == 303
+    assert (await thief.get("/projects")).status == 303
+
+
+async def test_another_token_ends_every_session_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path, NOWHERE, HTTPBRIDGE_DASHBOARD_TOKEN="") as dashboard:
+        kept = tmp_path / "dashboard-token"
+        assert kept.stat().st_mode & 0o777 == 0o600
+        browser = await dashboard.browser(is_signed_in=False)
+        await browser.sign_in(token=kept.read_text())
+        assert (await browser.get("/projects/new")).status == 200
+        kept.write_text("another\n")
+        assert (await browser.get("/projects/new")).status == 303
+
+
+def test_sessions_and_links_end_in_time(tmp_path: Path) -> None:
+    clock = FakeClock()
+    config = Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)})
+    sessions = open_sessions(config, clock.now)
+    cookie, link = sessions.begin("Ann"), sessions.link("Bob")
+    assert sessions.name_of_link(link) == "Bob"
+    clock.advance(599)
+    assert sessions.name_of_link(link) == "Bob"
+    clock.advance(1)
+    assert sessions.name_of_link(link) is None
+    clock.advance(12 * 3600 - 601)
+    assert sessions.read(cookie) is not None
+    clock.advance(1)
+    assert sessions.read(cookie) is None
+
+
+def test_what_was_signed_for_one_purpose_is_worth_nothing_for_another(tmp_path: Path) -> None:
+    sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)}))
+    cookie = sessions.begin("Ann")
+    assert sessions.name_of_link(cookie) is None
+    assert sessions.read(sessions.link("Ann")) is None
+    assert sessions.read(sessions.notice("x")) is None
+    for other in (cookie[:-1] + ("A" if cookie[-1] != "A" else "B"), "", ".", "x.y", "é", "a" * 5000):
+        assert sessions.read(other) is None
+
+
+async def test_a_link_signs_in_and_is_not_the_token(dashboard: Dashboard) -> None:
+    environ = {"HTTPBRIDGE_DASHBOARD_TOKEN": TOKEN}
+    link = open_sessions(Config.from_environment(environ)).link("Zoë")
+    assert TOKEN not in link
+    browser = await dashboard.browser(is_signed_in=False)
+    answer = await browser.get(f"/sign-in/link?t={link}")
+    assert (answer.status, answer.location) == (303, "/")
+    assert "Zoë" in (await browser.get("/projects")).words
+    stranger = await dashboard.browser(is_signed_in=False)
+    assert (await stranger.get(f"/sign-in/link?t={link}x")).status == 403
+    assert (await stranger.get("/projects")).status == 303
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/projects?q=a", "/projects?q=a"),
+        ("", "/"),
+        ("https://evil.example", "/"),
+        ("//evil.example", "/"),
+        ("/\\evil.example", "/"),
+        ("/\t/evil.example", "/"),
+        ("javascript:alert(1)", "/"),
+        ("/sign-out", "/"),
+        ("/é", "/"),
+        ("/" + "x" * 3000, "/"),
+        ("evil.example", "/"),
+        ("///evil.example", "/"),
+    ],
+)
+async def test_signing_in_leads_to_no_other_site(path: str, expected: str) -> None:
+    assert own_path(path) == expected
+
+
+async def test_a_form_from_elsewhere_changes_nothing(dashboard: Dashboard, browser: Browser) -> None:
+    stranger = await dashboard.browser(name="Eve")
+    theirs = (await stranger.get("/projects/new")).form_token
+    for form_token in ("", "x", "é", theirs):
+        answer = await browser.post("/projects/new", form_token=form_token, project_id="demo")
+        assert answer.status == 403
+        assert "Nothing was changed" in answer.words
+    assert (await browser.post("/projects/new", project_id="demo")).status == 403
+    assert "No projects yet" in (await browser.get("/projects")).words
+    nobody = await dashboard.browser(is_signed_in=False)
+    assert (await nobody.post("/sign-in", name="Ann", token=TOKEN)).status == 403
+
+
+async def test_a_link_on_another_site_finds_the_session_by_loading_again(dashboard: Dashboard) -> None:
+    stranger = await dashboard.browser(is_signed_in=False)
+    answer = await stranger.get("/projects", **{"Sec-Fetch-Site": "cross-site"})
+    assert (answer.status, 'http-equiv="refresh"' in answer.text) == (200, True)
+
+
+async def test_a_form_of_a_session_that_is_over_says_so_and_changes_nothing(
+    dashboard: Dashboard, browser: Browser
+) -> None:
+    page = await browser.get("/projects/new")
+    stranger = await dashboard.browser(is_signed_in=False)
+    answer = await stranger.post("/projects/new", form_token=page.form_token, project_id="demo")
+    assert answer.status == 403
+    assert "Your session is over" in answer.words
+    assert "No projects yet" in (await browser.get("/projects")).words
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"HTTPBRIDGE_DASHBOARD_LISTEN": "0.0.0.0:0"}, "HTTPBRIDGE_DASHBOARD_LISTEN"),
+        ({"HTTPBRIDGE_KEY_SERVICE": "192.0.2.1:50051"}, "HTTPBRIDGE_KEY_SERVICE"),
+        ({"HTTPBRIDGE_PUBLIC_URL": "javascript:x"}, "HTTPBRIDGE_PUBLIC_URL"),
+        ({"HTTPBRIDGE_TLS_CERT": "/nowhere", "HTTPBRIDGE_TLS_KEY": "/nowhere"}, "HTTPBRIDGE_TLS_CERT"),
+    ],
+)
+async def test_an_unsafe_or_unusable_setting_refuses_to_start(
+    tmp_path: Path, variables: dict[str, str], named: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        async with running(tmp_path, NOWHERE, **variables):
+            pass
