@@ -42,7 +42,7 @@ ACTIVITY_LOGS_MAX = 10_000
 _ACTIVITY_PROJECTS = 500
 """Projects a statement."""
 
-LIST_CHARACTERS_MAX = 8_000
+LIST_CHARACTERS_MAX = 4_000
 """Of each text of an entry in a page of many."""
 
 ROW_CHARACTERS_MAX = 200_000

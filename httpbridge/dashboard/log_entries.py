@@ -1,0 +1,78 @@
+"""An entry as the dashboard shows it: a line, and all its fields below. Pure; used by `logs` and `log_stream`.
+
+The template and the script show the same thing, so that an entry that arrives looks like one that was there.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from httpbridge.dashboard.log_text import Shown, headline, laid_out_json, shown
+from httpbridge.log_view import rfc3339
+from httpbridge.sinks.log_queries import ROW_CHARACTERS_MAX
+from httpbridge.sinks.log_rows import LogRow
+
+HEADLINE_CHARACTERS_MAX = 300
+TEXT_CHARACTERS_MAX = 4_000
+"""Of each text of an entry among others."""
+
+_FIELDS = ("service", "environment", "release", "trace_id", "span_id", "request_id", "vercel_id", "context")
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A field of an entry."""
+
+    name: str
+    text: str
+    missing: int = 0
+    """How many characters are not shown."""
+    is_block: bool = False
+    """Whether line breaks count."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One entry. Every text is harmless but for markup, which whoever puts it into a page has to escape."""
+
+    id: int
+    timestamp: str
+    """RFC 3339, UTC, as `received_at`."""
+    received_at: str
+    level: str
+    service: str
+    headline: str
+    parts: Sequence[Part]
+    is_short: bool
+    """Whether something is missing that the entry by itself would show."""
+
+
+def entry_of(row: LogRow, *, is_alone: bool = False) -> Entry:
+    """Return what is shown of a row; more of it when it is alone on its page."""
+    log = row.log
+    characters_max = ROW_CHARACTERS_MAX if is_alone else TEXT_CHARACTERS_MAX
+
+    def characters(name: str, text: str) -> int:
+        return row.characters.get(name, len(text))
+
+    parts = [_part("message", shown(log.message, characters("message", log.message), characters_max), is_block=True)]
+    if log.metadata is not None:
+        laid_out = laid_out_json(log.metadata, characters("metadata", log.metadata), 2 * characters_max)
+        parts.append(_part("metadata", laid_out, is_block=True))
+    for name in _FIELDS:
+        text = getattr(log, name)
+        if text is not None:
+            parts.append(_part(name, shown(text, characters(name, text), characters_max)))
+    parts.append(Part("key_id", log.key_id))
+    return Entry(
+        log.id,
+        rfc3339(log.timestamp),
+        rfc3339(log.received_at),
+        log.level,
+        headline(log.service, HEADLINE_CHARACTERS_MAX),
+        headline(log.message, HEADLINE_CHARACTERS_MAX),
+        parts,
+        is_short=any(part.missing for part in parts),
+    )
+
+
+def _part(name: str, text: Shown, *, is_block: bool = False) -> Part:
+    return Part(name, text.text, text.missing, is_block)

@@ -1,0 +1,124 @@
+"""Live tail: server-sent events of what arrives in a project. Used by `logs`; `app` closes it.
+
+One event a look that found something, with the entries as JSON, oldest first; its id is where the next look begins,
+so a browser that connects again misses nothing. Streams are few, each looks once a second, and a reader who
+does not take what it asked for is disconnected.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from httpbridge.dashboard.log_entries import entry_of
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.log_rows import LogFilter
+from httpbridge.sinks.log_tail import LogTail
+from httpbridge.sinks.read_store import ReadStore
+
+STREAMS_MAX = 32
+LOOK_SECONDS = 1.0
+
+HEARTBEAT_SECONDS = 15.0
+"""Between two signs of life: shorter than proxies wait, and so long is a reader who went away noticed at the latest."""
+
+WRITE_SECONDS_MAX = 10.0
+"""A reader who takes nothing for so long is disconnected."""
+
+_RETRY_MILLISECONDS = 2000
+
+_log = structlog.get_logger("httpbridge.dashboard")
+
+
+class LogStreams:
+    """All open streams. `is_signed_in` says whether a request's session still holds; `monotonic` is in seconds."""
+
+    def __init__(
+        self,
+        store: ReadStore,
+        *,
+        is_signed_in: Callable[[web.Request], bool],
+        monotonic: Callable[[], float],
+        look_seconds: float = LOOK_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        write_seconds_max: float = WRITE_SECONDS_MAX,
+        streams_max: int = STREAMS_MAX,
+    ) -> None:
+        self._store = store
+        self._is_signed_in = is_signed_in
+        self._monotonic = monotonic
+        self._look_seconds = look_seconds
+        self._heartbeat_seconds = heartbeat_seconds
+        self._write_seconds_max = write_seconds_max
+        self._streams_max = streams_max
+        self._closing = asyncio.Event()
+        self.open = 0
+        """How many there are."""
+
+    async def close(self) -> None:
+        """Ask all streams to end; browsers connect again by themselves."""
+        self._closing.set()
+
+    async def serve(self, request: web.Request, selection: LogFilter, after_id: int) -> web.StreamResponse:
+        """Answer with the entries that arrive behind that id, until the reader, the session or the dashboard is gone.
+
+        503 when there are too many streams.
+        """
+        if self.open >= self._streams_max:
+            return web.Response(status=503, headers={"Retry-After": "5"}, text="Too many live tails are open.")
+        self.open += 1
+        try:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+            await response.prepare(request)
+            with suppress(ConnectionError):  # the reader went away
+                await self._follow(request, response, LogTail(self._store, selection, after_id))
+            return response
+        except TimeoutError:
+            _log.info("live tail given up", reason="its reader takes nothing")
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        finally:
+            self.open -= 1
+
+    async def _follow(self, request: web.Request, response: web.StreamResponse, tail: LogTail) -> None:
+        await self._write(response, f"retry: {_RETRY_MILLISECONDS}\n\n")
+        written_at = self._monotonic()
+        is_lost = False
+        while not self._closing.is_set():
+            if not self._is_signed_in(request):
+                await self._write(response, "event: over\ndata: \n\n")
+                return
+            event = ""
+            try:
+                arrivals = await tail.look()
+            except (StoreUnavailableError, StoreSetupError) as error:
+                if not is_lost:
+                    event = f"event: trouble\ndata: {_json(str(error))}\n\n"
+                is_lost = True
+            else:
+                if arrivals.rows or arrivals.is_gap or is_lost:
+                    entries = [entry_of(row) for row in arrivals.rows]
+                    data = _json({"entries": entries, "is_gap": arrivals.is_gap})
+                    event = f"id: {arrivals.id}\ndata: {data}\n\n"
+                elif self._monotonic() - written_at >= self._heartbeat_seconds:
+                    event = f"id: {arrivals.id}\n\n"  # without data it moves the id, and nothing else
+                is_lost = False
+            if event:
+                await self._write(response, event)
+                written_at = self._monotonic()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), self._look_seconds)
+
+    async def _write(self, response: web.StreamResponse, text: str) -> None:
+        async with asyncio.timeout(self._write_seconds_max):
+            await response.write(text.encode())
+
+
+def _json(value: object) -> str:
+    """Write JSON in one line, as a line break would end the event's field."""
+    return msgspec.json.encode(value).decode()
