@@ -20,7 +20,9 @@ from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
-from httpbridge.dashboard.guard import Guard
+from httpbridge.dashboard.guard import Guard, is_signed_in
+from httpbridge.dashboard.log_stream import LogStreams
+from httpbridge.dashboard.logs import Logs
 from httpbridge.dashboard.origins import AllowedOrigins
 from httpbridge.dashboard.pages import FOLDER, Pages, Views
 from httpbridge.dashboard.projects import Projects
@@ -58,9 +60,12 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         stack.push_async_callback(store.close)
         pages = Pages(sessions, now)
         reveal = KeyReveal(pages, config.clients_url())
+        queries = LogQueries(store, monotonic=time.monotonic)
+        streams = LogStreams(store, is_signed_in=partial(is_signed_in, sessions), monotonic=time.monotonic)
         views: list[Views] = [
             SignIn(sessions, pages, Attempts(time.monotonic)),
-            Projects(admin, LogQueries(store, monotonic=time.monotonic), pages, reveal, now),
+            Projects(admin, queries, pages, reveal, now),
+            Logs(admin, store, queries, streams, pages, now),
             ApiKeys(admin, pages, reveal),
             AllowedOrigins(admin, partial(seen_origins, store), pages, now),
             Audit(admin, pages),
@@ -72,6 +77,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             shutdown_timeout=_SHUTDOWN_SECONDS,
         )
         stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(streams.close)
         await runner.setup()
         address = config.dashboard_listen
         try:

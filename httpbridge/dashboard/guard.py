@@ -135,6 +135,11 @@ class Guard:
         return await handler(request)
 
 
+def is_signed_in(sessions: Sessions, request: web.Request) -> bool:
+    """Whether the session of a request that is being answered still holds."""
+    return sessions.read(request.cookies.get(SESSION_COOKIE)) is not None
+
+
 def sign_in_location(next_path: str) -> str:
     """Return where to sign in, to go on to a page of ours."""
     return "/sign-in" if next_path == "/" else f"/sign-in?next={quote(next_path, safe='/')}"
