@@ -35,10 +35,10 @@ function partOf(part, entry) {
 function entryOf(entry, base) {
   const made = element(
     "details",
-    { className: `entry ${entry.level}` },
+    { className: `entry level-${entry.level}` },
     element(
       "summary", {}, timeOf(entry.timestamp), " ",
-      element("span", { className: `level ${entry.level}` }, entry.level), " ",
+      element("span", { className: `level level-${entry.level}` }, entry.level), " ",
       element("bdi", { className: "service" }, entry.service), " ",
       element("bdi", { className: "headline" }, entry.headline),
     ),

@@ -1,0 +1,91 @@
+"""Stored text as it is shown: harmless, short, and JSON laid out without a change."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from httpbridge.dashboard.log_text import INDENT_LEVELS_MAX, Shown, headline, laid_out_json, shown
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("plain", "plain"),
+        ("ünïcode 🚀 שלום", "ünïcode 🚀 שלום"),
+        ("two\nlines\r\nand\ta tab", "two\nlines\nand\ta tab"),
+        ("\x1b[31mred\x1b[0m\x07", "\\x1b[31mred\\x1b[0m\\x07"),
+        ("\u202eevil\u2066\u200f\ufeff", "\\u202eevil\\u2066\\u200f\\ufeff"),
+        ("line\u2028separator\x85", "line\\u2028separator\\x85"),
+        ("\rover", "\\rover"),
+        ("\U000e0001tag", "\\U000e0001tag"),
+    ],
+)
+def test_what_does_not_print_becomes_visible(text: str, seen: str) -> None:
+    assert shown(text, len(text), 1000) == Shown(seen, 0)
+
+
+def test_long_texts_are_cut_and_counted() -> None:
+    assert shown("abcdef", 1_000_000, 4) == Shown("abcd", 999_996)
+    assert headline("two\n lines  \x1b[31m" + "x" * 100, 20) == "two lines \\x1b[31mxxx…"
+    assert headline("short", 20) == "short"
+
+
+def test_json_is_laid_out_as_it_was_written() -> None:
+    """Numbers, order, repeated keys and escapes stay."""
+    text = '{"a":1.0E+2,"a" : 123456789012345678901234567890,\n"e":"\\u0041\\"{,}[:]","l":[1,[],{}],"o":{"n":null}}'
+    assert laid_out_json(text, len(text), 1000).text == (
+        "{\n"
+        '  "a": 1.0E+2,\n'
+        '  "a": 123456789012345678901234567890,\n'
+        '  "e": "\\u0041\\"{,}[:]",\n'
+        '  "l": [\n'
+        "    1,\n"
+        "    [],\n"
+        "    {}\n"
+        "  ],\n"
+        '  "o": {\n'
+        '    "n": null\n'
+        "  }\n"
+        "}"
+    )
+
+
+@given(_JSON, st.sampled_from([None, 1]))
+def test_json_stays_the_same_value(value: object, indent: int | None) -> None:
+    text = json.dumps(value, indent=indent)
+    laid_out = laid_out_json(text, len(text), 1_000_000)
+    assert json.loads(laid_out.text) == value
+    assert laid_out.missing == 0
+    assert laid_out == laid_out_json(laid_out.text, len(laid_out.text), 1_000_000)
+
+
+@given(_JSON, st.integers(0, 60), st.integers(0, 60))
+def test_json_that_is_cut_anywhere_is_laid_out_as_far_as_it_goes(value: object, cut: int, characters_max: int) -> None:
+    text = json.dumps({"k": value}, ensure_ascii=True)
+    part = text[:cut]
+    laid_out = laid_out_json(part, len(text), characters_max)
+    assert len(laid_out.text) <= characters_max
+    assert 0 <= laid_out.missing <= len(text)
+    if characters_max == 60 and len(part) < 10:
+        assert "".join(laid_out.text.split()) == "".join(part.split())
+        assert laid_out.missing == len(text) - len(part)
+
+
+@pytest.mark.parametrize("text", ["[" * 4000, '{"a":' * 800, '"' + "\\" * 3999, '"' * 4000, "," * 4000, '\\"' * 2000])
+def test_hostile_json_is_laid_out_quickly_and_short(text: str) -> None:
+    laid_out = laid_out_json(text, len(text), 8000)
+    assert len(laid_out.text) <= 8000
+    assert max(len(line) - len(line.lstrip()) for line in laid_out.text.split("\n")) <= 2 * INDENT_LEVELS_MAX
+
+
+def test_json_shows_what_does_not_print() -> None:
+    text = '{"a": "\u202e\x7f"}'
+    assert laid_out_json(text, len(text), 100).text == '{\n  "a": "\\u202e\\x7f"\n}'
