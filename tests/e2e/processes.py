@@ -52,11 +52,12 @@ def clean_environment() -> dict[str, str]:
 
 
 class Service:
-    """One process of `authsvc serve` or `httpbridge serve`."""
+    """One process of `authsvc serve`, `httpbridge serve` or `httpbridge dashboard`."""
 
-    def __init__(self, name: str, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, command: str, environ: Mapping[str, str], folder: Path) -> None:
         """Start it; its output goes to files in the folder. `started` waits until it serves."""
-        self.name = name
+        program, _, subcommand = command.partition(" ")
+        self.name = name = command.replace(" ", "-")
         number = len(list(folder.glob(f"{name}-*.stdout"))) + 1
         self._stdout = folder / f"{name}-{number}.stdout"
         self._stderr = folder / f"{name}-{number}.stderr"
@@ -65,7 +66,7 @@ class Service:
         self.is_tls = False
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [BIN / name, "serve"],
+                [BIN / program, subcommand or "serve"],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -145,6 +146,7 @@ class System:
             "AUTHSVC_LISTEN": "127.0.0.1:0",
             "HTTPBRIDGE_STATE_DIR": str(self.state_dir),
             "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
+            "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
         }
         """The environment of every process started from now on, besides what is neutral."""
 
@@ -152,9 +154,9 @@ class System:
         """Return the environment of a process, with these variables on top."""
         return clean_environment() | self.variables | variables
 
-    def launch(self, name: str, **variables: str) -> Service:
+    def launch(self, command: str, **variables: str) -> Service:
         """Start a service, and do not wait."""
-        service = Service(name, self.environment(**variables), self.folder)
+        service = Service(command, self.environment(**variables), self.folder)
         self._services.append(service)
         return service
 
@@ -168,6 +170,12 @@ class System:
     async def bridge(self, **variables: str) -> Service:
         """Start `httpbridge`."""
         service = self.launch("httpbridge", **variables)
+        await service.started()
+        return service
+
+    async def dashboard(self, **variables: str) -> Service:
+        """Start `httpbridge dashboard`."""
+        service = self.launch("httpbridge dashboard", **variables)
         await service.started()
         return service
 

@@ -1,0 +1,261 @@
+"""What a user does, from the first key to the last, in a real browser on the real processes."""
+
+import asyncio
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from playwright.async_api import Dialog, Error, Page, Response, expect
+
+from tests.browser.conftest import RAW_KEY, Stack, elsewhere
+
+# What the JavaScript SDK does, to the header.
+_SEND = """async ([url, key, message]) => {
+  const response = await fetch(`${url}/ingest/logs`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Authorization: `Bearer ${key}`, "x-deeptracer-sdk": "js" },
+    body: JSON.stringify({ product: "web", service: "shop-front", environment: "production",
+      logs: [{ timestamp: new Date().toISOString(), level: "error", message, metadata: { order: 1042 } }] }),
+    keepalive: true,
+  });
+  const names = ["retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"];
+  return { status: response.status, body: await response.json(),
+    headers: Object.fromEntries(names.map((name) => [name, response.headers.get(name)])) };
+}"""
+
+
+async def send(page: Page, url: str, key: str, message: str = "hello") -> Any:
+    """Send a log from the page's own code."""
+    return await page.evaluate(_SEND, [url, key, message])
+
+
+async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
+    """Issue, copy, send from another origin, see it live, restrict origins, revoke: each step as users see it."""
+    page = await stack.page(permissions=["clipboard-read", "clipboard-write"])
+    await expect(page.get_by_role("heading", name="No projects yet")).to_be_visible()
+    await page.get_by_role("link", name="Make the first one").click()
+    await page.get_by_label("Name").fill("shop")
+    await page.keyboard.press("Enter")
+
+    # The key: shown once, with lines to copy.
+    await expect(page.get_by_text("shown this once")).to_be_visible()
+    copied = []
+    for name in ("Copy API key", "Copy .env.local", "Copy Try it"):
+        await page.get_by_role("button", name=name).click()
+        copied.append(await page.evaluate("navigator.clipboard.readText()"))
+    key = copied[0]
+    assert RAW_KEY.fullmatch(key)
+    assert copied[1] == f"DEEPTRACER_KEY={key}\nNEXT_PUBLIC_DEEPTRACER_KEY={key}"
+    curl = await asyncio.create_subprocess_shell(copied[2], stdout=asyncio.subprocess.PIPE)
+    answer, _ = await curl.communicate()
+    assert json.loads(answer) == {"ok": True, "count": 1}
+
+    # Logs, as they arrive.
+    await page.get_by_role("link", name="Logs").click()
+    await expect(page.get_by_text("hello, world").first).to_be_visible()
+    await page.get_by_role("button", name="Live tail").click()
+    await expect(page.get_by_role("button", name="Pause")).to_be_visible()
+
+    async with elsewhere() as origin, elsewhere() as other_origin:
+        theirs, others = await stack.page(is_signed_in=False), await stack.page(is_signed_in=False)
+        await theirs.goto(origin)
+        await others.goto(other_origin)
+        sent = await send(theirs, stack.logs_url, key, "card declined")
+        assert (sent["status"], sent["body"]) == (200, {"ok": True, "count": 1})
+        assert sent["headers"]["x-ratelimit-limit"] == "5000"
+        await expect(page.get_by_text("card declined").first).to_be_visible()
+        assert (await send(others, stack.logs_url, key))["status"] == 200
+
+        # Allowed origins: nothing is saved before its consequences were shown.
+        await page.get_by_role("link", name="Allowed origins").click()
+        await expect(page.get_by_text("all origins").first).to_be_visible()
+        await page.get_by_role("button", name="Add entry").click()
+        await page.get_by_role("textbox", name="Entry 1").fill(origin + "/checkout")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("textbox", name="Entry 1")).to_have_accessible_description(
+            "a path is not part of an origin"
+        )
+        await page.get_by_role("textbox", name="Entry 1").fill(origin.upper())
+        await page.get_by_role("textbox", name="Try an origin").fill(other_origin)
+        await page.get_by_role("button", name="Review changes").click()
+        await expect(page.get_by_role("status")).to_contain_text(f"No entry admits {other_origin}")
+        await expect(page.get_by_role("textbox", name="Entry 1")).to_have_value(origin)
+        assert (await send(others, stack.logs_url, key))["status"] == 200
+        await page.get_by_role("button", name="Save", exact=True).click()
+        await expect(page.get_by_role("status").first).to_contain_text("It holds everywhere: 1 bridge confirmed.")
+
+        refused = await send(others, stack.logs_url, key)
+        assert (refused["status"], refused["body"]) == (403, {"error": "Origin not allowed"})
+        assert (await send(theirs, stack.logs_url, key))["status"] == 200
+
+        # A bridge that lets one request a minute through: the page's code can read how long to wait.
+        strict = await stack.system.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="1")
+        answers = [await send(theirs, f"http://{strict.address}", key) for _ in range(3)]
+        limited = answers[-1]
+        assert (limited["status"], limited["body"]) == (429, {"error": "Rate limit exceeded"})
+        assert 1 <= int(limited["headers"]["retry-after"]) <= 60
+        assert (limited["headers"]["x-ratelimit-limit"], limited["headers"]["x-ratelimit-remaining"]) == ("1", "0")
+        assert int(limited["headers"]["x-ratelimit-reset"]) > 0
+
+        # Revoke, by the dialog.
+        await page.get_by_role("link", name="API Keys").click()
+        await page.get_by_role("link", name="Revoke…").click()
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("stops working for good")
+        await dialog.get_by_role("button", name="Cancel").click()
+        await expect(dialog).to_be_hidden()
+        assert (await send(theirs, stack.logs_url, key))["status"] == 200
+        await page.get_by_role("link", name="Revoke…").click()
+        await dialog.get_by_role("button", name="Revoke key").click()
+        await expect(page.get_by_text("is dead everywhere since")).to_contain_text("Confirmed by 2 bridges")
+        dead = await send(theirs, stack.logs_url, key)
+        assert (dead["status"], dead["body"]) == (401, {"error": "Missing or invalid API key"})
+        next_key = (await page.locator("#raw-key").inner_text()).strip()
+        assert (await send(theirs, stack.logs_url, next_key))["status"] == 200
+
+    await page.get_by_role("button", name="Copy API key").click()
+    await page.get_by_role("link", name="Audit").last.click()
+    rows = page.locator("tbody tr")
+    await expect(rows).to_have_count(3)
+    await expect(rows.first).to_contain_text("Ann")
+    await expect(rows.first).to_contain_text("revoked the key")
+
+
+async def test_leaving_the_page_that_shows_a_key_is_warned_about_and_loses_it(stack: Stack) -> None:
+    """The browser asks before the key is lost; afterwards no way back shows it again."""
+    page = await stack.page()
+    asked: list[str] = []
+
+    async def answer(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        await dialog.accept()
+
+    page.on("dialog", answer)
+    key = await stack.create(page)
+    await page.get_by_role("link", name="I have stored it").click()
+    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
+    assert asked == ["beforeunload"]
+    assert key not in await page.content()
+    with pytest.raises(Error, match="ERR_CACHE_MISS"):  # nothing was kept; sending the form again would be refused
+        await page.go_back()
+    await expect(page.locator("body")).not_to_contain_text(key)
+
+
+async def test_two_people_who_revoke_at_once_revoke_one_key(stack: Stack) -> None:
+    """The second is told who was faster, and the first one's new key lives on."""
+    ann, bob = await stack.page(), await stack.page(name="Bob")
+    await stack.create(ann)
+    for page in (ann, bob):
+        page.on("dialog", lambda dialog: dialog.accept())
+        await page.goto(stack.url + "/projects/shop/settings/keys")
+        await page.get_by_role("link", name="Revoke…").click()
+    await ann.get_by_role("button", name="Revoke key").click()
+    key = (await ann.locator("#raw-key").inner_text()).strip()
+    await bob.get_by_role("button", name="Revoke key").click()
+    await expect(bob.get_by_role("heading", name="Somebody was faster")).to_be_visible()
+    await expect(bob.get_by_role("main")).to_contain_text("by Ann")
+    assert stack.system.run("authsvc", "validate", stdin=key).returncode == 0
+
+
+async def test_everything_but_copying_works_without_javascript(stack: Stack) -> None:
+    """Sign in with the token, issue, revoke by a page that asks, change origins, sign out."""
+    page = await stack.page(is_signed_in=False, java_script_enabled=False)
+    await page.goto(stack.url + "/audit")
+    await page.get_by_label("Your name").fill("Ann")
+    token = (stack.system.state_dir / "dashboard-token").read_text()
+    await page.get_by_label("Dashboard token").fill(token)
+    await page.get_by_role("button", name="Sign in").click()
+    assert page.url == stack.url + "/audit"
+    key = await stack.create(page)
+    assert await page.get_by_role("button", name="Copy").count() == 0
+    await page.get_by_role("link", name="I have stored it").click()
+    await page.get_by_role("link", name="Revoke…").click()
+    await expect(page.get_by_role("heading", name="Revoke the key of shop?")).to_be_visible()
+    await page.get_by_role("button", name="Revoke key").click()
+    assert (await page.locator("#raw-key").inner_text()).strip() != key
+    assert stack.system.run("authsvc", "validate", stdin=key).returncode == 1
+    await page.get_by_role("link", name="Allowed origins").click()
+    await page.get_by_role("button", name="Add entry").click()
+    await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("button", name="Review changes").click()
+    await page.get_by_role("button", name="Save", exact=True).click()
+    await expect(page.get_by_role("status").first).to_contain_text("Saved. It holds everywhere")
+    assert await page.locator("time").count() == 0
+    await page.get_by_role("link", name="Audit").last.click()
+    assert (await page.locator("time").first.inner_text()).endswith(" UTC")
+    await page.get_by_role("button", name="Sign out").click()
+    await page.goto(stack.url + "/projects")
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+async def test_a_link_on_another_site_leads_to_the_page_without_signing_in_again(stack: Stack) -> None:
+    """The session cookie stays at home when another site links here, so the page loads itself once more."""
+    page = await stack.page()
+    async with elsewhere() as origin:
+        await page.goto(f"{origin}/?link={stack.url}/audit")
+        await page.get_by_role("link", name="link").click()
+        await expect(page.get_by_role("heading", name="Audit")).to_be_visible()
+
+
+async def test_times_are_in_the_browsers_zone_and_utc_on_hover(stack: Stack) -> None:
+    """Nine hours apart in Tokyo."""
+    page = await stack.page(timezone_id="Asia/Tokyo")
+    page.on("dialog", lambda dialog: dialog.accept())
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/audit")
+    time = page.locator("tbody time").first
+    shown, title = await time.inner_text(), await time.get_attribute("title")
+    assert title is not None
+    ahead = datetime.fromisoformat(shown) - datetime.fromisoformat(title.removesuffix(" UTC"))
+    assert ahead == timedelta(hours=9)
+
+
+async def test_a_raw_key_is_in_one_response_and_nowhere_else(stack: Stack) -> None:
+    """The canary: not in a URL, another page, a cookie, a file of the state folder, or what a process printed."""
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    seen: list[tuple[str, str]] = []
+
+    async def note(response: Response | None) -> None:
+        assert response is not None
+        seen.append((response.url, await response.text()))
+
+    async def click(name: str) -> None:
+        async with page.expect_navigation() as navigation:
+            await page.get_by_role("button", name=name).click()
+        await note(await navigation.value)
+
+    await note(await page.goto(stack.url + "/projects/new"))
+    await page.get_by_label("Name").fill("shop")
+    await click("Make project and key")
+    keys = [(await page.locator("#raw-key").inner_text()).strip()]
+    await note(await page.goto(stack.url + "/projects/shop/settings/keys"))
+    await page.get_by_role("link", name="Revoke…").click()
+    await click("Revoke key")
+    keys.append((await page.locator("#raw-key").inner_text()).strip())
+    for path in ("/projects", "/projects/shop/settings/keys", "/projects/shop/settings/origins", "/audit"):
+        await note(await page.goto(stack.url + path))
+    cookies = str(await page.context.cookies())
+    files = [path.read_bytes() for path in stack.system.folder.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for key in keys:
+        assert sum(key in text for _, text in seen) == 1
+        assert not any(key in url for url, _ in seen)
+        assert key not in cookies
+        assert not any(key.encode() in content for content in files)
+
+
+async def test_failures_are_pages_that_say_what_to_do_and_mend_themselves(stack: Stack) -> None:
+    """The key service goes away and comes back; the log store is moved away and back."""
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    key = await stack.create(page)
+    await stack.key_service.stop()
+    await page.goto(stack.url + "/projects/shop/settings/keys")
+    await expect(page.get_by_role("heading", name="The key service is out of reach")).to_be_visible()
+    await expect(page.get_by_role("main")).to_contain_text("authsvc serve")
+    await stack.system.key_service(AUTHSVC_LISTEN=stack.key_service.address)
+    await page.get_by_role("link", name="Try again").click()
+    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
+    assert key not in await page.content()
