@@ -82,8 +82,9 @@ class Logs:
             errors=errors,
             levels=[level.value for level in Level],
             ranges=RANGES,
-            services=services,
-            environments=environments,
+            # Offered to be chosen as they are; what does not print is not.
+            services=[name for name in services if name.isprintable()],
+            environments=[name for name in environments if name.isprintable()],
             chart=asking_chart.result(),
             entries=[entry_of(row) for row in page.rows],
             page=page,

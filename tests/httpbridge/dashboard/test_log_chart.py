@@ -1,6 +1,7 @@
 """The bars of the chart: how wide, how many, how high."""
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -30,9 +31,7 @@ MINUTE = timedelta(minutes=1)
 def test_bars_are_minutes_or_as_much_as_is_needed(range_: timedelta, width: timedelta | None, count: int) -> None:
     starts = edges(NOW - range_, NOW)
     assert len(starts) == count
-    assert {later - earlier for earlier, later in zip(starts, starts[1:], strict=False)} == (
-        {width} if width else set()
-    )
+    assert {later - earlier for earlier, later in pairwise(starts)} == ({width} if width else set())
 
 
 _INSTANTS = st.datetimes(timezones=st.just(UTC))

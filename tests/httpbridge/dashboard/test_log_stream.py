@@ -1,0 +1,247 @@
+"""The stream behind live tail, over HTTP: what it sends, and when it ends."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import aiohttp
+import pytest
+import sqlalchemy as sa
+from aiohttp import web
+
+from httpbridge.dashboard.log_stream import LogStreams
+from httpbridge.logs import Level, LogEntry
+from httpbridge.sinks.log_rows import LogFilter
+from httpbridge.sinks.read_store import ReadStore
+from httpbridge.sinks.sql import SqlSink
+from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
+from tests.httpbridge.dashboard.conftest import Dashboard
+
+
+class Events:
+    """An open stream."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+
+    async def next(self) -> dict[str, str]:
+        """Return the fields of the next event, those without data, too; empty at the end of the stream."""
+        fields: dict[str, str] = {}
+        while line := (await self.response.content.readline()).decode():
+            if line == "\n":
+                return fields
+            name, _, value = line.rstrip("\n").partition(": ")
+            fields[name] = value
+        assert not fields
+        return {}
+
+    async def messages(self) -> list[str]:
+        """Return the messages of the next event with entries."""
+        while True:
+            event = await self.next()
+            assert event, "the stream ended"
+            if "data" in event:
+                return [entry["headline"] for entry in json.loads(event["data"])["entries"]]
+
+    async def ended(self) -> list[dict[str, str]]:
+        """Wait for the end; return what came before it."""
+        events = []
+        while event := await self.next():
+            events.append(event)
+        return events
+
+
+class Streams:
+    """The streams behind a server of their own, with what the dashboard gives them."""
+
+    def __init__(self, store: ReadStore, **options: Any) -> None:
+        self.clock = Clock()
+        self.is_signed_in = True
+        self.served = LogStreams(
+            store, is_signed_in=lambda _: self.is_signed_in, monotonic=self.clock, **({"look_seconds": 0.005} | options)
+        )
+        self.url = ""
+        self._stack = AsyncExitStack()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        return await self.served.serve(request, LogFilter(project_id="demo"), int(request.query["after"]))
+
+    async def open(self, after: int = 0, **options: Any) -> Events:
+        session = await self._stack.enter_async_context(aiohttp.ClientSession(**options))
+        response = await self._stack.enter_async_context(session.get(f"{self.url}/?after={after}"))
+        return Events(response)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def streams_on(url: str, **options: Any) -> AsyncIterator[Streams]:
+    store = ReadStore(url)
+    streams = Streams(store, **options)
+    application = web.Application()
+    application.router.add_get("/", streams.handle)
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.05)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        streams.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield streams
+    finally:
+        await streams.close()
+        await streams.served.close()
+        await runner.cleanup()
+        await store.close()
+
+
+@pytest.fixture
+async def sink(sqlite_url: str) -> AsyncIterator[SqlSink]:
+    async with sink_on(sqlite_url) as sink:
+        yield sink
+
+
+async def test_entries_arrive_once_and_a_new_stream_goes_on_where_the_last_one_ended(
+    sqlite_url: str, sink: SqlSink
+) -> None:
+    await sink.write(batch("before"))
+    async with streams_on(sqlite_url) as streams:
+        events = await streams.open(after=1)
+        assert events.response.headers["Content-Type"] == "text/event-stream"
+        assert (await events.next())["retry"].isdigit()
+        await sink.write(batch("a", "b\x1b[31m<b>"))
+        event = await events.next()
+        first, second = json.loads(event["data"])["entries"]
+        assert (first["headline"], second["headline"]) == ("a", "b\\x1b[31m<b>")
+        assert (first["id"], event["id"]) == (2, "3")
+        assert {part["name"] for part in first["parts"]} == {"message", "service", "environment", "key_id"}
+        await sink.write(batch("c"))
+        assert await events.messages() == ["c"]
+        again = await streams.open(after=int(event["id"]))
+        assert await again.messages() == ["c"]
+
+
+async def test_a_quiet_stream_gives_signs_of_life_that_move_its_id(sqlite_url: str, sink: SqlSink) -> None:
+    async with streams_on(sqlite_url) as streams:
+        events = await streams.open()
+        await events.next()
+        await sink.write(batch("of another project", project_id="other"))
+        streams.clock.seconds += 20
+        assert await events.next() == {"id": "1"}
+
+
+async def test_streams_are_few(sqlite_url: str, sink: SqlSink) -> None:
+    """One too many is refused; one that its reader closed makes room."""
+    async with streams_on(sqlite_url, streams_max=2, heartbeat_seconds=0) as streams:
+        first, _ = await streams.open(), await streams.open()
+        refused = await streams.open()
+        assert (refused.response.status, refused.response.headers["Retry-After"]) == (503, "5")
+        first.response.close()
+        await streams.until(lambda: streams.served.open == 1)
+        assert (await streams.open()).response.status == 200
+
+
+async def test_a_stream_ends_with_the_session(sqlite_url: str, sink: SqlSink) -> None:
+    async with streams_on(sqlite_url) as streams:
+        events = await streams.open()
+        await events.next()
+        streams.is_signed_in = False
+        await sink.write(batch("secret"))
+        ended = await events.ended()
+        assert ended[-1] == {"event": "over", "data": ""}
+        assert streams.served.open == 0
+
+
+async def test_streams_end_when_the_dashboard_does(sqlite_url: str, sink: SqlSink) -> None:
+    async with streams_on(sqlite_url, look_seconds=1000) as streams:
+        events = [await streams.open() for _ in range(3)]
+        await streams.served.close()
+        for stream in events:
+            await stream.ended()
+        assert streams.served.open == 0
+
+
+async def test_a_reader_who_takes_nothing_is_disconnected(sqlite_url: str, sink: SqlSink) -> None:
+    """And nothing piles up for it meanwhile."""
+    async with streams_on(sqlite_url, write_seconds_max=0.05) as streams:
+        host, port = streams.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(b"GET /?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await streams.until(lambda: streams.served.open == 1)
+        large = [LogEntry(Level.INFO, "x" * 4000, metadata="{" + '"k":1,' * 600 + '"k":1}') for _ in range(100)]
+        while streams.served.open:
+            await sink.write(batch(entries=large))
+            await asyncio.sleep(0.005)
+        writer.close()
+
+
+async def test_trouble_with_the_store_is_said_once_and_then_it_goes_on(sqlite_url: str, sink: SqlSink) -> None:
+    async with streams_on(sqlite_url) as streams:
+        events = await streams.open()
+        await events.next()
+        await sink.write(batch("a"))
+        assert await events.messages() == ["a"]
+        engine = reading_engine(sqlite_url)
+        async with engine.begin() as connection:
+            await connection.execute(sa.text("ALTER TABLE logs RENAME TO away"))
+        trouble = await events.next()
+        assert trouble["event"] == "trouble"
+        async with engine.begin() as connection:
+            await connection.execute(sa.text("ALTER TABLE away RENAME TO logs"))
+        await engine.dispose()
+        assert json.loads((await events.next())["data"])["entries"] == []  # it is back
+        await sink.write(batch("b"))
+        assert await events.messages() == ["b"]
+
+
+async def test_the_dashboard_streams_what_the_filter_admits_until_one_signs_out(dashboard: Dashboard) -> None:
+    """From where the browser says that it was; nothing without a session."""
+    browser = await dashboard.browser()
+    await browser.create("demo")
+    async with sink_on(f"sqlite:///{dashboard.state_dir / 'logs.db'}") as sink:
+        now = datetime.now(UTC)
+
+        async def write(*messages: str, level: Level = Level.ERROR, **changes: Any) -> None:
+            await sink.write(batch(entries=[LogEntry(level, message, now) for message in messages], **changes))
+
+        await write("1", "2")
+        page = (await browser.get("/projects/demo/logs?level=error")).text
+        assert 'data-stream="/projects/demo/logs/stream?level=error&amp;after=2"' in page
+        assert "data-stream" not in (await browser.get("/projects/demo/logs?until=1h&since=2h")).text
+        path = dashboard.url + "/projects/demo/logs/stream?level=error&after=1"
+        async with aiohttp.ClientSession(cookies=browser.cookies, cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
+            async with session.get(path) as response:
+                events = Events(response)
+                assert response.headers["Cache-Control"] == "no-store"
+                assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+                assert await events.messages() == ["2"]
+            async with session.get(path, headers={"Last-Event-ID": "2"}) as response:
+                events = Events(response)
+                await write("other project", project_id="other")
+                await write("other level", level=Level.INFO)
+                await write("3")
+                assert await events.messages() == ["3"]
+                assert (await browser.submit("/projects", "/sign-out")).status == 303
+                await write("4")
+                while (event := await events.next()).get("event") != "over":
+                    assert event, "the stream ended without a word"
+                    assert '"4"' not in event.get("data", "")
+        async with aiohttp.ClientSession() as session, session.get(path, allow_redirects=False) as response:
+            assert response.status == 303
+
+
+async def test_the_dashboard_ends_at_once_while_streams_are_open(dashboard: Dashboard) -> None:
+    """The fixture waits for its end."""
+    browser = await dashboard.browser()
+    await browser.create("demo")
+    session = aiohttp.ClientSession(cookies=browser.cookies, cookie_jar=aiohttp.CookieJar(unsafe=True))
+    async with sink_on(f"sqlite:///{dashboard.state_dir / 'logs.db'}"):
+        response = await session.get(dashboard.url + "/projects/demo/logs/stream")
+        assert response.status == 200
+    await session.close()

@@ -1,0 +1,283 @@
+"""Project > Logs over HTTP, on a real key service and a store that a real sink wrote."""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from authsvc.client.environment import Address
+from httpbridge.dashboard.log_filters import position_text, read_position
+from httpbridge.logs import Level, LogEntry
+from httpbridge.sinks import log_queries
+from httpbridge.sinks.log_rows import Position
+from httpbridge.sinks.sql import SqlSink
+from tests.contract.test_log_sink import batch, sink_on
+from tests.httpbridge.dashboard.conftest import Answer, Browser, Dashboard, running
+
+PAGE = "/projects/demo/logs"
+_ENTRY = re.compile(r'<details class="entry level-(\w+)" data-id="(\d+)">(.*?)</details>', re.DOTALL)
+_HEADLINE = re.compile(r'<bdi class="headline">(.*?)</bdi>')
+
+
+@asynccontextmanager
+async def sink_in(state_dir: Path) -> AsyncIterator[SqlSink]:
+    """Write where the dashboard reads."""
+    async with sink_on(f"sqlite:///{state_dir / 'logs.db'}") as sink:
+        yield sink
+
+
+@pytest.fixture
+async def sink(dashboard: Dashboard) -> AsyncIterator[SqlSink]:
+    async with sink_in(dashboard.state_dir) as sink:
+        yield sink
+
+
+@pytest.fixture
+async def browser(dashboard: Dashboard) -> Browser:
+    """Sign in, and make the project."""
+    browser = await dashboard.browser()
+    assert (await browser.create("demo")).status == 200
+    return browser
+
+
+def entry(message: str, minutes_ago: float = 1, level: Level = Level.INFO, **fields: Any) -> LogEntry:
+    return LogEntry(level, message, timestamp=datetime.now(UTC) - timedelta(minutes=minutes_ago), **fields)
+
+
+async def write(sink: SqlSink, *entries: LogEntry, **changes: Any) -> None:
+    await sink.write(batch(entries=list(entries), **changes))
+
+
+def messages(answer: Answer) -> list[str]:
+    assert answer.status == 200, answer.text
+    return [unescape(_HEADLINE.search(match[3])[1]) for match in _ENTRY.finditer(answer.text)]  # type: ignore[index]
+
+
+def link(answer: Answer, label: str) -> str:
+    """Return where a link with this text leads, from the page itself."""
+    match = re.search(rf'<a [^>]*href="([^"]*)"[^>]*>{re.escape(label)}</a>', answer.text)
+    assert match, f"no {label!r} in {answer.words}"
+    return PAGE + unescape(match[1]) if match[1].startswith("?") else unescape(match[1])
+
+
+async def test_entries_are_newest_first_with_all_their_fields(browser: Browser, sink: SqlSink) -> None:
+    full = entry(
+        "a message\nof two lines", 2, Level.WARN, metadata='{"n":1.0E+2,"deep":{"a":[1,2]}}', trace_id="trace-1",
+        span_id="span-1", request_id="request-1", vercel_id="vercel-1", context="context-1", release="release-1",
+    )  # fmt: skip
+    await write(sink, full, entry("newer", 1), service="web", environment="staging")
+    page = await browser.get(PAGE)
+    assert messages(page) == ["newer", "a message of two lines"]
+    for shown in ("trace-1", "span-1", "request-1", "vercel-1", "context-1", "release-1", "web", "staging", "key-1"):
+        assert f"<bdi>{shown}</bdi>" in page.text
+    assert "\na message\nof two lines</pre>" in page.text
+    assert '{\n  "n": 1.0E+2,\n  "deep": {\n    "a": [\n      1,\n      2\n    ]\n  }\n}</pre>' in unescape(page.text)
+    (found, _) = reversed(_ENTRY.findall(page.text))
+    alone = await browser.get(f"{PAGE}/{found[1]}")
+    assert alone.status == 200
+    assert "\na message\nof two lines</pre>" in alone.text
+
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> \x1b[31mred\x07 \u202egnol\u2066"
+
+
+async def test_hostile_entries_are_shown_harmlessly(browser: Browser, sink: SqlSink) -> None:
+    """Markup, terminal codes and marks that turn text around become text, in every field and on both pages."""
+    fields: dict[str, Any] = dict.fromkeys(("trace_id", "span_id", "request_id", "vercel_id", "context"), HOSTILE)
+    key = HOSTILE.replace('"', "").replace("\x1b", "\x7f").replace("\x07", "")
+    hostile = entry(HOSTILE, metadata=f'{{"{key}": 1}}', **fields)
+    await write(sink, hostile, service=HOSTILE, environment=HOSTILE, release=HOSTILE[:100])
+    page = await browser.get(f"{PAGE}?text={quote('<script>alert(1)')}")
+    assert len(messages(page)) == 1
+    (found,) = _ENTRY.findall(page.text)
+    for answer in (page, await browser.get(f"{PAGE}/{found[1]}")):
+        assert "<script>alert" not in answer.text
+        assert "<img src=x" not in answer.text
+        assert not set(answer.text) & set("\x1b\x07\x7f\u202e\u2066")
+        assert "\\x1b[31mred\\x07 \\u202egnol\\u2066" in answer.text
+        assert answer.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8
+        assert " style=" not in answer.text
+        assert not re.search(r"<[^>]* on\w+=", answer.text)
+
+
+async def test_long_entries_are_shortened_and_more_is_one_click_away(browser: Browser, sink: SqlSink) -> None:
+    """A page of a hundred such entries stays small."""
+    text = "m" * 1_000_000
+    await write(sink, *(entry(text[:45_000], 2) for _ in range(100)))
+    await write(sink, entry(text, metadata='{"a":[' + "1," * 100_000 + "1]}"))
+    page = await browser.get(PAGE)
+    assert len(messages(page)) == 100
+    assert len(page.text) < 1_000_000
+    assert "996,000 more characters are not shown here." in page.words
+    alone = await browser.get(link(page, "See more of this entry"))
+    assert "m" * 200_000 in alone.text
+    assert "m" * 200_001 not in alone.text
+    assert "800,000 more characters are not shown here." in alone.words
+
+
+async def test_each_filter_is_in_the_address_and_in_the_form(browser: Browser, sink: SqlSink) -> None:
+    await write(sink, entry("old", 90), entry("a", 3), entry("b", 2, Level.ERROR))
+    await write(sink, entry("c", 1, Level.DEBUG, metadata='{"user": "Ann"}'), service="w&b", environment="st aging")
+    instant = (datetime.now(UTC) - timedelta(minutes=2.5)).strftime("%Y-%m-%d %H:%M:%S")
+    for query, found in [
+        ("", "c b a"),
+        ("?level=error", "b"),
+        ("?level=error&level=debug", "c b"),
+        ("?level=fatal", "c b a"),
+        ("?service=w%26b", "c"),
+        ("?service=api&environment=production", "b a"),
+        ("?environment=st+aging", "c"),
+        ("?text=ANN", "c"),
+        ("?text=%25", ""),
+        ("?range=24h", "c b a old"),
+        ("?range=all", "c b a old"),
+        ("?range=nonsense", "c b a"),
+        ("?since=2h&until=1h", "old"),
+        (f"?since={quote(instant)}", "c b"),
+        (f"?until={quote(instant)}&range=24h", "a old"),
+    ]:
+        assert " ".join(messages(await browser.get(PAGE + query))) == found, query
+    page = await browser.get(PAGE + "?level=error&level=debug&service=w%26b&text=%22x%22&range=6h&until=30s")
+    for field in (
+        'value="error" checked', 'value="debug" checked', 'value="info">', 'name="service" value="w&amp;b"',
+        'name="text" value="&#34;x&#34;"', '<option value="6h" selected', 'name="until" value="30s"',
+        '<option value="w&amp;b">', '<option value="st aging">',
+    ):  # fmt: skip
+        assert field in page.text, field
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "error"),
+    [
+        ("?since=yesterday", "since", "Write a time in UTC such as"),
+        ("?until=2026-13-01", "until", "Write a time in UTC such as"),
+        ("?since=999999999w", "since", "Write a time in UTC such as"),
+        ("?since=1h&until=2h", "until", "This is not after the beginning."),
+        ("?since=0001-01-01T00:00:00%2B23:00", "since", "Write a time in UTC such as"),
+    ],
+)
+async def test_a_time_that_makes_no_sense_is_said_beside_its_field(
+    browser: Browser, sink: SqlSink, query: str, field: str, error: str
+) -> None:
+    await write(sink, entry("a"))
+    page = await browser.get(PAGE + query)
+    assert messages(page) == ["a"]
+    match = re.search(rf'aria-describedby="{field}-error".*?id="{field}-error">([^<]*)', page.text, re.DOTALL)
+    assert match
+    assert error in match[1]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "before=nonsense", "before=2026-01-01T00:00:00Z_99999999999999999999", "before=2026-01-01T00:00:00_1",
+        "before=%00_1", "text=%00a", "text=%ED%A0%80", "service=%FF", "text=" + "%25_/" * 1000, "level=", "since=%00",
+        "before=0001-01-01T00:00:00+23:00_1", "before=9999-12-31T23:59:59.999999Z_999999999999999999",
+        "since=0001-01-01&until=9999-12-31T23:59:59", "range=all&range=1h", "text=a&text=b", "%00=%00", "before=_",
+    ],
+)  # fmt: skip
+async def test_no_address_breaks_the_page(browser: Browser, sink: SqlSink, query: str) -> None:
+    await write(sink, entry("a", 0, metadata='{"a": 1}'))
+    await sink.write(batch(entries=[LogEntry(Level.INFO, "first", timestamp=datetime(1, 1, 1, tzinfo=UTC))]))
+    await sink.write(batch(entries=[LogEntry(Level.INFO, "last", timestamp=datetime.max.replace(tzinfo=UTC))]))
+    assert (await browser.get(f"{PAGE}?{query}")).status == 200
+    assert (await browser.get(f"{PAGE}?{query}&range=all")).status == 200
+
+
+def test_positions_are_written_and_read_back() -> None:
+    position = Position(datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC), 7)
+    assert read_position(position_text(position)) == position
+
+
+async def test_older_pages_follow_without_a_gap_and_keep_the_filter(browser: Browser, sink: SqlSink) -> None:
+    await write(
+        sink, *(entry(str(number), number // 10, (Level.INFO, Level.WARN)[number % 2]) for number in range(450))
+    )
+    page = await browser.get(PAGE + "?level=warn&range=24h")
+    found = messages(page)
+    while len(messages(page)) == 100:
+        page = await browser.get(link(page, "Older"))
+        found += messages(page)
+        assert link(page, "Newest") == PAGE + "?range=24h&level=warn"
+    assert sorted(map(int, found)) == list(range(1, 450, 2))
+    assert len(found) == 225
+    assert ">Older<" not in page.text
+
+
+async def test_a_long_search_says_how_far_it_got_and_goes_on_at_a_click(
+    browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 500)
+    await write(sink, *(entry("hay", 1) for _ in range(600)))
+    await write(sink, entry("needle", 2))
+    page = await browser.get(PAGE + "?text=needle")
+    assert messages(page) == []
+    assert "Nothing was found in the newest 500 entries, back to" in page.words
+    assert "There is too much to count at once" in page.words
+    page = await browser.get(link(page, "Go on searching"))
+    assert messages(page) == ["needle"]
+    assert "Go on searching" not in page.text
+
+
+async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browser, sink: SqlSink) -> None:
+    await write(sink, *(entry("a", 5) for _ in range(3)), entry("b", 5, Level.ERROR), entry("c", 40, Level.ERROR))
+    page = await browser.get(PAGE)
+    match = re.search(
+        r'<svg [^>]*role="img" aria-labelledby="chart-title">\s*<title id="chart-title">(.*?)</title>',
+        page.text,
+        re.DOTALL,
+    )
+    assert match
+    title = " ".join(match[1].split())
+    assert re.fullmatch(r"5 logs from \S+Z to \S+Z: 2 error, 0 warn, 3 info, 0 debug\. At most 4 per minute\.", title)
+    assert page.text.count("<rect ") == 3
+    row = re.search(r'<tr><th scope="row"><a href="([^"]+)">.*?</tr>', page.text, re.DOTALL)
+    assert row
+    assert re.findall(r'<td class="number">([^<]*)', row[0]) == ["0", "3", "0", "1", "4"]
+    zoomed = await browser.get(PAGE + unescape(row[1]))
+    assert messages(zoomed) == ["b", "a", "a", "a"]
+    assert (await browser.get(PAGE + "?level=error")).text.count("<rect ") == 2
+
+
+async def test_an_empty_page_says_what_to_do_next(browser: Browser, sink: SqlSink) -> None:
+    page = await browser.get(PAGE)
+    assert "No logs yet" in page.words
+    assert 'href="/projects/demo/settings/keys"' in page.text
+    await write(sink, entry("old", 600))
+    page = await browser.get(PAGE)
+    assert "There are logs, but not in this time." in page.words
+    assert messages(await browser.get(link(page, "All time"))) == ["old"]
+    page = await browser.get(PAGE + "?range=24h&text=nothing")
+    assert "There are logs, but not with these filters." in page.words
+    assert messages(await browser.get(link(page, "Without the filters"))) == ["old"]
+
+
+async def test_what_is_not_there_is_not_found(browser: Browser, sink: SqlSink) -> None:
+    await browser.create("other")
+    await write(sink, entry("a"))
+    (found,) = _ENTRY.findall((await browser.get(PAGE)).text)
+    for path in (
+        "/projects/unknown/logs", "/projects/unknown/logs/1", "/projects/unknown/logs/stream", "/projects/%00/logs",
+        f"/projects/other/logs/{found[1]}", PAGE + "/999999", PAGE + "/9999999999999999999", PAGE + "/x",
+    ):  # fmt: skip
+        assert (await browser.get(path)).status == 404, path
+
+
+async def test_logs_are_shown_while_the_key_service_is_down(tmp_path: Path) -> None:
+    async with running(tmp_path, Address("127.0.0.1", 1)) as dashboard, sink_in(tmp_path) as sink:
+        browser = await dashboard.browser()
+        await write(sink, entry("a"))
+        assert messages(await browser.get(PAGE)) == ["a"]
+
+
+async def test_a_log_store_that_is_not_there_is_a_page_that_says_so(browser: Browser) -> None:
+    for path in (PAGE, PAGE + "/1", PAGE + "/stream"):
+        page = await browser.get(path)
+        assert page.status == 503
+        assert "no bridge has run with it yet" in page.words
