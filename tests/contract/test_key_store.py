@@ -316,3 +316,30 @@ async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back
 def test_an_unusable_database_url_is_refused_by_its_variables_name(url: str) -> None:
     with pytest.raises(ConfigurationError, match="AUTHSVC_DATABASE_URL"):
         Database(url)
+
+
+async def test_keys_say_who_issued_them_and_changes_are_read_from_either_end(store: KeyStore) -> None:
+    _, first = new_key()
+    stored, _, _ = await store.issue(DEMO, [], first, "Ann")
+    _, second = new_key()
+    outcome = await store.revoke(DEMO, first.key_id, second, "Bob")
+    assert outcome.next_key is not None
+    assert (stored.creator, outcome.key.creator, outcome.next_key.creator) == ("Ann", "Ann", "Bob")
+    assert [key.creator for key in await store.keys(DEMO, before=None, limit=9)] == ["Bob", "Ann"]
+    active = (await store.project(DEMO)).active_key
+    assert active is not None
+    assert active.creator == "Bob"
+    await store.set_origins(DEMO, [], "Cid")
+    start = Revision(0)
+    newest = await store.changes(after=start, limit=2, is_newest_first=True)
+    assert [change.caller for change in newest] == ["Cid", "Bob"]
+    older = await store.changes(after=start, limit=2, before=newest[-1].revision, is_newest_first=True)
+    assert [change.caller for change in older] == ["Ann"]
+    assert [change.caller for change in await store.changes(after=start, limit=2)] == ["Ann", "Bob"]
+
+
+async def test_projects_are_found_by_a_part_of_their_ids(store: KeyStore) -> None:
+    for project_id in ("a-shop", "b", "shop-c"):
+        await issue(store, ProjectId(project_id))
+    for containing, expected in (("", 3), ("SHOP", 2), ("b", 1), ("%", 0), ("_", 0), ("\\", 0)):
+        assert len(await store.projects(after="", limit=9, containing=containing)) == expected, containing

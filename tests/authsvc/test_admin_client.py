@@ -1,0 +1,144 @@
+"""The admin client against a real service: typed answers, refusals in the service's words, faults as one error."""
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from authsvc.client import KeyServiceUnavailableError
+from authsvc.client.admin import PAGE_SIZE, AdminClient, OriginCheck, Refusal, RefusedError
+from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.environment import Address, Secret
+from tests.authsvc.conftest import Service, running
+
+
+@asynccontextmanager
+async def connected(address: Address, state_dir: Path) -> AsyncIterator[AdminClient]:
+    client = AdminClient(address, TokenFile(state_dir / "admin-token"))
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@pytest.fixture
+async def admin(service: Service) -> AsyncIterator[AdminClient]:
+    async with connected(service.address, service.state_dir) as client:
+        yield client
+
+
+async def test_a_key_is_issued_listed_and_revoked_in_somebodys_name(admin: AdminClient) -> None:
+    issued = await admin.issue("demo", ["Shop.Example"], caller="Ann")
+    project = await admin.project("demo")
+    assert (project.origins, project.active_key) == (("shop.example",), issued.key)
+    assert (issued.key.prefix, issued.key.creator, issued.key.revoke_time) == ("dt_", "Ann", None)
+    revoked = await admin.revoke("demo", issued.key.key_id, caller="Søren Kierkegård 丁")
+    assert revoked.next_key is not None
+    assert revoked.next_key.raw_key.digest != issued.raw_key.digest
+    assert revoked.revoked_key.revoke_time is not None
+    assert revoked.propagation.is_effective
+    assert revoked.propagation.effective_by <= datetime.now(UTC)
+    again = await admin.revoke("demo", issued.key.key_id, caller="Bob")
+    assert (again.next_key, again.revoked_key.revoke_time) == (None, revoked.revoked_key.revoke_time)
+    keys, more = await admin.keys("demo")
+    assert [(key.key_id, key.creator) for key in keys] == [
+        (revoked.next_key.key.key_id, "Søren Kierkegård 丁"),
+        (issued.key.key_id, "Ann"),
+    ]
+    assert more == ""
+    assert (await admin.set_origins("demo", ["b.example", "B.example"], caller="Ann")).origins == ("b.example",)
+    changes = await admin.changes()
+    assert [(change.revision, change.kind, change.caller) for change in changes] == [
+        (3, "set_origins", "Ann"),
+        (2, "revoke", "Søren Kierkegård 丁"),
+        (1, "issue", "Ann"),
+    ]
+
+
+async def test_what_the_service_refuses_is_told_in_its_words(admin: AdminClient) -> None:
+    await admin.issue("demo", [], caller="Ann")
+    for call, refusal, text in (
+        (admin.issue("demo", [], caller="Ann"), Refusal.ALREADY_EXISTS, "has an active key"),
+        (admin.issue("Demo", [], caller="Ann"), Refusal.INVALID, "expected 1 to 63"),
+        (admin.set_origins("demo", ["*"], caller="Ann"), Refusal.INVALID, "wildcard"),
+        (admin.project("other"), Refusal.NOT_FOUND, "no project 'other'"),
+        (admin.revoke("demo", "key_0", caller="Ann"), Refusal.NOT_FOUND, "key_0"),
+        (admin.projects(query="\0"), Refusal.INVALID, "U+0000"),
+        (admin.check_origins(["a.example"] * 101), Refusal.INVALID, "101 origin entries"),
+        (admin.check_origins([], ["x"] * 1001), Refusal.INVALID, "1001 origins"),
+    ):
+        with pytest.raises(RefusedError) as refused:
+            await call
+        assert refused.value.refusal is refusal
+        assert text in str(refused.value)
+
+
+async def test_an_origin_list_is_checked_without_being_saved(admin: AdminClient) -> None:
+    await admin.issue("demo", [], caller="Ann")
+    check = await admin.check_origins(
+        ["Shop.Example.", "https://x.example/path", "*.shop.example", ""],
+        ["https://shop.example", "https://a.shop.example:8443", "https://x.example", "null", ""],
+    )
+    assert [(entry.entry, bool(entry.error)) for entry in check.entries] == [
+        ("shop.example", False),
+        ("", True),
+        ("*.shop.example", False),
+        ("", True),
+    ]
+    assert check.entries[1].error == "a path is not part of an origin"
+    assert check.origins == (
+        OriginCheck(is_admitted=True, entry="shop.example"),
+        OriginCheck(is_admitted=True, entry="*.shop.example"),
+        OriginCheck(is_admitted=False, entry=""),
+        OriginCheck(is_admitted=False, entry=""),
+        OriginCheck(is_admitted=False, entry=""),
+    )
+    everything = await admin.check_origins([], ["null"])
+    assert everything.origins == (OriginCheck(is_admitted=True, entry=""),)
+    nothing_valid = await admin.check_origins(["*"], ["https://a.example"])
+    assert not nothing_valid.origins[0].is_admitted
+    assert (await admin.project("demo")).origins == ()
+
+
+async def test_projects_are_found_by_a_part_of_their_names_a_page_at_a_time(admin: AdminClient) -> None:
+    for number in range(PAGE_SIZE + 2):
+        await admin.issue(f"shop-{number:02}", [], caller="Ann")
+    await admin.issue("other", [], caller="Ann")
+    page, more = await admin.projects(query="SHOP")
+    rest, end = await admin.projects(query="SHOP", page_token=more)
+    assert [project.project_id for project in (*page, *rest)] == [f"shop-{n:02}" for n in range(PAGE_SIZE + 2)]
+    assert end == ""
+    assert [project.project_id for project in (await admin.projects(query="r"))[0]] == ["other"]
+    assert (await admin.projects(query="%"))[0] == []
+    newest = await admin.changes()
+    older = await admin.changes(before_revision=newest[-1].revision)
+    assert [change.revision for change in (*newest, *older)] == list(range(PAGE_SIZE + 3, 0, -1))
+    assert [change.project_id for change in await admin.changes(project_id="other")] == ["other"]
+
+
+async def test_a_service_out_of_reach_is_found_again_and_its_new_token_too(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = Address("127.0.0.1", probe.getsockname()[1])
+    async with connected(address, tmp_path) as admin:
+        with pytest.raises(KeyServiceUnavailableError, match="does not exist"):
+            await admin.projects()
+        async with running(tmp_path, AUTHSVC_LISTEN=str(address)):
+            assert await admin.projects() == ([], "")
+        with pytest.raises(KeyServiceUnavailableError, match="refuses connections"):
+            await admin.projects()
+        (tmp_path / "admin-token").unlink()
+        async with running(tmp_path, AUTHSVC_LISTEN=str(address)):
+            assert await admin.projects() == ([], "")
+
+
+@pytest.mark.parametrize("role", ["bridge", ""])
+async def test_another_token_than_the_admins_is_a_fault_of_ours(service: Service, role: str) -> None:
+    token = (service.state_dir / f"{role}-token").read_text().strip() if role else "wrong"
+    admin = AdminClient(service.address, FixedToken(Secret(token)))
+    with pytest.raises(KeyServiceUnavailableError, match="does not accept our admin token"):
+        await admin.projects()
+    await admin.close()
