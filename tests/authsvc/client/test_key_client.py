@@ -45,7 +45,7 @@ async def fault(client: KeyClient) -> str:
         (allowed(revision=7), Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef"), True, 60.0, 7),
         (allowed(any_origin=False), Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef"), False, 60.0, 1),
         (refused(), Decision(Verdict.ORIGIN_NOT_ALLOWED, "demo", "key_0123456789abcdef"), False, 60.0, 1),
-        (invalid(), Decision(Verdict.INVALID_KEY, "", ""), True, 5.0, 0),
+        (invalid(revision=0), Decision(Verdict.INVALID_KEY, "", ""), True, 5.0, 0),
     ],
 )
 async def test_an_answer_comes_back_typed(

@@ -2,39 +2,23 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from authsvc.client.channel import FixedToken, TokenSource
 from authsvc.client.environment import Address, Secret
-from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
-from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused
+from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
 PAGE = "https://example.com"
-TOKEN = FixedToken(Secret("the-token"))
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
 INVALID = Decision(Verdict.INVALID_KEY, "", "")
-
-
-def make(address: Address, clock: Clock, token: TokenSource = TOKEN, calls_max: int = 256) -> KeyValidator:
-    return KeyValidator(KeyClient(address, token, None, clock), VerdictCache(), clock, calls_max)
-
-
-@pytest.fixture
-async def validator(address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
-    validator = make(address, clock)
-    yield validator
-    await validator.close()
 
 
 async def test_a_verdict_is_asked_for_once_and_then_cached_until_it_expires(
@@ -175,9 +159,7 @@ async def test_a_failed_call_that_everyone_left_is_quiet(
     with pytest.raises(asyncio.CancelledError):
         await asking
     service.gate.set()
-    async with asyncio.timeout(5):
-        while validator.fault is None:  # noqa: ASYNC110 - everyone who could be told has left
-            await asyncio.sleep(0)
+    await until(lambda: validator.fault is not None)  # everyone who could be told has left
     await asyncio.sleep(0)  # for the call's task to end
     gc.collect()
     assert unhandled == []
@@ -207,7 +189,7 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
         def forget(self) -> None:
             raise NotImplementedError
 
-    validator = make(address, clock, BrokenToken())
+    validator = KeyValidator(address, BrokenToken(), clock=clock)
     outcomes = await asyncio.gather(*(validator.validate(KEY) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * 3
     with pytest.raises(ZeroDivisionError):
@@ -217,7 +199,9 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
 
 async def test_calls_under_way_are_bounded(service: FakeKeyService, address: Address, clock: Clock) -> None:
     """Beyond the bound a caller is told at once; cached verdicts and calls under way are not affected."""
-    validator = make(address, clock, calls_max=2)
+    validator = KeyValidator(address, service.token, calls_max=2, clock=clock)
+    validator.start()
+    await until(lambda: validator.has_lease)
     keys = [RawKey(f"dt_{number:024x}") for number in range(4)]
     await validator.validate(keys[0])
     service.gate.clear()
@@ -343,5 +327,5 @@ async def test_closing_ends_the_calls_under_way_with_a_fault(service: FakeKeySer
 
 
 async def test_a_service_of_ones_own_connects_in_one_line(service: FakeKeyService, address: Address) -> None:
-    async with KeyValidator.connect(address, TOKEN) as validator:
+    async with KeyValidator(str(address), service.token) as validator:
         assert await validator.validate(KEY.reveal()) == ALLOWED
