@@ -11,6 +11,12 @@ from tests.postgres import PostgresServer
 _database_numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/simulation."""
+    parser.addoption("--simulation-steps", type=int, default=1_000_000, help="how many steps to simulate")
+    parser.addoption("--simulation-seed", type=int, default=0, help="the seed to begin with")
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """Start the server that all tests share; one that stops or breaks it takes `private_postgres`."""
