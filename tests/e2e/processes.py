@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -52,9 +52,9 @@ def clean_environment() -> dict[str, str]:
 
 
 class Service:
-    """One process of `authsvc serve` or `httpbridge serve`."""
+    """One process of `authsvc` or `httpbridge` that runs until it is stopped."""
 
-    def __init__(self, name: str, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> None:
         """Start it; its output goes to files in the folder. `started` waits until it serves."""
         self.name = name
         number = len(list(folder.glob(f"{name}-*.stdout"))) + 1
@@ -65,7 +65,7 @@ class Service:
         self.is_tls = False
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [BIN / name, "serve"],
+                [BIN / name, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -152,9 +152,9 @@ class System:
         """Return the environment of a process, with these variables on top."""
         return clean_environment() | self.variables | variables
 
-    def launch(self, name: str, **variables: str) -> Service:
-        """Start a service, and do not wait."""
-        service = Service(name, self.environment(**variables), self.folder)
+    def launch(self, name: str, *arguments: str, **variables: str) -> Service:
+        """Start a service, or another command that runs on, and do not wait."""
+        service = Service(name, arguments or ("serve",), self.environment(**variables), self.folder)
         self._services.append(service)
         return service
 
