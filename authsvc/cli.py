@@ -38,7 +38,8 @@ _T = TypeVar("_T")
 
 _REFUSED, _USAGE, _OUT_OF_REACH = 1, 2, 3
 _DEADLINE_SECONDS = 10.0
-_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
+_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -289,8 +290,12 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
             return runner.run(work)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
-    except (KeyServiceUnavailableError, StoreUnavailableError) as error:
+    except KeyServiceUnavailableError as error:
         _fail(str(error), _OUT_OF_REACH)
+    except StoreUnavailableError as error:
+        # The driver's own words name hosts, users and files, never a password.
+        reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").partition("\n")[0]
+        _fail(f"{error}: {reason}" if reason else str(error), _OUT_OF_REACH)
     except grpc.aio.AioRpcError as error:
         _fail(f"{error.details()} ({error.code().name})", _REFUSED)
 

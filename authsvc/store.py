@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NewType
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -168,7 +169,8 @@ def open_engine(url: str) -> AsyncEngine:
     """
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError:
+        urlsplit(url)  # finds broken brackets, which the driver would at each connection
+    except (exc.ArgumentError, ValueError):  # the latter also for a port
         raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):

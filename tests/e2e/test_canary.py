@@ -157,7 +157,7 @@ async def test_services_write_no_raw_key_and_no_token(system: System, log_format
     await bridge.stop()
 
     for service in (key_service, bridge):
-        assert service.stderr.count("milliseconds") > 100, "it logs each request at DEBUG"
+        assert service.stderr.count("milliseconds") > 60, "it logs each request at DEBUG"
     assert (system.state_dir / "logs.db").exists()
     secrets = [old, key, UNKNOWN_KEY, WRONG_TOKEN, admin, token]
     check_secret_nowhere(secrets, system)
@@ -183,6 +183,7 @@ async def test_commands_print_no_secret_but_the_raw_key_they_are_asked_for(syste
         system.run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN, AUTHSVC_BRIDGE_TOKEN=WRONG_TOKEN),
         system.run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
         system.run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"nonsense://u:{WRONG_TOKEN}@x/y"),
+        system.run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
         system.run("authsvc", "serve", AUTHSVC_DATABASE_URL=password_url),
         system.run("httpbridge", "serve", HTTPBRIDGE_LOG_STORE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
         system.run("httpbridge", "logs", "demo", HTTPBRIDGE_LOG_STORE_URL=password_url),

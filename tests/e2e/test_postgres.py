@@ -51,4 +51,5 @@ def test_a_database_out_of_reach_is_3_and_one_line_without_its_password(system: 
         refused = system.run("authsvc", command, AUTHSVC_DATABASE_URL=url.render_as_string(hide_password=False))
         assert (refused.returncode, refused.stdout) == (3, "")
         assert refused.stderr.count("\n") == 1
+        assert "No such file or directory" in refused.stderr, "why"
         assert "canary-password" not in refused.stderr
