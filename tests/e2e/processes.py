@@ -15,6 +15,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+import grpc
+
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
 BIN = Path(sys.executable).parent
 OURS = ("AUTHSVC_", "HTTPBRIDGE_")
 DEADLINE_SECONDS = 20.0
@@ -187,11 +192,15 @@ class System:
         return done
 
     def issue(self, project: str, *origins: str) -> str:
-        """Issue a project's key and return it."""
-        options = [word for origin in origins for word in ("--origin", origin)]
-        done = self.run("authsvc", "issue", project, *options)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        """Issue a project's key and return it. By gRPC, without TLS: a command takes a third of a second."""
+        token = (self.state_dir / "admin-token").read_text().strip()
+        with grpc.insecure_channel(self.variables["AUTHSVC_ADDRESS"]) as channel:
+            issued = pb_grpc.KeyServiceStub(channel).Issue(
+                pb.IssueRequest(project_id=project, origins=origins),
+                metadata=(("authorization", f"Bearer {token}"),),
+                timeout=DEADLINE_SECONDS,
+            )
+        return issued.api_key
 
     def close(self) -> None:
         """End what still runs; fail if a service had an error that nobody expected, or left something open."""

@@ -1,8 +1,9 @@
 """The whole path over HTTPS and mutual TLS; what does not fit is one clear line, a 503 and never a 401."""
 
+import asyncio
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -14,16 +15,28 @@ from tests.e2e.stored_logs import messages
 HOSTS = ("localhost", "127.0.0.1")
 
 
-@pytest.fixture
-def servers(tmp_path: Path) -> Authority:
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Sign the services' certificates."""
-    return Authority(tmp_path, "servers")
+    return Authority(tmp_path_factory.mktemp("servers"), "servers")
 
 
-@pytest.fixture
-def clients(tmp_path: Path) -> Authority:
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """Sign the certificates of the key service's callers."""
-    return Authority(tmp_path, "clients")
+    return Authority(tmp_path_factory.mktemp("clients"), "clients")
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, servers: Authority, clients: Authority) -> Iterator[System]:
+    """Run a key service that asks for client certificates."""
+    system = System(tmp_path_factory.mktemp("guarded"))
+    configure_key_service(system, servers, clients)
+    try:
+        asyncio.run(system.key_service())
+        yield system
+    finally:
+        system.close()
 
 
 def configure_key_service(system: System, servers: Authority, clients: Authority) -> None:
@@ -62,7 +75,7 @@ async def test_logs_pass_over_https_and_mutual_tls(system: System, servers: Auth
         HTTPBRIDGE_TLS_CERT=certificate, HTTPBRIDGE_TLS_KEY=key, **bridge_variables(servers.ca, client)
     )
     assert (key_service.is_tls, bridge.is_tls) == (True, True)
-    api_key = system.issue("demo")
+    api_key = system.run("authsvc", "issue", "demo").stdout.strip()
     trust = servers.client_context()
     assert (await get(bridge.address, "/ready", trust)).status == 200
     assert (await post(bridge.address, api_key, tls=trust)).status == 200
@@ -92,9 +105,9 @@ async def test_plain_http_to_an_https_port_is_not_answered(system: System, serve
     ],
 )
 async def test_what_does_not_fit_is_one_clear_line_and_a_503(
-    system: System, servers: Authority, clients: Authority, fault: str, line: str
+    guarded: System, servers: Authority, clients: Authority, fault: str, line: str
 ) -> None:
-    stranger = Authority(system.folder, "stranger")
+    stranger = Authority(guarded.folder, "stranger")
     good = clients.certificate("bridge")
     expired = clients.certificate("bridge", not_after=datetime.now(UTC) - timedelta(days=1))
     ca, certificate = {
@@ -104,16 +117,13 @@ async def test_what_does_not_fit_is_one_clear_line_and_a_503(
         "no certificate": (servers.ca, None),
         "no tls": ("", None),
     }[fault]
-    configure_key_service(system, servers, clients)
-    await system.key_service()
-    key = system.run("authsvc", "issue", "demo", **command_variables(servers.ca, good)).stdout.strip()
-
-    refused = system.run("authsvc", "validate", stdin=key, **command_variables(ca, certificate))
+    key = "dt_" + "0" * 24
+    refused = guarded.run("authsvc", "validate", stdin=key, **command_variables(ca, certificate))
     assert (refused.returncode, refused.stdout) == (3, "")
     check_line(refused.stderr, line.format(ca="AUTHSVC_CA", certificate="AUTHSVC_CLIENT_CERT"))
     assert refused.stderr.count("\n") == 1
 
-    bridge = await system.bridge(**bridge_variables(ca, certificate))
+    bridge = await guarded.bridge(**bridge_variables(ca, certificate))
     answer = await post(bridge.address, key)
     assert (answer.status, answer.json) == (503, {"error": "Key service unavailable"})
     assert (await get(bridge.address, "/ready")).status == 503
