@@ -118,9 +118,9 @@ class Service:
         status: int = self._process.returncode
         return status
 
-    async def stop(self) -> None:
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, which it must do in order."""
-        self.send(signal.SIGTERM)
+        self.send(number)
         assert await self.ended() == 0
 
     async def kill(self) -> None:

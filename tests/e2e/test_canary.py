@@ -144,13 +144,16 @@ async def test_services_write_no_raw_key_and_no_token(system: System, log_format
     await call_all(key_service.address, key, WRONG_TOKEN)
     await call_all(key_service.address, key, admin)
 
+    other = f"sqlite:///{system.state_dir / 'other.db'}"
     # The log store takes no writes; the key service refuses the token, and then is gone.
     with closing(sqlite3.connect(system.state_dir / "logs.db", isolation_level=None)) as lock:
         lock.execute("BEGIN IMMEDIATE")
-        assert (await post(bridge.address, key)).status == 503
+        unstored = asyncio.create_task(post(bridge.address, key))
+        refused = system.launch("httpbridge", HTTPBRIDGE_KEY_SERVICE_TOKEN=WRONG_TOKEN, HTTPBRIDGE_LOG_STORE_URL=other)
+        await refused.started()
+        assert (await post(refused.address, key)).status == 503
+        assert (await unstored).status == 503
         lock.execute("ROLLBACK")
-    refused = await system.bridge(HTTPBRIDGE_KEY_SERVICE_TOKEN=WRONG_TOKEN)
-    assert (await post(refused.address, key)).status == 503
     await key_service.stop()
     assert (await post(bridge.address, key)).status == 503
     assert (await get(bridge.address, "/ready")).status == 503
@@ -173,25 +176,29 @@ async def test_commands_print_no_secret_but_the_raw_key_they_are_asked_for(syste
     old, key = issued.stdout.strip(), revoked.stdout.strip()
     admin, token = ((system.state_dir / f"{role}-token").read_text().strip() for role in ("admin", "bridge"))
     password_url = f"postgresql://u:{WRONG_TOKEN}@127.0.0.1:1/y"
-    commands = [
-        system.run("authsvc", "validate", stdin=key),
-        system.run("authsvc", "validate", stdin=f"{old} {key}"),
-        system.run("authsvc", "validate", "--json", AUTHSVC_API_KEY=key),
-        system.run("authsvc", "keys", "demo", "--json"),
-        system.run("authsvc", "keys", "demo", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN),
-        system.run("authsvc", "keys", "demo", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
-        system.run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN, AUTHSVC_BRIDGE_TOKEN=WRONG_TOKEN),
-        system.run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
-        system.run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"nonsense://u:{WRONG_TOKEN}@x/y"),
-        system.run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
-        system.run("authsvc", "serve", AUTHSVC_DATABASE_URL=password_url),
-        system.run("httpbridge", "serve", HTTPBRIDGE_LOG_STORE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
-        system.run("httpbridge", "logs", "demo", HTTPBRIDGE_LOG_STORE_URL=password_url),
-    ]
+
+    async def run(*command: str, stdin: str = "", **variables: str) -> str:
+        done = await asyncio.to_thread(system.run, *command, stdin=stdin, **variables)
+        return done.stdout + done.stderr
+
+    printed = await asyncio.gather(
+        run("authsvc", "validate", stdin=key),
+        run("authsvc", "validate", stdin=f"{old} {key}"),
+        run("authsvc", "validate", "--json", AUTHSVC_API_KEY=key),
+        run("authsvc", "keys", "demo", "--json"),
+        run("authsvc", "keys", "demo", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN),
+        run("authsvc", "keys", "demo", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
+        run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN, AUTHSVC_BRIDGE_TOKEN=WRONG_TOKEN),
+        run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
+        run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"nonsense://u:{WRONG_TOKEN}@x/y"),
+        run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
+        run("authsvc", "serve", AUTHSVC_DATABASE_URL=password_url),
+        run("httpbridge", "serve", HTTPBRIDGE_LOG_STORE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
+        run("httpbridge", "logs", "demo", HTTPBRIDGE_LOG_STORE_URL=password_url),
+    )
     await key_service.kill()
-    commands.append(system.run("authsvc", "validate", stdin=key))
-    printed = issued.stderr + revoked.stderr + "".join(done.stdout + done.stderr for done in commands)
-    assert "Traceback" not in printed
+    text = "\n".join([issued.stderr, revoked.stderr, *printed, await run("authsvc", "validate", stdin=key)])
+    assert "Traceback" not in text
     secrets = [old, key, WRONG_TOKEN, admin, token]
-    assert [secret for secret in secrets if secret in printed] == []
+    assert [secret for secret in secrets if secret in text] == []
     check_secret_nowhere(secrets, system)

@@ -1,6 +1,7 @@
 """The whole path with both stores in PostgreSQL."""
 
 import json
+import signal
 
 import asyncpg
 from sqlalchemy import make_url
@@ -41,8 +42,8 @@ async def test_keys_and_logs_in_postgresql(system: System, postgres_url: str) ->
     assert [json.loads(line)["message"] for line in shown] == [row["message"] for row in rows]
     assert not (system.state_dir / "authsvc.db").exists()
     assert not (system.state_dir / "logs.db").exists()
-    await bridge.stop()
-    await key_service.stop()
+    await bridge.stop(signal.SIGINT)
+    await key_service.stop(signal.SIGINT)
 
 
 def test_a_database_out_of_reach_is_3_and_one_line_without_its_password(system: System, postgres_url: str) -> None:
