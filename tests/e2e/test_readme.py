@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,7 @@ class Clone:
             os.utime(folder / name, (set_up - 1, set_up - 1))
         # The clone's own code, not the checkout's. Should make find `.venv` stale all the same, it fails.
         self.environment = clean_environment() | {"PYTHONPATH": str(folder), "PYTHON": "false"}
-        self._runs: list[subprocess.Popen[bytes]] = []
+        self._runs: list[Run] = []
 
     def make_run(self, **variables: str) -> "Run":
         """Start `make run` as a terminal would: in a process group of its own, which Ctrl-C signals."""
@@ -57,8 +58,8 @@ class Clone:
                 stderr=subprocess.STDOUT,
                 process_group=0,
             )
-        self._runs.append(process)
-        return Run(process, output)
+        self._runs.append(Run(process, output))
+        return self._runs[-1]
 
     def shell(self, script: str, **variables: str) -> str:
         """Run commands in one shell, as if typed one after the other, and return what they print; fail if one does."""
@@ -77,13 +78,9 @@ class Clone:
         return done.stdout
 
     def close(self) -> None:
-        """End what still runs, services included, which are in sessions of their own."""
-        for process in self._runs:
-            if process.poll() is None:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    child.kill()
-                process.kill()
-                process.wait()
+        """End what still runs."""
+        for run in self._runs:
+            run.close()
 
 
 class Run:
@@ -129,7 +126,18 @@ class Run:
         assert await self.ended() == 0, self.output
         assert not [process for process in self._started if process.is_running()]
 
+    def close(self) -> None:
+        """End what still runs, services that lost their parent included."""
+        if self.is_running:
+            self._started += psutil.Process(self._process.pid).children(recursive=True)
+        for process in self._started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.kill()
+        self._process.wait()
+
     async def ended(self) -> int:
+        """Wait for its end and return its exit status."""
         await until("make run ends", lambda: not self.is_running)
         status: int = self._process.returncode
         return status
