@@ -34,7 +34,8 @@ _T = TypeVar("_T")
 
 REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
 _DEADLINE_SECONDS = 30.0
-_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
+_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
 class Api:
@@ -131,8 +132,12 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
-    except (KeyServiceUnavailableError, StoreUnavailableError) as error:
+    except KeyServiceUnavailableError as error:
         fail(str(error), OUT_OF_REACH)
+    except StoreUnavailableError as error:
+        # The driver's own words name hosts, users and files, never a password.
+        reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").partition("\n")[0]
+        fail(f"{error}: {reason}" if reason else str(error), OUT_OF_REACH)
     except grpc.aio.AioRpcError as error:
         fail(f"{error.details()} ({error.code().name})", REFUSED)
 

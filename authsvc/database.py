@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -19,6 +20,8 @@ from authsvc.errors import StoreUnavailableError
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
+_PASSING = ("08", "40", "53", "57P")
+"""PostgreSQL's classes of errors that pass: no connection, conflict with another transaction, no room, going down."""
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
 
@@ -91,7 +94,10 @@ class Database:
             lost = asyncio.Event()
             driver.add_termination_listener(lambda _: lost.set())
             try:
-                await driver.add_listener(channel, lambda *_: notified())
+                try:
+                    await driver.add_listener(channel, lambda *_: notified())
+                except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
+                    raise StoreUnavailableError("the database cannot answer now") from error
                 notified()
                 await lost.wait()
             finally:
@@ -115,7 +121,8 @@ class Database:
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError:
+        urlsplit(url)  # finds broken brackets, which the driver would at each connection
+    except (exc.ArgumentError, ValueError):  # the latter also for a port
         raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
@@ -166,6 +173,6 @@ async def _available() -> AsyncIterator[None]:
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError, TimeoutError) as error:
         raise StoreUnavailableError("the database cannot answer now") from error
     except exc.DBAPIError as error:
-        if error.connection_invalidated:
+        if error.connection_invalidated or str(getattr(error.orig, "sqlstate", "")).startswith(_PASSING):
             raise StoreUnavailableError("the database cannot answer now") from error
         raise

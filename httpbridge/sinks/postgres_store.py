@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 import sqlalchemy as sa
@@ -50,8 +51,13 @@ EXPECTED_ERRORS = (
 def postgres_engine(dsn: str, **settings: str) -> AsyncEngine:
     """Make an engine for the address, which the driver reads itself (so `sslmode` and several hosts work).
 
-    `settings` are server settings of the session. It makes one connection at a time.
+    `settings` are server settings of the session. It makes one connection at a time. Raises StoreSetupError for
+    an address that is no URL.
     """
+    try:
+        urlsplit(dsn)  # the driver leaves what this raises as it is, at each connection
+    except ValueError:
+        raise StoreSetupError("the log store's address is not a URL such as postgresql://USER@HOST/NAME") from None
 
     # SQLAlchemy passes what it finds in its own URL, which has nothing.
     async def connect(*_: Any, **__: Any) -> _Driver:

@@ -12,8 +12,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+
+import grpc
+
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 BIN = Path(sys.executable).parent
 OURS = ("AUTHSVC_", "HTTPBRIDGE_")
@@ -52,9 +57,9 @@ def clean_environment() -> dict[str, str]:
 
 
 class Service:
-    """One process of `authsvc serve` or `httpbridge serve`."""
+    """One process of `authsvc` or `httpbridge` that runs until it is stopped."""
 
-    def __init__(self, name: str, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, name: str, arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> None:
         """Start it; its output goes to files in the folder. `started` waits until it serves."""
         self.name = name
         number = len(list(folder.glob(f"{name}-*.stdout"))) + 1
@@ -65,7 +70,7 @@ class Service:
         self.is_tls = False
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [BIN / name, "serve"],
+                [BIN / name, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -113,9 +118,9 @@ class Service:
         status: int = self._process.returncode
         return status
 
-    async def stop(self) -> None:
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask it to end, which it must do in order."""
-        self.send(signal.SIGTERM)
+        self.send(number)
         assert await self.ended() == 0
 
     async def kill(self) -> None:
@@ -152,9 +157,9 @@ class System:
         """Return the environment of a process, with these variables on top."""
         return clean_environment() | self.variables | variables
 
-    def launch(self, name: str, **variables: str) -> Service:
-        """Start a service, and do not wait."""
-        service = Service(name, self.environment(**variables), self.folder)
+    def launch(self, name: str, *arguments: str, **variables: str) -> Service:
+        """Start a service, or another command that runs on, and do not wait."""
+        service = Service(name, arguments or ("serve",), self.environment(**variables), self.folder)
         self._services.append(service)
         return service
 
@@ -187,11 +192,15 @@ class System:
         return done
 
     def issue(self, project: str, *origins: str) -> str:
-        """Issue a project's key and return it."""
-        options = [word for origin in origins for word in ("--origin", origin)]
-        done = self.run("authsvc", "issue", project, *options)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        """Issue a project's key and return it. By gRPC, without TLS: a command takes a third of a second."""
+        token = (self.state_dir / "admin-token").read_text().strip()
+        with grpc.insecure_channel(self.variables["AUTHSVC_ADDRESS"]) as channel:
+            issued = pb_grpc.KeyServiceStub(channel).Issue(
+                pb.IssueRequest(project_id=project, origins=origins),
+                metadata=(("authorization", f"Bearer {token}"),),
+                timeout=DEADLINE_SECONDS,
+            )
+        return issued.api_key
 
     def close(self) -> None:
         """End what still runs; fail if a service had an error that nobody expected, or left something open."""

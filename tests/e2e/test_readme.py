@@ -1,0 +1,221 @@
+"""What the README tells to type works as it stands, in a fresh clone; and `make run` does all that it says."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.processes import clean_environment, until
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LISTENS = {"AUTHSVC_LISTEN": "127.0.0.1:0", "HTTPBRIDGE_LISTEN": "127.0.0.1:0"}
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed"),
+    pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the tracked files are known in a git checkout only"),
+]
+
+
+class Clone:
+    """The tracked files in a folder of their own, with the checkout's `.venv`, which nothing may change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True
+        )
+        for name in listed.stdout.decode().split("\0"):
+            if name and (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        set_up = (ROOT / ".venv" / ".installed").stat().st_mtime
+        for name in ("requirements-dev.lock", "pyproject.toml"):
+            os.utime(folder / name, (set_up - 1, set_up - 1))
+        # The clone's own code, not the checkout's. Should make find `.venv` stale all the same, it fails.
+        self.environment = clean_environment() | {"PYTHONPATH": str(folder), "PYTHON": "false"}
+        self._runs: list[Run] = []
+
+    def make_run(self, **variables: str) -> "Run":
+        """Start `make run` as a terminal would: in a process group of its own, which Ctrl-C signals."""
+        output = self.folder / f"make-run-{len(self._runs)}.out"
+        with output.open("wb") as out:
+            process = subprocess.Popen(
+                ["make", "run"],
+                cwd=self.folder,
+                env=self.environment | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        self._runs.append(Run(process, output))
+        return self._runs[-1]
+
+    def shell(self, script: str, **variables: str) -> str:
+        """Run commands in one shell, as if typed one after the other, and return what they print; fail if one does."""
+        done = subprocess.run(
+            ["sh", "-eu", "-c", script],
+            cwd=self.folder,
+            env=self.environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        print(f"--- {script}\n--- printed:\n{done.stdout}")  # noqa: T201
+        assert done.returncode == 0
+        return done.stdout
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self._runs:
+            run.close()
+
+
+class Run:
+    """One `make run`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self._process = process
+        self._output = output
+        self._started: list[psutil.Process] = []
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    async def greeted(self) -> str:
+        """Wait for the greeting and return it."""
+        await until("make run greets", lambda: "State is in" in self.output or not self.is_running)
+        assert self.is_running, self.output
+        self._started = psutil.Process(self._process.pid).children(recursive=True)
+        names = " ".join(word for process in self._started for word in process.cmdline())
+        assert "authsvc serve" in names
+        assert "httpbridge serve" in names
+        return self.output
+
+    async def press_ctrl_c(self) -> None:
+        """Signal all of them, as a terminal does: it ends, and nothing that it started is left.
+
+        make passes on that it was interrupted, as it does with every command.
+        """
+        os.killpg(self._process.pid, signal.SIGINT)
+        assert await self.ended() in (0, -signal.SIGINT), self.output
+        assert not [process for process in self._started if process.is_running()]
+        assert "Traceback" not in self.output
+
+    async def interrupt(self) -> None:
+        """Signal the program alone: it ends with status 0, and nothing that it started is left."""
+        program = next(process for process in self._started if "scripts/run.py" in process.cmdline())
+        program.send_signal(signal.SIGINT)
+        assert await self.ended() == 0, self.output
+        assert not [process for process in self._started if process.is_running()]
+
+    def close(self) -> None:
+        """End what still runs, services that lost their parent included."""
+        if self.is_running:
+            self._started += psutil.Process(self._process.pid).children(recursive=True)
+        for process in self._started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.kill()
+        self._process.wait()
+
+    async def ended(self) -> int:
+        """Wait for its end and return its exit status."""
+        await until("make run ends", lambda: not self.is_running)
+        status: int = self._process.returncode
+        return status
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    clone = Clone(tmp_path)
+    try:
+        yield clone
+    finally:
+        clone.close()
+
+
+def addresses(greeting: str) -> tuple[str, str]:
+    """Return where the bridge and the key service listen, as the greeting's lines have it."""
+    logs, keys = re.search(r"http://(\S+)/ingest/logs", greeting), re.search(r"http://(\S+)/authsvc", greeting)
+    assert logs is not None
+    assert keys is not None
+    return logs[1], keys[1]
+
+
+def command(greeting: str, program: str) -> str:
+    """Return the greeting's command that begins so, with the lines that continue it."""
+    match = re.search(rf"^  (\S*{program} (?:.*\\\n)*.*)$", greeting, re.MULTILINE)
+    assert match is not None, program
+    return match[1]
+
+
+async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stands(clone: Clone) -> None:
+    """In order, in one shell, on other ports than the usual ones, which may be taken; a second start has it all."""
+    first, *blocks = BLOCK.findall((clone.folder / "README.md").read_text())
+    assert first == "make run\n"
+    run = clone.make_run(**LISTENS)
+    greeting = await run.greeted()
+    logs, keys = addresses(greeting)
+    variables = {"AUTHSVC_LISTEN": keys, "HTTPBRIDGE_LISTEN": logs}
+
+    typed = "".join(blocks).replace("127.0.0.1:8080", logs).replace("127.0.0.1:50051", keys)
+    printed = clone.shell(typed, **variables)
+    parts = [
+        r'\{"ok": true, "count": 1\}',
+        r"checkout card declined .*order.*1042",
+        r"https://shop\.example\n\*\.shop\.example\n",
+        r"origin not allowed key=\w+ project=shop\nrefused\n",
+        r'"verdict": *"VERDICT_ALLOWED"',
+        r"revoked key_\w+ of project shop",
+        r"KEY +ISSUED +REVOKED\nkey_\w+ .*active\nkey_\w+ .*Z\n",
+    ]
+    for part in parts:
+        assert re.search(part, printed), part
+    assert re.search(".*".join(parts), printed, re.DOTALL), "in this order"
+
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge"))
+    assert "VERDICT_ALLOWED" in clone.shell(command(greeting, ".venv/bin/buf"))
+    if shutil.which("grpcurl"):
+        assert "VERDICT_ALLOWED" in clone.shell(command(greeting, "grpcurl"))
+    await run.press_ctrl_c()
+
+    state = clone.folder / "var"
+    kept = state / "demo-key"
+    assert (state.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
+    run = clone.make_run(**LISTENS)
+    greeting = await run.greeted()
+    assert f"Bearer {kept.read_text().strip()}" in greeting
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert clone.shell(command(greeting, ".venv/bin/httpbridge")).count("hello, world") == 2
+    await run.interrupt()
+
+
+@pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
+async def test_make_run_on_a_taken_port_is_one_clear_line(clone: Clone, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        run = clone.make_run(**(LISTENS | {f"{name.upper()}_LISTEN": taken}))
+        assert await run.ended() != 0
+    ours = [line for line in run.output.splitlines() if not line.startswith("make: ")]
+    assert len(ours) == 1, run.output
+    assert f"cannot listen on {taken}" in ours[0]
+    assert name.upper() in ours[0]
