@@ -125,3 +125,12 @@ def test_a_holder_that_left_is_not_waited_for(rows: list[LeaseRow]) -> None:
     propagation.update(rows, _state(1.0))
     assert propagation.is_effective
     assert propagation.confirmed == {}
+
+
+def test_a_lease_that_was_lost_is_waited_for() -> None:
+    """A restored database does not know every lease: its holder may be using it."""
+    propagation = Propagation(9, [_row("a", 8, 30.0)], _state())
+    propagation.update([], _state(1.0, epoch="f"))
+    assert propagation.effective_by == _at(30.0)
+    propagation.update([], _state(30.0, epoch="f"))
+    assert propagation.is_effective

@@ -48,19 +48,16 @@ class Request:
 class Checker:
     """Keeps every promise and judges every decision."""
 
-    def __init__(self, schedule: Schedule, clock: Clock, lease_bound: float) -> None:
-        """`clock` is the database's; no lease outlives its asking by more than `lease_bound` seconds of true time."""
+    def __init__(self, schedule: Schedule, clock: Clock) -> None:
+        """`clock` is the database's."""
         self._schedule = schedule
         self._clock = clock
-        self._lease_bound = lease_bound
         self._promises: dict[Digest, list[tuple[float, int]]] = {}
         """By key: from this true time on, no decision by what was before this version."""
         self._coming: list[tuple[float, Digest, int]] = []
         """Promises for an instant of the database's clock that has not come."""
         self._decisions: dict[Digest, deque[tuple[float, int]]] = {}
         self._valid_from: dict[Digest, float] = {}
-        self.not_before = 0.0
-        """No promise holds before this true time."""
         self._looks_at = float("inf")
         self.decisions = 0
         self.promises = 0
@@ -99,7 +96,6 @@ class Checker:
                 self._schedule.after(comes_at - self._schedule.now, self.clock_moved)
 
     def _hold(self, digest: Digest, version: int, since: float) -> None:
-        since = max(since, self.not_before)
         promises = self._promises.setdefault(digest, [])
         promises.append((since, version))
         del promises[:-_PROMISES_KEPT]
@@ -134,7 +130,7 @@ class Checker:
 
     def issued(self, digest: Digest) -> None:
         """Note that a key is valid from now on, and that everybody must have heard of it."""
-        self._valid_from[digest] = max(self._schedule.now, self.not_before)
+        self._valid_from[digest] = self._schedule.now
 
     def revoked(self, digest: Digest) -> None:
         """Note that a key is not valid any more, whoever has heard of it."""
@@ -143,10 +139,8 @@ class Checker:
     def restored(self, kept_version: int) -> None:
         """Note that the database lost what was committed after a version, and its leases with it.
 
-        What it promised of that is void. While a lease that it has forgotten may still last, it cannot promise
-        anything: that is what docs/operations.md tells those who restore it.
+        What it promised of that is void.
         """
-        self.not_before = self._schedule.now + self._lease_bound
         self._coming = [promise for promise in self._coming if promise[2] <= kept_version]
         for digest, promises in self._promises.items():
             self._promises[digest] = [promise for promise in promises if promise[1] <= kept_version]

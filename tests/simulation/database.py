@@ -55,6 +55,10 @@ class Database:
         """Of every key that was ever issued."""
         self.gone: set[str] = set()
         """The holders whose goodbye was committed, for the checker."""
+        self.lost_versions: set[int] = set()
+        """What was committed and is no more."""
+        self.lost: set[str] = set()
+        """The rows that stand in for lost ones, for the checker."""
         self._term_seconds = lease_seconds + margin_seconds
         self._resumable_changes = resumable_changes
         self._backup: _Backup | None = None
@@ -160,7 +164,9 @@ class Database:
         backup = self._backup
         if backup is None:
             return None
+        self._backup = None
         self.version += 1
+        self.lost_versions.update(range(backup.version + 1, self.version))
         for change in self.changes[backup.revision :]:
             for digest in change.digests:
                 self.versions[digest] = self.version
@@ -168,7 +174,15 @@ class Database:
         self.revision, self.rows = backup.revision, dict(backup.rows)
         self.projects, self.project_ids = dict(backup.projects), dict(backup.project_ids)
         self.epoch = self.next_epoch()
+        self.stand_in()
         return backup.version
+
+    def stand_in(self) -> None:
+        """Make revocations wait for the leases that were lost: a row stands in for their holders until they ended."""
+        holder_id = f"lost-{self.version}"
+        expire_time = self.expiry()
+        self.rows[holder_id] = LeaseRow(holder_id, "lost", "", 0, expire_time, expire_time, is_gone=False)
+        self.lost.add(holder_id)
 
     def next_epoch(self) -> str:
         """Return an epoch that never was."""

@@ -203,6 +203,13 @@ class SameEpoch(Database):
         return self.epoch
 
 
+class NobodyStandsIn(Database):
+    """A database that lost leases with its commits does not wait for them."""
+
+    def stand_in(self) -> None:
+        """Do nothing."""
+
+
 class SendsNothingMissed(WatchSession):
     """A stream begins with the changes from now on, and no reset."""
 
@@ -364,6 +371,7 @@ MUTATIONS = (
         Protocol(holder=_make(ResetsLower), replica=ResetsFromPoll),
     ),
     Mutation("6", "epoch not renewed when commits were lost", _SAFETY, Protocol(database=SameEpoch)),
+    Mutation("6", "lost leases not waited for", _SAFETY, Protocol(database=NobodyStandsIn)),
     Mutation("6", "what was missed is not sent", _PROGRESS, Protocol(session=SendsNothingMissed)),
     Mutation("6", "silent stream kept", _PROGRESS, _holder(NeverGivesUp)),
     Mutation("7", "cache used after goodbye", _SAFETY, _holder(UsesCacheAfterGoodbye)),

@@ -103,7 +103,7 @@ class World:
         self.database = protocol.database(
             self._clock(), setting.lease_seconds, setting.margin_seconds, setting.resumable_changes
         )
-        self.checker = Checker(schedule, self.database.clock, setting.lease_seconds_max)
+        self.checker = Checker(schedule, self.database.clock)
         self.replicas = [protocol.replica(self, f"replica-{number}") for number in range(setting.replicas)]
         self.hosts = [Host(self, f"bridge-{number}", self._clock()) for number in range(setting.hosts)]
         self.unannounced: set[str] = set()
@@ -279,18 +279,21 @@ class World:
         schedule = self.schedule
         effective_by = propagation.effective_by
         schedule.note(f"{call!r} returns", call.revision, propagation.is_effective, effective_by)
+        if not self.database.lost_versions.isdisjoint(call.versions.values()):
+            return  # what was promised of commits that are lost is void
         self.checker.promise(call.versions, effective_by)
         digests = tuple(call.versions)
         wait = self.database.clock.true_time(seconds_of(effective_by)) - schedule.now
-        if self.checker.not_before > schedule.now:
-            schedule.after(self.checker.not_before - schedule.now + 1e-5, self.probe, digests)
         for delay in (1e-5, 0.05 * self.random.random(), self.random.random()):
             schedule.after(max(0.0, wait) + delay, self.probe, digests)
         project = self.database.projects.get(call.project_id)
-        if propagation.is_effective and project is not None and project.active in call.versions:
-            self.checker.issued(project.active)
+        if propagation.is_effective and project is not None:
+            active = project.active
+            if call.versions.get(active) == self.database.versions[active]:
+                self.checker.issued(active)
         if call.must_be_prompt and self.is_recovered:
-            waited_for = [holder_id for holder_id in propagation.pending if holder_id not in self.unannounced]
+            excused = self.unannounced | self.database.lost
+            waited_for = [holder_id for holder_id in propagation.pending if holder_id not in excused]
             if waited_for:
                 self.checker.stalled(f"{call!r} still waits for {waited_for} though all is well")
         latest = call.read_at + self.setting.lease_seconds_max + 0.001
