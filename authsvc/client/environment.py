@@ -38,6 +38,23 @@ class Secret:
     __str__ = __repr__
 
 
+class Token(Secret):
+    """A bearer token: printable ASCII without spaces, which is what gRPC metadata and HTTP headers carry."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a token as it was configured or as a file holds it; white space around it does not count.
+
+        Raises ValueError, which does not repeat the text, when it cannot be sent.
+        """
+        text = text.strip()
+        if not re.fullmatch(r"[!-~]+", text):
+            raise ValueError("expected a token: printable ASCII without spaces")
+        return cls(text)
+
+
 class Address:
     """A host and a port to listen on or to connect to. The host of an IPv6 literal is kept without brackets."""
 
@@ -79,6 +96,8 @@ class Address:
 def _decode(kind: type, value: Any) -> Any:
     if kind is Address:
         return Address.parse(value)
+    if kind is Token:
+        return Token.parse(value)
     if kind is Secret:
         return Secret(value)
     if kind is Path:

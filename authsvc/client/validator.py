@@ -16,7 +16,7 @@ from typing import Any, Self, TypeAlias
 import structlog
 
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
-from authsvc.client.environment import Address, Secret
+from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import KeyClient, sendable_origin
 from authsvc.client.raw_key import Digest, RawKey
@@ -79,10 +79,10 @@ class KeyValidator:
 
         `name` is a label for operators, by default the host and process id. `calls_max` bounds
         the calls under way at once. Raises ConfigurationError when a TLS file cannot be
-        used, ValueError for an address that is not HOST:PORT.
+        used, ValueError for an address that is not HOST:PORT and for a token that cannot be sent.
         """
         address = Address.parse(address) if isinstance(address, str) else address
-        token = FixedToken(Secret(token)) if isinstance(token, str) else token
+        token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
         self._clock = clock
         self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
         self._client = KeyClient(address, token, tls, clock)
