@@ -108,6 +108,8 @@ class KeyClient:
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
+        except grpc.aio.BaseError as error:  # gRPC's own library refuses the call, the metadata for example
+            raise KeyServiceUnavailableError(f"the call could not be sent ({type(error).__name__})") from None
         self._good_at = self._monotonic()
         return _answer(response)
 

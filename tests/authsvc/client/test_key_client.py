@@ -140,6 +140,12 @@ async def test_an_answer_that_makes_no_sense_is_a_fault(
     assert "key service sent verdict" in await fault(client)
 
 
+async def test_a_call_that_grpc_itself_refuses_to_send_is_a_fault(address: Address, clock: Clock) -> None:
+    client = KeyClient(address, FixedToken(Secret("käse")), None, clock)
+    assert "could not be sent" in await fault(client)
+    await client.close()
+
+
 async def test_a_service_that_hangs_is_a_fault_at_the_deadline(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:

@@ -197,6 +197,29 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
     await validator.close()
 
 
+async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outlives_it(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    class Replaced:
+        token = Secret("käse")
+
+        def read(self) -> Secret:
+            return self.token
+
+        def forget(self) -> None:
+            """Nothing is kept."""
+
+    token = Replaced()
+    async with KeyValidator(address, token, clock=clock) as validator:
+        with pytest.raises(KeyServiceUnavailableError):
+            await validator.validate(KEY)
+        assert await validator.state() is KeyServiceState.NEVER_REACHED
+        token.token = Secret(service.token)
+        clock.now += 2.0  # the watch's longest back-off
+        await until(lambda: validator.has_lease)
+        assert await validator.validate(KEY) == ALLOWED
+
+
 async def test_calls_under_way_are_bounded(service: FakeKeyService, address: Address, clock: Clock) -> None:
     """Beyond the bound a caller is told at once; cached verdicts and calls under way are not affected."""
     validator = KeyValidator(address, service.token, calls_max=2, clock=clock)
