@@ -14,6 +14,7 @@ import grpc
 import structlog
 
 from authsvc.client.environment import Secret
+from authsvc.client.event_log import traceback_without_text
 from authsvc.config import Tokens
 from authsvc.errors import (
     AlreadyExistsError,
@@ -101,8 +102,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 status, detail = _STATUS[type(error)], str(error)
             except TimeoutError:
                 status, detail = grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
-            except Exception:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                _log.exception("call failed", method=method)
+            except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
+                name, traceback = type(error).__qualname__, traceback_without_text(error)
+                _log.error("call_failed", method=method, error=name, traceback=traceback)
                 status, detail = grpc.StatusCode.INTERNAL, "internal error"
             milliseconds = round((self._monotonic() - started) * 1000, 2)
             _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)

@@ -5,7 +5,6 @@ the wire below a request is `connection`'s.
 """
 
 import asyncio
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from authsvc.client import KeyServiceUnavailableError
+from authsvc.client.event_log import traceback_without_text
 from httpbridge import errors, responses
 from httpbridge.connection import Connection, Reply, Request
 from httpbridge.responses import Response
@@ -150,7 +150,7 @@ class PublicServer:
 
         The text may repeat what a client sent.
         """
-        self._log.error("unexpected error", error=type(error).__qualname__, traceback=_without_text(error))
+        self._log.error("unexpected error", error=type(error).__qualname__, traceback=traceback_without_text(error))
 
     def malformed(self) -> None:
         """Log that something was not HTTP, and nothing of it."""
@@ -212,18 +212,3 @@ def _path(target: str) -> str:
         _, slash, rest = path.partition("//")[2].partition("/")
         return slash + rest
     return path
-
-
-def _without_text(error: BaseException) -> str:
-    """Return an error's traceback, and those of what it came from, with types instead of messages."""
-    parts: list[str] = []
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        parts += [
-            f"{type(current).__module__}.{type(current).__qualname__}\n",
-            *traceback.format_tb(current.__traceback__),
-        ]
-        current = current.__cause__ or current.__context__
-    return "".join(parts)

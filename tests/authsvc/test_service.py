@@ -1,6 +1,7 @@
 """The gRPC contract of authsvc.v1, over a real channel."""
 
 import asyncio
+import hashlib
 import re
 import sqlite3
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from authsvc.client.environment import ConfigurationError
 from authsvc.store import KeyStore
@@ -269,16 +271,26 @@ async def test_a_method_that_nobody_serves_is_unimplemented(service: Service) ->
     assert (await refused(call(b"", metadata=service.token())))[0] == Code.UNIMPLEMENTED
 
 
-async def test_an_unexpected_error_shows_the_caller_nothing_of_itself(
-    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+async def test_an_unexpected_error_shows_its_text_to_neither_the_caller_nor_the_log(
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The log says what it was and where it came from; its text may repeat what the caller sent."""
+
     async def broken(self: KeyStore, digest: bytes) -> None:
-        raise RuntimeError("secret detail")
+        try:
+            raise ValueError(digest.hex())
+        except ValueError as error:
+            raise RuntimeError(digest.hex()) from error
 
     monkeypatch.setattr(KeyStore, "lookup", broken)
-    code, text = await refused(validate(service, UNKNOWN_KEY))
+    with capture_logs() as logged:
+        code, text = await refused(validate(service, UNKNOWN_KEY))
     assert (code, text) == (Code.INTERNAL, "internal error")
-    capsys.readouterr()
+    (line,) = (line for line in logged if line["event"] == "call_failed")
+    assert (line["log_level"], line["error"]) == ("error", "RuntimeError")
+    assert "in broken" in line["traceback"]
+    assert "builtins.ValueError" in line["traceback"]
+    assert hashlib.sha256(UNKNOWN_KEY.encode()).hexdigest() not in str(logged)
 
 
 async def test_a_request_over_the_size_limit_is_refused(service: Service) -> None:
