@@ -15,14 +15,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
 from google.protobuf.json_format import MessageToDict
 
 from authsvc import console
-from authsvc.client.environment import Address
+from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
@@ -80,6 +81,20 @@ def migrate() -> None:
         f"is at version {after} already" if before == after else f"is now at version {after}, was {before or 'empty'}"
     )
     click.echo(f"the schema {done}", err=True)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def dev_certs(folder: Path) -> None:
+    """Make a small CA, and certificates for this machine and a client, in DIR; print the variables that use them."""
+    from authsvc import dev_certs  # noqa: PLC0415 - the cryptography library, which nothing else needs
+
+    try:
+        dev_certs.write(folder, datetime.now(UTC))
+    except ConfigurationError as error:
+        console.fail(str(error), console.USAGE)
+    click.echo(f"wrote ca.pem, server.pem and client.pem with their keys to {folder}: not for production", err=True)
+    click.echo(dev_certs.exports(folder), nl=False)
 
 
 @main.command()

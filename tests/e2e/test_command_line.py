@@ -3,12 +3,19 @@
 import asyncio
 import json
 import re
+import shlex
 import signal
 from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from cryptography import x509
 
+from authsvc.config import Config as KeyServiceConfig
+from httpbridge.config import Config as BridgeConfig
 from tests.e2e.http_exchange import post
 from tests.e2e.processes import Service, System, free_port, until
 
@@ -175,6 +182,38 @@ def test_tokens_and_state_are_for_their_owner_only(system: System) -> None:
     assert system.state_dir.stat().st_mode & 0o777 == 0o700
     for name in ("admin-token", "bridge-token"):
         assert (system.state_dir / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_dev_certs_makes_a_ca_and_certificates_of_a_year_with_private_keys(system: System) -> None:
+    folder = system.folder / "some certs"
+    done = system.run("authsvc", "dev-certs", "some certs")
+    assert done.returncode == 0
+    variables = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in done.stdout.splitlines())
+    fields = {field.name for field in msgspec.structs.fields(KeyServiceConfig)}
+    fields_of_bridge = {field.name for field in msgspec.structs.fields(BridgeConfig)}
+    for variable, path in variables.items():
+        assert Path(path).parent == folder
+        prefix, _, name = variable.partition("_")
+        assert name.lower() in {"AUTHSVC": fields, "HTTPBRIDGE": fields_of_bridge}[prefix]
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.glob("*.key")} == {
+        "server.key": 0o600,
+        "client.key": 0o600,
+    }
+    ca = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    for name in ("server", "client"):
+        certificate = x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
+        certificate.verify_directly_issued_by(ca)
+        assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(days=365)
+
+
+def test_dev_certs_overwrites_nothing(system: System) -> None:
+    folder = system.folder / "kept"
+    folder.mkdir()
+    (folder / "client.key").write_text("precious")
+    done = system.run("authsvc", "dev-certs", "kept")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "authsvc: kept/client.key exists: remove it, or name another folder\n"
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("client.key", "precious")]
 
 
 # What is stored, shown: `httpbridge logs`.
