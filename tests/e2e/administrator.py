@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
@@ -114,8 +113,9 @@ class Administrator:
 
     async def revoke(self, life: Life, *, wait_seconds: float | None = None) -> Revocation:
         """Revoke a key by its id; raises grpc.aio.AioRpcError when there is no answer."""
-        wait = None if wait_seconds is None else Duration(nanos=round(wait_seconds * 1e9))
-        request = pb.RevokeRequest(project_id=life.project, key_id=life.key_id, wait=wait)
+        request = pb.RevokeRequest(project_id=life.project, key_id=life.key_id)
+        if wait_seconds is not None:
+            request.wait.FromNanoseconds(round(wait_seconds * 1e9))
         life.revoked_from = min(life.revoked_from, time.time())
         started = time.perf_counter()
         response: pb.RevokeResponse = await self._call(self._service.Revoke, request)
