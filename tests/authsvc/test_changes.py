@@ -139,7 +139,7 @@ async def test_a_new_epoch_starts_the_feed_afresh(sqlite_url: str) -> None:
         here.feed.wake()
         await here.reached(1)
         moved = here.feed.moved.next()
-        epoch = await here.leases.renew_epoch()
+        epoch = await here.leases.renew_epoch(60)
         here.feed.wake()
         await moved.wait()
         assert (here.feed.epoch, here.feed.revision) == (epoch, 1)

@@ -155,13 +155,26 @@ async def test_the_clock_is_read_after_the_rows(leases: LeaseStore) -> None:
         assert rows[0].acknowledged_revision == revision
 
 
-async def test_a_new_epoch_keeps_the_revision(database: Database, leases: LeaseStore) -> None:
+async def test_a_late_renewal_from_another_epoch_takes_nothing_back(leases: LeaseStore) -> None:
+    """Such as the first one of all, which knows no epoch: what was acknowledged in the present one stays."""
+    present = (await leases.state()).epoch
+    await leases.renew([renewal(7, epoch=present)], LEASE_SECONDS)
+    await leases.renew([renewal(0, epoch="")], LEASE_SECONDS)
+    found = await row(leases)
+    assert (found.epoch, found.acknowledged_revision) == (present, 7)
+
+
+async def test_a_new_epoch_keeps_the_revision_and_stands_in_for_leases_that_were_lost(
+    database: Database, leases: LeaseStore
+) -> None:
     await mutate(database)
     before = await leases.state()
-    epoch = await leases.renew_epoch()
-    after = await leases.state()
+    epoch = await leases.renew_epoch(LEASE_SECONDS)
+    rows, after = await leases.rows()
     assert (after.epoch, after.revision) == (epoch, before.revision)
     assert epoch != before.epoch
+    assert [row.is_behind(after, after.revision) for row in rows] == [True]
+    assert rows[0].expire_time - rows[0].renew_time == timedelta(seconds=LEASE_SECONDS + MARGIN_SECONDS)
 
 
 async def test_two_replicas_renew_the_same_holders_at_once(database_url: str, leases: LeaseStore) -> None:
