@@ -49,7 +49,7 @@ async def test_without_a_lease_the_calls_are_bounded_too(
     validator = KeyValidator(address, service.token, calls_max=2, clock=clock)
     service.lease_seconds = 0
     service.gate.clear()
-    asking = [asyncio.create_task(validator.validate(KEY)) for _ in range(2)]
+    asking = [asyncio.create_task(validator.validate(KEY)) for _ in range(2 + 8)]
     await service.arrived(2)
     with pytest.raises(KeyServiceUnavailableError, match="2 calls"):
         await validator.validate(KEY)
