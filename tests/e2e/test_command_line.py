@@ -61,9 +61,9 @@ def test_validate_takes_the_key_from_standard_input_or_the_environment(system: S
         assert re.fullmatch(rf"{verdict} key=key_\w+ project=asked\n", done.stdout)
 
 
-@pytest.mark.parametrize("key", ["nonsense", "dt_" + "0" * 24])
+@pytest.mark.parametrize("key", ["nonsense", "dt_" + "0" * 24, "\udcff"])
 def test_validate_says_of_every_bad_key_the_same(system: System, key: str) -> None:
-    done = system.run("authsvc", "validate", stdin=key)
+    done = system.run("authsvc", "validate", AUTHSVC_API_KEY=key)
     assert (done.returncode, done.stdout, done.stderr) == (1, "invalid key\n", "")
 
 
@@ -118,10 +118,12 @@ def test_origins_are_shown_set_and_emptied(system: System) -> None:
 def test_json_is_all_there_is_on_standard_output(system: System) -> None:
     issued = json.loads(system.run("authsvc", "issue", "parsed", "--json").stdout)
     assert RAW_KEY.fullmatch(issued["api_key"] + "\n")
+    assert issued["origins"] == [], "empty fields are there too"
     verdict = json.loads(system.run("authsvc", "validate", "--json", stdin=issued["api_key"]).stdout)
     assert (verdict["verdict"], verdict["project_id"]) == ("VERDICT_ALLOWED", "parsed")
     revoked = json.loads(system.run("authsvc", "revoke", "parsed", "--yes", "--json").stdout)
     assert revoked["revoked_key"]["key_id"] == issued["key"]["key_id"] == verdict["key_id"]
+    assert revoked["already_revoked"] is False
     keys = json.loads(system.run("authsvc", "keys", "parsed", "--json").stdout)
     assert [key["key_id"] for key in keys] == [revoked["key"]["key_id"], issued["key"]["key_id"]]
     assert ["revoke_time" in key for key in keys] == [False, True]
@@ -166,6 +168,66 @@ def test_a_service_out_of_reach_is_3_and_one_line(system: System, command: list[
     assert (done.returncode, done.stdout) == (3, "")
     assert f"{address} refuses connections: is the key service running?" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"AUTHSVC_STATE_DIR": "elsewhere"}, ["elsewhere/admin-token", "AUTHSVC_STATE_DIR", "AUTHSVC_ADMIN_TOKEN"]),
+        ({"AUTHSVC_ADMIN_TOKEN": "käse"}, ["AUTHSVC_ADMIN_TOKEN"]),
+        ({"AUTHSVC_CLIENT_CERT": "a.pem", "AUTHSVC_CLIENT_KEY": "a.key"}, ["AUTHSVC_CLIENT_CERT", "AUTHSVC_CA"]),
+        ({"AUTHSVC_ADDRESS": "192.0.2.1:50051"}, ["AUTHSVC_ADDRESS", "AUTHSVC_CA", "AUTHSVC_ALLOW_INSECURE=true"]),
+        (
+            {"AUTHSVC_ADDRESS": "", "AUTHSVC_LISTEN": "192.0.2.1:50051"},
+            ["AUTHSVC_LISTEN", "AUTHSVC_CA", "AUTHSVC_ALLOW_INSECURE=true"],
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_2_and_one_line_that_says_what_to_set(
+    system: System, variables: dict[str, str], named: list[str]
+) -> None:
+    """In particular no token goes in the clear to another machine."""
+    done = system.run("authsvc", "projects", **variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    for name in named:
+        assert name in done.stderr
+
+
+def test_a_refused_token_is_1_and_one_line_that_says_where_it_came_from(system: System) -> None:
+    bridge_token = (system.state_dir / "bridge-token").read_text()
+    state_dir = system.folder / "wrong"
+    state_dir.mkdir()
+    (state_dir / "admin-token").write_text("wrong")
+    for variables, source, status in [
+        ({"AUTHSVC_ADMIN_TOKEN": "wrong"}, "AUTHSVC_ADMIN_TOKEN", "UNAUTHENTICATED"),
+        ({"AUTHSVC_ADMIN_TOKEN": bridge_token}, "AUTHSVC_ADMIN_TOKEN", "PERMISSION_DENIED"),
+        ({"AUTHSVC_STATE_DIR": str(state_dir)}, str(state_dir / "admin-token"), "UNAUTHENTICATED"),
+    ]:
+        done = system.run("authsvc", "projects", **variables)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith(f"({status}); the token that was sent is the one in {source}\n")
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["issue", "\udcff"],
+        ["issue", "x", "--origin", "\udcff"],
+        ["issue", "x", "--wait", "nan"],
+        ["revoke", "x", "--key-id", "\udcff"],
+        ["origins", "x", "\udcff"],
+        ["validate", "--origin", "\udcff"],
+        ["keys", "\udcff"],
+        ["changes", "--project", "\udcff"],
+    ],
+)
+def test_an_argument_that_cannot_be_sent_is_a_usage_error(system: System, command: list[str]) -> None:
+    """The surrogate stands for a byte that is not UTF-8."""
+    done = system.run("authsvc", *command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Error: Invalid value for" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
