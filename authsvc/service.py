@@ -218,7 +218,7 @@ def _wait_seconds(request: Any, context: Any) -> float:
     """Return how long the caller waits for the change to hold everywhere; less than its deadline allows the answer."""
     wait_seconds = _WAIT_SECONDS_DEFAULT
     if request.HasField("wait"):
-        wait_seconds = request.wait.ToTimedelta().total_seconds()
+        wait_seconds = request.wait.seconds + request.wait.nanos / 1e9
         if wait_seconds < 0:
             raise InvalidArgumentError("wait: must not be negative")
     left_seconds = context.time_remaining()
