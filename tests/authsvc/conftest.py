@@ -26,6 +26,7 @@ class Service:
     stop: asyncio.Event
     keys: Any
     projects: Any
+    operations: Any
 
     def token(self, role: str = "admin") -> tuple[tuple[str, str], ...]:
         """Return the metadata that a caller of this role sends."""
@@ -47,8 +48,9 @@ async def running(state_dir: Path, **variables: str) -> AsyncIterator[Service]:
         address = started.result()
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(address)))
         keys, projects = pb_grpc.KeyServiceStub(channel), pb_grpc.ProjectServiceStub(channel)
+        operations = pb_grpc.OperationsServiceStub(channel)
         try:
-            yield Service(address, state_dir, channel, stop, keys, projects)
+            yield Service(address, state_dir, channel, stop, keys, projects, operations)
         finally:
             stop.set()
             await task
