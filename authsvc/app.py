@@ -20,7 +20,7 @@ from authsvc.changes import ChangeFeed
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
-from authsvc.interceptors import CallInterceptor
+from authsvc.interceptors import CallInterceptor, CallLimits
 from authsvc.lease_store import LeaseStore
 from authsvc.service import KeyService, OperationsService, ProjectService
 from authsvc.store import SCHEMA_VERSION, KeyStore
@@ -31,17 +31,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 # The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 256 * 1024
-_CALLS_MAX = 7000  # of which watch streams are at most 5000
 _DRAIN_SECONDS = 10.0
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-    ("grpc.max_concurrent_streams", _CALLS_MAX),
-    ("grpc.keepalive_time_ms", 30_000),  # finds callers that vanished without a word
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a caller that pings more often is cut off
-)
 
 
 def now() -> datetime:
@@ -64,15 +54,18 @@ async def renew_epoch(config: Config) -> None:
     """Make every holder of cached verdicts forget all it has, after commits may have been lost."""
     async with _database(config) as database:
         await _check_schema(database)
-        await LeaseStore(database, now, config.lease_margin_seconds).renew_epoch()
+        await LeaseStore(database, now, config.lease_margin_seconds).renew_epoch(config.lease_seconds)
 
 
-async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+async def serve(
+    config: Config, stop: asyncio.Event, started: Callable[[Address], None], limits: CallLimits | None = None
+) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
     `started` is called once, with the bound address, when calls are answered. Raises ConfigurationError when the
     service cannot start as configured, and StoreUnavailableError when the database cannot be reached.
     """
+    limits = limits or CallLimits()
     config.check_exposure()
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
@@ -92,9 +85,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             monotonic=time.monotonic,
         )
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(tokens, time.monotonic)],
-            options=_OPTIONS,
-            maximum_concurrent_rpcs=_CALLS_MAX,
+            interceptors=[CallInterceptor(tokens, limits, time.monotonic)],
+            options=_options(limits),
+            maximum_concurrent_rpcs=limits.calls_max,
         )
         key_service = KeyService(store, watch, feed)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
@@ -120,6 +113,20 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             await server.stop(_DRAIN_SECONDS)
             await key_service.drain()
             await _end(watching, stopping)
+
+
+def _options(limits: CallLimits) -> tuple[tuple[str, int], ...]:
+    timeout_ms = round(limits.keepalive_timeout_seconds * 1000)
+    return (
+        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
+        ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+        ("grpc.max_concurrent_streams", limits.connection_calls_max),
+        ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),  # else a minute: the one above holds for the socket alone
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(limits.ping_seconds_min * 1000)),
+    )
 
 
 async def _end(*tasks: asyncio.Task[Any]) -> None:

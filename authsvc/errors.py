@@ -6,6 +6,7 @@
     ├── AlreadyExistsError      ALREADY_EXISTS
     ├── HolderGoneError         FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
+    ├── TooManyCallsError       RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
 
@@ -35,6 +36,10 @@ class HolderGoneError(KeyServiceError):
 
 class SlowHolderError(KeyServiceError):
     """A stream whose holder does not read what it is sent, or one stream too many."""
+
+
+class TooManyCallsError(KeyServiceError):
+    """Callers without a token hold as many calls as they may."""
 
 
 class StreamEndedError(KeyServiceError):
