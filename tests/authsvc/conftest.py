@@ -35,7 +35,7 @@ class Service:
 
 
 @asynccontextmanager
-async def running(state_dir: Path, limits: CallLimits | None = None, **variables: str) -> AsyncIterator[Service]:
+async def running(state_dir: Path, limits: CallLimits | None = None, /, **variables: str) -> AsyncIterator[Service]:
     """Run a service with this environment; raise what stops it from starting."""
     environ = {"AUTHSVC_LISTEN": "127.0.0.1:0", "AUTHSVC_STATE_DIR": str(state_dir)} | variables
     stop = asyncio.Event()
