@@ -99,11 +99,12 @@ def dev_certs(folder: Path) -> None:
     """Make a small CA, and certificates for this machine and a client, in DIR; print the variables that use them."""
     from authsvc import dev_certs  # noqa: PLC0415 - the cryptography library, which nothing else needs
 
+    os.umask(0o077)
     try:
         dev_certs.write(folder, datetime.now(UTC))
     except ConfigurationError as error:
         console.fail(str(error), console.USAGE)
-    click.echo(f"wrote ca.pem, server.pem and client.pem with their keys to {folder}: not for production", err=True)
+    click.echo(f"wrote certificates, keys and {dev_certs.VARIABLES_FILE} to {folder}; not for production", err=True)
     click.echo(dev_certs.exports(folder), nl=False)
 
 

@@ -16,6 +16,7 @@ DAYS = 365
 """How long the certificates are valid. The authority's own outlives them; its key is not kept."""
 HOSTS = ("localhost", "127.0.0.1", "::1")
 """What the server's certificate is for: this machine."""
+VARIABLES_FILE = "variables.sh"
 
 _ORGANIZATION = "deeptracer-auth dev-certs"
 _VARIABLES = {
@@ -36,7 +37,8 @@ _VARIABLES = {
 def write(folder: Path, now: datetime) -> None:
     """Write `ca.pem`, and certificate and key (mode 0600) of a server and of a client, valid `DAYS` from `now` (aware).
 
-    Raises ConfigurationError, before anything is written, when one of the files exists.
+    With them goes `variables.sh`, which has the `exports`. Raises ConfigurationError, before anything is written, when
+    one of the files exists.
     """
     authority = trustme.CA(organization_name=_ORGANIZATION, path_length=0)
     files = {"ca.pem": authority.cert_pem.bytes()}
@@ -46,6 +48,7 @@ def write(folder: Path, now: datetime) -> None:
         )
         files[f"{name}.pem"] = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         files[f"{name}.key"] = leaf.private_key_pem.bytes()
+    files[VARIABLES_FILE] = os.fsencode(exports(folder))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in files:

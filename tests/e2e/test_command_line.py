@@ -250,6 +250,7 @@ def test_dev_certs_makes_a_ca_and_certificates_of_a_year_with_private_keys(syste
     folder = system.folder / "some certs"
     done = system.run("authsvc", "dev-certs", "some certs")
     assert done.returncode == 0
+    assert (folder / "variables.sh").read_text() == done.stdout
     variables = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in done.stdout.splitlines())
     fields = {field.name for field in msgspec.structs.fields(KeyServiceConfig)}
     fields_of_bridge = {field.name for field in msgspec.structs.fields(BridgeConfig)}
