@@ -63,7 +63,7 @@ class LeaseStore:
         insert = dialect.insert(_leases)
         new, old = insert.excluded, _leases.c
         greatest = sa.func.max if self._is_sqlite else sa.func.greatest
-        # A late renewal from another epoch, such as the first one of all, must not take back what the present one knows.
+        # A late renewal from another epoch, such as the first one of all, must not take back what is known in this one.
         current = sa.select(COUNTER.c.epoch).scalar_subquery()
         is_late = sa.and_(old.epoch == current, new.epoch != current)
         acknowledged = sa.case(
