@@ -20,6 +20,7 @@ from authsvc.changes import ChangeFeed
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
+from authsvc.errors import StoreRefusedError
 from authsvc.interceptors import CallInterceptor, CallLimits
 from authsvc.lease_store import LeaseStore
 from authsvc.service import KeyService, OperationsService, ProjectService
@@ -144,7 +145,10 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         make_state_dir(config.state_dir)
     database = Database(config.store_url())
     try:
+        await database.open()
         yield database
+    except StoreRefusedError as error:  # later ones are answers to calls
+        raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error.reason}") from None
     finally:
         await database.close()
 

@@ -9,6 +9,7 @@
     ├── TooManyCallsError       RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
+        └── StoreRefusedError
 
 A bad key is none of these: it is a verdict, in an OK response.
 """
@@ -48,3 +49,11 @@ class StreamEndedError(KeyServiceError):
 
 class StoreUnavailableError(KeyServiceError):
     """The database cannot answer now; the same call may succeed later."""
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """The database turns the service away, and waiting does not mend it: `reason` is for the operator alone."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the database cannot answer now")
+        self.reason = reason
