@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.holder import Renewal
 from authsvc.database import Database
@@ -146,13 +148,43 @@ async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
     assert state.time > first.time
 
 
-async def test_the_clock_is_read_after_the_rows(leases: LeaseStore) -> None:
+async def blocked(connection: AsyncConnection, count: int) -> None:
+    """Return once so many other connections to this database wait for a lock."""
+    query = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(10):
+        while (await connection.execute(query)).scalar_one() < count:
+            await connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))
+
+
+async def test_the_clock_is_read_after_the_rows(postgres_url: str) -> None:
     """So that what is found expired has expired, and `effective_by` is not before the check that it is of."""
-    for revision in range(20):
-        await leases.renew([renewal(revision)], LEASE_SECONDS)
-        rows, state = await leases.rows()
+    async with opened(postgres_url) as (database, leases):
+        await leases.renew([renewal(1)], LEASE_SECONDS)
+        async with database.writing() as connection:
+            await connection.execute(sa.text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
+            reading = asyncio.create_task(leases.rows())
+            await blocked(connection, 1)
+            await connection.execute(sa.text("UPDATE leases SET renew_time = clock_timestamp()"))
+        rows, state = await reading
         assert rows[0].renew_time <= state.time
-        assert rows[0].acknowledged_revision == revision
+
+
+async def test_replicas_that_renew_the_same_holders_in_another_order_do_not_deadlock(postgres_url: str) -> None:
+    """Both meet at a row that is locked, from whichever side they come to it."""
+    ids = ["a" * 16, "b" * 16, "c" * 16]
+    async with opened(postgres_url) as (_, one), opened(postgres_url) as (_, other), opened(postgres_url) as (third, _):
+        await one.renew([renewal(1, id_) for id_ in ids], LEASE_SECONDS)
+        async with third.writing() as connection:
+            await connection.execute(sa.text("SELECT 1 FROM leases WHERE holder_id = :id FOR UPDATE"), {"id": ids[1]})
+            renewing = [
+                asyncio.create_task(one.renew([renewal(2, id_) for id_ in ids], LEASE_SECONDS)),
+                asyncio.create_task(other.renew([renewal(3, id_) for id_ in reversed(ids)], LEASE_SECONDS)),
+            ]
+            await blocked(connection, 2)
+        await asyncio.gather(*renewing)
+        assert {row.acknowledged_revision for row in (await one.rows())[0]} == {3}
 
 
 async def test_a_late_renewal_from_another_epoch_takes_nothing_back(leases: LeaseStore) -> None:
