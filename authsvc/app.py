@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,6 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from authsvc.changes import ChangeFeed
+from authsvc.client.channel import ClientTls
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
@@ -183,7 +183,7 @@ def _listen(server: grpc.aio.Server, config: Config) -> Address:
         else:
             port = server.add_secure_port(str(config.listen), _credentials(config))
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address, certificate or key"
+        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address"
         raise ConfigurationError(f"AUTHSVC_LISTEN: cannot listen on {config.listen}: {reason}") from None
     return Address(config.listen.host, port)
 
@@ -197,16 +197,11 @@ def _check_free(address: Address) -> None:
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials:
-    certificate = _pem("AUTHSVC_TLS_CERT", config.tls_cert)
-    key = _pem("AUTHSVC_TLS_KEY", config.tls_key)
-    client_ca = _pem("AUTHSVC_TLS_CLIENT_CA", config.tls_client_ca)
+    """Return what gRPC serves TLS with, 1.2 or later; raise ConfigurationError naming the file that is wrong."""
+    variables = ("AUTHSVC_TLS_CLIENT_CA", "AUTHSVC_TLS_CERT", "AUTHSVC_TLS_KEY")
+    # gRPC takes any bytes and does not say what is wrong with them; a client's files have the same faults.
+    ClientTls(config.tls_client_ca, config.tls_cert, config.tls_key, variables).context()
+    client_ca, certificate, key = (
+        path.read_bytes() if path else None for path in (config.tls_client_ca, config.tls_cert, config.tls_key)
+    )
     return grpc.ssl_server_credentials([(key or b"", certificate or b"")], client_ca, client_ca is not None)
-
-
-def _pem(variable: str, path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{variable}: {path}: {error.strerror}") from None
