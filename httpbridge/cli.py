@@ -75,7 +75,11 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             raise click.BadParameter(str(error), param_hint="--since") from None
     selection = Selection(project, start, Level(level) if level else None)
 
+    is_empty = True
+
     def write(text: str) -> None:
+        nonlocal is_empty
+        is_empty = False
         sys.stdout.write(text)
         if follow:
             sys.stdout.flush()
@@ -86,6 +90,8 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
                 config.sink_url(), selection, follow=follow, as_json=as_json, color=sys.stdout.isatty(), write=write
             )
         )
+        if is_empty:
+            click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
 
 
 def _config() -> Config:

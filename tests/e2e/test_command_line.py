@@ -303,7 +303,8 @@ def bridge(system: System) -> Service:
 
 def shown(system: System, *options: str) -> list[dict[str, Any]]:
     done = system.run("httpbridge", "logs", *options, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert (done.stderr == "") == (done.stdout != ""), "that there is nothing is said to people only"
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -336,6 +337,8 @@ def test_logs_are_selected_by_time_and_level(system: System, bridge: Service, op
 
 
 def test_logs_of_another_project_are_not_shown(system: System, bridge: Service) -> None:
+    done = system.run("httpbridge", "logs", "nobody")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no logs of project nobody\n")
     assert shown(system, "nobody") == []
 
 
