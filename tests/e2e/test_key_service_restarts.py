@@ -54,9 +54,9 @@ async def test_a_restart_costs_no_request_no_cached_verdict_and_no_lease(system:
     assert [(await traffic.shoot(address, revoked.key)).status for address in addresses] == [200] * BRIDGES
     async with traffic.flowing(addresses, Ring(kept.key)):
         await answered_by_all(traffic, bridges, kept.key)
-        await stop_process(bridges[0])
         cluster.first.send(end)
         await cluster.first.ended()
+        await stop_process(bridges[0])
         await answered_by_all(traffic, bridges[1:], kept.key)
         cluster.replicas = [await system.key_service(AUTHSVC_LISTEN=cluster.first.address, AUTHSVC_LOG_LEVEL="debug")]
         async with cluster.administrator() as administrator:
