@@ -67,7 +67,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `host:port`, `[ipv6]:port` or `:port` (loopback); raise ValueError saying what is expected."""
-        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]*)):([0-9]{1,5})", text)
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]\ud800-\udfff]*)):([0-9]{1,5})", text)
         if match is None or int(match[3]) > 65535:
             raise ValueError("expected HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
         return cls(match[1] or match[2] or "127.0.0.1", int(match[3]))

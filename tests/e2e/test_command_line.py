@@ -176,6 +176,7 @@ def test_a_service_out_of_reach_is_3_and_one_line(system: System, command: list[
         ({"AUTHSVC_STATE_DIR": "elsewhere"}, ["elsewhere/admin-token", "AUTHSVC_STATE_DIR", "AUTHSVC_ADMIN_TOKEN"]),
         ({"AUTHSVC_ADMIN_TOKEN": "käse"}, ["AUTHSVC_ADMIN_TOKEN"]),
         ({"AUTHSVC_CLIENT_CERT": "a.pem", "AUTHSVC_CLIENT_KEY": "a.key"}, ["AUTHSVC_CLIENT_CERT", "AUTHSVC_CA"]),
+        ({"AUTHSVC_ADDRESS": "\udcff:50051"}, ["AUTHSVC_ADDRESS: expected HOST:PORT"]),
         ({"AUTHSVC_ADDRESS": "192.0.2.1:50051"}, ["AUTHSVC_ADDRESS", "AUTHSVC_CA", "AUTHSVC_ALLOW_INSECURE=true"]),
         (
             {"AUTHSVC_ADDRESS": "", "AUTHSVC_LISTEN": "192.0.2.1:50051"},
