@@ -4,6 +4,7 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
+import resource
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -15,16 +16,19 @@ from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
+from httpbridge.bodies import BUDGET_BYTES, Budget
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
 from httpbridge.rate_limit import RateLimit
-from httpbridge.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
 from httpbridge.sinks.sql import open_sql_sink
 
 _BACKLOG_CONNECTIONS = 1024
 _TLS_HANDSHAKE_SECONDS = 10.0
+_OTHER_FILES_MAX = 100
+"""Open files besides the public connections: the log store, the key service, the process's own."""
 # Between failing /ready and closing the listener: long enough for a load balancer that looks every second.
 _NOTICE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
@@ -55,9 +59,14 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,
+            body_budget=Budget(max(BUDGET_BYTES, 2 * config.body_bytes_max)),
         )
         server = PublicServer(
-            ingest=ingest.handle, readiness=_readiness(validator, sink), now=now, monotonic=time.monotonic
+            ingest=ingest.handle,
+            readiness=_readiness(validator, sink),
+            now=now,
+            monotonic=time.monotonic,
+            connections_max=_connections_max(),
         )
         listener = await _listen(server, config.listen, tls)
         host, port = listener.sockets[0].getsockname()[:2]
@@ -133,6 +142,17 @@ def _tls(config: Config) -> ssl.SSLContext | None:
             f"HTTPBRIDGE_TLS_CERT={config.tls_cert}, HTTPBRIDGE_TLS_KEY={config.tls_key}: {reason}"
         ) from None
     return context
+
+
+def _connections_max() -> int:
+    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = CONNECTIONS_MAX + _OTHER_FILES_MAX
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files - _OTHER_FILES_MAX
 
 
 async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:

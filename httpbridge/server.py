@@ -27,6 +27,9 @@ KEEPALIVE_SECONDS = 75.0
 BODY_TIMEOUT_SECONDS = 120.0
 """For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
 
+CONNECTIONS_MAX = 10_000
+"""Open at once: bounds what buffers and idle clients take. Each is an open file."""
+
 _SWEEP_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
 
@@ -35,6 +38,7 @@ _ANSWERS: Mapping[type[Exception], Response] = {
     errors.UnsupportedEncodingError: responses.UNSUPPORTED_ENCODING,
     errors.StoreUnavailableError: responses.STORE_UNAVAILABLE,
     KeyServiceUnavailableError: responses.KEY_SERVICE_UNAVAILABLE,
+    errors.OverloadedError: responses.OVERLOADED,
     errors.BodyTimeoutError: responses.REQUEST_TIMEOUT,
     errors.MalformedRequestError: responses.BAD_REQUEST,
     errors.ClientGoneError: responses.BAD_REQUEST,  # nobody is left to read it
@@ -85,10 +89,14 @@ class PublicServer:
         monotonic: Callable[[], float],
         keepalive_seconds: float = KEEPALIVE_SECONDS,
         body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         self.keepalive_seconds = keepalive_seconds
         self.body_timeout_seconds = body_timeout_seconds
         self.draining = False
+        self._connections_max = connections_max
+        self._connections_open = 0
+        self._is_full = False
         self._readiness = readiness
         self._now = now
         self._monotonic = monotonic
@@ -136,6 +144,22 @@ class PublicServer:
         return cast(list[Connection], self._http.connections)
 
     # What each connection asks of its host.
+
+    def opened(self) -> bool:
+        """Count a new connection; return False, without counting it, when there are too many."""
+        if self._connections_open >= self._connections_max:
+            if not self._is_full:
+                self._is_full = True
+                self._log.warning("connections_refused", connections=self._connections_open)
+            return False
+        self._connections_open += 1
+        return True
+
+    def closed(self) -> None:
+        """Count a connection less."""
+        self._connections_open -= 1
+        if self._connections_open < self._connections_max // 2:
+            self._is_full = False
 
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""

@@ -12,6 +12,7 @@ import pytest
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
+from httpbridge.bodies import Budget
 from httpbridge.ingest import Ingest
 from httpbridge.logs import LogBatch
 from httpbridge.rate_limit import RateLimit
@@ -135,7 +136,16 @@ class Client:
 class Bridge:
     """A running server, and the handles to what stands around it."""
 
-    def __init__(self, *, rate_limit: int, body_bytes_max: int, keepalive_seconds: float, body_timeout_seconds: float):
+    def __init__(
+        self,
+        *,
+        rate_limit: int,
+        body_bytes_max: int,
+        body_budget_bytes: int,
+        keepalive_seconds: float,
+        body_timeout_seconds: float,
+        connections_max: int,
+    ) -> None:
         self.clock = FakeClock()
         self.validator = FakeValidator()
         self.sink = MemorySink()
@@ -146,6 +156,7 @@ class Bridge:
             sink=self.sink,
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
+            body_budget=Budget(body_budget_bytes),
         )
         self.server = PublicServer(
             ingest=ingest.handle,
@@ -154,6 +165,7 @@ class Bridge:
             monotonic=self.clock.monotonic,
             keepalive_seconds=keepalive_seconds,
             body_timeout_seconds=body_timeout_seconds,
+            connections_max=connections_max,
         )
         self.port = 0
         self.listener: asyncio.Server
@@ -192,15 +204,19 @@ async def running_bridge(
     *,
     rate_limit: int = 5000,
     body_bytes_max: int = 5 * 1024 * 1024,
+    body_budget_bytes: int = 64 * 1024 * 1024,
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
+    connections_max: int = 10_000,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
         rate_limit=rate_limit,
         body_bytes_max=body_bytes_max,
+        body_budget_bytes=body_budget_bytes,
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
+        connections_max=connections_max,
     )
     await bridge.start(ssl_context)
     try:
