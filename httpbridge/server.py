@@ -33,7 +33,7 @@ CONNECTIONS_MAX = 10_000
 _SWEEP_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
 
-_ANSWERS: Mapping[type[Exception], Response] = {
+_ANSWERS: Mapping[type, Response] = {
     errors.BodyTooLargeError: responses.BODY_TOO_LARGE,
     errors.UnsupportedEncodingError: responses.UNSUPPORTED_ENCODING,
     errors.StoreUnavailableError: responses.STORE_UNAVAILABLE,
@@ -208,10 +208,11 @@ class PublicServer:
             return await route.handler(request)
         except errors.BodyRefusedError as error:
             return responses.refused_body(error)
-        except (errors.BridgeError, KeyServiceUnavailableError) as error:
-            request.closes = request.closes or isinstance(error, _BODY_BROKEN_OFF)
-            return _ANSWERS[type(error)]
         except Exception as error:  # noqa: BLE001 - the last resort; cancellation is no Exception
+            request.closes = request.closes or isinstance(error, _BODY_BROKEN_OFF)
+            for kind in type(error).__mro__:
+                if kind in _ANSWERS:
+                    return _ANSWERS[kind]
             self.failed(error)
             return responses.INTERNAL_ERROR
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from authsvc.client import KeyServiceUnavailableError
+from httpbridge.errors import BatchRefusedError, BridgeError, StoreUnavailableError
 from httpbridge.server import Readiness, ReadyStatus
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
@@ -75,6 +76,21 @@ async def test_unexpected_error_is_the_golden_500_with_cors_and_rate_headers(bri
     bridge.sink.failure = ZeroDivisionError("secret")
     answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
     check_golden("500-unexpected", answer.head + answer.body)
+
+
+@pytest.mark.parametrize(
+    ("base", "status"), [(StoreUnavailableError, 503), (KeyServiceUnavailableError, 503), (BridgeError, 500)]
+)
+async def test_an_error_that_has_no_answer_of_its_own_has_that_of_its_base(
+    bridge: Bridge, base: type[Exception], status: int
+) -> None:
+    class LaterError(base):  # type: ignore[misc, valid-type]
+        pass
+
+    bridge.sink.failure = LaterError("of a later version")
+    answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
+    assert answer.status == status
+    assert answer.headers["access-control-allow-origin"] == "*"
 
 
 async def test_a_200_is_the_whole_batch_stored_under_the_key_that_sent_it(bridge: Bridge) -> None:
