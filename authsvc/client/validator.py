@@ -21,8 +21,8 @@ from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import KeyClient, sendable_origin
 from authsvc.client.raw_key import Digest, RawKey
-from authsvc.client.verdict_cache import INVALID_KEY, VerdictCache
-from authsvc.client.verdicts import Answer, Decision, KeyServiceUnavailableError
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
 
 _PROBE_KEY = RawKey("dt_" + "0" * 24)

@@ -17,9 +17,8 @@ A verdict that holds for every origin is one entry.
 from collections import OrderedDict
 
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdicts import Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
-INVALID_KEY = Decision(Verdict.INVALID_KEY, "", "")
 _NEVER = float("-inf")
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.key_client import sendable_origin
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
@@ -65,7 +66,9 @@ class FakeValidator:
     def _decide(api_key: RawKey, origin: str | None) -> Decision:
         if api_key.reveal() != KEY:
             return Decision(Verdict.INVALID_KEY, "", "")
-        verdict = Verdict.ORIGIN_NOT_ALLOWED if origin in (BLOCKED_ORIGIN, "null") else Verdict.ALLOWED
+        verdict = (
+            Verdict.ORIGIN_NOT_ALLOWED if sendable_origin(origin) in (BLOCKED_ORIGIN, "null", "") else Verdict.ALLOWED
+        )
         return Decision(verdict, PROJECT_ID, KEY_ID)
 
 

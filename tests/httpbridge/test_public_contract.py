@@ -200,12 +200,12 @@ async def test_a_remembered_verdict_is_used_without_asking(bridge: Bridge) -> No
         ((), None),
         (("Origin: https://shop.example",), "https://shop.example"),
         (("Origin: null",), "null"),
-        (("Origin:",), "null"),
+        (("Origin:",), ""),
         (("Origin: https://shop.example", "Origin: https://shop.example"), "null"),
-        (("Origin: https://" + "a" * 300,), "null"),
+        (("Origin: https://shop.example", "Origin: https://other.example"), "null"),
     ],
 )
-async def test_origins_that_no_entry_can_admit_share_one_verdict(
+async def test_the_origin_that_is_asked_about_is_the_headers_and_several_are_null(
     bridge: Bridge, headers: tuple[str, ...], origin: str | None
 ) -> None:
     answer = await bridge.exchange(request("POST", "/ingest/logs", *headers, body=BODY))
@@ -216,7 +216,6 @@ async def test_origins_that_no_entry_can_admit_share_one_verdict(
 async def test_an_origin_that_is_not_utf8_is_one_that_no_entry_admits(bridge: Bridge) -> None:
     sent = request(body=BODY).replace(b"Host:", b"Origin: https://\xff.example\r\nHost:")
     assert (await bridge.exchange(sent)).status == 403
-    assert bridge.validator.asked[0][1] == "null"
 
 
 async def test_rate_headers_on_every_answer_to_a_valid_key_and_only_admitted_origins_count() -> None:

@@ -6,8 +6,8 @@ from hashlib import sha256
 import pytest
 
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdict_cache import INVALID_KEY, VerdictCache
-from authsvc.client.verdicts import Answer, Decision, Verdict
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
 PAGE = "https://example.com"
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_1")
