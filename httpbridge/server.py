@@ -68,7 +68,7 @@ class Readiness:
 @dataclass(frozen=True, slots=True)
 class _Route:
     path: str
-    method: str
+    methods: tuple[str, ...]
     handler: Handler
     method_not_allowed: Response
 
@@ -103,13 +103,14 @@ class PublicServer:
         self._log = structlog.get_logger("httpbridge").bind()
         self._date_unix_seconds = 0
         self._date_line = b""
-        ingest_route = _Route("/ingest/logs", "POST", ingest, responses.method_not_allowed("POST"))
-        get_only = responses.method_not_allowed("GET")
+        ingest_route = _Route("/ingest/logs", ("POST",), ingest, responses.method_not_allowed("POST"))
+        looks = ("GET", "HEAD")  # the latter is what some load balancers send
+        look_only = responses.method_not_allowed("GET, HEAD")
         self._routes = {
             "/ingest/logs": ingest_route,
             "//ingest/logs": ingest_route,  # SDKs join an endpoint with a trailing slash like that
-            "/health": _Route("/health", "GET", self._health, get_only),
-            "/ready": _Route("/ready", "GET", self._ready, get_only),
+            "/health": _Route("/health", looks, self._health, look_only),
+            "/ready": _Route("/ready", looks, self._ready, look_only),
         }
         self._loop = asyncio.get_running_loop()
         self._http = web.Server(cast(Any, self._handle), request_factory=cast(Any, Request), loop=self._loop)
@@ -199,7 +200,7 @@ class PublicServer:
     async def _answer(self, request: Request, route: _Route | None) -> Response:
         if route is None:
             return responses.NOT_FOUND
-        if request.method != route.method:
+        if request.method not in route.methods:
             is_preflight = request.method == hdrs.METH_OPTIONS and request.is_cross_origin
             if is_preflight and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
                 return responses.PREFLIGHT
