@@ -5,6 +5,7 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 
 import asyncio
 import resource
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -133,6 +134,7 @@ def _tls(config: Config) -> ssl.SSLContext | None:
     if config.tls_cert is None or config.tls_key is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever this interpreter's default is
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(config.tls_cert, config.tls_key, password="")  # rather fail than ask the terminal
@@ -156,10 +158,14 @@ def _connections_max() -> int:
 
 
 async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    host = address.host
     try:
-        return await asyncio.get_running_loop().create_server(
+        if address.port == 0:  # of a name with several addresses the first: each would get a port of its own
+            host = str((await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM))[0][4][0])
+        return await loop.create_server(
             server,
-            address.host,
+            host,
             address.port,
             ssl=tls,
             ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,

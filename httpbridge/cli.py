@@ -38,6 +38,7 @@ def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
     # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.umask(0o077)  # what is stored is this user's alone, wherever the files are
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
     config = _config()
