@@ -137,7 +137,7 @@ class PublicServer:
                     await asyncio.sleep(_SWEEP_SECONDS)
         except TimeoutError:
             connections = self._connections
-            self._log.warning("requests cancelled at shutdown", connections=len(connections))
+            self._log.warning("requests_cancelled", connections=len(connections))
             await asyncio.gather(*(connection.cancel() for connection in connections))
 
     @property
@@ -175,7 +175,7 @@ class PublicServer:
 
         The text may repeat what a client sent.
         """
-        self._log.error("unexpected error", error=type(error).__qualname__, traceback=traceback_without_text(error))
+        self._log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
 
     def malformed(self) -> None:
         """Log that something was not HTTP, and nothing of it."""

@@ -21,12 +21,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
+
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 
 CLOSE_SECONDS_MAX = 15.0
 """For what was accepted to be committed at the end: longer than any one commit may take."""
 
 T = TypeVar("T")
+
+_log = structlog.get_logger("httpbridge.sinks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class GroupCommit(Generic[T]):
         self._queued_weight = 0
         self._wake = asyncio.Event()
         self._closing = False
+        self._is_full = False
         self.commits = 0
         """How many commits were tried."""
         self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
@@ -88,6 +93,9 @@ class GroupCommit(Generic[T]):
         if len(self._queue) >= bounds.queued_items_max or (
             self._queue and self._queued_weight + weight > bounds.queued_weight_max
         ):
+            if not self._is_full:  # once until it was empty: what is refused now is tried again soon
+                self._is_full = True
+                _log.warning("log_queue_full", batches=len(self._queue), bytes=self._queued_weight)
             raise StoreUnavailableError("the queue is full")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(item, weight, done))
@@ -116,6 +124,7 @@ class GroupCommit(Generic[T]):
                 elif self._closing:
                     return
                 else:
+                    self._is_full = False
                     self._wake.clear()
         finally:
             # However the writer ends, nobody may wait for it any longer.

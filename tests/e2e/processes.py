@@ -207,5 +207,5 @@ class System:
         for service in reversed(self._services):
             service.close()
         for service in self._services:
-            for sign in ("Traceback", "unexpected error", "Warning:"):
+            for sign in ("Traceback", "unexpected_error", "call_failed", "Warning:"):
                 assert sign not in service.stderr, f"{service.name} printed: {service.stderr}"

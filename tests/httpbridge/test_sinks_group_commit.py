@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
+from structlog.testing import capture_logs
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.sinks.group_commit import Bounds, GroupCommit
@@ -188,7 +189,7 @@ async def test_a_cancelled_close_ends_at_once() -> None:
         (Bounds(queued_weight_max=10), 100, 1),  # what is too heavy for the queue may still go alone
     ],
 )
-async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(
+async def test_a_full_queue_refuses_at_once_says_so_once_and_takes_again_when_there_is_room(
     bounds: Bounds, weight: int, accepted: int
 ) -> None:
     store = Store()
@@ -198,8 +199,12 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(
     await store.entered.wait()
     waiting = [asyncio.create_task(group_commit.submit("waiting", weight)) for _ in range(accepted)]
     await asyncio.sleep(0)
-    with pytest.raises(StoreUnavailableError, match="the queue is full"):
-        await group_commit.submit("one too many", weight)
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError, match="the queue is full"):
+                await group_commit.submit("one too many", weight)
+    full = {"event": "log_queue_full", "log_level": "warning", "batches": accepted, "bytes": accepted * weight}
+    assert logs == [full]
     store.gate.set()
     await asyncio.gather(first, *waiting)
     await group_commit.submit("again", weight)
