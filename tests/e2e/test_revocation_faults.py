@@ -93,6 +93,9 @@ class Trial:
     administrator: Administrator
     traffic: Traffic
     bystander: Service
+    bystander_id: str
+    confirmed: int = 0
+    """Revocations that the bystander confirmed in time; on a busy machine not all."""
     seconds: list[float] = field(default_factory=list)
     accepted_meanwhile: int = 0
     """Requests with the old key that a victim accepted though Revoke had returned: before effective_by."""
@@ -137,7 +140,9 @@ async def revoke_under(trial: Trial, victim: Victim, fault: Fault, life: Life, h
             assert not revocation.response.propagation.effective
             assert revocation.effective_by < revocation.returned_at + LEASE_SECONDS + MARGIN_SECONDS
             bystander = await trial.traffic.shoot(trial.bystander.address, life.key)
-            assert bystander.status == 401, "it has confirmed, so its part of the promise holds already"
+            if trial.bystander_id not in revocation.pending:
+                assert bystander.status == 401, "it has confirmed, so its part of the promise holds already"
+                trial.confirmed += 1
             # The fault is over when the old key must be dead, or before; then the traffic goes on with that key.
             soon = revocation.returned_at + random.uniform(0, LEASE_SECONDS / 2)
             until_dead = victim.rounds % 2 == 1
@@ -174,7 +179,8 @@ async def test_a_bridge_that_cannot_confirm_is_named_and_accepts_nothing_after_e
     async with AsyncExitStack() as stack:
         bystander = await cluster.bridge("bystander")
         administrator = await stack.enter_async_context(cluster.administrator())
-        trials = {fault: Trial(administrator, Traffic(), bystander) for fault in FAULTS}
+        [bystander_holder] = (await administrator.holders()).holders
+        trials = {fault: Trial(administrator, Traffic(), bystander, bystander_holder.holder_id) for fault in FAULTS}
 
         async def suffer(fault: str, number: int) -> None:
             name = f"{fault.replace(' ', '-')}-{number}"
@@ -191,6 +197,7 @@ async def test_a_bridge_that_cannot_confirm_is_named_and_accepts_nothing_after_e
         for fault, trial in trials.items():
             cluster.keys.check(trial.traffic.attempts)
             assert len(trial.seconds) == ROUNDS
+            assert trial.confirmed > 0
             print_distribution(f"Revoke, {cluster}, a bridge {fault}, wait {WAIT_SECONDS} s", trial.seconds)
             print(  # noqa: T201
                 f"answers: {trial.traffic.statuses()}; accepted after the return, before effective_by: "
