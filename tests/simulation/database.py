@@ -10,8 +10,7 @@ from datetime import datetime
 
 from authsvc.client.holder import ChangeEvent, Renewal
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdict_cache import INVALID_KEY
-from authsvc.client.verdicts import Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 from authsvc.leases import LeaseRow, StoreState
 from tests.simulation.schedule import Clock
 

@@ -14,8 +14,8 @@ from authsvc.client.holder import (
     StreamBrokenError,
 )
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdict_cache import INVALID_KEY, VerdictCache
-from authsvc.client.verdicts import Answer, Decision, Verdict
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
 _KEY, _OTHER = Digest(b"key"), Digest(b"other")
 _VALID = Answer(Decision(Verdict.ALLOWED, "project", "key_1"), True, 60.0, 0)
