@@ -1,12 +1,17 @@
 """The databases that tests run on: real SQLite files and a real PostgreSQL."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.postgres import PostgresServer
+
+# Before gRPC is imported: the PostgreSQL server is started by a fork (`subprocess` needs one to change the user), and
+# gRPC's own handlers for forks crash the child when its threads are busy.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 _database_numbers = itertools.count(1)
 
