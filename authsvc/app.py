@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -17,10 +16,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from authsvc.changes import ChangeFeed
+from authsvc.client.channel import ClientTls
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
-from authsvc.interceptors import CallInterceptor
+from authsvc.errors import StoreRefusedError
+from authsvc.interceptors import CallInterceptor, CallLimits
 from authsvc.lease_store import LeaseStore
 from authsvc.service import KeyService, OperationsService, ProjectService
 from authsvc.store import SCHEMA_VERSION, KeyStore
@@ -31,17 +32,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 # The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 256 * 1024
-_CALLS_MAX = 7000  # of which watch streams are at most 5000
 _DRAIN_SECONDS = 10.0
-_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
-    ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
-    ("grpc.max_concurrent_streams", _CALLS_MAX),
-    ("grpc.keepalive_time_ms", 30_000),  # finds callers that vanished without a word
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),  # a caller that pings more often is cut off
-)
 
 
 def now() -> datetime:
@@ -64,15 +55,18 @@ async def renew_epoch(config: Config) -> None:
     """Make every holder of cached verdicts forget all it has, after commits may have been lost."""
     async with _database(config) as database:
         await _check_schema(database)
-        await LeaseStore(database, now, config.lease_margin_seconds).renew_epoch()
+        await LeaseStore(database, now, config.lease_margin_seconds).renew_epoch(config.lease_seconds)
 
 
-async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+async def serve(
+    config: Config, stop: asyncio.Event, started: Callable[[Address], None], limits: CallLimits | None = None
+) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
     `started` is called once, with the bound address, when calls are answered. Raises ConfigurationError when the
     service cannot start as configured, and StoreUnavailableError when the database cannot be reached.
     """
+    limits = limits or CallLimits()
     config.check_exposure()
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
@@ -92,9 +86,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             monotonic=time.monotonic,
         )
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(tokens, time.monotonic)],
-            options=_OPTIONS,
-            maximum_concurrent_rpcs=_CALLS_MAX,
+            interceptors=[CallInterceptor(tokens, limits, time.monotonic)],
+            options=_options(limits),
+            maximum_concurrent_rpcs=limits.calls_max,
         )
         key_service = KeyService(store, watch, feed)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
@@ -122,6 +116,20 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             await _end(watching, stopping)
 
 
+def _options(limits: CallLimits) -> tuple[tuple[str, int], ...]:
+    timeout_ms = round(limits.keepalive_timeout_seconds * 1000)
+    return (
+        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
+        ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
+        ("grpc.max_concurrent_streams", limits.connection_calls_max),
+        ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),  # else a minute: the one above holds for the socket alone
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", round(limits.ping_seconds_min * 1000)),
+    )
+
+
 async def _end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel the tasks; raise what one of them failed with."""
     for task in tasks:
@@ -137,7 +145,10 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         make_state_dir(config.state_dir)
     database = Database(config.store_url())
     try:
+        await database.open()
         yield database
+    except StoreRefusedError as error:  # later ones are answers to calls
+        raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error.reason}") from None
     finally:
         await database.close()
 
@@ -172,7 +183,7 @@ def _listen(server: grpc.aio.Server, config: Config) -> Address:
         else:
             port = server.add_secure_port(str(config.listen), _credentials(config))
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address, certificate or key"
+        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address"
         raise ConfigurationError(f"AUTHSVC_LISTEN: cannot listen on {config.listen}: {reason}") from None
     return Address(config.listen.host, port)
 
@@ -186,16 +197,11 @@ def _check_free(address: Address) -> None:
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials:
-    certificate = _pem("AUTHSVC_TLS_CERT", config.tls_cert)
-    key = _pem("AUTHSVC_TLS_KEY", config.tls_key)
-    client_ca = _pem("AUTHSVC_TLS_CLIENT_CA", config.tls_client_ca)
+    """Return what gRPC serves TLS with, 1.2 or later; raise ConfigurationError naming the file that is wrong."""
+    variables = ("AUTHSVC_TLS_CLIENT_CA", "AUTHSVC_TLS_CERT", "AUTHSVC_TLS_KEY")
+    # gRPC takes any bytes and does not say what is wrong with them; a client's files have the same faults.
+    ClientTls(config.tls_client_ca, config.tls_cert, config.tls_key, variables).context()
+    client_ca, certificate, key = (
+        path.read_bytes() if path else None for path in (config.tls_client_ca, config.tls_cert, config.tls_key)
+    )
     return grpc.ssl_server_credentials([(key or b"", certificate or b"")], client_ca, client_ca is not None)
-
-
-def _pem(variable: str, path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"{variable}: {path}: {error.strerror}") from None

@@ -10,30 +10,41 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
-import json
+import math
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import click
-from google.protobuf.json_format import MessageToDict
 
 from authsvc import console
-from authsvc.client.environment import Address
+from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
 from protos.authsvc.v1 import key_service_pb2 as pb
 
 _FOLLOW_SECONDS = 0.5
+_project = click.argument("project", type=console.TEXT)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _number(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    """Refuse `nan`, which is within every range."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is not a number of seconds")
+    return value
+
+
 _wait = click.option(
     "--wait",
     "wait_seconds",
     type=click.FloatRange(0, 20),
+    callback=_number,
     default=2.0,
     show_default=True,
     metavar="SECONDS",
@@ -83,8 +94,30 @@ def migrate() -> None:
 
 
 @main.command()
-@click.argument("project")
-@click.option("--origin", "origins", multiple=True, metavar="ENTRY", help="Admit this browser origin; repeatable.")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+def dev_certs(folder: Path) -> None:
+    """Make a small CA, and certificates for this machine and a client, in DIR; print the variables that use them."""
+    from authsvc import dev_certs  # noqa: PLC0415 - the cryptography library, which nothing else needs
+
+    os.umask(0o077)
+    try:
+        dev_certs.write(folder, datetime.now(UTC))
+    except ConfigurationError as error:
+        console.fail(str(error), console.USAGE)
+    click.echo(f"wrote certificates, keys and {dev_certs.VARIABLES_FILE} to {folder}; not for production", err=True)
+    click.echo(dev_certs.exports(folder), nl=False)
+
+
+@main.command()
+@_project
+@click.option(
+    "--origin",
+    "origins",
+    type=console.TEXT,
+    multiple=True,
+    metavar="ENTRY",
+    help="Admit this browser origin; repeatable.",
+)
 @_wait
 @_as_json
 def issue(project: str, origins: Sequence[str], wait_seconds: float, as_json: bool) -> None:
@@ -96,8 +129,10 @@ def issue(project: str, origins: Sequence[str], wait_seconds: float, as_json: bo
 
 
 @main.command()
-@click.argument("project")
-@click.option("--key-id", help="The key to revoke; without it, the active one, which is read and shown first.")
+@_project
+@click.option(
+    "--key-id", type=console.TEXT, help="The key to revoke; without it, the active one, which is read and shown first."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_wait
 @_as_json
@@ -123,8 +158,8 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
 
 
 @main.command()
-@click.argument("project")
-@click.argument("entries", nargs=-1, metavar="[ENTRY]...")
+@_project
+@click.argument("entries", type=console.TEXT, nargs=-1, metavar="[ENTRY]...")
 @click.option("--any", "any_origin", is_flag=True, help="Admit every origin: empty the list.")
 @_wait
 @_as_json
@@ -151,14 +186,17 @@ def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds
 
 
 @main.command()
-@click.option("--origin", help="As if a browser's page of this origin sent the key.")
+@click.option("--origin", type=console.TEXT, help="As if a browser's page of this origin sent the key.")
 @_as_json
 def validate(origin: str | None, as_json: bool) -> None:
     """Say whether a key may be used: the one in AUTHSVC_API_KEY, or else on standard input."""
     api_key: str | None = os.environ.get("AUTHSVC_API_KEY")
     if not api_key and sys.stdin.isatty():
         api_key = click.prompt("API key", hide_input=True, err=True)
-    request = pb.ValidateRequest(api_key=(api_key or sys.stdin.readline()).strip(), origin=origin)
+    if not api_key:
+        api_key = sys.stdin.buffer.readline().decode(errors="replace")
+    api_key = api_key.encode(errors="replace").decode().strip()  # what is not UTF-8 is not a key either
+    request = pb.ValidateRequest(api_key=api_key, origin=origin)
     answer = console.ask(
         lambda api: api.keys.Validate(request, **api.options), role_files=(ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE)
     )
@@ -201,7 +239,7 @@ def projects(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("project")
+@_project
 @_as_json
 def keys(project: str, as_json: bool) -> None:
     """List PROJECT's keys, newest first."""
@@ -249,7 +287,7 @@ def holders(as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--project", help="Only this project's.")
+@click.option("--project", type=console.TEXT, help="Only this project's.")
 @click.option("--follow", is_flag=True, help="Go on, showing changes as they are made.")
 @_as_json
 def changes(project: str | None, follow: bool, as_json: bool) -> None:
@@ -263,7 +301,7 @@ def changes(project: str | None, follow: bool, as_json: bool) -> None:
             for change in page:
                 after = change.revision
                 if as_json:
-                    click.echo(json.dumps(MessageToDict(change, preserving_proto_field_name=True)))
+                    console.print_json_line(change)
                     continue
                 what = f"{change.kind:<11}  {change.project_id}  by {console.plain(change.caller)}"
                 click.echo(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")

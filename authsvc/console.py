@@ -19,13 +19,14 @@ import click
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.client import KeyServiceUnavailableError
-from authsvc.client.channel import ClientTls, FixedToken, TokenFile, TokenSource, authorization, open_channel
+from authsvc.client.channel import ClientTls, TokenFile, authorization, open_channel
 from authsvc.client.diagnosis import diagnose
-from authsvc.client.environment import ConfigurationError
-from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, Config
+from authsvc.client.environment import ConfigurationError, Secret
+from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
 from authsvc.errors import StoreUnavailableError
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
@@ -34,7 +35,30 @@ _T = TypeVar("_T")
 
 REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
 _DEADLINE_SECONDS = 30.0
-_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+# CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
+_OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_TOKEN_REFUSED_STATUS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+
+
+class _RefusedError(Exception):
+    """The service's refusal; the message is one line for the user."""
+
+
+class Text(click.ParamType[str]):
+    """An argument that can be sent: the bytes of the terminal need not be UTF-8, those of a message must."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the value; refuse one that is not UTF-8."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value.encode('utf-8', 'replace').decode()!r} is not UTF-8", param, ctx)
+        return value
+
+
+TEXT = Text()
 
 
 class Api:
@@ -71,12 +95,14 @@ def ask_timed(call: Callable[[Api], Any]) -> tuple[Any, float]:
 
 @asynccontextmanager
 async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator[Api]:
+    config.check_connection()
     tls = None
-    if config.ca or config.client_cert:
+    if config.ca is not None:
         variables = ("AUTHSVC_CA", "AUTHSVC_CLIENT_CERT", "AUTHSVC_CLIENT_KEY")
         tls = ClientTls(config.ca, config.client_cert, config.client_key, variables)
     address = config.service_address()
-    metadata = (*authorization(_token(config, role_files).read()), ("x-authsvc-caller", _user()))
+    token, source = _token(config, role_files)
+    metadata = (*authorization(token), ("x-authsvc-caller", _user()))
     async with open_channel(address, tls) as channel:
         try:
             yield Api(channel, metadata)
@@ -84,25 +110,43 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
             if error.code() in _OUT_OF_REACH_STATUS:
                 reason = await diagnose(address, tls, 2.0) or error.details()
                 raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}") from None
-            raise
+            if error.code() in _TOKEN_REFUSED_STATUS:
+                raise _RefusedError(f"{_shown(error)}; the token that was sent is the one in {source}") from None
+            raise _RefusedError(_shown(error)) from None
 
 
-def _token(config: Config, role_files: Sequence[str]) -> TokenSource:
+def _shown(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.details()} ({error.code().name})"
+
+
+def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
+    """Return the token of the first role that has one, and where it comes from, in the operator's words."""
     configured = {ADMIN_TOKEN_FILE: config.admin_token, BRIDGE_TOKEN_FILE: config.bridge_token}
     for file in role_files:
         if (token := configured[file]) is not None:
-            return FixedToken(token)
+            return token, _variable(file)
+    reasons = []
     for file in role_files:
-        if (config.state_dir / file).exists():
-            return TokenFile(config.state_dir / file)
-    return TokenFile(config.state_dir / role_files[0])  # whose absence is explained when it is read
+        path = config.state_dir / file
+        try:
+            return TokenFile(path).read(), str(path)
+        except KeyServiceUnavailableError as error:
+            reasons.append(error)
+    raise ConfigurationError(
+        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state folder, or {_variable(role_files[0])}"
+    )
+
+
+def _variable(role_file: str) -> str:
+    return PREFIX + role_file.upper().replace("-", "_")
 
 
 def _user() -> str:
     try:
-        return getpass.getuser().encode("ascii", "replace").decode()
+        name = getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
-        return str(os.getuid())
+        name = str(os.getuid())
+    return "".join(character if "!" <= character <= "~" else "?" for character in name)
 
 
 async def pages(call: Callable[[str], Any], field: str) -> list[Any]:
@@ -131,10 +175,14 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
-    except (KeyServiceUnavailableError, StoreUnavailableError) as error:
+    except KeyServiceUnavailableError as error:
         fail(str(error), OUT_OF_REACH)
-    except grpc.aio.AioRpcError as error:
-        fail(f"{error.details()} ({error.code().name})", REFUSED)
+    except StoreUnavailableError as error:
+        # The driver's own words name hosts, users and files, never a password.
+        reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").partition("\n")[0]
+        fail(f"{error}: {reason}" if reason else str(error), OUT_OF_REACH)
+    except _RefusedError as error:
+        fail(str(error), REFUSED)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -181,12 +229,19 @@ def show_key(answer: Any, as_json: bool, by_when: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print messages, or what is JSON already."""
+    click.echo(json.dumps([_json(item) for item in value] if isinstance(value, list) else _json(value), indent=2))
 
-    def plain(item: Any) -> Any:
-        return MessageToDict(item, preserving_proto_field_name=True) if hasattr(item, "DESCRIPTOR") else item
 
-    shown = [plain(item) for item in value] if isinstance(value, list) else plain(value)
-    click.echo(json.dumps(shown, indent=2))
+def print_json_line(message: Message) -> None:
+    """Print a message on a line of its own."""
+    click.echo(json.dumps(_json(message)))
+
+
+def _json(value: Any) -> Any:
+    if not isinstance(value, Message):
+        return value
+    # Empty and false fields too, so that what reads it finds every name.
+    return MessageToDict(value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> None:

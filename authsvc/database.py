@@ -7,18 +7,30 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from authsvc.client.environment import ConfigurationError
-from authsvc.errors import StoreUnavailableError
+from authsvc.errors import StoreRefusedError, StoreUnavailableError
 
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
+_PASSING = ("08", "25006", "40", "53", "55", "57P")
+"""PostgreSQL's classes of errors that pass: no connection, a standby that takes no writes (yet), conflict with another
+transaction, no room, something in use, starting up or going down."""
+_REFUSING = ("28", "3D", "42501")
+"""Those that do not: a role or password that is wrong, no such database, no right to a table."""
+_DURABLE: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
+    "sqlite": ("PRAGMA {}", {"synchronous": ("2",)}),  # FULL
+    "postgresql": ("SHOW {}", {"fsync": ("on",), "synchronous_commit": ("on", "remote_apply")}),
+}
+"""How to ask for a setting, and its values with which a commit survives a crash of the machine."""
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
 
@@ -40,7 +52,10 @@ class Instant(sa.TypeDecorator[datetime]):
 
 
 class Database:
-    """One database. Its three kinds of connection raise StoreUnavailableError while it cannot answer."""
+    """One database. Its three kinds of connection raise StoreUnavailableError while it cannot answer.
+
+    That is a StoreRefusedError where the database's settings would have to be changed.
+    """
 
     def __init__(self, url: str) -> None:
         """Take `sqlite:///FILE` or `postgresql://…`; nothing is connected yet.
@@ -59,6 +74,24 @@ class Database:
         # Writers wait for each other in the database anyway: SQLite's poll, and PostgreSQL's hold a connection each,
         # which validations then lack. Within a process they queue here instead, in order.
         self._turn = asyncio.Lock()
+
+    async def open(self) -> None:
+        """Connect, and make sure that what is committed stays.
+
+        Raises ConfigurationError for a setting that is not durable, StoreUnavailableError.
+        """
+        if self.is_sqlite:
+            async with _available():
+                _make_file(self.engine.url)
+        ask, settings = _DURABLE[self.engine.dialect.name]
+        async with self.statement() as connection:
+            for setting, durable in settings.items():
+                value = str((await connection.execute(sa.text(ask.format(setting)))).scalar_one())
+                if value not in durable:
+                    raise ConfigurationError(
+                        f"the database would lose what it committed: {setting} is {value}, "
+                        f"and must be {' or '.join(durable)}"
+                    )
 
     async def close(self) -> None:
         """Close the connections."""
@@ -91,7 +124,10 @@ class Database:
             lost = asyncio.Event()
             driver.add_termination_listener(lambda _: lost.set())
             try:
-                await driver.add_listener(channel, lambda *_: notified())
+                try:
+                    await driver.add_listener(channel, lambda *_: notified())
+                except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
+                    raise StoreUnavailableError("the database cannot answer now") from error
                 notified()
                 await lost.wait()
             finally:
@@ -115,7 +151,8 @@ class Database:
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = sa.make_url(url)
-    except exc.ArgumentError:
+        urlsplit(url)  # finds broken brackets, which the driver would at each connection
+    except (exc.ArgumentError, ValueError):  # the latter also for a port
         raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
@@ -143,6 +180,12 @@ def _engine(url: str) -> AsyncEngine:
     raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
 
 
+def _make_file(url: sa.URL) -> None:
+    """Make the file of SQLite if there is none, for this user only: what SQLite puts beside it takes its mode over."""
+    if url.database and not url.database.startswith("file:"):  # a URI, which is not a path
+        Path(url.database).touch(mode=0o600)
+
+
 def _prepare_sqlite(connection: Any, _record: object) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
     cursor = connection.cursor()
@@ -163,9 +206,19 @@ async def _available() -> AsyncIterator[None]:
     """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, OSError, TimeoutError) as error:
+    except (exc.TimeoutError, OSError, TimeoutError) as error:
         raise StoreUnavailableError("the database cannot answer now") from error
     except exc.DBAPIError as error:
-        if error.connection_invalidated:
+        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+        if sqlstate.startswith(_REFUSING):
+            raise StoreRefusedError(_reason(error)) from error
+        passes = isinstance(error, exc.OperationalError | exc.InterfaceError) or sqlstate.startswith(_PASSING)
+        if passes or error.connection_invalidated:
             raise StoreUnavailableError("the database cannot answer now") from error
         raise
+
+
+def _reason(error: exc.DBAPIError) -> str:
+    """Return the server's own words, which SQLAlchemy wraps twice: they name roles and databases, never a password."""
+    cause = getattr(error.orig, "__cause__", None) or error.orig
+    return str(cause).partition("\n")[0]

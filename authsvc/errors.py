@@ -6,8 +6,10 @@
     ├── AlreadyExistsError      ALREADY_EXISTS
     ├── HolderGoneError         FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
+    ├── TooManyCallsError       RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
+        └── StoreRefusedError
 
 A bad key is none of these: it is a verdict, in an OK response.
 """
@@ -37,9 +39,21 @@ class SlowHolderError(KeyServiceError):
     """A stream whose holder does not read what it is sent, or one stream too many."""
 
 
+class TooManyCallsError(KeyServiceError):
+    """Callers without a token hold as many calls as they may."""
+
+
 class StreamEndedError(KeyServiceError):
     """The service ends a stream; the holder opens another, here or at another replica."""
 
 
 class StoreUnavailableError(KeyServiceError):
     """The database cannot answer now; the same call may succeed later."""
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """The database turns the service away, and waiting does not mend it: `reason` is for the operator alone."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("the database cannot answer now")
+        self.reason = reason

@@ -1,12 +1,14 @@
-"""What stands between the wire and `service`: caller roles, errors as status codes, deadlines, the request log.
+"""What stands between the wire and `service`: caller roles, limits, errors as status codes, the request log.
 
-Built by `app`. `CallInterceptor` wraps every handler of ours; the health and
-reflection services pass through.
+Built by `app`. `CallInterceptor` wraps every handler, ours and those of the health and
+reflection services.
 """
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -14,6 +16,7 @@ import grpc
 import structlog
 
 from authsvc.client.environment import Secret
+from authsvc.client.event_log import traceback_without_text
 from authsvc.config import Tokens
 from authsvc.errors import (
     AlreadyExistsError,
@@ -24,23 +27,25 @@ from authsvc.errors import (
     SlowHolderError,
     StoreUnavailableError,
     StreamEndedError,
+    TooManyCallsError,
 )
 
-_STATUS = {
+_STATUS: dict[type, grpc.StatusCode] = {
+    KeyServiceError: grpc.StatusCode.INTERNAL,
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
     HolderGoneError: grpc.StatusCode.FAILED_PRECONDITION,
     SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StreamEndedError: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 _BRIDGE_METHODS = frozenset({"/authsvc.v1.KeyService/Validate", "/authsvc.v1.KeyService/Watch"})
-# A caller that sets no deadline must not hold a place for ever; the database answers or fails well within this.
-_DEADLINE_SECONDS_MAX = 30.0
+_REFUSALS_LOGGED_SECONDS = 1.0
 
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic for the type checker only
+_Handler: TypeAlias = Any  # an RpcMethodHandler, of which the stubs know the synchronous kind only
 
 _log = structlog.get_logger("authsvc")
 
@@ -52,57 +57,93 @@ class Role(StrEnum):
     ADMIN = "admin"
 
 
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What callers may take up."""
+
+    calls_max: int = 7000
+    """At a time, of which streams of holders are at most 5000."""
+    connection_calls_max: int = 200
+    """At a time on one connection; a caller's further calls wait at its end."""
+    open_calls_max: int = 100
+    """At a time of each method that needs no token, so that strangers leave room for the others."""
+    call_seconds: float = 30.0
+    """A call that is no stream; the database answers or fails well within this."""
+    open_stream_seconds: float = 600.0
+    """A stream that needs no token; whoever watches the service's health opens another."""
+    keepalive_seconds: float = 30.0
+    """Between pings, which find callers that vanished without a word."""
+    keepalive_timeout_seconds: float = 10.0
+    """For the answer to such a ping."""
+    ping_seconds_min: float = 10.0
+    """A caller that pings more often while nothing is sent is cut off."""
+
+
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """Lets a call through to its handler if its token's role may make it."""
 
-    def __init__(self, tokens: Tokens, monotonic: Callable[[], float]) -> None:
+    def __init__(self, tokens: Tokens, limits: CallLimits, monotonic: Callable[[], float]) -> None:
         """`monotonic` is in seconds, for the request log."""
         self._authorizations = {
             Role.ADMIN: _authorization(tokens.admin),
             Role.BRIDGE: _authorization(tokens.bridge),
         }
+        self._limits = limits
         self._monotonic = monotonic
+        self._open_calls: Counter[str] = Counter()
+        self._refusals = 0
+        self._refusals_logged_at = float("-inf")
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable["_Handler | None"]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> "_Handler | None":
-        """Return the handler, wrapped; of a method that nobody serves, what gRPC makes of it."""
+    ) -> _Handler:
+        """Return the handler, wrapped; of a method that nobody serves, what gRPC makes of it.
+
+        Messages reach it as bytes, to be read inside the guard: a fault in them is the caller's, like others.
+        """
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or method.startswith(_OPEN_SERVICES):
-            return handler
-        refusal = self._refusal(method, handler_call_details.invocation_metadata)
-        if handler.stream_stream is not None:
-            return grpc.stream_stream_rpc_method_handler(
-                self._guard(method, handler.stream_stream, refusal, deadline_seconds=None),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
+        if handler is None:
+            return None
+        if method.startswith(_OPEN_SERVICES):
+            is_stream = handler.request_streaming or handler.response_streaming
+            seconds = self._limits.open_stream_seconds if is_stream else self._limits.call_seconds
+            return _stream(self._guard(method, self._open(method, handler), seconds), handler)
+        if (refusal := self._refusal(method, handler_call_details.invocation_metadata)) is not None:
+            return _stream(self._refuse(method, *refusal), handler)
+        if handler.request_streaming:
+
+            async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
+                await handler.stream_stream(_read_all(handler, messages), context)
+
+            return _stream(self._guard(method, serve, seconds=None), handler)
+
+        async def answer(message: bytes, context: Any) -> Any:
+            return await handler.unary_unary(_read(handler, message), context)
+
         return grpc.unary_unary_rpc_method_handler(
-            self._guard(method, handler.unary_unary, refusal, _DEADLINE_SECONDS_MAX),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            self._guard(method, answer, self._limits.call_seconds), response_serializer=handler.response_serializer
         )
 
-    def _guard(
-        self, method: str, call: Any, refusal: tuple[grpc.StatusCode, str] | None, deadline_seconds: float | None
-    ) -> Any:
+    def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             started = self._monotonic()
-            status, detail = refusal or (grpc.StatusCode.OK, "")
+            status, detail = grpc.StatusCode.OK, ""
             response = None
             try:
-                if refusal is None:
-                    async with asyncio.timeout(deadline_seconds):
-                        response = await call(request, context)
+                async with asyncio.timeout(seconds):
+                    response = await call(request, context)
             except KeyServiceError as error:
-                status, detail = _STATUS[type(error)], str(error)
+                status, detail = _status(error), str(error)
             except TimeoutError:
                 status, detail = grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
-            except Exception:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                _log.exception("call failed", method=method)
+            except grpc.aio.AbortError:  # the health service's way to say a status
+                raise
+            except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
+                name, traceback = type(error).__qualname__, traceback_without_text(error)
+                _log.error("call_failed", method=method, error=name, traceback=traceback)
                 status, detail = grpc.StatusCode.INTERNAL, "internal error"
             milliseconds = round((self._monotonic() - started) * 1000, 2)
             _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
@@ -111,6 +152,46 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return response
 
         return guarded
+
+    def _open(self, method: str, handler: _Handler) -> Any:
+        """Serve a call that needs no token, whatever it streams, as a stream.
+
+        gRPC waits for the message of a call that is no stream before it calls the handler: for ever, if need be.
+        """
+
+        async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
+            if self._open_calls[method] >= self._limits.open_calls_max:
+                raise TooManyCallsError("too many such calls are open already")
+            self._open_calls[method] += 1
+            try:
+                if handler.request_streaming:  # reflection
+                    async for response in handler.stream_stream(_read_all(handler, messages), context):
+                        await context.write(response)
+                    return
+                request = _read(handler, await anext(aiter(messages), b""))
+                if handler.response_streaming:
+                    await handler.unary_stream(request, context)
+                else:
+                    await context.write(await handler.unary_unary(request, context))
+            finally:
+                self._open_calls[method] -= 1
+
+        return serve
+
+    def _refuse(self, method: str, status: grpc.StatusCode, detail: str) -> Any:
+        """Answer at once: as a stream, since gRPC would wait for the message of any other call."""
+
+        async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
+            self._refusals += 1
+            time = self._monotonic()
+            if time - self._refusals_logged_at >= _REFUSALS_LOGGED_SECONDS:
+                # The last one, for the operator who looks for a bridge with a wrong token, and how many there were.
+                peer, count = context.peer(), self._refusals
+                _log.warning("calls_refused", status=status.name, method=method, peer=peer, count=count)
+                self._refusals, self._refusals_logged_at = 0, time
+            await context.abort(status, detail)
+
+        return refuse
 
     def _refusal(self, method: str, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
         presented = [value for key, value in metadata or () if key == "authorization"]
@@ -126,6 +207,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if role is Role.BRIDGE and method not in _BRIDGE_METHODS:
             return grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token"
         return None
+
+
+def _stream(serve: Any, handler: _Handler) -> _Handler:
+    return grpc.stream_stream_rpc_method_handler(serve, response_serializer=handler.response_serializer)
+
+
+def _read(handler: _Handler, message: bytes) -> Any:
+    try:
+        return handler.request_deserializer(message)
+    except Exception:  # noqa: BLE001 - protobuf's own error, and its text may repeat the message
+        raise InvalidArgumentError("the request is not a message of this method") from None
+
+
+async def _read_all(handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for message in messages:
+        yield _read(handler, message)
+
+
+def _status(error: KeyServiceError) -> grpc.StatusCode:
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
 
 def _authorization(token: Secret) -> bytes:

@@ -63,8 +63,12 @@ class LeaseStore:
         insert = dialect.insert(_leases)
         new, old = insert.excluded, _leases.c
         greatest = sa.func.max if self._is_sqlite else sa.func.greatest
-        same_epoch_maximum = sa.case(
+        # A late renewal from another epoch, such as the first one of all, must not take back what is known in this one.
+        current = sa.select(COUNTER.c.epoch).scalar_subquery()
+        is_late = sa.and_(old.epoch == current, new.epoch != current)
+        acknowledged = sa.case(
             (old.epoch == new.epoch, greatest(old.acknowledged_revision, new.acknowledged_revision)),
+            (is_late, old.acknowledged_revision),
             else_=new.acknowledged_revision,
         )
         return (
@@ -73,8 +77,8 @@ class LeaseStore:
                 index_elements=["holder_id"],
                 set_={
                     "name": new.name,
-                    "epoch": new.epoch,
-                    "acknowledged_revision": same_epoch_maximum,  # rule 9
+                    "epoch": sa.case((is_late, old.epoch), else_=new.epoch),
+                    "acknowledged_revision": acknowledged,  # rule 9
                     "expire_time": greatest(old.expire_time, new.expire_time),
                     "renew_time": new.renew_time,
                     "is_gone": new.is_gone,
@@ -102,11 +106,18 @@ class LeaseStore:
             expired = await self._read_clock(connection) - timedelta(seconds=keep_seconds)
             await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))
 
-    async def renew_epoch(self) -> str:
-        """Begin a new epoch, in which every holder forgets all it has; return it."""
+    async def renew_epoch(self, lease_seconds: float) -> str:
+        """Begin a new epoch, in which every holder forgets all it has; return it.
+
+        Leases may have been lost with the commits, so one row stands in for all of them until they have expired.
+        """
         epoch = secrets.token_hex(16)
         async with self._database.writing() as connection:
             await connection.execute(COUNTER.update().values(epoch=epoch))
+            time = await self._read_clock(connection)
+            stand_in = Renewal("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
+            expire_time = time + timedelta(seconds=lease_seconds) + self._margin
+            await connection.execute(_leases.insert().values(_row(stand_in, time, expire_time)))
         return epoch
 
     async def _read_state(self, connection: AsyncConnection) -> StoreState:

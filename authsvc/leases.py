@@ -92,6 +92,7 @@ class Propagation:
     def __init__(self, revision: int, rows: Sequence[LeaseRow], state: StoreState) -> None:
         """`rows` and `state` were read after the commit of `revision`, in one statement or the rows first."""
         self.revision = revision
+        self._epoch = state.epoch
         self.pending = {row.holder_id: row for row in rows if row.is_behind(state, revision)}
         """As of the commit: later renewals cannot extend what a holder that is behind may use, by rule 3."""
         self.confirmed = {row.holder_id: row for row in rows if _has_confirmed(row, state, revision)}
@@ -102,8 +103,10 @@ class Propagation:
         now = {row.holder_id: row for row in rows}
         for holder_id, row in list(self.pending.items()):
             current = now.get(holder_id)
-            # A row is swept long after it expired; and what was pending expires when it did as of the commit.
-            if current is None or not current.is_behind(state, self.revision) or row.expire_time <= state.time:
+            # A row is swept long after it expired, or was lost with an epoch; and what was pending expires when it did
+            # as of the commit.
+            has_left = state.epoch == self._epoch if current is None else not current.is_behind(state, self.revision)
+            if has_left or row.expire_time <= state.time:
                 del self.pending[holder_id]
                 if current is not None and _has_confirmed(current, state, self.revision):
                     self.confirmed[holder_id] = current

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
+import structlog
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,15 +20,16 @@ from authsvc.changes import ChangeFeed
 from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.raw_key import PREFIX, RawKey
 from authsvc.errors import InvalidArgumentError
-from authsvc.keys import generate_key_id, generate_raw_key, parse_project_id
+from authsvc.keys import ProjectId, generate_key_id, generate_raw_key, parse_project_id
 from authsvc.lease_store import LeaseStore
 from authsvc.leases import LeaseRow
 from authsvc.origins import ENTRIES_MAX, OriginEntryError, OriginList, normalise_entry, normalise_list
-from authsvc.store import Change, Key, KeyStore, NewKey, Project, Revision
+from authsvc.store import Change, Key, KeyStore, NewKey, Project, Revision, Revoked
 from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
+_log = structlog.get_logger("authsvc")
 _T = TypeVar("_T")
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the type checker only
 
@@ -83,9 +85,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         origins = _normalised(request.origins)
         raw_key, new_key = _new_key()
         wait_seconds = _wait_seconds(request, context)
-        key, origins, revision = await self._finish(
-            self._store.issue(project_id, origins, new_key, _caller(context)),
-        )
+        key, origins, revision = await self._finish(self._issue(project_id, origins, new_key, _caller(context)))
         return pb.IssueResponse(
             api_key=raw_key.reveal(),
             key=_key(key),
@@ -100,7 +100,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         key_id = request.key_id if request.HasField("key_id") else None
         wait_seconds = _wait_seconds(request, context)
         raw_key, new_key = _new_key()
-        outcome = await self._finish(self._store.revoke(project_id, key_id, new_key, _caller(context)))
+        outcome = await self._finish(self._revoke(project_id, key_id, new_key, _caller(context)))
         response = pb.RevokeResponse(revoked_key=_key(outcome.key), revision=outcome.revision)
         if outcome.next_key is None:
             response.already_revoked = True  # rule 11: nothing was committed, and the wait is as for the first call
@@ -115,7 +115,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
         wait_seconds = _wait_seconds(request, context)
-        revision = await self._finish(self._store.set_origins(project_id, origins, _caller(context)))
+        revision = await self._finish(self._set_origins(project_id, origins, _caller(context)))
         propagation = await self._propagate(revision, wait_seconds)
         return pb.SetOriginsResponse(origins=origins, revision=revision, propagation=propagation)
 
@@ -144,6 +144,27 @@ class KeyService(pb_grpc.KeyServiceServicer):
             confirmed=map(_holder, propagation.confirmed.values()),
             pending=map(_holder, propagation.pending.values()),
         )
+
+    # What is committed is logged, also when the caller is gone.
+
+    async def _issue(
+        self, project_id: ProjectId, origins: Sequence[str], new_key: NewKey, caller: str
+    ) -> tuple[Key, tuple[str, ...], Revision]:
+        key, origins, revision = await self._store.issue(project_id, origins, new_key, caller)
+        _log.info("key_issued", project_id=project_id, key_id=key.key_id, caller=caller, revision=revision)
+        return key, origins, revision
+
+    async def _revoke(self, project_id: ProjectId, key_id: str | None, new_key: NewKey, caller: str) -> Revoked:
+        outcome = await self._store.revoke(project_id, key_id, new_key, caller)
+        if outcome.next_key is not None:
+            ids = {"key_id": outcome.key.key_id, "next_key_id": outcome.next_key.key_id}
+            _log.info("key_revoked", project_id=project_id, **ids, caller=caller, revision=outcome.revision)
+        return outcome
+
+    async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> Revision:
+        revision = await self._store.set_origins(project_id, origins, caller)
+        _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
+        return revision
 
     async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
         """Run a mutation to its end even if its caller goes away: it is either not begun or committed, never cut."""
@@ -240,7 +261,7 @@ def _wait_seconds(request: Any, context: Any) -> float:
     """Return how long the caller waits for the change to hold everywhere; less than its deadline allows the answer."""
     wait_seconds = _WAIT_SECONDS_DEFAULT
     if request.HasField("wait"):
-        wait_seconds = request.wait.ToTimedelta().total_seconds()
+        wait_seconds = request.wait.seconds + request.wait.nanos / 1e9
         if wait_seconds < 0:
             raise InvalidArgumentError("wait: must not be negative")
     left_seconds = context.time_remaining()

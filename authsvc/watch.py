@@ -21,6 +21,8 @@ _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 """While somebody waits for leases that other processes renew without a notification."""
+_READ_SECONDS_MIN = 0.5
+"""For a look at the leases when there is no more time to wait."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """An expired lease is swept after so many times its duration (rule 7)."""
@@ -144,13 +146,14 @@ class Watch:
         while True:
             moved = self._feed.leases_moved.next()
             try:
-                rows, state = await self._leases.rows()
+                async with asyncio.timeout(max(give_up_at - self._monotonic(), _READ_SECONDS_MIN)):
+                    rows, state = await self._leases.rows()
                 if propagation is None:
                     propagation = Propagation(revision, rows, state)
                 else:
                     propagation.update(rows, state)
-            except StoreUnavailableError:
-                pass  # the change is committed, and its raw key must reach the caller
+            except (StoreUnavailableError, TimeoutError):
+                pass  # the change is committed, and its raw key must reach the caller before the caller gives up
             left_seconds = give_up_at - self._monotonic()
             if (propagation is not None and propagation.is_effective) or left_seconds <= 0:
                 return propagation

@@ -25,9 +25,9 @@ import grpc
 
 from authsvc.client.channel import TokenFile, authorization
 from benchmarks.load import Load
+from benchmarks.processes import pin, start, stop
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
-from scripts.run import start, stop
 
 ROUNDS = 30
 SECONDS_A_ROUND = 2.0
@@ -54,20 +54,17 @@ class Bench:
         self.bridge = ("", 0)
 
     async def start_service(self) -> None:
-        process, url = await start("authsvc", self.environ)
-        pin(process.pid, 0)
+        process, self.service = await start("authsvc", self.environ, core=0)
         self.stack.push_async_callback(stop, process)
-        self.service = url.partition("://")[2]
         self.environ["HTTPBRIDGE_KEY_SERVICE"] = self.service
         self.metadata = authorization(TokenFile(self.state / "admin-token").read())
         channel = await self.stack.enter_async_context(grpc.aio.insecure_channel(self.service))
         self.keys = pb_grpc.KeyServiceStub(channel)
 
     async def start_bridge(self) -> None:
-        process, url = await start("httpbridge", self.environ)
-        pin(process.pid, 0)
+        process, address = await start("httpbridge", self.environ, core=0)
         self.stack.push_async_callback(stop, process)
-        host, _, port = url.partition("://")[2].rpartition(":")
+        host, _, port = address.rpartition(":")
         self.bridge = (host, int(port))
 
     async def start_holders(self, count: int) -> None:
@@ -85,11 +82,6 @@ class Bench:
 
     async def revoke(self, project_id: str) -> Any:
         return await self.keys.Revoke(pb.RevokeRequest(project_id=project_id), metadata=self.metadata)
-
-
-def pin(pid: int, core: int) -> None:
-    if (os.cpu_count() or 1) > 1 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(pid, {core})
 
 
 async def latencies(bench: Bench) -> tuple[list[float], list[float]]:

@@ -4,6 +4,8 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
+import resource
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
@@ -15,12 +17,13 @@ from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
+from httpbridge.bodies import BUDGET_BYTES, Budget
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
 from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
-from httpbridge.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
 from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.sql import open_sql_sink
@@ -28,6 +31,8 @@ from httpbridge.tls import key_service_tls, server_tls
 
 _BACKLOG_CONNECTIONS = 1024
 _TLS_HANDSHAKE_SECONDS = 10.0
+_OTHER_FILES_MAX = 100
+"""Open files besides the public connections: the log store, the key service, the process's own."""
 # Between failing /ready and closing the listener: long enough for a load balancer that looks every second.
 _NOTICE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
@@ -61,9 +66,14 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,
+            body_budget=Budget(max(BUDGET_BYTES, 2 * config.body_bytes_max)),
         )
         server = PublicServer(
-            ingest=ingest.handle, readiness=_readiness(validator, sink), now=now, monotonic=time.monotonic
+            ingest=ingest.handle,
+            readiness=_readiness(validator, sink),
+            now=now,
+            monotonic=time.monotonic,
+            connections_max=_connections_max(),
         )
         listener = await _listen(server, config.listen, tls)
         host, port = listener.sockets[0].getsockname()[:2]
@@ -120,11 +130,26 @@ async def _open_sink(config: Config) -> LogSink:
         raise ConfigurationError(f"HTTPBRIDGE_LOG_STORE_URL: {error}") from None
 
 
+def _connections_max() -> int:
+    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = CONNECTIONS_MAX + _OTHER_FILES_MAX
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files - _OTHER_FILES_MAX
+
+
 async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    host = address.host
     try:
-        return await asyncio.get_running_loop().create_server(
+        if address.port == 0:  # of a name with several addresses the first: each would get a port of its own
+            host = str((await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM))[0][4][0])
+        return await loop.create_server(
             server,
-            address.host,
+            host,
             address.port,
             ssl=tls,
             ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,

@@ -10,9 +10,8 @@ from multidict import MultiMapping
 
 from authsvc.client import Decision, Verdict
 from authsvc.client.raw_key import RawKey
-from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
+from authsvc.client.verdicts import INVALID_KEY
 
-_INVALID_KEY = Decision(Verdict.INVALID_KEY, project_id="", key_id="")
 _OPAQUE_ORIGIN = "null"
 
 
@@ -48,7 +47,7 @@ class Authorizer:
         """
         api_key = _api_key(headers)
         if api_key is None:
-            return _INVALID_KEY
+            return INVALID_KEY
         origin = _origin(headers)
         decision = self._validator.cached(api_key, origin) or await self._validator.validate(api_key, origin)
         if origin is not None and decision.verdict is not Verdict.INVALID_KEY:
@@ -67,19 +66,11 @@ def _api_key(headers: MultiMapping[str]) -> RawKey | None:
 
 
 def _origin(headers: MultiMapping[str]) -> str | None:
-    """Return the request's origin, or None when it has none.
+    """Return the request's origin, or None when it has none; several count as `null`, which no entry admits.
 
-    An origin that no entry can admit is passed on as `null`, which no entry admits either: several of them, an empty
-    or an overlong one, and bytes that are not UTF-8. So they share one cached verdict instead of filling the cache.
+    What else no entry can admit, such as bytes that are not UTF-8, the validator puts under one verdict.
     """
     values = headers.getall(hdrs.ORIGIN, ())
     if not values:
         return None
-    origin = values[0]
-    if len(values) > 1 or not 0 < len(origin) <= ORIGIN_CHARACTERS_MAX:
-        return _OPAQUE_ORIGIN
-    try:
-        origin.encode()
-    except UnicodeEncodeError:
-        return _OPAQUE_ORIGIN
-    return origin
+    return values[0] if len(values) == 1 else _OPAQUE_ORIGIN

@@ -1,18 +1,24 @@
 """Request bodies within bounds: which encodings, how much to read, how far to inflate. Called by `ingest`.
 
 Every limit holds while reading and while inflating, so neither a body without a length nor a
-bomb takes more memory than the limit and one step.
+bomb takes more memory than the limit and one step; and all of them together take no more than
+the process's budget.
 """
 
 import asyncio
 import zlib
 from enum import Enum
+from typing import Self
 
+import structlog
 from aiohttp import hdrs
 from aiohttp.streams import StreamReader
 from multidict import MultiMapping
 
-from httpbridge.errors import BodyRefusedError, BodyTooLargeError, UnsupportedEncodingError
+from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+
+BUDGET_BYTES = 256 * 1024 * 1024
+"""For the bodies that are being read and inflated, all together: fifty of the largest, as they come and inflated."""
 
 _INPUT_STEP_BYTES = 16 * 1024
 """Inflated at a time. zlib hands back what it did not use as a copy: over the whole body that would be quadratic."""
@@ -23,6 +29,58 @@ _TURN_BYTES = 256 * 1024
 _GZIP_WINDOW_BITS = 31
 _ZLIB_WINDOW_BITS = 15
 _RAW_DEFLATE_WINDOW_BITS = -15
+
+
+_log = structlog.get_logger("httpbridge")
+
+
+class Budget:
+    """Bytes that the bodies being read and inflated may take, all together."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._taken_bytes = 0
+        self._is_logged = False
+
+    def share(self) -> "Share":
+        """Return one request's share, empty at first; a context manager, which gives it back."""
+        return Share(self)
+
+    def take(self, count: int) -> None:
+        """Take so many bytes; raise OverloadedError when fewer are left."""
+        if self._taken_bytes + count > self._bytes_max:
+            if not self._is_logged:
+                self._is_logged = True
+                _log.warning("body_budget_exhausted", bytes=self._taken_bytes)
+            raise OverloadedError("Overloaded")
+        self._taken_bytes += count
+
+    def give_back(self, count: int) -> None:
+        """Give back what was taken."""
+        self._taken_bytes -= count
+        if self._taken_bytes < self._bytes_max // 2:
+            self._is_logged = False
+
+
+class Share:
+    """What one request has taken of the budget."""
+
+    __slots__ = ("_budget", "_taken_bytes")
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._taken_bytes = 0
+
+    def take(self, count: int) -> None:
+        """Take so many bytes more; raise OverloadedError when fewer are left."""
+        self._budget.take(count)
+        self._taken_bytes += count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._taken_bytes)
 
 
 class Encoding(Enum):
@@ -57,35 +115,42 @@ def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
         raise BodyTooLargeError("Request body too large")
 
 
-async def read(payload: StreamReader, bytes_max: int) -> bytes:
-    """Return the whole raw body; raise BodyTooLargeError as soon as it is over the limit.
+def take(payload: StreamReader, bytes_max: int) -> bytes:
+    """Return a raw body that is here already; raise BodyTooLargeError if it is over the limit."""
+    body = payload.read_nowait()
+    if len(body) > bytes_max:
+        raise BodyTooLargeError("Request body too large")
+    return body
 
-    Raises what the connection does to a body that breaks off (ConnectionError, `MalformedBodyError`).
+
+async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
+    """Return the whole raw body; raise BodyTooLargeError as soon as it is over the limit, OverloadedError likewise.
+
+    Raises what the connection does to a body that breaks off (ClientGoneError, MalformedRequestError).
     """
-    if payload.is_eof():  # the usual case: it came along with the headers
-        body = payload.read_nowait()
-        if len(body) > bytes_max:
-            raise BodyTooLargeError("Request body too large")
-        return body
     buffer = bytearray()  # not a list of pieces: a body may come byte by byte
     while piece := await payload.readany():
+        share.take(len(piece))
         buffer += piece
         if len(buffer) > bytes_max:
             raise BodyTooLargeError("Request body too large")
     return bytes(buffer)
 
 
-async def decode(body: bytes, encoding: Encoding, bytes_max: int) -> bytes:
-    """Return the body inflated; raise BodyTooLargeError beyond the limit and BodyRefusedError for what is not whole."""
+async def decode(body: bytes, encoding: Encoding, bytes_max: int, share: Share) -> bytes:
+    """Return the body inflated.
+
+    Raises BodyTooLargeError beyond the limit, OverloadedError, and BodyRefusedError for what is not whole.
+    """
     if encoding is Encoding.IDENTITY:
         return body
     try:
-        return await _inflate(body, encoding, bytes_max)
+        return await _inflate(body, encoding, bytes_max, share)
     except zlib.error:
         raise BodyRefusedError(f"The body is not valid {encoding.value}") from None
 
 
-async def _inflate(body: bytes, encoding: Encoding, bytes_max: int) -> bytes:
+async def _inflate(body: bytes, encoding: Encoding, bytes_max: int, share: Share) -> bytes:
     window_bits = _GZIP_WINDOW_BITS if encoding is Encoding.GZIP else _deflate_window_bits(body)
     inflater = zlib.decompressobj(window_bits)
     output = bytearray()
@@ -101,6 +166,7 @@ async def _inflate(body: bytes, encoding: Encoding, bytes_max: int) -> bytes:
             piece = inflater.decompress(pending, _OUTPUT_STEP_BYTES)
             turn_bytes += len(piece) + len(pending)
             pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            share.take(len(piece))
             output += piece
             if len(output) > bytes_max:
                 raise BodyTooLargeError("Request body too large")

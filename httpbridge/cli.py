@@ -39,6 +39,7 @@ def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
     # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.umask(0o077)  # what is stored is this user's alone, wherever the files are
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
     config = _config()
@@ -101,7 +102,11 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             raise click.BadParameter(str(error), param_hint="--since") from None
     selection = Selection(project, start, Level(level) if level else None)
 
+    is_empty = True
+
     def write(text: str) -> None:
+        nonlocal is_empty
+        is_empty = False
         sys.stdout.write(text)
         if follow:
             sys.stdout.flush()
@@ -112,6 +117,8 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
                 config.sink_url(), selection, follow=follow, as_json=as_json, color=sys.stdout.isatty(), write=write
             )
         )
+        if is_empty:
+            click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
 
 
 async def _until_stopped(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 import msgspec
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, read
+from authsvc.client.environment import Address, ConfigurationError, Secret, Token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 
 PREFIX = "HTTPBRIDGE_"
@@ -32,7 +32,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None = None
     allow_insecure: bool = False
     key_service: Address = Address("127.0.0.1", 50051)
-    key_service_token: Secret | None = None
+    key_service_token: Token | None = None
     key_service_ca: Path | None = None
     key_service_cert: Path | None = None
     key_service_cert_key: Path | None = None

@@ -42,6 +42,12 @@ class Host(Protocol):
     body_timeout_seconds: float
     draining: bool
 
+    def opened(self) -> bool:
+        """Count a new connection; return False, without counting it, when there are too many."""
+
+    def closed(self) -> None:
+        """Count a connection less."""
+
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
 
@@ -104,20 +110,27 @@ class Request:
             and not payload.is_eof()
         )
 
-    async def read_body(self, bytes_max: int) -> bytes:
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether the body came along with the headers: the usual case."""
+        return self._payload.is_eof()
+
+    def take_body(self, bytes_max: int) -> bytes:
+        """Return a body that is here as a whole, as it came. Raises BodyTooLargeError."""
+        return bodies.take(self._payload, bytes_max)
+
+    async def read_body(self, bytes_max: int, share: bodies.Share) -> bytes:
         """Return the whole body as it came, after asking for it where the client waits to be asked.
 
-        Raises BodyTooLargeError, BodyTimeoutError, MalformedRequestError (its framing is broken)
-        and ClientGoneError.
+        Raises BodyTooLargeError, OverloadedError, BodyTimeoutError, MalformedRequestError (its
+        framing is broken) and ClientGoneError.
         """
-        if self._payload.is_eof():
-            return await bodies.read(self._payload, bytes_max)
         if self._awaits_continue and self._connection.transport is not None:
             self._awaits_continue = False
             self._connection.transport.write(responses.CONTINUE)
         try:
             async with asyncio.timeout(self._connection.host.body_timeout_seconds):
-                return await bodies.read(self._payload, bytes_max)
+                return await bodies.read(self._payload, bytes_max, share)
         except TimeoutError:
             raise BodyTimeoutError("Request timeout") from None
 
@@ -173,7 +186,7 @@ class Reply:
 class Connection(RequestHandler):
     """aiohttp's connection, with requests, answers and logs of ours."""
 
-    __slots__ = ("_is_broken", "_is_half_closed", "_work", "host", "request")
+    __slots__ = ("_is_broken", "_is_half_closed", "_is_refused", "_work", "host", "request")
 
     def __init__(self, manager: web.Server, host: Host, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -192,6 +205,7 @@ class Connection(RequestHandler):
         self.request: Request | None = None
         """The newest one, answered or not; aiohttp's own note of it comes too late, and goes too early."""
         self._is_broken = False
+        self._is_refused = False
         self._is_half_closed = False
         self._work: asyncio.Task[None] | None = None
 
@@ -233,12 +247,22 @@ class Connection(RequestHandler):
             await asyncio.wait([self._work])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it."""
+        """Begin to serve it, or close it at once when there are too many."""
+        if not self.host.opened():
+            self._is_refused = self._is_broken = True
+            transport = cast(asyncio.Transport, transport)
+            answer = responses.OVERLOADED
+            transport.write(b"".join((answer.head_cors, self.host.date_line(), _LINE_CLOSE, answer.body)))
+            transport.close()
+            return
         super().connection_made(transport)
         self._work = self._task_handler  # aiohttp forgets it when the connection is lost, though it may still run
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
+        if self._is_refused:
+            return
+        self.host.closed()
         for payload in self._open_payloads():
             payload.set_exception(ClientGoneError())
         super().connection_lost(exc)

@@ -6,7 +6,8 @@ BridgeError
 ├── BodyTooLargeError         413
 ├── UnsupportedEncodingError  415
 ├── StoreUnavailableError     503: the batch is not stored, and may be sent again
-├── BodyTimeoutError          408: the body did not arrive in time
+├── OverloadedError           503: other requests take all the room there is for bodies
+├── BodyTimeoutError          503: the body did not arrive in time
 ├── MalformedRequestError     400: what came is not HTTP
 └── ClientGoneError           none: the connection broke before the body was whole
 """
@@ -39,6 +40,10 @@ class UnsupportedEncodingError(BridgeError):
 
 class StoreUnavailableError(BridgeError):
     """The log store cannot take the batch now."""
+
+
+class OverloadedError(BridgeError):
+    """The bodies of other requests take all the room there is."""
 
 
 class BodyTimeoutError(BridgeError):

@@ -23,12 +23,14 @@ class Ingest:
         sink: LogSink,
         now: Callable[[], datetime],
         body_bytes_max: int,
+        body_budget: bodies.Budget,
     ) -> None:
         self._authorizer = authorizer
         self._rate_limit = rate_limit
         self._sink = sink
         self._now = now
         self._body_bytes_max = body_bytes_max
+        self._body_budget = body_budget
         self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
@@ -49,10 +51,18 @@ class Ingest:
         if not quota.admitted:
             return responses.rate_limited(quota)
 
-        encoding = bodies.encoding(request.headers)
-        bodies.refuse_declared_length(request.headers, self._body_bytes_max)
-        raw = await request.read_body(self._body_bytes_max)
-        body = await bodies.decode(raw, encoding, self._body_bytes_max)
+        body = await self._body(request)
         batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
+
+    async def _body(self, request: Request) -> bytes:
+        encoding = bodies.encoding(request.headers)
+        bodies.refuse_declared_length(request.headers, self._body_bytes_max)
+        whole = request.take_body(self._body_bytes_max) if request.has_whole_body else None
+        if whole is not None and encoding is bodies.Encoding.IDENTITY:
+            return whole
+        # The share ends before the body is parsed, which does not wait, so that one body more is there at the most.
+        with self._body_budget.share() as share:
+            raw = await request.read_body(self._body_bytes_max, share) if whole is None else whole
+            return await bodies.decode(raw, encoding, self._body_bytes_max, share)

@@ -5,7 +5,7 @@ names, defaults and limits are the public contract's.
 """
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 from enum import StrEnum
 from typing import Annotated
 
@@ -84,7 +84,18 @@ class _WireBatch(msgspec.Struct, gc=False):
     release: _Release | None = None
 
 
+# The same with timestamps as text, for batches with a leap second: there is none in a datetime.
+class _LeapEntry(_WireEntry, gc=False):
+    timestamp: str | None = None  # type: ignore[assignment]
+
+
+class _LeapBatch(_WireBatch, gc=False):
+    logs: Annotated[list[_LeapEntry], Meta(min_length=1, max_length=LOGS_MAX)]  # type: ignore[assignment]
+
+
 _DECODER = msgspec.json.Decoder(_WireBatch)
+_LEAP_DECODER = msgspec.json.Decoder(_LeapBatch)
+_LEAP_SECOND = re.compile(r":60(\.\d+)?(?=[Zz+-]|\Z)")
 _TEXTS_OF_BATCH = ("service", "environment", "release")
 _TEXTS_OF_ENTRY = ("message", "trace_id", "span_id", "request_id", "vercel_id", "context", "release")
 
@@ -130,13 +141,35 @@ def _decode(body: bytes) -> _WireBatch:
             body.decode()  # msgspec lets bad bytes through in what it skips
         return _DECODER.decode(body)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        refusal = _refusal(str(error))
+        if refusal.path.endswith(".timestamp") and b":60" in body:
+            return _decode_leap_seconds(body)
+        raise refusal from None
     except msgspec.DecodeError as error:
         raise BodyRefusedError(_malformed(body, str(error))) from None
     except UnicodeDecodeError as error:
         raise BodyRefusedError(f"The body is not UTF-8 (byte {error.start})") from None
     except RecursionError:
         raise BodyRefusedError("The body is nested too deeply") from None
+
+
+def _decode_leap_seconds(body: bytes) -> _WireBatch:
+    """Decode a batch in which a leap second (RFC 3339, 5.6) may be: it becomes the last microsecond before it."""
+    try:
+        wire = _LEAP_DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    for index, entry in enumerate(wire.logs):
+        if entry.timestamp is not None:
+            text, leaps = _LEAP_SECOND.subn(":59.999999", entry.timestamp)
+            try:
+                timestamp = msgspec.convert(text, datetime)
+            except msgspec.ValidationError:
+                raise BodyRefusedError(_TIMESTAMP, f"logs[{index}].timestamp") from None
+            if leaps and _utc(timestamp, index).time() != time.max:
+                raise BodyRefusedError(_TIMESTAMP, f"logs[{index}].timestamp")  # leap seconds end a day in UTC
+            entry.timestamp = timestamp  # type: ignore[assignment]
+    return wire
 
 
 def _utc(timestamp: datetime, index: int) -> datetime:
@@ -184,6 +217,7 @@ _TYPES = {
     "bool": "a boolean",
 }
 _LEVELS = f"must be one of {', '.join(Level)}"
+_TIMESTAMP = "must be an RFC 3339 timestamp"
 _PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _LENGTH = re.compile(r"Expected `(str|array)` of length ([<>])= (\d+)")
@@ -211,7 +245,7 @@ def _refusal(text: str) -> BodyRefusedError:
     if path.endswith(".level"):
         return BodyRefusedError(_LEVELS, path)
     if path.endswith(".timestamp"):
-        return BodyRefusedError("must be an RFC 3339 timestamp", path)
+        return BodyRefusedError(_TIMESTAMP, path)
     return BodyRefusedError("is not valid" if path else "The body is not valid", path)
 
 

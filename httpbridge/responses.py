@@ -56,10 +56,12 @@ BAD_REQUEST = _error(400, "Bad request")
 INVALID_KEY = _error(401, "Missing or invalid API key", {"WWW-Authenticate": "Bearer"})
 ORIGIN_NOT_ALLOWED = _error(403, "Origin not allowed")
 NOT_FOUND = _error(404, "Not found")
-REQUEST_TIMEOUT = _error(408, "Request timeout")
 BODY_TOO_LARGE = _error(413, "Request body too large")
 UNSUPPORTED_ENCODING = _error(415, "Unsupported content encoding")
 INTERNAL_ERROR = _error(500, "Internal server error")
+# Not a 408: clients drop what gets a 4xx, and retry a 5xx.
+REQUEST_TIMEOUT = _error(503, "Request timeout", {"Retry-After": "1"})
+OVERLOADED = _error(503, "Overloaded", {"Retry-After": "1"})
 KEY_SERVICE_UNAVAILABLE = _error(503, "Key service unavailable", {"Retry-After": "1"})
 STORE_UNAVAILABLE = _error(503, "Log store unavailable", {"Retry-After": "1"})
 

@@ -5,7 +5,6 @@ the wire below a request is `connection`'s.
 """
 
 import asyncio
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from authsvc.client import KeyServiceUnavailableError
+from authsvc.client.event_log import traceback_without_text
 from httpbridge import errors, responses
 from httpbridge.connection import Connection, Reply, Request
 from httpbridge.responses import Response
@@ -27,14 +27,18 @@ KEEPALIVE_SECONDS = 75.0
 BODY_TIMEOUT_SECONDS = 120.0
 """For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
 
+CONNECTIONS_MAX = 10_000
+"""Open at once: bounds what buffers and idle clients take. Each is an open file."""
+
 _SWEEP_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
 
-_ANSWERS: Mapping[type[Exception], Response] = {
+_ANSWERS: Mapping[type, Response] = {
     errors.BodyTooLargeError: responses.BODY_TOO_LARGE,
     errors.UnsupportedEncodingError: responses.UNSUPPORTED_ENCODING,
     errors.StoreUnavailableError: responses.STORE_UNAVAILABLE,
     KeyServiceUnavailableError: responses.KEY_SERVICE_UNAVAILABLE,
+    errors.OverloadedError: responses.OVERLOADED,
     errors.BodyTimeoutError: responses.REQUEST_TIMEOUT,
     errors.MalformedRequestError: responses.BAD_REQUEST,
     errors.ClientGoneError: responses.BAD_REQUEST,  # nobody is left to read it
@@ -64,7 +68,7 @@ class Readiness:
 @dataclass(frozen=True, slots=True)
 class _Route:
     path: str
-    method: str
+    methods: tuple[str, ...]
     handler: Handler
     method_not_allowed: Response
 
@@ -85,23 +89,28 @@ class PublicServer:
         monotonic: Callable[[], float],
         keepalive_seconds: float = KEEPALIVE_SECONDS,
         body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         self.keepalive_seconds = keepalive_seconds
         self.body_timeout_seconds = body_timeout_seconds
         self.draining = False
+        self._connections_max = connections_max
+        self._connections_open = 0
+        self._is_full = False
         self._readiness = readiness
         self._now = now
         self._monotonic = monotonic
         self._log = structlog.get_logger("httpbridge").bind()
         self._date_unix_seconds = 0
         self._date_line = b""
-        ingest_route = _Route("/ingest/logs", "POST", ingest, responses.method_not_allowed("POST"))
-        get_only = responses.method_not_allowed("GET")
+        ingest_route = _Route("/ingest/logs", ("POST",), ingest, responses.method_not_allowed("POST"))
+        looks = ("GET", "HEAD")  # the latter is what some load balancers send
+        look_only = responses.method_not_allowed("GET, HEAD")
         self._routes = {
             "/ingest/logs": ingest_route,
             "//ingest/logs": ingest_route,  # SDKs join an endpoint with a trailing slash like that
-            "/health": _Route("/health", "GET", self._health, get_only),
-            "/ready": _Route("/ready", "GET", self._ready, get_only),
+            "/health": _Route("/health", looks, self._health, look_only),
+            "/ready": _Route("/ready", looks, self._ready, look_only),
         }
         self._loop = asyncio.get_running_loop()
         self._http = web.Server(cast(Any, self._handle), request_factory=cast(Any, Request), loop=self._loop)
@@ -128,7 +137,7 @@ class PublicServer:
                     await asyncio.sleep(_SWEEP_SECONDS)
         except TimeoutError:
             connections = self._connections
-            self._log.warning("requests cancelled at shutdown", connections=len(connections))
+            self._log.warning("requests_cancelled", connections=len(connections))
             await asyncio.gather(*(connection.cancel() for connection in connections))
 
     @property
@@ -136,6 +145,22 @@ class PublicServer:
         return cast(list[Connection], self._http.connections)
 
     # What each connection asks of its host.
+
+    def opened(self) -> bool:
+        """Count a new connection; return False, without counting it, when there are too many."""
+        if self._connections_open >= self._connections_max:
+            if not self._is_full:
+                self._is_full = True
+                self._log.warning("connections_refused", connections=self._connections_open)
+            return False
+        self._connections_open += 1
+        return True
+
+    def closed(self) -> None:
+        """Count a connection less."""
+        self._connections_open -= 1
+        if self._connections_open < self._connections_max // 2:
+            self._is_full = False
 
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
@@ -150,7 +175,7 @@ class PublicServer:
 
         The text may repeat what a client sent.
         """
-        self._log.error("unexpected error", error=type(error).__qualname__, traceback=_without_text(error))
+        self._log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
 
     def malformed(self) -> None:
         """Log that something was not HTTP, and nothing of it."""
@@ -175,7 +200,7 @@ class PublicServer:
     async def _answer(self, request: Request, route: _Route | None) -> Response:
         if route is None:
             return responses.NOT_FOUND
-        if request.method != route.method:
+        if request.method not in route.methods:
             is_preflight = request.method == hdrs.METH_OPTIONS and request.is_cross_origin
             if is_preflight and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
                 return responses.PREFLIGHT
@@ -184,10 +209,11 @@ class PublicServer:
             return await route.handler(request)
         except errors.BodyRefusedError as error:
             return responses.refused_body(error)
-        except (errors.BridgeError, KeyServiceUnavailableError) as error:
-            request.closes = request.closes or isinstance(error, _BODY_BROKEN_OFF)
-            return _ANSWERS[type(error)]
         except Exception as error:  # noqa: BLE001 - the last resort; cancellation is no Exception
+            request.closes = request.closes or isinstance(error, _BODY_BROKEN_OFF)
+            for kind in type(error).__mro__:
+                if kind in _ANSWERS:
+                    return _ANSWERS[kind]
             self.failed(error)
             return responses.INTERNAL_ERROR
 
@@ -212,18 +238,3 @@ def _path(target: str) -> str:
         _, slash, rest = path.partition("//")[2].partition("/")
         return slash + rest
     return path
-
-
-def _without_text(error: BaseException) -> str:
-    """Return an error's traceback, and those of what it came from, with types instead of messages."""
-    parts: list[str] = []
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        parts += [
-            f"{type(current).__module__}.{type(current).__qualname__}\n",
-            *traceback.format_tb(current.__traceback__),
-        ]
-        current = current.__cause__ or current.__context__
-    return "".join(parts)

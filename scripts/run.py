@@ -5,10 +5,10 @@ Takes the services' own environment variables; without any, SQLite and loopback.
 
 import asyncio
 import os
+import shlex
 import signal
-import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,72 +16,119 @@ from typing import NoReturn
 
 import aiohttp
 
+from authsvc.config import BRIDGE_TOKEN_FILE
+
 BIN = Path(sys.executable).parent
 PROJECT = "demo"
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
 
 
-class StartError(Exception):
-    """A service that did not start; it has said why itself."""
+class InterruptedRunError(Exception):
+    """A signal came: stop, and that is no failure."""
 
 
-async def start(name: str, environ: Mapping[str, str], command: str = "serve") -> tuple[Process, str]:
-    """Start `NAME COMMAND`; return it and the address it says it listens on."""
-    process = await asyncio.create_subprocess_exec(
-        BIN / name,
-        command,
-        stdout=PIPE,
-        env=environ,
-        start_new_session=True,  # Ctrl-C reaches us, who stop in order
-    )
-    assert process.stdout is not None  # noqa: S101 - for the type checker
-    line = (await process.stdout.readline()).decode()
-    fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-    if "address" not in fields:
-        await process.wait()
-        raise StartError(name)
-    return process, ("https://" if fields.get("tls") == "on" else "http://") + fields["address"]
+class FailedRunError(Exception):
+    """Why there is nothing to run any more; without a text when a service has said it itself."""
 
 
-async def stop(process: Process) -> None:
-    """Let a service drain; kill it if it takes too long."""
-    with suppress(ProcessLookupError):
-        process.terminate()
+class Services:
+    """The processes, which end with the program. The first that ends by itself fails the group's other tasks."""
+
+    def __init__(self, group: asyncio.TaskGroup, environ: Mapping[str, str]) -> None:
+        self._group = group
+        self._environ = environ
+        self._processes: list[Process] = []
+
+    async def start(self, name: str, command: str = "serve") -> str:
+        """Start `NAME COMMAND`; return the URL that it says it listens on."""
+        process = await asyncio.create_subprocess_exec(
+            BIN / name,
+            command,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            env=self._environ,
+            start_new_session=True,  # Ctrl-C reaches us, who stop in order
+        )
+        self._processes.append(process)
+        assert process.stdout is not None  # noqa: S101 - for the type checker
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS_MAX)
+            line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS_MAX)).decode()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            raise FailedRunError(f"{name} did not start within {START_SECONDS_MAX:g} s") from None
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "address" not in fields:
+            status = await process.wait()
+            raise FailedRunError("" if status > 0 else f"{name} ended (status {status})")
+        self._group.create_task(_fail_at_end(name, process))
+        return ("https://" if fields.get("tls") == "on" else "http://") + fields["address"]
+
+    async def stop(self) -> None:
+        """Let the services drain, the last one first: it still needs the others; kill one that takes too long."""
+        for process in reversed(self._processes):
+            with suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), STOP_SECONDS_MAX)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
 
 
-def demo_key(state: Path, environ: Mapping[str, str]) -> str | None:
-    """Return the demo project's key, issued at the first start; None when it was revoked since."""
+async def _fail_at_end(name: str, process: Process) -> NoReturn:
+    raise FailedRunError(f"{name} ended (status {await process.wait()})")
+
+
+async def demo_key(state: Path, environ: Mapping[str, str]) -> tuple[str | None, str]:
+    """Return the demo project's key, issued at the first start; or None and why there is none to show."""
     kept = state / "demo-key"
     if not kept.exists():
-        issued = _authsvc("issue", PROJECT, environ=environ)
-        if issued.returncode != 0:
-            return None
+        status, key, reason = await _run("authsvc", "issue", PROJECT, environ=environ)
+        if status != 0:
+            return None, reason
         kept.touch(mode=0o600)
-        kept.write_text(issued.stdout)
+        kept.write_text(key)
     key = kept.read_text().strip()
-    return key if _authsvc("validate", environ=environ, stdin=key).returncode == 0 else None
+    status, verdict, reason = await _run("authsvc", "validate", environ={**environ, "AUTHSVC_API_KEY": key})
+    return (key, "") if status == 0 else (None, reason or f"the service says of the key in {kept}: {verdict}")
 
 
-def _authsvc(*arguments: str, environ: Mapping[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
-    command: list[str | Path] = [BIN / "authsvc", *arguments]
-    return subprocess.run(command, check=False, env=environ, input=stdin, capture_output=True, text=True)
+async def sign_in_link(url: str, environ: Mapping[str, str]) -> str:
+    """Return a link that signs in to the dashboard."""
+    status, link, reason = await _run("httpbridge", "sign-in-link", "--url", url, environ=environ)
+    if status != 0:
+        raise FailedRunError(reason)
+    return link
+
+
+async def _run(program: str, *arguments: str, environ: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run a command; return its exit status and what it printed, without the last line's end."""
+    process = await asyncio.create_subprocess_exec(
+        BIN / program, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=environ, start_new_session=True
+    )
+    try:
+        printed, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return process.returncode or 0, printed.decode().strip(), errors.decode().strip()
 
 
 async def ready(url: str) -> None:
     """Return when the bridge answers that it can take logs."""
-    async with aiohttp.ClientSession() as session, asyncio.timeout(START_SECONDS_MAX):
-        while True:
-            with suppress(aiohttp.ClientError):
-                async with session.get(url + "/ready", ssl=False) as answer:
-                    if answer.status == 200:
-                        return
-            await asyncio.sleep(0.05)
+    reason = "it does not answer"
+    try:
+        async with aiohttp.ClientSession() as session, asyncio.timeout(START_SECONDS_MAX):
+            while True:
+                with suppress(aiohttp.ClientError):
+                    async with session.get(url + "/ready", ssl=False) as answer:
+                        if answer.status == 200:
+                            return
+                        reason = await answer.text()
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise FailedRunError(f"httpbridge was not ready within {START_SECONDS_MAX:g} s: {reason}") from None
 
 
 GREETING = """
@@ -90,42 +137,78 @@ Everything is running. Ctrl-C stops it.
 Open the dashboard (this link signs you in, for ten minutes; later: {bin}/httpbridge sign-in-link):
   {link}
 Send a log:
-  curl -sS -w '\\n' {logs_url}/ingest/logs -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
+  curl -sS{curl_tls} -w '\\n' {logs_url}/ingest/logs \\
+    -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
     -d '{{"service": "hello", "logs": [{{"level": "info", "message": "hello, world"}}]}}'
 See it:
   {bin}/httpbridge logs {project}
 Check the key over gRPC:
-  grpcurl -plaintext -H "Authorization: Bearer $(cat {state}/bridge-token)" \\
+  grpcurl{grpcurl_tls} -H "Authorization: Bearer {token}" \\
     -d '{{"api_key": "{key}"}}' {keys_address} authsvc.v1.KeyService/Validate
-  {bin}/buf curl --protocol grpc --http2-prior-knowledge -H "Authorization: Bearer $(cat {state}/bridge-token)" \\
+  {bin}/buf curl --protocol grpc{buf_tls} -H "Authorization: Bearer {token}" \\
     -d '{{"api_key": "{key}"}}' {keys_url}/authsvc.v1.KeyService/Validate
 
 State is in {state}/: keys in authsvc.db, logs in logs.db, tokens, the demo key in demo-key.
 """
 NO_KEY = """
-The key in {state}/demo-key is not the active one of project {project} any more; for a new one:
+There is no demo key to show: {reason}
+For a new one, once the key service answers:
   {bin}/authsvc revoke {project}
 """
 
 
-def sign_in_link(url: str, environ: Mapping[str, str]) -> str:
-    """Return a link that signs in to the dashboard."""
-    command: list[str | Path] = [BIN / "httpbridge", "sign-in-link", "--url", url]
-    return subprocess.run(command, check=True, env=environ, capture_output=True, text=True).stdout.strip()
-
-
-def greeting(keys_url: str, logs_url: str, link: str, state: Path, key: str | None) -> str:
+def greeting(
+    keys_url: str, logs_url: str, link: str, state: Path, key: str | None, reason: str, environ: Mapping[str, str]
+) -> str:
     """Return what to paste, and where things are."""
+    keys_are_tls, logs_are_tls = keys_url.startswith("https:"), logs_url.startswith("https:")
+    token_file = f"$(cat {shlex.quote(str(state))}/{BRIDGE_TOKEN_FILE})"
     return (GREETING if key else GREETING + NO_KEY).format(
         keys_url=keys_url,
         keys_address=keys_url.partition("://")[2],
         logs_url=logs_url,
         link=link,
+        curl_tls=_options(environ, {"AUTHSVC_CA": "--cacert"}) if logs_are_tls else "",
+        grpcurl_tls=_options(environ, _files("-")) if keys_are_tls else " -plaintext",
+        buf_tls=_options(environ, _files("--")) if keys_are_tls else " --http2-prior-knowledge",
         state=state,
+        token="$AUTHSVC_BRIDGE_TOKEN" if environ.get("AUTHSVC_BRIDGE_TOKEN") else token_file,
         key=key or "YOUR_KEY",
+        reason=reason,
         bin=os.path.relpath(BIN),
         project=PROJECT,
     )
+
+
+def _files(dashes: str) -> dict[str, str]:
+    return {
+        "AUTHSVC_CA": f"{dashes}cacert",
+        "AUTHSVC_CLIENT_CERT": f"{dashes}cert",
+        "AUTHSVC_CLIENT_KEY": f"{dashes}key",
+    }
+
+
+def _options(environ: Mapping[str, str], names: Mapping[str, str]) -> str:
+    """Return the options that name the files of those variables which are set."""
+    return "".join(
+        f" {option} {shlex.quote(environ[variable])}" for variable, option in names.items() if environ.get(variable)
+    )
+
+
+async def start_up(services: Services, state: Path, environ: dict[str, str]) -> None:
+    """Start everything, and print the greeting when logs can be taken."""
+    keys_url = await services.start("authsvc")
+    environ["AUTHSVC_ADDRESS"] = keys_url.partition("://")[2]
+    environ.setdefault("HTTPBRIDGE_KEY_SERVICE", environ["AUTHSVC_ADDRESS"])
+    if bridge_token := environ.get("AUTHSVC_BRIDGE_TOKEN"):
+        environ.setdefault("HTTPBRIDGE_KEY_SERVICE_TOKEN", bridge_token)
+    logs_url = await services.start("httpbridge")
+    environ.setdefault("HTTPBRIDGE_PUBLIC_URL", logs_url)
+    dashboard_url = await services.start("httpbridge", "dashboard")
+    key, reason = await demo_key(state, environ)
+    await ready(logs_url)
+    link = await sign_in_link(dashboard_url, environ)
+    print(greeting(keys_url, logs_url, link, state, key, reason, environ), flush=True)
 
 
 async def run() -> int:
@@ -135,34 +218,25 @@ async def run() -> int:
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
-    processes: list[Process] = []
+
+    async def raise_when_interrupted() -> None:
+        await interrupted.wait()
+        raise InterruptedRunError
+
+    status = 0
     try:
-        key_service, keys_url = await start("authsvc", environ)
-        processes.append(key_service)
-        environ["AUTHSVC_ADDRESS"] = keys_url.partition("://")[2]
-        environ.setdefault("HTTPBRIDGE_KEY_SERVICE", environ["AUTHSVC_ADDRESS"])
-        bridge, logs_url = await start("httpbridge", environ)
-        processes.append(bridge)
-        environ.setdefault("HTTPBRIDGE_PUBLIC_URL", logs_url)
-        dashboard, dashboard_url = await start("httpbridge", environ, "dashboard")
-        processes.append(dashboard)
-        key = await asyncio.to_thread(demo_key, Path(state), environ)
-        await ready(logs_url)
-        link = await asyncio.to_thread(sign_in_link, dashboard_url, environ)
-        print(greeting(keys_url, logs_url, link, Path(state), key), flush=True)
-        ends = [asyncio.create_task(interrupted.wait()), *(asyncio.create_task(p.wait()) for p in processes)]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for end in ends:
-            end.cancel()
-        return 0 if interrupted.is_set() else 1
-    except StartError:
-        return 1
-    except TimeoutError:
-        print(f"httpbridge was not ready within {START_SECONDS_MAX:g} s", file=sys.stderr)
-        return 1
+        async with asyncio.TaskGroup() as group:
+            services = Services(group, environ)
+            group.create_task(raise_when_interrupted())
+            await start_up(services, Path(state), environ)
+    except* InterruptedRunError:
+        pass
+    except* FailedRunError as failed:
+        status = 1
+        print("".join(f"{error}\n" for error in failed.exceptions if str(error)), end="", file=sys.stderr)
     finally:
-        for process in reversed(processes):  # the key service last: the others still need it
-            await stop(process)
+        await services.stop()
+    return status
 
 
 def main() -> NoReturn:

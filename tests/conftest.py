@@ -1,6 +1,7 @@
 """The databases that tests run on: real SQLite files and a real PostgreSQL."""
 
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,17 @@ import pytest
 
 from tests.postgres import PostgresServer
 
+# Before gRPC is imported: the PostgreSQL server is started by a fork (`subprocess` needs one to change the user), and
+# gRPC's own handlers for forks crash the child when its threads are busy.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
 _database_numbers = itertools.count(1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of tests/simulation."""
+    parser.addoption("--simulation-steps", type=int, default=1_000_000, help="how many steps to simulate")
+    parser.addoption("--simulation-seed", type=int, default=0, help="the seed to begin with")
 
 
 @pytest.fixture(scope="session")

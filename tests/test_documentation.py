@@ -1,12 +1,15 @@
 """What the documents say is what the code does."""
 
 import re
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
 
+from authsvc.client.environment import Address, Secret, Token
 from authsvc.config import Config as KeyServiceConfig
 from httpbridge.config import Config as BridgeConfig
 
@@ -14,10 +17,20 @@ ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([A-Z_]+)` \| (.+?) \| (.+?) \| .+ \|$", re.MULTILINE)
 
 
-@pytest.mark.parametrize(("struct", "prefix"), [(KeyServiceConfig, "AUTHSVC_"), (BridgeConfig, "HTTPBRIDGE_")])
+SERVICES = pytest.mark.parametrize(
+    ("struct", "prefix"), [(KeyServiceConfig, "AUTHSVC_"), (BridgeConfig, "HTTPBRIDGE_")]
+)
+
+
+def rows(prefix: str) -> list[tuple[str, str, str]]:
+    """Return name, type and default of the service's variables, as docs/configuration.md has them."""
+    found = ROW.findall((ROOT / "docs" / "configuration.md").read_text())
+    return [row for row in found if row[0].startswith(prefix)]
+
+
+@SERVICES
 def test_every_variable_is_documented_with_its_default_and_no_other_is(struct: Any, prefix: str) -> None:
-    text = (ROOT / "docs" / "configuration.md").read_text()
-    documented = {name: default for name, _, default in ROW.findall(text) if name.startswith(prefix)}
+    documented = {name: default for name, _, default in rows(prefix)}
     fields = {prefix + field.name.upper(): field.default for field in msgspec.structs.fields(struct)}
     assert documented.keys() == fields.keys()
     for name, default in fields.items():
@@ -26,6 +39,27 @@ def test_every_variable_is_documented_with_its_default_and_no_other_is(struct: A
             assert shown.startswith(("none", "generated", "read from", "sqlite:///STATE_DIR/", "AUTHSVC_LISTEN")), name
         else:
             assert shown == (str(default).lower() if isinstance(default, bool) else str(default)), name
+
+
+@SERVICES
+def test_every_variable_is_documented_with_its_type(struct: Any, prefix: str) -> None:
+    hints = get_type_hints(struct, include_extras=True)
+    expected = {prefix + name.upper(): words(hint) for name, hint in hints.items()}
+    for name, shown, _ in rows(prefix):
+        assert shown in expected[name], name
+
+
+def words(hint: Any) -> set[str]:
+    """Return how the documents may call a type, with its limits."""
+    if NoneType in get_args(hint):
+        (hint,) = set(get_args(hint)) - {NoneType}
+    if get_origin(hint) is Annotated:
+        kind, limits = get_args(hint)
+        bounds = f" ≥ {limits.ge}" if limits.le is None else f", {limits.ge} to {limits.le}"
+        return {unit + bounds for unit in ({"seconds"} if kind is float else {"integer", "bytes"})}
+    if issubclass(hint, Enum):
+        return {", ".join(f"`{member.value}`" for member in hint)}
+    return {bool: {"switch"}, Path: {"path"}, Address: {"address"}, Token: {"secret"}, Secret: {"URL"}}[hint]
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:

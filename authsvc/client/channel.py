@@ -10,7 +10,7 @@ from typing import Protocol
 
 import grpc
 
-from authsvc.client.environment import Address, ConfigurationError, Secret
+from authsvc.client.environment import Address, ConfigurationError, Secret, Token
 from authsvc.client.verdicts import KeyServiceUnavailableError
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
@@ -119,16 +119,17 @@ class TokenFile:
         """Return the token; raise KeyServiceUnavailableError when the file has none yet."""
         if self._token is None:
             try:
-                text = self._path.read_bytes().strip()
+                text = self._path.read_text("utf-8", "replace")
             except FileNotFoundError:
                 raise KeyServiceUnavailableError(
                     f"there is no token: {self._path} does not exist; the key service writes it at its first start"
                 ) from None
             except OSError as error:
                 raise KeyServiceUnavailableError(f"there is no token: {_why(self._path, error)}") from None
-            if not text or any(not 0x21 <= byte <= 0x7E for byte in text):
-                raise KeyServiceUnavailableError(f"there is no token: {self._path} holds something else")
-            self._token = Secret(text.decode())
+            try:
+                self._token = Token.parse(text)
+            except ValueError:
+                raise KeyServiceUnavailableError(f"there is no token: {self._path} holds something else") from None
         return self._token
 
     def forget(self) -> None:

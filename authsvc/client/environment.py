@@ -40,10 +40,27 @@ class Secret:
     __str__ = __repr__
 
 
-def kept_token(path: Path) -> Secret:
+class Token(Secret):
+    """A bearer token: printable ASCII without spaces, which is what gRPC metadata and HTTP headers carry."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a token as it was configured or as a file holds it; white space around it does not count.
+
+        Raises ValueError, which does not repeat the text, when it cannot be sent.
+        """
+        text = text.strip()
+        if not re.fullmatch(r"[!-~]+", text):
+            raise ValueError("expected a token: printable ASCII without spaces")
+        return cls(text)
+
+
+def kept_token(path: Path) -> Token:
     """Return the token in a file, generated (mode 0600) if there is no such file.
 
-    Raises ConfigurationError when the file can be neither read nor made.
+    Raises ConfigurationError when the file can be neither read nor made, or holds something else.
     """
     try:
         if not path.exists():
@@ -58,12 +75,11 @@ def kept_token(path: Path) -> Secret:
                 pass
             finally:
                 draft.unlink()
-        text = path.read_text().strip()
+        return Token.parse(path.read_text("utf-8", "replace"))
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
-    if not text:
-        raise ConfigurationError(f"{path} is empty: remove it to have a token generated")
-    return Secret(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{path}: {error}; remove it to have one generated") from None
 
 
 class Address:
@@ -78,7 +94,7 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read `host:port`, `[ipv6]:port` or `:port` (loopback); raise ValueError saying what is expected."""
-        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]]*)):([0-9]{1,5})", text)
+        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]\ud800-\udfff]*)):([0-9]{1,5})", text)
         if match is None or int(match[3]) > 65535:
             raise ValueError("expected HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
         return cls(match[1] or match[2] or "127.0.0.1", int(match[3]))
@@ -107,6 +123,8 @@ class Address:
 def _decode(kind: type, value: Any) -> Any:
     if kind is Address:
         return Address.parse(value)
+    if kind is Token:
+        return Token.parse(value)
     if kind is Secret:
         return Secret(value)
     if kind is Path:

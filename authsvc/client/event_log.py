@@ -1,11 +1,12 @@
 """How a process of this product logs: events with fields, one a line, on standard error.
 
-Called once, at start, by each command line. Libraries' own logs come out the same
-way, from WARNING on: below that they print what they handle.
+`configure` is called once, at start, by each command line. Libraries' own logs come out
+the same way, from WARNING on: below that they print what they handle.
 """
 
 import logging
 import sys
+import traceback
 from enum import StrEnum
 
 import structlog
@@ -54,3 +55,21 @@ def configure(level: LogLevel, log_format: LogFormat) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def traceback_without_text(error: BaseException) -> str:
+    """Return an error's traceback, and those of what it came from, with types instead of messages.
+
+    A message may repeat what a caller sent.
+    """
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        parts += [
+            f"{type(current).__module__}.{type(current).__qualname__}\n",
+            *traceback.format_tb(current.__traceback__),
+        ]
+        current = current.__cause__ or current.__context__
+    return "".join(parts)

@@ -12,7 +12,14 @@ from authsvc.client.channel import ClientTls, TokenSource, authorization, open_c
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.raw_key import RawKey
-from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import (
+    INVALID_KEY,
+    ORIGIN_CHARACTERS_MAX,
+    Answer,
+    Decision,
+    KeyServiceUnavailableError,
+    Verdict,
+)
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
@@ -108,6 +115,8 @@ class KeyClient:
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
+        except grpc.aio.BaseError as error:  # gRPC's own library refuses the call, the metadata for example
+            raise KeyServiceUnavailableError(f"the call could not be sent ({type(error).__name__})") from None
         self._good_at = self._monotonic()
         return _answer(response)
 
@@ -161,7 +170,7 @@ def _answer(response: pb2.ValidateResponse) -> Answer:
     if verdict is None:
         raise KeyServiceUnavailableError(f"the key service sent verdict {response.verdict}, which is none of ours")
     if verdict is Verdict.INVALID_KEY:
-        decision = Decision(verdict, "", "")
+        decision = INVALID_KEY
     else:
         decision = Decision(verdict, response.project_id, response.key_id)
         if not decision.project_id or not decision.key_id:

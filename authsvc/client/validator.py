@@ -15,13 +15,14 @@ from typing import Any, Self, TypeAlias
 
 import structlog
 
+from authsvc.client.call_slots import CallSlots, Turn
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
-from authsvc.client.environment import Address, Secret
+from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import KeyClient, sendable_origin
 from authsvc.client.raw_key import Digest, RawKey
-from authsvc.client.verdict_cache import INVALID_KEY, VerdictCache
-from authsvc.client.verdicts import Answer, Decision, KeyServiceUnavailableError
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
 
 _PROBE_KEY = RawKey("dt_" + "0" * 24)
@@ -78,18 +79,19 @@ class KeyValidator:
         """Nothing is connected before the first call, or `start`.
 
         `name` is a label for operators, by default the host and process id. `calls_max` bounds
-        the calls under way at once. Raises ConfigurationError when a TLS file cannot be
-        used, ValueError for an address that is not HOST:PORT.
+        the calls under way at once; some more wait for a moment (see `call_slots`). Raises
+        ConfigurationError when a TLS file cannot be used, ValueError for an address that is
+        not HOST:PORT and for a token that cannot be sent.
         """
         address = Address.parse(address) if isinstance(address, str) else address
-        token = FixedToken(Secret(token)) if isinstance(token, str) else token
+        token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
         self._clock = clock
         self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
         self._client = KeyClient(address, token, tls, clock)
         self._holder = Holder(secrets.token_hex(16), name or f"{socket.gethostname()}:{os.getpid()}", self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
-        self._calls_max = calls_max
+        self._slots = CallSlots(calls_max, clock)
         self._calls: set[_Flight] = set()
         self._flights: dict[tuple[Digest, str | None], _Flight] = {}
         self._probe: asyncio.Task[None] | None = None
@@ -152,14 +154,14 @@ class KeyValidator:
     def _take_off(self, api_key: RawKey, origin: str | None) -> _Flight:
         if self._closed:
             raise KeyServiceUnavailableError("this validator is closed")
-        if len(self._calls) >= self._calls_max:
-            raise KeyServiceUnavailableError(f"{self._calls_max} calls to the key service are under way already")
         route = (api_key.digest, origin)
-        flight = asyncio.create_task(self._ask(api_key, origin))
+        turn = self._slots.take(is_known=self._cache.knows(*route))
+        flight = asyncio.create_task(self._ask(api_key, origin, turn))
         self._calls.add(flight)
         self._flights[route] = flight
 
         def land(landed: _Flight) -> None:
+            self._slots.release(turn)
             self._calls.discard(landed)
             if self._flights.get(route) is landed:
                 del self._flights[route]
@@ -169,7 +171,8 @@ class KeyValidator:
         flight.add_done_callback(land)
         return flight
 
-    async def _ask(self, api_key: RawKey, origin: str | None) -> Decision:
+    async def _ask(self, api_key: RawKey, origin: str | None, turn: Turn) -> Decision:
+        await self._slots.wait(turn)
         sent_at, epoch = self._clock(), self._holder.epoch
         answer = await self._call(api_key, origin)
         if self._holder.may_keep(answer.revision, epoch):  # rule 4

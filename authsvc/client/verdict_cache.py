@@ -17,9 +17,8 @@ A verdict that holds for every origin is one entry.
 from collections import OrderedDict
 
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdicts import Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
-INVALID_KEY = Decision(Verdict.INVALID_KEY, "", "")
 _NEVER = float("-inf")
 
 
@@ -33,11 +32,14 @@ class _Origins:
         self._origins_max = origins_max
 
     def has(self, origin: str | None, now: float) -> bool:
-        expires_at = self._expiries.pop(origin, _NEVER)
-        if expires_at <= now:
+        if self._expiries.get(origin, _NEVER) <= now:
             return False
-        self._expiries[origin] = expires_at
+        self._expiries[origin] = self._expiries.pop(origin)
         return True
+
+    def __contains__(self, origin: str | None) -> bool:
+        """Whether it was put, and not dropped since; it may have expired."""
+        return origin in self._expiries
 
     def put(self, origin: str | None, expires_at: float) -> None:
         self._expiries.pop(origin, None)
@@ -114,6 +116,13 @@ class VerdictCache:
             self._keys.move_to_end(digest)
             return key.refusal
         return None
+
+    def knows(self, digest: Digest, origin: str | None) -> bool:
+        """Whether the key was admitted from the origin lately: what has expired counts until it is pushed out."""
+        key = self._keys.get(digest)
+        return key is not None and (
+            key.any_expires_at != _NEVER or (key.admitted is not None and origin in key.admitted)
+        )
 
     def put(self, digest: Digest, origin: str | None, answer: Answer, sent_at: float) -> None:
         """Keep an answer to a call that was sent at `sent_at`; it replaces what contradicts it."""

@@ -23,6 +23,9 @@ class Decision:
     key_id: str
 
 
+INVALID_KEY = Decision(Verdict.INVALID_KEY, project_id="", key_id="")
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the key service said, and how long and how widely it holds."""

@@ -60,12 +60,12 @@ class Watcher:
                 await self._watch()
                 reason = "the key service ended the stream"
             except grpc.aio.AioRpcError as error:
-                self._token.forget()
                 reason = error.code().name
             except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
                 reason = str(error)
-            except (grpc.aio.UsageError, asyncio.InvalidStateError):  # written to a stream that has just ended
-                reason = "the stream ended"
+            except (grpc.aio.BaseError, asyncio.InvalidStateError):
+                reason = "the stream ended"  # just before it was written to, or before gRPC had opened it
+            self._token.forget()
             _log.debug("watch_ended", reason=reason)
             self._note()
             if self._holder.lease_ends_at > lease_before:

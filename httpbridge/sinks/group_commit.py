@@ -11,7 +11,8 @@ What each submitter may rely on:
 - an item that the store refuses for what it contains fails alone: its commit was rolled
   back, and is tried again in halves until the refused item stands by itself;
 - going away (cancellation) neither undoes its item nor disturbs the others;
-- it never hangs: a full queue, a closed one and the end of the writer raise at once.
+- it never waits long: a full queue, a closed one and the end of the writer raise at once, and
+  a store that fails answers all who wait by then, so that nobody waits for several failures.
 """
 
 import asyncio
@@ -20,9 +21,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import structlog
+
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 
+CLOSE_SECONDS_MAX = 15.0
+"""For what was accepted to be committed at the end: longer than any one commit may take."""
+
 T = TypeVar("T")
+
+_log = structlog.get_logger("httpbridge.sinks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class GroupCommit(Generic[T]):
         self._queued_weight = 0
         self._wake = asyncio.Event()
         self._closing = False
+        self._is_full = False
         self.commits = 0
         """How many commits were tried."""
         self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
@@ -84,6 +93,9 @@ class GroupCommit(Generic[T]):
         if len(self._queue) >= bounds.queued_items_max or (
             self._queue and self._queued_weight + weight > bounds.queued_weight_max
         ):
+            if not self._is_full:  # once until it was empty: what is refused now is tried again soon
+                self._is_full = True
+                _log.warning("log_queue_full", batches=len(self._queue), bytes=self._queued_weight)
             raise StoreUnavailableError("the queue is full")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(_Waiting(item, weight, done))
@@ -91,14 +103,15 @@ class GroupCommit(Generic[T]):
         self._wake.set()
         await done
 
-    async def close(self) -> None:
-        """Commit what was accepted, then end. Cancelled, it ends at once and fails what still waits."""
+    async def close(self, timeout_seconds: float = CLOSE_SECONDS_MAX) -> None:
+        """Commit what was accepted, then end. After the timeout, or cancelled, it ends at once and fails what waits."""
         self._closing = True
         self._wake.set()
         try:
-            await asyncio.wait([self._writer])
+            await asyncio.wait([self._writer], timeout=timeout_seconds)
         finally:
             self._writer.cancel()
+        await asyncio.wait([self._writer])
 
     async def _write_until_closed(self) -> None:
         group: list[_Waiting[T]] = []
@@ -111,12 +124,11 @@ class GroupCommit(Generic[T]):
                 elif self._closing:
                     return
                 else:
+                    self._is_full = False
                     self._wake.clear()
         finally:
             # However the writer ends, nobody may wait for it any longer.
-            for waiting in (*group, *self._queue):
-                waiting.fail(StoreUnavailableError("the sink stopped"))
-            self._queue.clear()
+            self._fail(group, "the sink stopped")
 
     def _next_group(self) -> list[_Waiting[T]]:
         group: list[_Waiting[T]] = []
@@ -133,11 +145,17 @@ class GroupCommit(Generic[T]):
         try:
             await self._write_apart(group)
         except StoreUnavailableError as error:
-            for waiting in group:  # those settled before the store failed keep their outcome
-                waiting.fail(StoreUnavailableError(str(error)))
+            self._fail(group, str(error))
         except Exception as error:  # noqa: BLE001 - a defect; the submitters raise it, and the writer must go on
             for waiting in group:
                 waiting.fail(error)
+
+    def _fail(self, group: list[_Waiting[T]], reason: str) -> None:
+        """Fail the group, but for those of it that are settled, and all that waits behind it and was never tried."""
+        for waiting in (*group, *self._queue):
+            waiting.fail(StoreUnavailableError(reason))
+        self._queue.clear()
+        self._queued_weight = 0
 
     async def _write_apart(self, group: list[_Waiting[T]]) -> None:
         """Commit the group; when that is refused, each half by itself: log(n) commits more for one refused item."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 import sqlalchemy as sa
@@ -51,8 +52,12 @@ def postgres_engine(dsn: str, *, connections_max: int = 1, **settings: str) -> A
     """Make an engine for the address, which the driver reads itself (so `sslmode` and several hosts work).
 
     `settings` are server settings of the session. It has at most `connections_max` connections; who wants one more
-    waits for CONNECT_SECONDS_MAX.
+    waits for CONNECT_SECONDS_MAX. Raises StoreSetupError for an address that is no URL.
     """
+    try:
+        urlsplit(dsn)  # the driver leaves what this raises as it is, at each connection
+    except ValueError:
+        raise StoreSetupError("the log store's address is not a URL such as postgresql://USER@HOST/NAME") from None
 
     # SQLAlchemy passes what it finds in its own URL, which has nothing.
     async def connect(*_: Any, **__: Any) -> _Driver:

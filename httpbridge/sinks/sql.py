@@ -154,8 +154,8 @@ class SqlSink:
     def _learned(self, lost: str | None) -> None:
         """Note what an attempt to write showed, and log the change; never a row's content."""
         if lost is not None and self._lost is None:
-            _log.warning("log store lost", reason=lost)
+            _log.warning("log_store_lost", reason=lost)
         elif lost is None and self._lost is not None:
-            _log.info("log store back")
+            _log.info("log_store_back")
         self._lost = lost
         self._known_at = self._monotonic()

@@ -161,7 +161,7 @@ class SqliteStore:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
             # All that was answered is in the WAL; the next commit finds out whether the store is in order.
-            _log.warning("checkpoint failed", reason=_reason(error))
+            _log.warning("checkpoint_failed", reason=_reason(error))
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -13,6 +13,7 @@ import pytest
 from authsvc.app import serve
 from authsvc.client.environment import Address
 from authsvc.config import Config
+from authsvc.interceptors import CallLimits
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 
@@ -26,6 +27,7 @@ class Service:
     stop: asyncio.Event
     keys: Any
     projects: Any
+    operations: Any
 
     def token(self, role: str = "admin") -> tuple[tuple[str, str], ...]:
         """Return the metadata that a caller of this role sends."""
@@ -33,13 +35,13 @@ class Service:
 
 
 @asynccontextmanager
-async def running(state_dir: Path, **variables: str) -> AsyncIterator[Service]:
+async def running(state_dir: Path, limits: CallLimits | None = None, /, **variables: str) -> AsyncIterator[Service]:
     """Run a service with this environment; raise what stops it from starting."""
     environ = {"AUTHSVC_LISTEN": "127.0.0.1:0", "AUTHSVC_STATE_DIR": str(state_dir)} | variables
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
     async with AsyncExitStack() as stack:
-        task = asyncio.create_task(serve(Config.from_environment(environ), stop, started.set_result))
+        task = asyncio.create_task(serve(Config.from_environment(environ), stop, started.set_result, limits))
         waiting: list[asyncio.Future[Any]] = [task, started]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -47,8 +49,9 @@ async def running(state_dir: Path, **variables: str) -> AsyncIterator[Service]:
         address = started.result()
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(address)))
         keys, projects = pb_grpc.KeyServiceStub(channel), pb_grpc.ProjectServiceStub(channel)
+        operations = pb_grpc.OperationsServiceStub(channel)
         try:
-            yield Service(address, state_dir, channel, stop, keys, projects)
+            yield Service(address, state_dir, channel, stop, keys, projects, operations)
         finally:
             stop.set()
             await task

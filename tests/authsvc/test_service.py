@@ -1,8 +1,10 @@
 """The gRPC contract of authsvc.v1, over a real channel."""
 
 import asyncio
+import hashlib
 import re
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from authsvc.client.environment import ConfigurationError
+from authsvc.errors import KeyServiceError, StoreUnavailableError
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
@@ -269,16 +273,26 @@ async def test_a_method_that_nobody_serves_is_unimplemented(service: Service) ->
     assert (await refused(call(b"", metadata=service.token())))[0] == Code.UNIMPLEMENTED
 
 
-async def test_an_unexpected_error_shows_the_caller_nothing_of_itself(
-    service: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+async def test_an_unexpected_error_shows_its_text_to_neither_the_caller_nor_the_log(
+    service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The log says what it was and where it came from; its text may repeat what the caller sent."""
+
     async def broken(self: KeyStore, digest: bytes) -> None:
-        raise RuntimeError("secret detail")
+        try:
+            raise ValueError(digest.hex())
+        except ValueError as error:
+            raise RuntimeError(digest.hex()) from error
 
     monkeypatch.setattr(KeyStore, "lookup", broken)
-    code, text = await refused(validate(service, UNKNOWN_KEY))
+    with capture_logs() as logged:
+        code, text = await refused(validate(service, UNKNOWN_KEY))
     assert (code, text) == (Code.INTERNAL, "internal error")
-    capsys.readouterr()
+    (line,) = (line for line in logged if line["event"] == "call_failed")
+    assert (line["log_level"], line["error"]) == ("error", "RuntimeError")
+    assert "in broken" in line["traceback"]
+    assert "builtins.ValueError" in line["traceback"]
+    assert hashlib.sha256(UNKNOWN_KEY.encode()).hexdigest() not in str(logged)
 
 
 async def test_a_request_over_the_size_limit_is_refused(service: Service) -> None:
@@ -286,7 +300,7 @@ async def test_a_request_over_the_size_limit_is_refused(service: Service) -> Non
     assert code == Code.RESOURCE_EXHAUSTED
 
 
-async def test_a_mutation_whose_caller_goes_away_is_committed_whole(
+async def test_a_mutation_whose_caller_goes_away_is_committed_whole_and_logged(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     issued = await issue(service)
@@ -304,10 +318,63 @@ async def test_a_mutation_whose_caller_goes_away_is_committed_whole(
     await entered.wait()
     call.cancel()
     await asyncio.wait([waiting])
-    gate.set()
-    request = pb.RevokeRequest(project_id="demo", key_id=issued.key.key_id)
-    answer = await service.keys.Revoke(request, metadata=service.token())
+    with capture_logs() as logged:
+        gate.set()
+        request = pb.RevokeRequest(project_id="demo", key_id=issued.key.key_id)
+        answer = await service.keys.Revoke(request, metadata=service.token())
     assert answer.already_revoked
+    assert [line["revision"] for line in logged if line["event"] == "key_revoked"] == [2]
+
+
+async def test_every_mutation_is_logged_without_secrets(service: Service) -> None:
+    named = (*service.token(), ("x-authsvc-caller", "ada"))
+    revoke = pb.RevokeRequest(project_id="demo")
+    with capture_logs() as logged:
+        issued = await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=named)
+        revoked = await service.keys.Revoke(revoke, metadata=named)
+        revoke.key_id = issued.key.key_id
+        assert (await service.keys.Revoke(revoke, metadata=named)).already_revoked, "nothing is changed"
+        await service.keys.SetOrigins(pb.SetOriginsRequest(project_id="demo"), metadata=named)
+        assert (await refused(issue(service)))[0] == Code.ALREADY_EXISTS
+    old, new = issued.key.key_id, revoked.key.key_id
+    every = {"project_id": "demo", "caller": "ada", "log_level": "info"}
+    assert [line for line in logged if line["log_level"] != "debug"] == [
+        {"event": "key_issued", "key_id": old, "revision": 1} | every,
+        {"event": "key_revoked", "key_id": old, "next_key_id": new, "revision": 2} | every,
+        {"event": "origins_set", "revision": 3} | every,
+    ]
+    assert issued.api_key not in str(logged)
+    assert revoked.api_key not in str(logged)
+
+
+async def test_refused_callers_are_logged_once_a_second_with_their_number(service: Service) -> None:
+    """The operator sees a bridge with a wrong token; somebody who floods cannot fill the disk."""
+    wrong = (("authorization", "Bearer canary-token"),)
+    started = time.monotonic()
+    with capture_logs() as logged:
+        for _ in range(30):
+            call = service.keys.Validate(pb.ValidateRequest(), metadata=wrong)
+            assert (await refused(call))[0] == Code.UNAUTHENTICATED
+    warnings = [line for line in logged if line["log_level"] == "warning"]
+    assert 1 <= len(warnings) <= 1 + time.monotonic() - started
+    first = warnings[0]
+    assert (first["event"], first["status"], first["count"]) == ("calls_refused", "UNAUTHENTICATED", 1)
+    assert first["method"] == "/authsvc.v1.KeyService/Validate"
+    assert first["peer"].startswith("ipv4:127.0.0.1:")
+    assert "canary" not in str(logged)
+
+
+@pytest.mark.parametrize(
+    ("base", "expected"), [(StoreUnavailableError, Code.UNAVAILABLE), (KeyServiceError, Code.INTERNAL)]
+)
+async def test_an_error_of_a_narrower_kind_has_the_status_of_its_kind(
+    service: Service, monkeypatch: pytest.MonkeyPatch, base: type[Exception], expected: grpc.StatusCode
+) -> None:
+    async def narrower(self: KeyStore, digest: bytes) -> None:
+        raise type("NarrowerError", (base,), {})("why")
+
+    monkeypatch.setattr(KeyStore, "lookup", narrower)
+    assert await refused(validate(service, UNKNOWN_KEY)) == (expected, "why")
 
 
 async def test_a_call_under_way_is_answered_when_the_service_is_told_to_stop(

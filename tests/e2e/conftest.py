@@ -16,3 +16,15 @@ def system(tmp_path: Path) -> Iterator[System]:
         yield system
     finally:
         system.close()
+
+
+@pytest.fixture(params=["one replica on SQLite", "two replicas on PostgreSQL"])
+def replicas_database(request: pytest.FixtureRequest) -> str | None:
+    """Give the database that two replicas share, or None for one replica with its own.
+
+    A test takes it before `system`, so that the replicas end before their database does.
+    """
+    if "SQLite" in request.param:
+        return None
+    url: str = request.getfixturevalue("postgres_url")
+    return url

@@ -56,6 +56,10 @@ class Connection:
         """Send bytes."""
         self._writer.write(data)
 
+    def finish(self) -> None:
+        """Say that nothing more will be sent."""
+        self._writer.write_eof()
+
     async def answer(self, *, has_body: bool = True) -> Answer:
         """Read one answer, interim ones (100) included.
 

@@ -24,7 +24,7 @@ async def sending(load: Load, address: str) -> AsyncIterator[None]:
 
 
 # The number of answers after which the bridge is killed: in its first commits, and later.
-KILLED_AFTER = (1, 40, 150, 400)
+KILLED_AFTER = (1, 60, 300)
 
 
 async def test_after_kill_9_of_the_bridge_every_batch_with_a_200_is_stored_whole_and_once(system: System) -> None:

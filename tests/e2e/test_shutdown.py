@@ -6,7 +6,6 @@ import sqlite3
 from contextlib import closing
 
 import grpc
-import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -105,12 +104,3 @@ async def test_sigterm_of_authsvc_under_load_refuses_no_valid_key(system: System
     assert set(verdicts) == {pb.VERDICT_ALLOWED}
     assert set(faults) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert await key_service.ended() == 0
-
-
-@pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
-async def test_sigint_ends_a_service_like_sigterm(system: System, name: str) -> None:
-    service = system.launch(name)
-    await service.started()
-    service.send(signal.SIGINT)
-    assert await service.ended() == 0
-    assert service.stderr == ""

@@ -52,8 +52,8 @@ async def test_a_full_disk_is_a_503_and_over_when_there_is_room_again(system: Sy
     await until("the bridge is ready", ready)
     assert (await post(bridge.address, key, body("after", 2))).status == 200
     assert messages(system.state_dir) == ["before/0", "after/0", "after/1"]
-    assert "log store lost" in bridge.stderr
-    assert "log store back" in bridge.stderr
+    assert "log_store_lost" in bridge.stderr
+    assert "log_store_back" in bridge.stderr
 
 
 async def test_a_database_that_another_process_locks_is_a_503_until_it_lets_go(system: System) -> None:

@@ -10,8 +10,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.key_client import sendable_origin
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
+from httpbridge.bodies import Budget
 from httpbridge.ingest import Ingest
 from httpbridge.logs import LogBatch
 from httpbridge.rate_limit import RateLimit
@@ -67,7 +69,9 @@ class FakeValidator:
     def _decide(api_key: RawKey, origin: str | None) -> Decision:
         if api_key.reveal() != KEY:
             return Decision(Verdict.INVALID_KEY, "", "")
-        verdict = Verdict.ORIGIN_NOT_ALLOWED if origin in (BLOCKED_ORIGIN, "null") else Verdict.ALLOWED
+        verdict = (
+            Verdict.ORIGIN_NOT_ALLOWED if sendable_origin(origin) in (BLOCKED_ORIGIN, "null", "") else Verdict.ALLOWED
+        )
         return Decision(verdict, PROJECT_ID, KEY_ID)
 
 
@@ -148,7 +152,16 @@ class Client:
 class Bridge:
     """A running server, and the handles to what stands around it."""
 
-    def __init__(self, *, rate_limit: int, body_bytes_max: int, keepalive_seconds: float, body_timeout_seconds: float):
+    def __init__(
+        self,
+        *,
+        rate_limit: int,
+        body_bytes_max: int,
+        body_budget_bytes: int,
+        keepalive_seconds: float,
+        body_timeout_seconds: float,
+        connections_max: int,
+    ) -> None:
         self.clock = FakeClock()
         self.validator = FakeValidator()
         self.sink = MemorySink()
@@ -160,6 +173,7 @@ class Bridge:
             sink=self.sink,
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
+            body_budget=Budget(body_budget_bytes),
         )
         self.server = PublicServer(
             ingest=ingest.handle,
@@ -168,6 +182,7 @@ class Bridge:
             monotonic=self.clock.monotonic,
             keepalive_seconds=keepalive_seconds,
             body_timeout_seconds=body_timeout_seconds,
+            connections_max=connections_max,
         )
         self.port = 0
         self.listener: asyncio.Server
@@ -206,15 +221,19 @@ async def running_bridge(
     *,
     rate_limit: int = 5000,
     body_bytes_max: int = 5 * 1024 * 1024,
+    body_budget_bytes: int = 64 * 1024 * 1024,
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
+    connections_max: int = 10_000,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
         rate_limit=rate_limit,
         body_bytes_max=body_bytes_max,
+        body_budget_bytes=body_budget_bytes,
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
+        connections_max=connections_max,
     )
     await bridge.start(ssl_context)
     try:

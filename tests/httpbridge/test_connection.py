@@ -303,13 +303,58 @@ async def test_a_bomb_is_refused_without_being_unpacked() -> None:
         assert answer.status == 413
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_a_408() -> None:
+async def test_a_body_that_does_not_arrive_in_time_is_a_503_to_be_sent_again() -> None:
     async with running_bridge(body_timeout_seconds=0.05) as bridge:
         client = await bridge.connect()
         client.send(request("POST", "/ingest/logs", "Content-Length: 10") + b"x")
         answer = await client.answer()
-        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert (answer.status, answer.body) == (503, b'{"error": "Request timeout"}')
+        assert (answer.headers["connection"], answer.headers["retry-after"]) == ("close", "1")
         assert answer.headers["x-ratelimit-remaining"] == "4999"
+
+
+async def test_bodies_on_their_way_take_no_more_than_the_budget_all_together(events: list[EventDict]) -> None:
+    """What would is a 503, and those on their way go on; one that came along with its headers needs none of it."""
+    async with running_bridge(body_budget_bytes=1000) as bridge:
+        slow = await bridge.connect()
+        body = BODY + b" " * 900
+        slow.send(request(body=body)[:-5])
+        await bridge.validator.is_asked.wait()
+        answers = [await bridge.exchange(request(body=body)[:-5]) for _ in range(3)]
+        assert [(answer.status, answer.body) for answer in answers] == [(503, b'{"error": "Overloaded"}')] * 3
+        assert answers[0].headers["retry-after"] == "1"
+        assert (await bridge.exchange(request(body=body))).status == 200
+        slow.send(body[-5:])
+        assert (await slow.answer()).status == 200
+        gzipped = gzip.compress(body)
+        answer = await bridge.exchange(request("POST", "/ingest/logs", "Content-Encoding: gzip", body=gzipped))
+        assert answer.status == 200
+    assert [event["event"] for event in events if event["log_level"] == "warning"] == ["body_budget_exhausted"]
+
+
+async def test_a_connection_too_many_is_answered_with_a_503_and_closed(events: list[EventDict]) -> None:
+    async with running_bridge(connections_max=2) as bridge:
+        health = request("GET", "/health", key=None)
+        clients = [await bridge.connect() for _ in range(2)]
+        for client in clients:
+            client.send(health)
+            await client.answer()
+        for _ in range(3):
+            refused = await bridge.connect()
+            answer = await refused.answer()
+            assert (answer.status, answer.body) == (503, b'{"error": "Overloaded"}')
+            assert (answer.headers["retry-after"], answer.headers["connection"]) == ("1", "close")
+            assert await refused.rest() == b""
+        clients[0].send(health)
+        assert (await clients[0].answer()).status == 200
+        clients[0].send(request("GET", "/health", "Connection: close", key=None))
+        await clients[0].answer()
+        assert await clients[0].rest() == b""
+        await clients[0].close()
+        async with asyncio.timeout(10):
+            while (await bridge.exchange(health)).status != 200:  # until the server has seen the end of it
+                pass
+    assert [event["event"] for event in events if event["log_level"] == "warning"] == ["connections_refused"]
 
 
 async def test_headers_that_do_not_arrive_in_time_end_the_connection() -> None:

@@ -79,6 +79,11 @@ def test_a_required_field_that_is_null_is_missing(required: str) -> None:
         ("2026-01-02T03:04:05.123456Z", datetime(2026, 1, 2, 3, 4, 5, 123456, tzinfo=UTC)),
         ("2026-01-02T00:30:00+05:30", datetime(2026, 1, 1, 19, 0, tzinfo=UTC)),
         ("2026-01-02T00:30:00-05:30", datetime(2026, 1, 2, 6, 0, tzinfo=UTC)),
+        ("2026-01-02T00:30:00+0530", datetime(2026, 1, 1, 19, 0, tzinfo=UTC)),  # not RFC 3339, and common
+        ("2016-12-31T23:59:60Z", datetime(2016, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),  # a leap second
+        ("2016-12-31t23:59:60.5z", datetime(2016, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("2016-12-31T23:59:60", datetime(2016, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("2017-01-01T05:29:60.25+05:30", datetime(2016, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
         ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
         ("0001-01-01T05:00:00+05:00", datetime(1, 1, 1, tzinfo=UTC)),
         ("9999-12-31T23:59:59.999999Z", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
@@ -90,6 +95,18 @@ def test_timestamps_become_utc(text: str, expected: datetime) -> None:
     assert timestamp.tzinfo is UTC
 
 
+def test_a_leap_second_leaves_the_rest_of_its_batch_as_it_was() -> None:
+    others = [
+        {"level": "info", "message": "23:59:60Z", "metadata": {"timestamp": "2016-12-31T23:59:60Z"}},
+        {"level": "info", "message": "m", "timestamp": "2026-01-02T03:04:05Z"},
+        {"level": "info", "message": "m", "timestamp": None},
+    ]
+    leap = {"level": "info", "message": "m", "timestamp": "2016-12-31T23:59:60Z"}
+    entries = batch_of(json.dumps({"logs": [*others, leap]}).encode()).entries
+    assert entries[:3] == batch_of(json.dumps({"logs": others}).encode()).entries
+    assert refusal_of(json.dumps({"logs": [leap, {"level": "info"}]}).encode()) == ("logs[1].message", "is required")
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -98,6 +115,12 @@ def test_timestamps_become_utc(text: str, expected: datetime) -> None:
         '""',
         "1767323045",
         '"2026-02-30T00:00:00Z"',
+        '"2026-01-02T12:00:60Z"',
+        '"2026-01-02T23:59:61Z"',
+        '"2026-01-02T23:59:60+01:00"',
+        '"2026-01-02T23:59:60.Z"',
+        '"2026-01-02T23:59:60:60Z"',
+        '"2026-01-02T03:04:05+01"',
         '"2026-01-02T24:00:00Z"',
         '"0000-01-01T00:00:00Z"',
         '"10000-01-01T00:00:00Z"',

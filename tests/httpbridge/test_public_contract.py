@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from authsvc.client import KeyServiceUnavailableError
+from httpbridge.errors import BatchRefusedError, BridgeError, StoreUnavailableError
 from httpbridge.server import Readiness, ReadyStatus
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
@@ -77,6 +78,21 @@ async def test_unexpected_error_is_the_golden_500_with_cors_and_rate_headers(bri
     check_golden("500-unexpected", answer.head + answer.body)
 
 
+@pytest.mark.parametrize(
+    ("base", "status"), [(StoreUnavailableError, 503), (KeyServiceUnavailableError, 503), (BridgeError, 500)]
+)
+async def test_an_error_that_has_no_answer_of_its_own_has_that_of_its_base(
+    bridge: Bridge, base: type[Exception], status: int
+) -> None:
+    class LaterError(base):  # type: ignore[misc, valid-type]
+        pass
+
+    bridge.sink.failure = LaterError("of a later version")
+    answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
+    assert answer.status == status
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
 async def test_a_200_is_the_whole_batch_stored_under_the_key_that_sent_it(bridge: Bridge) -> None:
     await bridge.exchange(request(body=BODY))
     (batch,) = bridge.sink.batches
@@ -136,11 +152,14 @@ async def test_path_method_and_order_of_checks(bridge: Bridge, sent: bytes, stat
     assert (await bridge.exchange(sent)).status == status
 
 
-async def test_head_is_a_405_without_a_body(bridge: Bridge) -> None:
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/ready", 200), ("/ingest/logs", 405), ("/", 404)])
+async def test_head_is_answered_without_a_body(bridge: Bridge, path: str, status: int) -> None:
+    """As load balancers send it, to health and readiness only."""
     client = await bridge.connect()
-    client.send(request("HEAD", "/health", key=None) + request("GET", "/health", key=None))
+    client.send(request("HEAD", path, key=None) + request("GET", "/health", key=None))
     answer = await client.answer(has_body=False)
-    assert (answer.status, answer.headers["allow"]) == (405, "GET")
+    assert answer.status == status
+    assert int(answer.headers["content-length"]) > 0
     assert (await client.answer()).status == 200
 
 
@@ -184,12 +203,12 @@ async def test_a_remembered_verdict_is_used_without_asking(bridge: Bridge) -> No
         ((), None),
         (("Origin: https://shop.example",), "https://shop.example"),
         (("Origin: null",), "null"),
-        (("Origin:",), "null"),
+        (("Origin:",), ""),
         (("Origin: https://shop.example", "Origin: https://shop.example"), "null"),
-        (("Origin: https://" + "a" * 300,), "null"),
+        (("Origin: https://shop.example", "Origin: https://other.example"), "null"),
     ],
 )
-async def test_origins_that_no_entry_can_admit_share_one_verdict(
+async def test_the_origin_that_is_asked_about_is_the_headers_and_several_are_null(
     bridge: Bridge, headers: tuple[str, ...], origin: str | None
 ) -> None:
     answer = await bridge.exchange(request("POST", "/ingest/logs", *headers, body=BODY))
@@ -200,7 +219,6 @@ async def test_origins_that_no_entry_can_admit_share_one_verdict(
 async def test_an_origin_that_is_not_utf8_is_one_that_no_entry_admits(bridge: Bridge) -> None:
     sent = request(body=BODY).replace(b"Host:", b"Origin: https://\xff.example\r\nHost:")
     assert (await bridge.exchange(sent)).status == 403
-    assert bridge.validator.asked[0][1] == "null"
 
 
 async def test_rate_headers_on_every_answer_to_a_valid_key_and_only_admitted_origins_count() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
+from structlog.testing import capture_logs
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.sinks.group_commit import Bounds, GroupCommit
@@ -95,6 +96,37 @@ async def test_a_failed_store_is_not_tried_again_for_the_same_items() -> None:
     await group_commit.close()
 
 
+async def test_a_failed_store_answers_all_who_wait_and_they_are_not_stored() -> None:
+    """One after the other they would each wait for the store to fail; those who come later have it tried again."""
+    failures: list[Outcome] = [StoreUnavailableError("gone"), None]
+    store = Store(lambda group: failures.pop(0))
+    group_commit = GroupCommit(store.commit, Bounds(commit_weight_max=1, queued_weight_max=4))
+    store.gate.clear()
+    writes = [asyncio.create_task(group_commit.submit("a", 1))]
+    await store.entered.wait()
+    writes += [asyncio.create_task(group_commit.submit(item, 1)) for item in "bcde"]
+    await asyncio.sleep(0)
+    store.gate.set()
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["gone"] * 5
+    assert await submit_all(group_commit, "f") == [type(None)]
+    assert store.tried == [["a"], ["f"]]
+    await group_commit.close()
+
+
+async def test_closing_ends_in_time_though_the_store_does_not_answer() -> None:
+    store = Store()
+    store.gate.clear()
+    group_commit = GroupCommit(store.commit)
+    writes = [asyncio.create_task(group_commit.submit("a", 1))]
+    await store.entered.wait()
+    writes.append(asyncio.create_task(group_commit.submit("b", 1)))
+    await asyncio.sleep(0)
+    await group_commit.close(timeout_seconds=0.01)
+    outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
+
+
 async def test_a_store_that_fails_while_poison_is_singled_out_fails_the_rest() -> None:
     """Settled items keep their outcome, and those not tried yet are not stored."""
 
@@ -157,7 +189,7 @@ async def test_a_cancelled_close_ends_at_once() -> None:
         (Bounds(queued_weight_max=10), 100, 1),  # what is too heavy for the queue may still go alone
     ],
 )
-async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(
+async def test_a_full_queue_refuses_at_once_says_so_once_and_takes_again_when_there_is_room(
     bounds: Bounds, weight: int, accepted: int
 ) -> None:
     store = Store()
@@ -167,8 +199,12 @@ async def test_a_full_queue_refuses_at_once_and_takes_again_when_there_is_room(
     await store.entered.wait()
     waiting = [asyncio.create_task(group_commit.submit("waiting", weight)) for _ in range(accepted)]
     await asyncio.sleep(0)
-    with pytest.raises(StoreUnavailableError, match="the queue is full"):
-        await group_commit.submit("one too many", weight)
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailableError, match="the queue is full"):
+                await group_commit.submit("one too many", weight)
+    full = {"event": "log_queue_full", "log_level": "warning", "batches": accepted, "bytes": accepted * weight}
+    assert logs == [full]
     store.gate.set()
     await asyncio.gather(first, *waiting)
     await group_commit.submit("again", weight)

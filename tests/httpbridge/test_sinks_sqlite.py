@@ -174,6 +174,6 @@ async def test_a_store_that_was_lost_heals_and_says_so_once(sqlite_url: str) -> 
             await sink.write(batch("after"))
             await sink.write(batch("and on"))
     assert await stored_messages(sqlite_url) == ["after", "and on"]
-    assert [line["event"] for line in lines] == ["log store lost", "log store back"]
+    assert [line["event"] for line in lines] == ["log_store_lost", "log_store_back"]
     assert "no column named context" in lines[0]["reason"]
     assert "secret" not in str(lines)

@@ -9,12 +9,18 @@ import pytest
 import trustme
 
 from authsvc.client.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials
+from authsvc.client.validator import KeyValidator
+from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials, until
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Make a clock that the event loop's timers follow: moving it ends the waits that are due by then."""
+    clock = Clock()
+    loop = asyncio.get_running_loop()
+    time, start = loop.time, clock.now
+    monkeypatch.setattr(loop, "time", lambda: time() + clock.now - start)
+    return clock
 
 
 @pytest.fixture
@@ -30,6 +36,14 @@ async def address(service: FakeKeyService) -> AsyncIterator[Address]:
     yield Address("127.0.0.1", port)
     service.gate.set()
     await server.stop(None)
+
+
+@pytest.fixture
+async def validator(service: FakeKeyService, address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
+    """Make a validator that has a lease."""
+    async with KeyValidator(address, service.token, name="bridge-1", clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        yield validator
 
 
 @pytest.fixture(scope="session")

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import trustme
 from google.protobuf.duration_pb2 import Duration
 
+from authsvc.client.raw_key import RawKey
 from protos.authsvc.v1 import key_service_pb2 as pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[pb2.ValidateRequest, pb2.ValidateResponse]"
@@ -32,10 +34,17 @@ def refused(ttl_seconds: int = 60) -> pb2.ValidateResponse:
     return response
 
 
-def invalid(ttl_seconds: int = 5) -> pb2.ValidateResponse:
+def invalid(ttl_seconds: int = 5, revision: int = 1) -> pb2.ValidateResponse:
     return pb2.ValidateResponse(
-        verdict=pb2.VERDICT_INVALID_KEY, any_origin=True, cache_ttl=Duration(seconds=ttl_seconds)
+        verdict=pb2.VERDICT_INVALID_KEY, any_origin=True, cache_ttl=Duration(seconds=ttl_seconds), revision=revision
     )
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return once something that nobody tells is so."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - that is what this is for
+            await asyncio.sleep(0)
 
 
 @dataclass(frozen=True)
@@ -47,17 +56,98 @@ class Call:
     authorization: str
 
 
+class Stream:
+    """A Watch that arrived: what its holder said, and what a test says to it."""
+
+    def __init__(self, authorization: str, context: Any) -> None:
+        self.authorization = authorization
+        self.requests: list[pb2.WatchRequest] = []
+        self.is_over = asyncio.Event()
+        """The holder has ended it, or the connection is gone."""
+        self._context = context
+        self._arrived = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._end: asyncio.Future[grpc.StatusCode] = asyncio.get_running_loop().create_future()
+
+    async def request(self, condition: Callable[[pb2.WatchRequest], bool]) -> pb2.WatchRequest:
+        """Return the first request of which this is so, once there is one."""
+        while True:
+            arrived = self._arrived
+            for request in self.requests:
+                if condition(request):
+                    return request
+            await arrived.wait()
+
+    async def acknowledged(self, revision: int) -> pb2.WatchRequest:
+        """Return the first request that acknowledges the revision."""
+        return await self.request(lambda request: request.applied_revision >= revision)
+
+    async def change(self, revision: int, *keys: RawKey) -> None:
+        digests = [key.digest for key in keys]
+        await self._send(pb2.WatchResponse(change=pb2.ChangeEvent(revision=revision, key_digests=digests)))
+
+    async def lease(self, sequence: int, seconds: float, revision: int) -> None:
+        duration = Duration(seconds=int(seconds), nanos=round(seconds % 1 * 1e9))
+        lease = pb2.LeaseEvent(sequence=sequence, duration=duration, revision=revision)
+        await self._send(pb2.WatchResponse(lease=lease))
+
+    async def reset(self, epoch: str, revision: int) -> None:
+        await self._send(pb2.WatchResponse(reset=pb2.ResetEvent(epoch=epoch, revision=revision)))
+
+    async def unknown(self) -> None:
+        await self._send(pb2.WatchResponse())
+
+    def end(self, status: grpc.StatusCode = grpc.StatusCode.OK) -> None:
+        if not self._end.done():
+            self._end.set_result(status)
+
+    async def _send(self, response: pb2.WatchResponse) -> None:
+        async with self._writing:
+            await self._context.write(response)
+
+    async def run(self, requests: AsyncIterator[pb2.WatchRequest], answer: Callable[..., Any]) -> grpc.StatusCode:
+        """Take requests until either side ends the stream; return the status to end it with."""
+
+        async def read() -> None:
+            async for request in requests:
+                self.requests.append(request)
+                arrived, self._arrived = self._arrived, asyncio.Event()
+                arrived.set()
+                await answer(self, request)
+
+        reading = asyncio.create_task(read())
+        waiting: list[asyncio.Future[Any]] = [reading, self._end]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            return self._end.result() if self._end.done() else grpc.StatusCode.OK
+        finally:
+            self.is_over.set()
+            reading.cancel()
+            await asyncio.wait([reading])
+
+
 @dataclass
 class FakeKeyService:
-    """Answers every Validate as `answer` or `status` says, once `gate` is open."""
+    """Answers every Validate as `answer` or `status` says, once `gate` is open.
+
+    Every renewal gets a lease of `lease_seconds`, after a reset if it is of another epoch; of 0: a test answers.
+    """
 
     token: str = "the-token"
     answer: pb2.ValidateResponse = field(default_factory=allowed)
+    next_answers: list[pb2.ValidateResponse] = field(default_factory=list)
+    """Given before `answer`, one to a call."""
     status: grpc.StatusCode | None = None
     calls: list[Call] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    epoch: str = "epoch-1"
+    revision: int = 1
+    lease_seconds: float = 600.0
+    takes_goodbye: bool = True
+    streams: list[Stream] = field(default_factory=list)
     _arrivals: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    _openings: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -77,11 +167,42 @@ class FakeKeyService:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no or wrong token")
         if self.status is not None:
             await context.abort(self.status, "the test says so")
-        return self.answer
+        return self.next_answers.pop(0) if self.next_answers else self.answer
 
     async def arrived(self, count: int) -> None:
         """Return once so many calls have arrived."""
         await self._arrivals[count].wait()
+
+    async def watch(self, requests: AsyncIterator[pb2.WatchRequest], context: Any) -> None:
+        authorization = str(dict(context.invocation_metadata() or ()).get("authorization", ""))
+        stream = Stream(authorization, context)
+        self.streams.append(stream)
+        self._openings[len(self.streams)].set()
+        if authorization != f"Bearer {self.token}":
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no or wrong token")
+        status = await stream.run(requests, self._renew)
+        if status is not grpc.StatusCode.OK:
+            await context.abort(status, "the test says so")
+
+    async def _renew(self, stream: Stream, request: pb2.WatchRequest) -> None:
+        if request.goodbye:
+            if self.takes_goodbye:
+                stream.end()
+        elif self.lease_seconds:
+            if request.epoch != self.epoch:
+                await stream.reset(self.epoch, self.revision)
+            await stream.lease(request.sequence, self.lease_seconds, self.revision)
+
+    async def stream(self, number: int = 1) -> Stream:
+        """Return the first, second … stream, once it is there."""
+        await self._openings[number].wait()
+        return self.streams[number - 1]
+
+    async def mutate(self, *keys: RawKey) -> None:
+        """Commit a change that voids what is known of the keys; return when the last stream's holder acknowledges."""
+        self.revision += 1
+        await self.streams[-1].change(self.revision, *keys)
+        await self.streams[-1].acknowledged(self.revision)
 
 
 @dataclass
@@ -104,9 +225,13 @@ def serve(
         request_deserializer=pb2.ValidateRequest.FromString,
         response_serializer=pb2.ValidateResponse.SerializeToString,
     )
-    server.add_generic_rpc_handlers(
-        [grpc.method_handlers_generic_handler("authsvc.v1.KeyService", {"Validate": handler})]
+    watch_handler = grpc.stream_stream_rpc_method_handler(
+        service.watch,
+        request_deserializer=pb2.WatchRequest.FromString,
+        response_serializer=pb2.WatchResponse.SerializeToString,
     )
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Validate": handler, "Watch": watch_handler}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("authsvc.v1.KeyService", handlers)])
     if credentials is None:
         return server, server.add_insecure_port(address)
     return server, server.add_secure_port(address, credentials)

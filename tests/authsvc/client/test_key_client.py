@@ -45,7 +45,7 @@ async def fault(client: KeyClient) -> str:
         (allowed(revision=7), Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef"), True, 60.0, 7),
         (allowed(any_origin=False), Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef"), False, 60.0, 1),
         (refused(), Decision(Verdict.ORIGIN_NOT_ALLOWED, "demo", "key_0123456789abcdef"), False, 60.0, 1),
-        (invalid(), Decision(Verdict.INVALID_KEY, "", ""), True, 5.0, 0),
+        (invalid(revision=0), Decision(Verdict.INVALID_KEY, "", ""), True, 5.0, 0),
     ],
 )
 async def test_an_answer_comes_back_typed(
@@ -138,6 +138,12 @@ async def test_an_answer_that_makes_no_sense_is_a_fault(
 ) -> None:
     service.answer = response
     assert "key service sent verdict" in await fault(client)
+
+
+async def test_a_call_that_grpc_itself_refuses_to_send_is_a_fault(address: Address, clock: Clock) -> None:
+    client = KeyClient(address, FixedToken(Secret("käse")), None, clock)
+    assert "could not be sent" in await fault(client)
+    await client.close()
 
 
 async def test_a_service_that_hangs_is_a_fault_at_the_deadline(

@@ -9,32 +9,17 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from authsvc.client.channel import FixedToken, TokenSource
 from authsvc.client.environment import Address, Secret
-from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
-from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused
+from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
 PAGE = "https://example.com"
-TOKEN = FixedToken(Secret("the-token"))
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
 INVALID = Decision(Verdict.INVALID_KEY, "", "")
-
-
-def make(address: Address, clock: Clock, token: TokenSource = TOKEN, calls_max: int = 256) -> KeyValidator:
-    return KeyValidator(KeyClient(address, token, None, clock), VerdictCache(), clock, calls_max)
-
-
-@pytest.fixture
-async def validator(address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
-    validator = make(address, clock)
-    yield validator
-    await validator.close()
 
 
 async def test_a_verdict_is_asked_for_once_and_then_cached_until_it_expires(
@@ -175,9 +160,7 @@ async def test_a_failed_call_that_everyone_left_is_quiet(
     with pytest.raises(asyncio.CancelledError):
         await asking
     service.gate.set()
-    async with asyncio.timeout(5):
-        while validator.fault is None:  # noqa: ASYNC110 - everyone who could be told has left
-            await asyncio.sleep(0)
+    await until(lambda: validator.fault is not None)  # everyone who could be told has left
     await asyncio.sleep(0)  # for the call's task to end
     gc.collect()
     assert unhandled == []
@@ -207,7 +190,7 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
         def forget(self) -> None:
             raise NotImplementedError
 
-    validator = make(address, clock, BrokenToken())
+    validator = KeyValidator(address, BrokenToken(), clock=clock)
     outcomes = await asyncio.gather(*(validator.validate(KEY) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * 3
     with pytest.raises(ZeroDivisionError):
@@ -215,24 +198,121 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
     await validator.close()
 
 
-async def test_calls_under_way_are_bounded(service: FakeKeyService, address: Address, clock: Clock) -> None:
-    """Beyond the bound a caller is told at once; cached verdicts and calls under way are not affected."""
-    validator = make(address, clock, calls_max=2)
-    keys = [RawKey(f"dt_{number:024x}") for number in range(4)]
-    await validator.validate(keys[0])
+async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outlives_it(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    class Replaced:
+        token = Secret("käse")
+
+        def read(self) -> Secret:
+            return self.token
+
+        def forget(self) -> None:
+            """Nothing is kept."""
+
+    token = Replaced()
+    async with KeyValidator(address, token, clock=clock) as validator:
+        with pytest.raises(KeyServiceUnavailableError):
+            await validator.validate(KEY)
+        assert await validator.state() is KeyServiceState.NEVER_REACHED
+        token.token = Secret(service.token)
+        clock.now += 2.0  # the watch's longest back-off
+        await until(lambda: validator.has_lease)
+        assert await validator.validate(KEY) == ALLOWED
+
+
+def keys(first: int, count: int) -> list[RawKey]:
+    """Return keys that only this test uses."""
+    return [RawKey(f"dt_{number:024x}") for number in range(first, first + count)]
+
+
+def asked(validator: KeyValidator, these: list[RawKey]) -> list["asyncio.Task[Decision]"]:
+    return [asyncio.create_task(validator.validate(key)) for key in these]
+
+
+@pytest.fixture
+async def narrow(service: FakeKeyService, address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
+    """Make a validator that calls for 4 keys at once, one of them known, and lets 16 of each kind wait."""
+    async with KeyValidator(address, service.token, calls_max=4, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        yield validator
+
+
+async def test_calls_under_way_are_bounded_and_more_wait_for_their_turn(
+    service: FakeKeyService, narrow: KeyValidator
+) -> None:
+    """Beyond that a caller is told at once; cached verdicts and calls under way are not affected."""
+    await narrow.validate(KEY)
     service.gate.clear()
-    asking = [asyncio.create_task(validator.validate(key)) for key in keys[1:3]]
-    await service.arrived(3)
-    with pytest.raises(KeyServiceUnavailableError, match="2 calls"):
-        await validator.validate(keys[3])
-    assert await validator.validate(keys[0]) == ALLOWED
-    asking.append(asyncio.create_task(validator.validate(keys[1])))
+    asking = asked(narrow, keys(0, 3 + 16))
+    await service.arrived(1 + 3)
+    with pytest.raises(KeyServiceUnavailableError, match="3 calls"):
+        await narrow.validate(OTHER)
+    assert await narrow.validate(KEY) == ALLOWED
+    asking += asked(narrow, keys(0, 1))
     await asyncio.sleep(0)  # for it to join the call under way
+    assert len(service.calls) == 1 + 3
     service.gate.set()
-    assert await asyncio.gather(*asking) == [ALLOWED] * 3
-    assert await validator.validate(keys[3]) == ALLOWED
-    assert len(service.calls) == 4
-    await validator.close()
+    assert await asyncio.gather(*asking) == [ALLOWED] * 20
+    assert await narrow.validate(OTHER) == ALLOWED
+    assert len(service.calls) == 1 + 19 + 1
+
+
+async def test_waiting_for_a_turn_ends_after_a_second_and_is_logged_once(
+    service: FakeKeyService, narrow: KeyValidator, clock: Clock
+) -> None:
+    service.gate.clear()
+    asking = asked(narrow, keys(0, 3 + 16))
+    await service.arrived(3)
+    with capture_logs() as logs:
+        clock.now += 1.0
+        outcomes = await asyncio.gather(*asking[3:], return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [KeyServiceUnavailableError] * 16
+        service.gate.set()
+        assert await asyncio.gather(*asking[:3]) == [ALLOWED] * 3
+        assert await narrow.validate(OTHER) == ALLOWED
+    saturated = {"event": "key_service_calls_saturated", "log_level": "warning", "calls": 3}
+    assert [entry for entry in logs if entry["event"] != "key_service_reached"] == [saturated]
+
+
+@pytest.mark.parametrize("has_lease", [True, False])
+async def test_a_flood_of_unknown_keys_does_not_keep_a_good_key_waiting(
+    service: FakeKeyService, narrow: KeyValidator, clock: Clock, has_lease: bool
+) -> None:
+    """Its verdict has expired, or may not be used without a lease; that it was good is remembered."""
+    service.next_answers.append(allowed(any_origin=False))
+    await narrow.validate(KEY, PAGE)
+    service.lease_seconds = 600.0 if has_lease else 0.0
+    clock.now += 60.0 if has_lease else 600.0
+    assert narrow.has_lease is has_lease
+    assert narrow.cached(KEY, PAGE) is None
+    service.gate.clear()
+    asking = asked(narrow, keys(0, 3 + 16))
+    await service.arrived(1 + 3)
+    good = [asyncio.create_task(narrow.validate(KEY, PAGE))]
+    await service.arrived(1 + 4)
+    assert service.calls[-1].api_key == KEY.reveal()
+    service.gate.set()
+    await asyncio.gather(*asking, *good)
+
+
+async def test_who_joins_a_call_that_waits_for_its_turn_uses_its_answer_through_the_cache_only(
+    service: FakeKeyService, narrow: KeyValidator
+) -> None:
+    """Rule 4, as for a call that is under way."""
+    service.gate.clear()
+    asking = asked(narrow, keys(0, 3))
+    await service.arrived(3)
+    first, joined = asked(narrow, [KEY, KEY])
+    await asyncio.sleep(0)
+    await service.mutate(KEY)
+    service.next_answers += [allowed(revision=1)] * 4
+    service.answer = invalid(revision=2)
+    service.gate.set()
+    assert await first == ALLOWED
+    assert await joined == INVALID
+    await asyncio.gather(*asking)
+    assert len(service.calls) == 5
 
 
 async def test_cached_verdicts_go_on_while_the_service_is_away(
@@ -343,5 +423,5 @@ async def test_closing_ends_the_calls_under_way_with_a_fault(service: FakeKeySer
 
 
 async def test_a_service_of_ones_own_connects_in_one_line(service: FakeKeyService, address: Address) -> None:
-    async with KeyValidator.connect(address, TOKEN) as validator:
+    async with KeyValidator(str(address), service.token) as validator:
         assert await validator.validate(KEY.reveal()) == ALLOWED

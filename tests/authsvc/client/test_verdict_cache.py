@@ -6,8 +6,8 @@ from hashlib import sha256
 import pytest
 
 from authsvc.client.raw_key import Digest
-from authsvc.client.verdict_cache import INVALID_KEY, VerdictCache
-from authsvc.client.verdicts import Answer, Decision, Verdict
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
 PAGE = "https://example.com"
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_1")
@@ -114,6 +114,27 @@ def test_a_newer_verdict_replaces_what_contradicts_it(before: Answer, after: Ans
     assert cache.get(KEY, PAGE, 1.0) == after.decision
     assert cache.get(KEY, "https://other.example", 1.0) == (after.decision if after.any_origin else None)
     assert len(cache) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_known", "is_known_elsewhere"),
+    [
+        (allowed(), True, True),
+        (allowed(any_origin=False), True, False),
+        (refused(), False, False),
+        (invalid(), False, False),
+    ],
+)
+def test_a_good_key_is_known_after_its_verdict_has_expired_until_it_is_dropped(
+    answer: Answer, is_known: bool, is_known_elsewhere: bool
+) -> None:
+    cache = VerdictCache()
+    cache.put(KEY, PAGE, answer, sent_at=0.0)
+    assert cache.get(KEY, PAGE, 60.0) is None
+    assert cache.knows(KEY, PAGE) is is_known
+    assert cache.knows(KEY, "https://other.example") is is_known_elsewhere
+    cache.drop(KEY)
+    assert not cache.knows(KEY, PAGE)
 
 
 def test_dropping_a_key_forgets_everything_about_it() -> None:

@@ -171,7 +171,7 @@ async def test_a_reader_who_takes_nothing_is_disconnected(sqlite_url: str, sink:
     """And nothing piles up for it meanwhile."""
     async with streams_on(sqlite_url, write_seconds_max=0.05) as streams:
         host, port = streams.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        _reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.write(b"GET /?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
         await streams.until(lambda: streams.served.open == 1)
         large = [LogEntry(Level.INFO, "x" * 4000, metadata="{" + '"k":1,' * 600 + '"k":1}') for _ in range(100)]

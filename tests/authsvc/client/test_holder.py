@@ -1,0 +1,176 @@
+"""The holder's side of the lease protocol, rule by rule. `tests/simulation` checks that the rules add up."""
+
+import pytest
+
+from authsvc.client.holder import (
+    ANSWER_SECONDS_MAX,
+    RENEW_SECONDS_MAX,
+    ChangeEvent,
+    Event,
+    Holder,
+    LeaseEvent,
+    Renewal,
+    ResetEvent,
+    StreamBrokenError,
+)
+from authsvc.client.raw_key import Digest
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+
+_KEY, _OTHER = Digest(b"key"), Digest(b"other")
+_VALID = Answer(Decision(Verdict.ALLOWED, "project", "key_1"), True, 60.0, 0)
+_INVALID = Answer(INVALID_KEY, True, 60.0, 0)
+
+
+class _Bridge:
+    """A holder that was reset to revision 5 of epoch `e`, and asked for a lease at 100 s, which it has."""
+
+    def __init__(self) -> None:
+        self.cache = VerdictCache()
+        self.holder = Holder("id", "name", self.cache)
+        self.stream, self.first = self.holder.open(99.0)
+        assert self.hear(ResetEvent("e", 5))
+        self.renewal = self.holder.renew(100.0)
+        assert not self.hear(LeaseEvent(self.renewal.sequence, 60.0, 5))
+
+    def hear(self, event: Event) -> bool:
+        return self.holder.receive(self.stream, event)
+
+    def fill(self) -> None:
+        self.cache.put(_KEY, None, _VALID, 100.0)
+        self.cache.put(_OTHER, None, _INVALID, 100.0)
+
+
+def test_it_begins_without_an_epoch_and_is_reset() -> None:
+    """The first renewal acknowledges nothing; what follows the reset acknowledges it at once (rule 6)."""
+    bridge = _Bridge()
+    assert bridge.first == Renewal("", "id", "name", 1, 0)
+    assert bridge.renewal == Renewal("e", "id", "name", 2, 5)
+
+
+@pytest.mark.parametrize(("now", "is_live"), [(100.0, True), (159.9, True), (160.0, False), (1e9, False)])
+def test_a_lease_counts_from_when_it_was_asked_for(now: float, is_live: bool) -> None:
+    """Rule 2: it ends at the time read before the renewal was sent, plus the duration."""
+    assert _Bridge().holder.is_live(now) is is_live
+
+
+def test_a_lease_counts_once_the_holder_is_caught_up() -> None:
+    """Rule 3: with the last change that the lease is for, not before."""
+    bridge = _Bridge()
+    sequence = bridge.holder.renew(150.0).sequence
+    bridge.hear(LeaseEvent(sequence, 60.0, 7))
+    bridge.hear(ChangeEvent(6, ()))
+    assert not bridge.holder.is_live(170.0)
+    bridge.hear(ChangeEvent(7, ()))
+    assert bridge.holder.is_live(170.0)
+
+
+@pytest.mark.parametrize(
+    ("revision", "epoch", "may_keep"),
+    [(4, "e", False), (5, "e", True), (6, "e", True), (6, "", False), (6, "earlier", False)],
+)
+def test_an_answer_from_before_what_was_applied_is_not_kept(revision: int, epoch: str, may_keep: bool) -> None:
+    """Rule 4: nor one that was asked for in another epoch, whatever its revision."""
+    assert _Bridge().holder.may_keep(revision, epoch) is may_keep
+
+
+def test_a_change_voids_what_it_names_and_is_acknowledged_at_once() -> None:
+    """Rule 5: valid and invalid verdicts, and no others."""
+    bridge = _Bridge()
+    bridge.fill()
+    assert bridge.hear(ChangeEvent(6, (_OTHER,)))
+    assert bridge.cache.get(_OTHER, None, 101.0) is None
+    assert bridge.cache.get(_KEY, None, 101.0) is not None
+    assert bridge.holder.renew(101.0).applied_revision == 6
+
+
+def test_a_gap_breaks_the_stream_and_an_old_change_is_ignored() -> None:
+    """Rule 6: only the next change is applied."""
+    bridge = _Bridge()
+    bridge.fill()
+    assert not bridge.hear(ChangeEvent(5, (_KEY,)))
+    with pytest.raises(StreamBrokenError):
+        bridge.hear(ChangeEvent(7, (_KEY,)))
+    assert bridge.cache.get(_KEY, None, 101.0) is not None
+    assert bridge.holder.applied_revision == 5
+
+
+@pytest.mark.parametrize(
+    ("reset", "applied_revision", "is_live"),
+    [
+        (ResetEvent("e", 9), 9, True),
+        (ResetEvent("e", 3), 5, True),
+        (ResetEvent("f", 3), 3, False),
+    ],
+)
+def test_a_reset_empties_the_cache(reset: ResetEvent, applied_revision: int, is_live: bool) -> None:
+    """Rule 6: the applied revision never goes down within an epoch; another epoch voids the leases too."""
+    bridge = _Bridge()
+    bridge.fill()
+    assert bridge.hear(reset)
+    assert len(bridge.cache) == 0
+    assert bridge.holder.applied_revision == applied_revision
+    assert bridge.holder.is_live(101.0) is is_live
+    assert bridge.holder.renew(101.0).epoch == reset.epoch
+
+
+def test_the_lease_outlasts_its_stream() -> None:
+    """Rule 6: while disconnected, the cache may be used to the lease's end."""
+    bridge = _Bridge()
+    bridge.fill()
+    _, renewal = bridge.holder.open(120.0)
+    assert renewal.applied_revision == 5
+    assert bridge.holder.is_live(159.0)
+    assert len(bridge.cache) == 2
+
+
+def test_what_abandoned_streams_bring_is_discarded() -> None:
+    """Rule 8: neither their changes nor their leases count, and sequences go on."""
+    bridge = _Bridge()
+    late = bridge.holder.renew(110.0)
+    _, renewal = bridge.holder.open(120.0)
+    assert renewal.sequence > late.sequence
+    assert not bridge.hear(ChangeEvent(6, ()))
+    assert not bridge.hear(LeaseEvent(late.sequence, 60.0, 5))
+    assert bridge.holder.applied_revision == 5
+    assert not bridge.holder.is_live(165.0)
+
+
+def test_after_goodbye_nothing_is_cached_or_granted() -> None:
+    """Rule 7: the cache and all leases are given up before the goodbye is sent, for good."""
+    bridge = _Bridge()
+    bridge.fill()
+    asked = bridge.holder.renew(101.0)
+    assert bridge.holder.goodbye() == Renewal("e", "id", "name", asked.sequence + 1, 5, is_goodbye=True)
+    bridge.hear(LeaseEvent(asked.sequence, 60.0, 5))
+    assert len(bridge.cache) == 0
+    assert not bridge.holder.is_live(102.0)
+    assert not bridge.holder.may_keep(9, "e")
+
+
+@pytest.mark.parametrize(("lease_seconds", "renew_seconds"), [(60.0, RENEW_SECONDS_MAX), (6.0, 2.0)])
+def test_several_renewals_fit_into_a_lease(lease_seconds: float, renew_seconds: float) -> None:
+    """So that a lost one costs nothing, however short leases are."""
+    bridge = _Bridge()
+    renewal = bridge.holder.renew(110.0)
+    bridge.hear(LeaseEvent(renewal.sequence, lease_seconds, 5))
+    assert bridge.holder.renew_at() == 110.0 + renew_seconds
+
+
+@pytest.mark.parametrize(
+    ("events", "is_kept"),
+    [
+        ([], False),
+        ([LeaseEvent(3, 60.0, 5)], True),
+        ([LeaseEvent(3, 60.0, 6)], False),
+        ([LeaseEvent(3, 60.0, 6), ChangeEvent(6, ())], True),
+    ],
+)
+def test_a_stream_without_a_lease_that_counts_is_given_up(events: list[Event], is_kept: bool) -> None:
+    """Rule 6: five seconds after the oldest renewal that has no lease, or whose lease waits for changes."""
+    bridge = _Bridge()
+    assert bridge.holder.give_up_at() == float("inf")
+    assert bridge.holder.renew(110.0).sequence == 3
+    for event in events:
+        bridge.hear(event)
+    assert bridge.holder.give_up_at() == (float("inf") if is_kept else 110.0 + ANSWER_SECONDS_MAX)

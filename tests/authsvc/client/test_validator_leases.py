@@ -1,0 +1,236 @@
+"""Cached verdicts: used under a live lease, voided by changes, and never filled with what is older."""
+
+import asyncio
+
+import grpc
+import pytest
+
+from authsvc.client.environment import Address
+from authsvc.client.raw_key import RawKey
+from authsvc.client.validator import KeyServiceState, KeyValidator
+from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, until
+
+KEY = RawKey("dt_0123456789abcdef01234567")
+OTHER = RawKey("dt_76543210fedcba9876543210")
+ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
+INVALID = Decision(Verdict.INVALID_KEY, "", "")
+
+
+async def unleased(service: FakeKeyService, address: Address, clock: Clock) -> KeyValidator:
+    """Return a validator whose stream is open, and which has no lease."""
+    service.lease_seconds = 0
+    validator = KeyValidator(address, service.token, clock=clock)
+    validator.start()
+    await (await service.stream()).request(lambda _: True)
+    return validator
+
+
+async def test_without_a_lease_every_request_asks(service: FakeKeyService, address: Address, clock: Clock) -> None:
+    """Those that ask at once as well: a call that is under way may have begun before a change."""
+    validator = await unleased(service, address, clock)
+    for _ in range(3):
+        assert await validator.validate(KEY) == ALLOWED
+        assert validator.cached(KEY) is None
+    assert len(service.calls) == 3
+    service.gate.clear()
+    asking = [asyncio.create_task(validator.validate(KEY)) for _ in range(4)]
+    await service.arrived(7)
+    service.gate.set()
+    assert await asyncio.gather(*asking) == [ALLOWED] * 4
+    assert not validator.has_lease
+    assert await validator.state() is KeyServiceState.NO_LEASE
+    await validator.close()
+
+
+async def test_without_a_lease_the_calls_are_bounded_too(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    validator = KeyValidator(address, service.token, calls_max=2, clock=clock)
+    service.lease_seconds = 0
+    service.gate.clear()
+    asking = [asyncio.create_task(validator.validate(KEY)) for _ in range(2 + 8)]
+    await service.arrived(2)
+    with pytest.raises(KeyServiceUnavailableError, match="2 calls"):
+        await validator.validate(KEY)
+    service.gate.set()
+    await asyncio.gather(*asking)
+    await validator.close()
+
+
+async def test_a_lease_ends_by_the_clock_while_the_stream_is_silent(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    """No message and no timer is needed for that; what is cached stays unused, though it has not expired."""
+    validator = await unleased(service, address, clock)
+    stream = await service.stream()
+    await stream.reset("epoch-1", 1)
+    renewal = await stream.acknowledged(1)
+    clock.now += 1.0
+    await stream.lease(renewal.sequence, 30.0, 1)
+    await until(lambda: validator.has_lease)
+    await validator.validate(KEY)
+    clock.now += 28.9
+    assert validator.cached(KEY) == ALLOWED
+    clock.now += 0.1  # 30 s after the renewal was sent, not after the lease came (rule 2)
+    assert validator.cached(KEY) is None
+    assert not validator.has_lease
+    assert await validator.validate(KEY) == ALLOWED
+    assert len(service.calls) == 2
+    await validator.close()
+
+
+async def test_an_outage_is_bridged_to_the_leases_end_and_then_nothing_is_admitted_or_refused(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    service.lease_seconds = 30.0
+    async with KeyValidator(address, service.token, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        await validator.validate(KEY)
+        service.lease_seconds = 0
+        service.status = grpc.StatusCode.UNAVAILABLE
+        clock.now += 29.0
+        assert await validator.validate(KEY) == ALLOWED
+        assert await validator.state() is KeyServiceState.AWAY_CACHED
+        clock.now += 1.0
+        for key in (KEY, OTHER):
+            with pytest.raises(KeyServiceUnavailableError):
+                await validator.validate(key)
+        assert await validator.state() is KeyServiceState.AWAY
+
+
+async def test_a_change_voids_its_keys_and_is_acknowledged(service: FakeKeyService, validator: KeyValidator) -> None:
+    """When the acknowledgement has arrived the old verdict is gone: Revoke counts on it."""
+    await validator.validate(KEY)
+    await validator.validate(OTHER)
+    service.answer = invalid(revision=2)
+    await service.mutate(KEY)
+    assert validator.cached(KEY) is None
+    assert validator.cached(OTHER) == ALLOWED
+    assert await validator.validate(KEY) == INVALID
+
+
+async def test_a_key_that_was_probed_before_it_existed_works_at_once(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    service.answer = invalid()
+    assert await validator.validate(KEY) == INVALID
+    assert validator.cached(KEY) == INVALID
+    service.answer = allowed(revision=2)
+    await service.mutate(KEY)
+    assert await validator.validate(KEY) == ALLOWED
+
+
+async def test_an_answer_from_before_an_applied_change_is_used_once_and_not_kept(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """Whichever key the change was about: the answer's revision is all that is known of its age (rule 4)."""
+    service.gate.clear()
+    asking = asyncio.create_task(validator.validate(KEY))
+    await service.arrived(1)
+    await service.mutate(OTHER)
+    service.gate.set()
+    assert await asking == ALLOWED
+    assert validator.cached(KEY) is None
+    service.answer = allowed(revision=2)
+    await validator.validate(KEY)
+    assert validator.cached(KEY) == ALLOWED
+
+
+async def test_who_joins_a_call_that_began_before_a_change_asks_again(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """Its answer is for the request that made it alone; the one that joined began after the change (rule 4)."""
+    service.gate.clear()
+    first = asyncio.create_task(validator.validate(KEY))
+    await service.arrived(1)
+    await service.mutate(KEY)
+    service.next_answers.append(allowed(revision=1))
+    service.answer = invalid(revision=2)
+    joined = asyncio.create_task(validator.validate(KEY))
+    await asyncio.sleep(0)  # for it to join
+    service.gate.set()
+    assert await first == ALLOWED
+    assert await joined == INVALID
+    assert validator.cached(KEY) == INVALID
+    assert len(service.calls) == 2
+
+
+async def test_an_answer_from_another_epoch_is_not_kept(service: FakeKeyService, validator: KeyValidator) -> None:
+    """Its revision may be greater and say nothing: commits may have been lost since."""
+    service.gate.clear()
+    service.answer = allowed(revision=99)
+    asking = asyncio.create_task(validator.validate(KEY))
+    await service.arrived(1)
+    await new_epoch(service)
+    service.gate.set()
+    assert await asking == ALLOWED
+    assert validator.cached(KEY) is None
+
+
+async def new_epoch(service: FakeKeyService) -> None:
+    """Renew the epoch as the service does after a restore; return when the holder has acknowledged it."""
+    service.epoch, service.revision = "epoch-2", 1
+    await service.streams[-1].reset(service.epoch, service.revision)
+    await service.streams[-1].request(lambda request: request.epoch == service.epoch)
+
+
+async def test_a_reset_empties_the_cache_and_keeps_the_lease(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    await validator.validate(KEY)
+    stream = await service.stream()
+    service.lease_seconds = 0
+    await stream.reset(service.epoch, 20)
+    acknowledged = await stream.acknowledged(20)
+    assert validator.cached(KEY) is None
+    assert validator.has_lease
+    await stream.reset(service.epoch, 10)
+    again = await stream.request(lambda request: request.sequence > acknowledged.sequence)
+    assert again.applied_revision == 20, "the applied revision went down within an epoch"
+
+
+async def test_another_epoch_ends_every_lease(service: FakeKeyService, validator: KeyValidator) -> None:
+    await validator.validate(KEY)
+    service.lease_seconds = 0
+    await new_epoch(service)
+    assert not validator.has_lease
+    assert validator.cached(KEY) is None
+    stream = await service.stream()
+    renewal = stream.requests[-1]
+    await stream.lease(renewal.sequence - 1, 600.0, 1)  # asked for in the old epoch
+    await service.mutate(KEY)
+    assert not validator.has_lease
+    await stream.lease(renewal.sequence, 600.0, 1)
+    await until(lambda: validator.has_lease)
+
+
+async def test_a_lease_counts_only_once_every_change_before_it_is_applied(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    validator = await unleased(service, address, clock)
+    stream = await service.stream()
+    await stream.reset("epoch-1", 1)
+    renewal = await stream.acknowledged(1)
+    await stream.lease(renewal.sequence, 30.0, 3)
+    await stream.change(2, KEY)
+    await stream.acknowledged(2)
+    assert not validator.has_lease
+    await stream.change(3, KEY)
+    await stream.acknowledged(3)
+    await until(lambda: validator.has_lease)
+    await validator.close()
+
+
+async def test_a_burst_of_changes_is_acknowledged_with_few_renewals(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """However many there are: an acknowledgement covers all before it, and few are on their way at once."""
+    stream = await service.stream()
+    service.lease_seconds = 0
+    await asyncio.gather(*(stream.change(revision, KEY) for revision in range(2, 102)))
+    await until(lambda: len(stream.requests) >= 6)
+    for request in list(stream.requests):
+        await stream.lease(request.sequence, 600.0, 101)
+    await stream.acknowledged(101)
+    assert len(stream.requests) < 20

@@ -1,0 +1,341 @@
+"""The validator's stream to the key service: it comes back whatever happens to it, and ends with a goodbye."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+from structlog.testing import capture_logs
+
+from authsvc.client.channel import ClientTls, TokenFile
+from authsvc.client.environment import Address
+from authsvc.client.raw_key import RawKey
+from authsvc.client.validator import KeyValidator
+from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, Stream, serve, until
+
+KEY = RawKey("dt_0123456789abcdef01234567")
+ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
+BACK_OFF_SECONDS_MAX = 2.0
+
+
+async def reopened(service: FakeKeyService, clock: Clock, number: int) -> Stream:
+    """Return the stream with this number, moving the clock through the back-off before it."""
+    clock.now += BACK_OFF_SECONDS_MAX
+    return await service.stream(number)
+
+
+async def test_a_stream_opens_with_who_the_holder_is_and_a_lease_is_renewed_every_ten_seconds(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    stream = await service.stream()
+    first = stream.requests[0]
+    assert (first.epoch, first.name, first.applied_revision, first.goodbye) == ("", "bridge-1", 0, False)
+    assert len(first.holder_id) == 32
+    assert stream.authorization == "Bearer the-token"
+    clock.now += 10.0
+    renewal = await stream.request(lambda request: request.sequence == 3)
+    assert (renewal.epoch, renewal.holder_id, renewal.applied_revision) == ("epoch-1", first.holder_id, 1)
+
+
+async def test_a_short_lease_is_renewed_as_often_as_it_needs(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    service.lease_seconds = 3.0
+    async with KeyValidator(address, service.token, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        clock.now += 1.0
+        await (await service.stream()).request(lambda request: request.sequence == 3)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        grpc.StatusCode.OK,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    ],
+)
+async def test_a_stream_that_ends_is_opened_anew_from_where_it_was(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock, status: grpc.StatusCode
+) -> None:
+    """Meanwhile the cache is used to the lease's end, and nothing is forgotten: it resumes (rule 6)."""
+    await validator.validate(KEY)
+    first = await service.stream()
+    await service.mutate()
+    first.end(status)
+    await first.is_over.wait()
+    assert validator.cached(KEY) == ALLOWED
+    second = await reopened(service, clock, 2)
+    request = await second.request(lambda _: True)
+    assert (request.epoch, request.applied_revision) == ("epoch-1", 2)
+    assert request.holder_id == first.requests[0].holder_id
+    assert request.sequence > first.requests[-1].sequence
+    await service.mutate(KEY)
+    assert validator.cached(KEY) is None
+
+
+async def test_a_missing_change_breaks_the_stream(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    """It is neither applied nor acknowledged; the stream is opened anew from the last one that was."""
+    await validator.validate(KEY)
+    stream = await service.stream()
+    await stream.change(3, KEY)
+    await stream.is_over.wait()
+    request = await (await reopened(service, clock, 2)).request(lambda _: True)
+    assert request.applied_revision == 1
+    assert validator.cached(KEY) == ALLOWED
+
+
+async def test_a_change_that_comes_again_is_ignored(service: FakeKeyService, validator: KeyValidator) -> None:
+    stream = await service.stream()
+    await service.mutate()
+    await validator.validate(KEY)  # at revision 1: used once
+    service.answer.revision = 2
+    await validator.validate(KEY)
+    await stream.change(2, KEY)
+    await stream.change(1, KEY)
+    await service.mutate()
+    assert validator.cached(KEY) == ALLOWED
+    assert not stream.is_over.is_set()
+
+
+async def test_an_event_that_is_not_known_breaks_the_stream(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    """It may void verdicts."""
+    stream = await service.stream()
+    await stream.unknown()
+    await stream.is_over.wait()
+    await (await reopened(service, clock, 2)).request(lambda _: True)
+
+
+async def test_a_stream_without_a_lease_is_given_up_after_five_seconds(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    """It may be half open: connected, and nothing arrives."""
+    service.lease_seconds = 0
+    validator = KeyValidator(address, service.token, clock=clock)
+    validator.start()
+    stream = await service.stream()
+    await stream.request(lambda _: True)
+    clock.now += 4.9
+    await stream.change(0)  # of no effect, but that the holder looks at the clock
+    await asyncio.sleep(0)
+    assert not stream.is_over.is_set()
+    clock.now += 0.2
+    await stream.is_over.wait()
+    service.lease_seconds = 600.0
+    await reopened(service, clock, 2)
+    await until(lambda: validator.has_lease)
+    await validator.close()
+
+
+async def test_a_lease_whose_changes_do_not_come_is_none(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    """A service that grants leases and has lost the changes before them: the stream is given up as well."""
+    service.revision = 7
+    stream = await service.stream()
+    clock.now += 10.0
+    await stream.request(lambda request: request.sequence == 3)
+    clock.now += 5.0
+    await stream.is_over.wait()
+
+
+async def test_a_connection_that_swallows_everything_is_given_up_and_tried_again(clock: Clock) -> None:
+    tried = [asyncio.Event() for _ in range(2)]
+    writers = []
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        if len(writers) <= len(tried):
+            tried[len(writers) - 1].set()
+        await reader.read()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    validator = KeyValidator(Address("127.0.0.1", server.sockets[0].getsockname()[1]), "the-token", clock=clock)
+    validator.start()
+    for event in tried:
+        await event.wait()
+        clock.now += 5.0
+        await asyncio.sleep(0)
+        clock.now += BACK_OFF_SECONDS_MAX
+    clock.now += 5.0
+    closing = asyncio.create_task(validator.close())
+    await asyncio.sleep(0)
+    clock.now += 2.0
+    await closing
+    for writer in writers:
+        writer.close()
+    server.close()
+
+
+async def test_the_back_off_is_jittered_and_at_most_two_seconds(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the outage was, a lease is back within seconds; a lease makes the next one short again."""
+    waits: list[float] = []
+
+    def longest(low: float, high: float) -> float:
+        waits.append(low)
+        return high
+
+    monkeypatch.setattr("random.uniform", longest)
+    service.lease_seconds = 0
+    for number in range(1, 10):
+        stream = await reopened(service, clock, number)
+        stream.end(grpc.StatusCode.UNAVAILABLE)
+        await until(lambda number=number: len(waits) == number)  # type: ignore[misc]
+    assert waits == [0.5] * 9
+    clock.now += 1.9
+    await asyncio.sleep(0)
+    assert len(service.streams) == 9
+    service.lease_seconds = 600.0
+    clock.now += 0.1
+    await service.stream(10)
+
+
+async def test_a_service_that_restarts_is_found_again_and_resumed(service: FakeKeyService, clock: Clock) -> None:
+    server, port = serve(service, "127.0.0.1:0")
+    await server.start()
+    async with KeyValidator(Address("127.0.0.1", port), service.token, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        await validator.validate(KEY)
+        for number in (2, 3):
+            await server.stop(None)
+            assert validator.cached(KEY) == ALLOWED
+            server, _port = serve(service, f"127.0.0.1:{port}")
+            await server.start()
+            request = await (await service.stream(number)).request(lambda _: True)
+            assert (request.epoch, request.applied_revision) == ("epoch-1", 1)
+    await server.stop(None)
+
+
+async def test_a_refused_token_is_read_anew(
+    service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "bridge-token"
+    path.write_text("an-old-token")
+    async with KeyValidator(address, TokenFile(path), clock=clock) as validator:
+        await service.stream()
+        path.write_text(service.token)
+        await reopened(service, clock, 2)
+        await until(lambda: validator.has_lease)
+
+
+async def test_a_token_that_is_not_there_yet_is_waited_for(
+    service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
+) -> None:
+    path = tmp_path / "bridge-token"
+    async with KeyValidator(address, TokenFile(path), clock=clock) as validator:
+        await asyncio.sleep(0)
+        path.write_text(service.token)
+        await reopened(service, clock, 1)
+        await until(lambda: validator.has_lease)
+
+
+async def test_the_stream_is_encrypted_like_the_calls(
+    service: FakeKeyService,
+    clock: Clock,
+    authority: trustme.CA,
+    server_certificate: grpc.ServerCredentials,
+    tmp_path: Path,
+) -> None:
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server, port = serve(service, "127.0.0.1:0", server_certificate)
+    await server.start()
+    tls = ClientTls(tmp_path / "ca.pem")
+    async with KeyValidator(f"localhost:{port}", service.token, tls=tls, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+    await server.stop(None)
+
+
+async def test_closing_gives_the_cache_up_then_says_goodbye_and_waits_until_it_is_taken(
+    service: FakeKeyService, address: Address, validator: KeyValidator, clock: Clock
+) -> None:
+    await validator.validate(KEY)
+    service.takes_goodbye = False
+    closing = asyncio.create_task(validator.close())
+    await asyncio.sleep(0)
+    assert not validator.has_lease
+    assert validator.cached(KEY) is None
+    stream = await service.stream()
+    goodbye = await stream.request(lambda request: request.goodbye)
+    assert goodbye.holder_id == stream.requests[0].holder_id
+    async with KeyValidator(address, service.token, clock=clock) as another:
+        for _ in range(5):
+            await another.validate(KEY)
+        service.takes_goodbye = True
+    assert not closing.done()
+    await stream.lease(goodbye.sequence, 600.0, 1)  # a late one is of no use to who has said goodbye
+    stream.end()
+    await closing
+    assert not validator.has_lease
+    assert stream.requests[-1] is goodbye
+    with pytest.raises(KeyServiceUnavailableError, match="closed"):
+        await validator.validate(KEY)
+    await validator.close()
+
+
+async def test_a_service_that_never_takes_the_goodbye_does_not_keep_its_caller(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    service.takes_goodbye = False
+    closing = asyncio.create_task(validator.close())
+    stream = await service.stream()
+    await stream.request(lambda request: request.goodbye)
+    clock.now += 1.0
+    await closing
+    await stream.is_over.wait()
+
+
+@pytest.fixture
+async def nobody() -> Address:
+    """Where connections are refused."""
+    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    await server.wait_closed()
+    return Address("127.0.0.1", port)
+
+
+async def test_closing_does_not_wait_for_a_service_that_is_not_there(nobody: Address, clock: Clock) -> None:
+    """There is no stream to say goodbye on."""
+    validator = KeyValidator(nobody, "the-token", clock=clock)
+    with pytest.raises(KeyServiceUnavailableError):
+        await validator.validate(KEY)
+    started = asyncio.get_running_loop().time()
+    await validator.close()
+    assert asyncio.get_running_loop().time() - started < 1.0
+
+
+async def test_the_lease_is_logged_when_it_comes_and_when_it_is_lost(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    service.lease_seconds = 30.0
+    with capture_logs() as logs:
+        async with KeyValidator(address, service.token, clock=clock) as validator:
+            await until(lambda: validator.has_lease)
+            stream = await service.stream()
+            service.lease_seconds = 0
+            clock.now += 10.0
+            await stream.request(lambda request: request.sequence == 3)
+            clock.now += 5.0
+            await stream.is_over.wait()
+            clock.now += 15.0
+            await reopened(service, clock, 2)
+            clock.now += 5.0
+            service.lease_seconds = 30.0
+            await reopened(service, clock, 3)
+            await until(lambda: validator.has_lease)
+    assert [(entry["event"], entry["log_level"]) for entry in logs if entry["log_level"] != "debug"] == [
+        ("lease_granted", "info"),
+        ("lease_lost", "warning"),
+        ("lease_granted", "info"),
+    ]

@@ -1,0 +1,182 @@
+"""The change feed: every commit, whoever made it, arrives once, in order and without a gap."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pytest
+from structlog.testing import capture_logs
+
+from authsvc import changes as changes_module
+from authsvc.changes import ChangeFeed, Pulse
+from authsvc.client.holder import ChangeEvent
+from authsvc.database import Database
+from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
+from authsvc.lease_store import LeaseStore
+from authsvc.migrations import upgrade
+from authsvc.store import KeyStore, NewKey
+from tests.authsvc.client.fake_key_service import until
+from tests.postgres import PostgresServer
+
+NEVER = 3600.0
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A process's view of the database."""
+
+    database: Database
+    store: KeyStore
+    leases: LeaseStore
+    feed: ChangeFeed
+
+    async def mutate(self, count: int = 1) -> None:
+        for _ in range(count):
+            key = NewKey(generate_key_id(), generate_raw_key().digest)
+            await self.store.issue(ProjectId(key.key_id.replace("_", "-")), [], key, "tester")
+
+    async def reached(self, revision: int) -> None:
+        """Return once the feed knows of the revision."""
+        while True:
+            moved = self.feed.moved.next()
+            if self.feed.revision >= revision:
+                return
+            await moved.wait()
+
+    async def follow(self, revision: int) -> list[int]:
+        """Return the revisions of all changes after this one, a page after the other."""
+        seen: list[int] = []
+        while page := await self.feed.after(seen[-1] if seen else revision):
+            seen += [change.revision for change in page]
+        return seen
+
+
+@asynccontextmanager
+async def replica(url: str, *, runs: bool = True) -> AsyncIterator[Replica]:
+    database = Database(url)
+    await database.migrate(upgrade)
+    store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
+    feed = ChangeFeed(database, store, leases)
+    await feed.open()
+    running = asyncio.create_task(feed.run()) if runs else None
+    try:
+        yield Replica(database, store, leases, feed)
+    finally:
+        if running is not None:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+        await database.close()
+
+
+async def test_what_another_process_commits_is_found_by_polling(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone: notifications may be lost, and SQLite has none."""
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(changes_module, "CHANNEL", "another")
+    async with replica(database_url) as here, replica(database_url, runs=False) as there:
+        for revision in (1, 2, 3):
+            await there.mutate()
+            await here.reached(revision)
+
+
+async def test_what_another_replica_commits_is_notified(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the next poll."""
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
+    async with replica(postgres_url) as here, replica(postgres_url, runs=False) as there:
+        for revision in (1, 2, 3):
+            await there.mutate()
+            await here.reached(revision)
+
+
+async def test_what_this_process_commits_is_found_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr(changes_module, "CHANNEL", "another")
+    async with replica(database_url) as here:
+        for revision in (1, 2, 3):
+            await here.mutate()
+            here.feed.wake()
+            await here.reached(revision)
+
+
+async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From memory, and for those further behind from the database."""
+    monkeypatch.setattr(changes_module, "_PAGE", 7)
+    monkeypatch.setattr(changes_module, "CHANGES_BEHIND_MAX", 20)
+    async with replica(sqlite_url) as there:
+        await there.mutate(10)
+        async with replica(sqlite_url) as here:
+            assert here.feed.revision == 10
+            await here.mutate(30)
+            here.feed.wake()
+            await here.reached(40)
+            for revision in range(41):
+                assert await here.follow(revision) == list(range(revision + 1, 41))
+
+
+async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_alike(sqlite_url: str) -> None:
+    async with replica(sqlite_url) as here:
+        raw_key = generate_raw_key()
+        await here.store.issue(ProjectId("demo"), [], NewKey(generate_key_id(), raw_key.digest), "tester")
+        here.feed.wake()
+        await here.reached(1)
+        async with replica(sqlite_url) as late:
+            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (raw_key.digest,))]
+
+
+async def test_a_new_epoch_starts_the_feed_afresh(sqlite_url: str) -> None:
+    async with replica(sqlite_url) as here:
+        await here.mutate()
+        here.feed.wake()
+        await here.reached(1)
+        moved = here.feed.moved.next()
+        epoch = await here.leases.renew_epoch(60)
+        here.feed.wake()
+        await moved.wait()
+        assert (here.feed.epoch, here.feed.revision) == (epoch, 1)
+        assert await here.follow(0) == [1]
+
+
+async def test_a_lost_database_is_said_once_and_what_was_committed_meanwhile_is_found(
+    private_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Polling and listening both come back, however many of the pool's connections died."""
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(changes_module, "_LISTEN_AGAIN_SECONDS", 0.01)
+    url = private_postgres.url("postgres")
+    with capture_logs() as logs:
+        async with replica(url) as here:
+            for number in (1, 2):
+                await asyncio.gather(*(here.leases.state() for _ in range(5)))  # several pooled connections
+                await asyncio.to_thread(private_postgres.stop)
+                await until(lambda number=number: len(logs) == 2 * number - 1)  # type: ignore[misc]
+                await asyncio.to_thread(private_postgres.start)
+                await until(lambda number=number: len(logs) == 2 * number)  # type: ignore[misc]
+                async with replica(url, runs=False) as there:
+                    await there.mutate()
+                await here.reached(number)
+            monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
+            async with replica(url, runs=False) as there:
+                for revision in (3, 4, 5):
+                    await there.mutate()
+                    await here.reached(revision)
+    assert [entry["event"] for entry in logs] == ["database_lost", "database_back"] * 2
+
+
+async def test_a_pulse_wakes_all_who_wait_and_misses_none() -> None:
+    pulse = Pulse()
+    waiting = [asyncio.create_task(pulse.next().wait()) for _ in range(3)]
+    missed = pulse.next()
+    pulse.beat()
+    await asyncio.gather(*waiting)
+    assert missed.is_set()
+    assert not pulse.next().is_set()

@@ -1,0 +1,141 @@
+"""What the key service makes of its database's refusals and settings: at the start, and while it serves."""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from authsvc.app import migrate
+from authsvc.client.environment import ConfigurationError
+from authsvc.config import Config
+from authsvc.database import Database
+from authsvc.errors import StoreUnavailableError
+from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.conftest import Service, running
+from tests.postgres import PostgresServer
+
+Code = grpc.StatusCode
+ROLE = "limited"
+
+
+@pytest.fixture
+def role_url(postgres_server: PostgresServer, postgres_url: str) -> Iterator[str]:
+    """Name a fresh database as a role that owns it, and may have its rights taken away."""
+    name = sa.make_url(postgres_url).database
+    postgres_server.sql(f"CREATE ROLE {ROLE} LOGIN")
+    postgres_server.sql(f"ALTER DATABASE {name} OWNER TO {ROLE}")
+    yield sa.make_url(postgres_url).set(username=ROLE).render_as_string()
+    postgres_server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+    postgres_server.sql(f"CREATE DATABASE {name}")  # for the fixture beneath to drop
+    postgres_server.sql(f"DROP ROLE {ROLE}")
+
+
+@asynccontextmanager
+async def migrated(tmp_path: Path, url: str) -> AsyncIterator[Service]:
+    await migrate(Config.from_environment({"AUTHSVC_DATABASE_URL": url}))
+    async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=url) as service:
+        yield service
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda url: url.set(database="nowhere"), 'database "nowhere" does not exist'),
+        (lambda url: url.set(username="nobody_known"), 'role "nobody_known" does not exist'),
+    ],
+    ids=["database", "role"],
+)
+async def test_what_waiting_does_not_mend_stops_the_start_with_the_servers_words(
+    tmp_path: Path, postgres_url: str, change: Callable[[sa.URL], sa.URL], reason: str
+) -> None:
+    url = change(sa.make_url(postgres_url)).render_as_string()
+    with pytest.raises(ConfigurationError, match=f"^AUTHSVC_DATABASE_URL: .*{reason}$"):
+        async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=url):
+            pass
+    with pytest.raises(ConfigurationError, match=reason):
+        await migrate(Config.from_environment({"AUTHSVC_DATABASE_URL": url}))
+
+
+def demand_passwords(server: PostgresServer) -> None:
+    Path(server.sql("SHOW hba_file")).write_text("local all all scram-sha-256\n")
+
+
+async def test_a_wrong_password_stops_the_start(tmp_path: Path, private_postgres: PostgresServer) -> None:
+    private_postgres.sql("ALTER ROLE postgres PASSWORD 'right'")
+    demand_passwords(private_postgres)
+    private_postgres.sql("SELECT pg_reload_conf()")
+    url = sa.make_url(private_postgres.url("postgres")).set(password="wrong").render_as_string(hide_password=False)
+    with pytest.raises(ConfigurationError, match='password authentication failed for user "postgres"'):
+        async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=url):
+            pass
+
+
+async def test_too_many_connections_pass(tmp_path: Path, postgres_server: PostgresServer, role_url: str) -> None:
+    await migrate(Config.from_environment({"AUTHSVC_DATABASE_URL": role_url}))
+    postgres_server.sql(f"ALTER ROLE {ROLE} CONNECTION LIMIT 0")
+    with pytest.raises(StoreUnavailableError):
+        async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=role_url):
+            pass
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        f"ALTER ROLE {ROLE} SET default_transaction_read_only = on",  # as a standby after a failover
+        f"ALTER ROLE {ROLE} CONNECTION LIMIT 0",
+        f"ALTER ROLE {ROLE} NOLOGIN",
+        f"REASSIGN OWNED BY {ROLE} TO postgres",
+    ],
+    ids=["read-only", "connections", "login", "rights"],
+)
+async def test_a_database_that_refuses_is_unavailable_while_serving(
+    tmp_path: Path, postgres_server: PostgresServer, role_url: str, statements: str
+) -> None:
+    """A refusal is a fault, which callers retry; never INTERNAL."""
+    async with migrated(tmp_path, role_url) as service:
+        database = str(sa.make_url(role_url).database)
+        postgres_server.sql(statements, database)
+        postgres_server.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'")
+        for _ in range(2):  # the first finds that its connection is gone
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())
+            assert (caught.value.code(), caught.value.details()) == (Code.UNAVAILABLE, "the database cannot answer now")
+
+
+async def test_a_server_without_fsync_stops_the_start(tmp_path: Path, private_postgres: PostgresServer) -> None:
+    private_postgres.sql("ALTER SYSTEM SET fsync = off")
+    private_postgres.sql("SELECT pg_reload_conf()")
+    with pytest.raises(ConfigurationError, match="fsync is off, and must be on"):
+        async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=private_postgres.url("postgres")):
+            pass
+
+
+async def test_a_sqlite_file_that_is_not_synced_is_refused(sqlite_url: str) -> None:
+    def unsynced(connection: Any, _record: object) -> None:
+        connection.cursor().execute("PRAGMA synchronous=NORMAL")
+
+    database = Database(sqlite_url)
+    event.listen(database.engine.sync_engine, "connect", unsynced)
+    with pytest.raises(ConfigurationError, match="synchronous is 1, and must be 2"):
+        await database.open()
+    await database.close()
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
+
+
+async def test_the_database_is_its_users_alone_wherever_it_lies(tmp_path: Path) -> None:
+    """The folder may be everyone's."""
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=url) as service:
+        await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())
+        assert modes(tmp_path) == {"keys.db": 0o600, "keys.db-wal": 0o600, "keys.db-shm": 0o600}
+    with closing(sqlite3.connect(tmp_path / "keys.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM keys").fetchone() == (1,)

@@ -1,0 +1,136 @@
+"""The service's side of the lease protocol, rule by rule. `tests/simulation` checks that the rules add up."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
+
+_NOON = datetime(2000, 1, 1, 12, tzinfo=UTC)
+_GRANT = LeaseEvent(3, 60.0, 9)
+
+
+def _at(seconds: float) -> datetime:
+    return _NOON + timedelta(seconds=seconds)
+
+
+def _state(seconds: float = 0.0, *, epoch: str = "e", revision: int = 9) -> StoreState:
+    return StoreState(epoch, revision, resumable_revision=4, time=_at(seconds))
+
+
+def _renewal(applied_revision: int, epoch: str = "e") -> Renewal:
+    return Renewal(epoch, "a", "name", 3, applied_revision)
+
+
+def _row(
+    holder_id: str, acknowledged_revision: int, expires_in: float, *, epoch: str = "e", is_gone: bool = False
+) -> LeaseRow:
+    return LeaseRow(holder_id, "name", epoch, acknowledged_revision, _at(expires_in), _at(-1.0), is_gone)
+
+
+@pytest.mark.parametrize(
+    ("renewal", "answer", "position"),
+    [
+        (_renewal(9), [_GRANT], 9),
+        (_renewal(4), [_GRANT], 4),
+        (_renewal(3), [ResetEvent("e", 9), _GRANT], 9),
+        (_renewal(10), [ResetEvent("e", 9), _GRANT], 9),
+        (_renewal(0, epoch=""), [ResetEvent("e", 9), _GRANT], 9),
+        (_renewal(9, epoch="d"), [ResetEvent("e", 9), _GRANT], 9),
+    ],
+    ids=["current", "resumes", "too far behind", "ahead", "new", "other epoch"],
+)
+def test_a_stream_resumes_or_is_reset(renewal: Renewal, answer: list[Event], position: int) -> None:
+    """Rule 6, and rule 1: the grant carries the revision that was read after the lease was committed."""
+    session = WatchSession(60.0)
+    assert session.renewed(renewal, _state()) == answer
+    assert session.position == position
+
+
+def test_later_renewals_are_granted_without_a_reset() -> None:
+    """What a stream has been sent is known: a holder that has not applied it yet is not behind."""
+    session = WatchSession(60.0)
+    session.renewed(_renewal(9), _state())
+    assert session.renewed(_renewal(9), _state(revision=30_000)) == [LeaseEvent(3, 60.0, 30_000)]
+    assert session.position == 9
+
+
+def test_another_epoch_resets_a_stream_that_is_open() -> None:
+    """The database was restored: everybody starts afresh."""
+    session = WatchSession(60.0)
+    session.renewed(_renewal(9), _state())
+    assert session.renewed(_renewal(9), _state(epoch="f", revision=5))[0] == ResetEvent("f", 5)
+    assert session.position == 5
+
+
+def test_changes_are_sent_once_in_order_without_a_gap() -> None:
+    """Whatever overlaps comes from the feed."""
+    changes = [ChangeEvent(revision, ()) for revision in range(3, 9)]
+    session = WatchSession(60.0)
+    assert session.changed(changes) == []
+    session.renewed(_renewal(5), _state(revision=5))
+    assert session.changed(changes) == changes[3:]
+    assert session.changed(changes) == []
+    assert session.changed([ChangeEvent(10, ())]) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "is_pending", "is_confirmed"),
+    [
+        (_row("a", 8, 30.0), True, False),
+        (_row("a", 9, 30.0), False, True),
+        (_row("a", 12, 30.0), False, True),
+        (_row("a", 12, 30.0, epoch="d"), True, False),
+        (_row("a", 8, 0.0), False, False),
+        (_row("a", 9, -1.0), False, False),
+        (_row("a", 8, 30.0, is_gone=True), False, False),
+    ],
+    ids=["behind", "confirmed", "ahead", "other epoch", "just expired", "expired", "gone"],
+)
+def test_a_change_waits_for_leases_that_are_behind(row: LeaseRow, is_pending: bool, is_confirmed: bool) -> None:
+    """Until it is acknowledged in this epoch, or the lease is over."""
+    propagation = Propagation(9, [row], _state())
+    assert list(propagation.pending) == ["a"] * is_pending
+    assert list(propagation.confirmed) == ["a"] * is_confirmed
+    assert propagation.is_effective is not is_pending
+    assert propagation.effective_by == (row.expire_time if is_pending else _NOON)
+
+
+def test_it_is_effective_by_the_clock_read_after_the_last_check() -> None:
+    """Rule 10: with nothing pending."""
+    propagation = Propagation(9, [_row("a", 8, 30.0)], _state())
+    propagation.update([_row("a", 9, 40.0)], _state(2.0))
+    assert propagation.is_effective
+    assert propagation.effective_by == _at(2.0)
+    assert list(propagation.confirmed) == ["a"]
+
+
+def test_it_is_effective_by_the_latest_expiry_that_is_pending() -> None:
+    """Rule 10: as of the commit; renewals by those who are behind do not extend it, and newcomers do not matter."""
+    propagation = Propagation(9, [_row("a", 8, 30.0), _row("b", 8, 20.0)], _state())
+    propagation.update([_row("a", 8, 60.0), _row("b", 8, 65.0), _row("c", 0, 65.0, epoch="")], _state(5.0))
+    assert list(propagation.pending) == ["a", "b"]
+    assert propagation.effective_by == _at(30.0)
+    propagation.update([_row("a", 9, 60.0), _row("b", 8, 65.0)], _state(6.0))
+    assert propagation.effective_by == _at(20.0)
+    propagation.update([_row("a", 9, 60.0), _row("b", 8, 65.0)], _state(20.0))
+    assert propagation.is_effective
+
+
+@pytest.mark.parametrize("rows", [[], [_row("a", 8, 30.0, is_gone=True)]], ids=["swept", "gone"])
+def test_a_holder_that_left_is_not_waited_for(rows: list[LeaseRow]) -> None:
+    """Rule 7: nor is it said to have confirmed."""
+    propagation = Propagation(9, [_row("a", 8, 30.0)], _state())
+    propagation.update(rows, _state(1.0))
+    assert propagation.is_effective
+    assert propagation.confirmed == {}
+
+
+def test_a_lease_that_was_lost_is_waited_for() -> None:
+    """A restored database does not know every lease: its holder may be using it."""
+    propagation = Propagation(9, [_row("a", 8, 30.0)], _state())
+    propagation.update([], _state(1.0, epoch="f"))
+    assert propagation.effective_by == _at(30.0)
+    propagation.update([], _state(30.0, epoch="f"))
+    assert propagation.is_effective

@@ -1,0 +1,203 @@
+"""What callers can take up of the key service, with a token or without one: others are served whatever they do."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from structlog.testing import capture_logs
+
+from authsvc.interceptors import CallLimits
+from authsvc.store import KeyStore
+from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.conftest import Service, running
+
+Code = grpc.StatusCode
+CHECK = "/grpc.health.v1.Health/Check"
+GOAWAY, ENHANCE_YOUR_CALM = 7, 11  # RFC 9113, sections 6.8 and 7
+ACK = 1
+PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+PING = bytes((0, 0, 8, 6, 0, 0, 0, 0, 0)) + b"01234567"
+
+
+async def status_of(call: Any) -> grpc.StatusCode:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+async def validate(service: Service, **options: Any) -> Any:
+    return await service.keys.Validate(pb.ValidateRequest(), metadata=service.token("bridge"), **options)
+
+
+@asynccontextmanager
+async def half_open(service: Service, method: str) -> AsyncIterator[Any]:
+    """Begin a call whose message is never sent."""
+
+    async def nothing() -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield b""
+
+    begin: Any = service.channel.stream_unary(method)
+    call = begin(nothing())
+    try:
+        yield call
+    finally:
+        call.cancel()
+
+
+@asynccontextmanager
+async def watching_health(service: Service, count: int) -> AsyncIterator[list[Any]]:
+    """Hold streams of the health service, each of which is served."""
+    stub = health_pb2_grpc.HealthStub(service.channel)
+    async with AsyncExitStack() as stack:
+        streams = []
+        for _ in range(count):
+            stream = stub.Watch(health_pb2.HealthCheckRequest())
+            stack.callback(stream.cancel)
+            streams.append(stream)
+        for stream in streams:
+            assert (await stream.read()).status == health_pb2.HealthCheckResponse.SERVING
+        yield streams
+
+
+async def test_streams_without_a_token_leave_room_for_all_other_calls(service: Service) -> None:
+    stub = health_pb2_grpc.HealthStub(service.channel)
+    async with watching_health(service, CallLimits().open_calls_max) as streams:
+        another = stub.Watch(health_pb2.HealthCheckRequest())
+        assert await status_of(another.read()) == Code.RESOURCE_EXHAUSTED
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
+        assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
+        streams[0].cancel()
+        while True:  # until the service has seen that
+            another = stub.Watch(health_pb2.HealthCheckRequest())
+            try:
+                assert (await another.read()).status == health_pb2.HealthCheckResponse.SERVING
+                break
+            except grpc.aio.AioRpcError:
+                continue
+        another.cancel()
+
+
+async def test_a_stream_without_a_token_ends_after_a_while(tmp_path: Path) -> None:
+    async def silent() -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield None
+
+    async with running(tmp_path / "state", CallLimits(open_stream_seconds=0.05)) as service:
+        async with watching_health(service, 1) as (stream,):
+            assert await status_of(stream.read()) == Code.DEADLINE_EXCEEDED
+        reflecting = reflection_pb2_grpc.ServerReflectionStub(service.channel).ServerReflectionInfo(silent())
+        assert await status_of(reflecting.read()) == Code.DEADLINE_EXCEEDED
+
+
+async def test_a_call_without_a_token_whose_message_never_comes_is_ended(tmp_path: Path) -> None:
+    limits = CallLimits(call_seconds=0.05)
+    async with running(tmp_path / "state", limits) as service, half_open(service, CHECK) as call:
+        assert await status_of(call) == Code.DEADLINE_EXCEEDED
+
+
+@pytest.mark.parametrize("method", ["KeyService/Validate", "KeyService/Watch", "ProjectService/ListProjects"])
+async def test_a_caller_is_refused_before_its_message_comes(service: Service, method: str) -> None:
+    async with half_open(service, f"/authsvc.v1.{method}") as call:
+        assert await status_of(call) == Code.UNAUTHENTICATED
+
+
+async def test_a_call_without_a_deadline_is_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def stuck(self: KeyStore, after: str, limit: int) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(KeyStore, "projects", stuck)
+    async with running(tmp_path / "state", CallLimits(call_seconds=0.05)) as service:
+        call = service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token())
+        assert await status_of(call) == Code.DEADLINE_EXCEEDED
+
+
+async def test_calls_past_the_limit_are_refused_not_queued(tmp_path: Path) -> None:
+    async with running(tmp_path / "state", CallLimits(calls_max=3)) as service, watching_health(service, 3) as streams:
+        assert await status_of(validate(service)) == Code.RESOURCE_EXHAUSTED
+        streams[0].cancel()
+        while True:  # until the service has seen that
+            try:
+                assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
+                break
+            except grpc.aio.AioRpcError:
+                continue
+
+
+async def test_a_connection_has_so_many_calls_at_a_time_and_the_rest_wait_at_the_callers_end(tmp_path: Path) -> None:
+    limits = CallLimits(connection_calls_max=2)
+    async with running(tmp_path / "state", limits) as service, watching_health(service, 2) as streams:
+        assert await status_of(validate(service, timeout=0.1)) == Code.DEADLINE_EXCEEDED
+        own_connection = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(str(service.address), own_connection) as channel:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        waiting = asyncio.create_task(validate(service))
+        streams[0].cancel()
+        assert (await waiting).verdict == pb.VERDICT_INVALID_KEY
+
+
+@asynccontextmanager
+async def raw_connection(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect as an HTTP/2 client that answers nothing."""
+    reader, writer = await asyncio.open_connection(service.address.host, service.address.port)
+    writer.write(PREFACE_AND_SETTINGS)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def read_until(reader: asyncio.StreamReader, kind: int, flags: int = 0) -> bytes:
+    """Read frames up to the first of this kind; return its payload."""
+    while True:
+        head = await reader.readexactly(9)
+        payload = await reader.readexactly(int.from_bytes(head[:3]))
+        if (head[3], head[4]) == (kind, flags):
+            return payload
+
+
+async def test_a_caller_that_pings_too_often_is_cut_off(service: Service) -> None:
+    async with raw_connection(service) as (reader, writer):
+        writer.write(PING * 10)
+        assert int.from_bytes((await read_until(reader, GOAWAY))[4:8]) == ENHANCE_YOUR_CALM
+
+
+async def test_a_caller_that_pings_seldom_enough_is_not_cut_off(tmp_path: Path) -> None:
+    limits = CallLimits(ping_seconds_min=0)
+    async with running(tmp_path / "state", limits) as service, raw_connection(service) as (reader, writer):
+        for _ in range(10):
+            writer.write(PING)
+            assert await read_until(reader, PING[3], flags=ACK) == PING[9:]
+
+
+async def test_a_caller_that_vanished_without_a_word_is_let_go(tmp_path: Path) -> None:
+    """It has no call open, and does not answer pings."""
+    limits = CallLimits(keepalive_seconds=0.1, keepalive_timeout_seconds=0.1)
+    async with running(tmp_path / "state", limits) as service, raw_connection(service) as (reader, _):
+        await reader.read()
+
+
+@pytest.mark.parametrize("role", [None, "bridge"])
+@pytest.mark.parametrize(
+    "method",
+    [CHECK, "/grpc.health.v1.Health/Watch", "/authsvc.v1.KeyService/Validate", "/authsvc.v1.KeyService/Watch"],
+)
+async def test_bytes_that_are_no_message_are_the_callers_fault(service: Service, method: str, role: str | None) -> None:
+    call: Any = service.channel.unary_unary(method)
+    with capture_logs() as logged, pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call(b"\xff\xff\xff", metadata=service.token(role) if role else None)
+    is_known = role is not None or method.startswith("/grpc.health")
+    assert caught.value.code() == (Code.INVALID_ARGUMENT if is_known else Code.UNAUTHENTICATED)
+    assert "Decode" not in str(caught.value.details())
+    assert not [line for line in logged if line["log_level"] == "error"]
+
+
+async def test_the_health_of_what_is_not_served_is_not_found(service: Service) -> None:
+    stub = health_pb2_grpc.HealthStub(service.channel)
+    assert await status_of(stub.Check(health_pb2.HealthCheckRequest(service="nobody"))) == Code.NOT_FOUND

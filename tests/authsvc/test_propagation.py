@@ -1,0 +1,295 @@
+"""Issue, Revoke and SetOrigins say by when their change holds everywhere, and wait for it as long as they are let."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from authsvc import changes as changes_module
+from authsvc import watch as watch_module
+from authsvc.database import Database
+from authsvc.errors import StoreUnavailableError
+from authsvc.lease_store import LeaseStore
+from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.conftest import Service, running
+from tests.authsvc.watching import Watcher, issue, replica, revoke, wait
+from tests.postgres import PostgresServer
+
+Code = grpc.StatusCode
+LONG = 20.0
+NEVER = 3600.0
+LEASE_AND_MARGIN = timedelta(seconds=65)
+
+
+def instant(value: Timestamp) -> datetime:
+    return value.ToDatetime(UTC)
+
+
+async def set_origins(service: Service, wait_seconds: float | None = None) -> pb.SetOriginsResponse:
+    request = pb.SetOriginsRequest(project_id="demo", origins=["example.com"], wait=wait(wait_seconds))
+    answer: pb.SetOriginsResponse = await service.keys.SetOrigins(request, metadata=service.token())
+    return answer
+
+
+MUTATIONS: tuple[Callable[..., Coroutine[Any, Any, Any]], ...] = (issue, revoke, set_origins)
+
+
+async def holders(service: Service) -> dict[str, pb.Holder]:
+    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    return {holder.name: holder for holder in answer.holders}
+
+
+def names(found: Any) -> list[str]:
+    return sorted(holder.name for holder in found)
+
+
+async def validity(service: Service, api_key: str) -> "pb.Verdict.ValueType":
+    answer = await service.keys.Validate(pb.ValidateRequest(api_key=api_key), metadata=service.token())
+    verdict: pb.Verdict.ValueType = answer.verdict
+    return verdict
+
+
+async def test_without_holders_a_change_is_effective_at_once(service: Service) -> None:
+    """The instant is that of the answer: no request that starts later is decided by older state."""
+    for revision, call in enumerate(MUTATIONS, 1):
+        before = datetime.now(UTC)
+        answer = await call(service)
+        assert before <= instant(answer.propagation.effective_by) <= datetime.now(UTC)
+        assert (answer.revision, answer.propagation.effective) == (revision, True)
+        assert not answer.propagation.confirmed
+        assert not answer.propagation.pending
+
+
+async def test_a_change_waits_for_its_holders_and_names_those_that_confirmed(service: Service) -> None:
+    watchers = [Watcher(service, name=f"bridge-{number}") for number in range(3)]
+    for watcher in watchers:
+        await watcher.attach()
+    for revision, call in enumerate(MUTATIONS, 1):
+        waiting = asyncio.create_task(call(service, wait_seconds=LONG))
+        for watcher in watchers:
+            assert not waiting.done()
+            await watcher.acknowledge((await watcher.change()).revision)
+        answer = await waiting
+        assert (answer.revision, answer.propagation.effective) == (revision, True)
+        assert names(answer.propagation.confirmed) == ["bridge-0", "bridge-1", "bridge-2"]
+        assert {holder.acknowledged_revision for holder in answer.propagation.confirmed} == {revision}
+        assert not answer.propagation.pending
+
+
+@pytest.mark.parametrize("wait_seconds", [0.0, 0.2])
+async def test_a_holder_that_does_not_confirm_is_named_with_the_end_of_its_lease(
+    service: Service, wait_seconds: float
+) -> None:
+    """0 does not wait."""
+    quick, silent = Watcher(service, name="quick"), Watcher(service, name="silent")
+    await silent.attach()
+    await issue(service, wait_seconds=0)
+    await quick.attach()
+    before = await holders(service)
+    answer = await revoke(service, wait_seconds=wait_seconds)
+    assert not answer.propagation.effective
+    expiry = before["silent"].lease_expire_time
+    pending = {holder.name: holder for holder in answer.propagation.pending}
+    assert pending["silent"].lease_expire_time == expiry
+    assert pending["silent"].holder_id == silent.holder_id
+    assert answer.propagation.effective_by == max(
+        (holder.lease_expire_time for holder in before.values()), key=Timestamp.ToNanoseconds
+    )
+    assert instant(answer.propagation.effective_by) <= instant(answer.key.create_time) + LEASE_AND_MARGIN
+
+
+async def test_the_default_is_to_wait(service: Service) -> None:
+    watcher = Watcher(service)
+    await watcher.attach()
+    waiting = asyncio.create_task(issue(service))
+    await watcher.acknowledge((await watcher.change()).revision)
+    assert (await waiting).propagation.effective
+
+
+async def test_a_negative_wait_is_refused_and_changes_nothing(service: Service) -> None:
+    await issue(service)
+    for wait_seconds in (-1.0, -0.001):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await revoke(service, wait_seconds=wait_seconds)
+        assert (caught.value.code(), "wait" in str(caught.value.details())) == (Code.INVALID_ARGUMENT, True)
+    request = pb.ListChangesRequest()
+    assert len((await service.operations.ListChanges(request, metadata=service.token())).changes) == 1
+
+
+@pytest.mark.parametrize("seconds", [LONG, 10.0**17])
+async def test_the_callers_deadline_bounds_the_wait(service: Service, seconds: float) -> None:
+    """The answer, with the raw key that nobody sees again, is on its way before that."""
+    watcher = Watcher(service)
+    await watcher.attach()
+    issued = await issue(service, wait_seconds=0)
+    revoked = await revoke(service, wait_seconds=seconds, timeout=1.0)
+    assert names(revoked.propagation.pending) == ["bridge-1"]
+    assert await validity(service, revoked.api_key) == pb.VERDICT_ALLOWED
+    assert await validity(service, issued.api_key) == pb.VERDICT_INVALID_KEY
+
+
+async def test_renewals_without_the_change_extend_nothing(service: Service) -> None:
+    """Rule 10: what was granted after the commit counts only once the change is applied."""
+    watcher = Watcher(service)
+    await watcher.attach()
+    before = (await holders(service))["bridge-1"].lease_expire_time
+    waiting = asyncio.create_task(issue(service, wait_seconds=0.3))
+    await watcher.change()
+    await watcher.renew()
+    await watcher.lease()
+    assert (await holders(service))["bridge-1"].lease_expire_time != before
+    propagation = (await waiting).propagation
+    assert propagation.effective_by == propagation.pending[0].lease_expire_time == before
+
+
+async def test_the_wait_ends_with_the_lease_that_was_pending(tmp_path: Path) -> None:
+    """However often a holder that is behind renews."""
+    async with running(tmp_path / "state", AUTHSVC_LEASE_SECONDS="1", AUTHSVC_LEASE_MARGIN_SECONDS="0") as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
+        await watcher.change()
+        while not waiting.done():
+            await watcher.renew()
+            await watcher.lease()
+        propagation = (await waiting).propagation
+        assert propagation.effective
+        assert not propagation.confirmed
+
+
+async def test_a_retried_revocation_waits_like_the_first(service: Service) -> None:
+    """Rule 11: it commits nothing, and says whether what the first one did holds everywhere."""
+    watcher = Watcher(service)
+    await watcher.attach()
+    issued = await issue(service, wait_seconds=0)
+    first = await revoke(service, issued.key.key_id, wait_seconds=0)
+    assert names(first.propagation.pending) == ["bridge-1"]
+    again = await revoke(service, issued.key.key_id, wait_seconds=0)
+    assert (again.already_revoked, again.api_key, again.revision) == (True, "", first.revision)
+    assert names(again.propagation.pending) == ["bridge-1"]
+    waiting = asyncio.create_task(revoke(service, issued.key.key_id, wait_seconds=LONG))
+    await watcher.change()
+    await watcher.change()
+    await watcher.acknowledge(first.revision)
+    last = await waiting
+    assert (last.already_revoked, last.propagation.effective) == (True, True)
+    assert names(last.propagation.confirmed) == ["bridge-1"]
+
+
+async def test_nobody_waits_for_a_holder_that_says_goodbye_meanwhile(service: Service) -> None:
+    watcher = Watcher(service)
+    await watcher.attach()
+    waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
+    await watcher.change()
+    await watcher.renew(goodbye=True)
+    propagation = (await waiting).propagation
+    assert propagation.effective
+    assert not propagation.confirmed
+
+
+async def test_a_caller_that_goes_away_while_it_waits_has_revoked(service: Service) -> None:
+    watcher = Watcher(service)
+    await watcher.attach()
+    issued = await issue(service, wait_seconds=0)
+    waiting = asyncio.create_task(revoke(service, wait_seconds=LONG))
+    while (await watcher.change()).revision < 2:
+        pass
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await validity(service, issued.api_key) == pb.VERDICT_INVALID_KEY
+
+
+async def test_a_confirmation_ends_the_wait_without_polling(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    watcher = Watcher(service)
+    await watcher.attach()
+    waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
+    change = await watcher.change()
+    await watcher.renew()  # meanwhile the call has found that it must wait
+    await watcher.lease()
+    await watcher.acknowledge(change.revision)
+    assert (await waiting).propagation.effective
+
+
+async def test_a_holder_at_another_replica_is_told_and_heard_without_polling(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    async with replica(tmp_path / "a", postgres_url) as here, replica(tmp_path / "b", postgres_url) as there:
+        watchers = [Watcher(there, name="there"), Watcher(here, name="here")]
+        for watcher in watchers:
+            await watcher.attach()
+        for _ in range(5):
+            project_id = f"p{watchers[0].applied_revision}"
+            waiting = asyncio.create_task(issue(here, project_id, wait_seconds=LONG))
+            for watcher in watchers:
+                await watcher.acknowledge((await watcher.change()).revision)
+            answer = await waiting
+            assert answer.propagation.effective
+            assert names(answer.propagation.confirmed) == ["here", "there"]
+
+
+async def test_a_holder_at_another_process_on_the_same_file_is_told_and_heard_by_polling(tmp_path: Path) -> None:
+    file = f"sqlite:///{tmp_path / 'shared.db'}"
+    async with (
+        running(tmp_path / "a", AUTHSVC_DATABASE_URL=file) as here,
+        running(tmp_path / "b", AUTHSVC_DATABASE_URL=file) as there,
+    ):
+        watcher = Watcher(there)
+        await watcher.attach()
+        waiting = asyncio.create_task(issue(here, wait_seconds=LONG))
+        await watcher.acknowledge((await watcher.change()).revision)
+        assert names((await waiting).propagation.confirmed) == ["bridge-1"]
+
+
+async def test_a_database_that_is_lost_while_a_call_waits_costs_it_nothing_but_the_wait(
+    private_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """The change is committed, and its raw key is shown this once."""
+    async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        waiting = asyncio.create_task(issue(service, wait_seconds=1.0))
+        await watcher.change()
+        await asyncio.to_thread(private_postgres.stop)
+        answer = await waiting
+        assert answer.api_key.startswith("dt_")
+        assert not answer.propagation.effective
+        assert instant(answer.propagation.effective_by) > datetime.now(UTC)
+        assert names(answer.propagation.pending) in ([], ["bridge-1"])  # none, when they could not be read at all
+        await asyncio.to_thread(private_postgres.start)
+
+
+async def test_a_database_that_is_lost_before_the_holders_were_read_leaves_the_longest_lease(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(self: LeaseStore) -> None:
+        raise StoreUnavailableError("the test says so")
+
+    monkeypatch.setattr(LeaseStore, "rows", lost)
+    before = datetime.now(UTC)
+    answer = await issue(service, wait_seconds=0)
+    assert answer.api_key.startswith("dt_")
+    assert not answer.propagation.effective
+    assert before + LEASE_AND_MARGIN <= instant(answer.propagation.effective_by) <= datetime.now(UTC) + LEASE_AND_MARGIN
+
+
+async def test_a_database_that_hangs_does_not_outlast_the_wait(postgres_url: str, tmp_path: Path) -> None:
+    """Someone has locked the leases: the raw key comes all the same, before the caller gives up."""
+    async with replica(tmp_path / "state", postgres_url) as service:
+        database = Database(postgres_url)
+        async with database.writing() as connection:
+            await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
+            answer = await issue(service, wait_seconds=0.2)
+            assert answer.api_key.startswith("dt_")
+            assert not answer.propagation.effective
+            await connection.rollback()
+        await database.close()
+        assert (await revoke(service)).propagation.effective

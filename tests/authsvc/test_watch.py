@@ -1,0 +1,311 @@
+"""Watch over a real channel: who may, what a holder is sent, and how a stream ends."""
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from structlog.testing import capture_logs
+
+from authsvc import app as app_module
+from authsvc import watch as watch_module
+from authsvc.client.raw_key import RawKey
+from authsvc.client.validator import KeyValidator
+from authsvc.client.verdicts import Verdict
+from authsvc.config import Config
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from tests.authsvc.client.fake_key_service import until
+from tests.authsvc.conftest import Service, running
+from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revoke
+from tests.postgres import PostgresServer
+
+Code = grpc.StatusCode
+
+
+@pytest.mark.parametrize("role", ["bridge", "admin"])
+async def test_bridges_and_admins_may_watch(service: Service, role: str) -> None:
+    watcher = Watcher(service, role=role)
+    await watcher.attach()
+
+
+@pytest.mark.parametrize("metadata", [(), (("authorization", "Bearer wrong"),)])
+async def test_nobody_watches_without_a_token(service: Service, metadata: Any) -> None:
+    call = service.keys.Watch(metadata=metadata)
+    assert (await ended(call))[0] == Code.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(
+    ("request_", "named"),
+    [
+        (pb.WatchRequest(), "holder_id"),
+        (pb.WatchRequest(holder_id="x" * 15), "holder_id"),
+        (pb.WatchRequest(holder_id="x" * 65), "holder_id"),
+        (pb.WatchRequest(holder_id="é" * 16), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER[:-1] + "\0"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER, name="n" * 129), "name"),
+        (pb.WatchRequest(holder_id=HOLDER, name="a\0b"), "name"),
+        (pb.WatchRequest(holder_id=HOLDER, epoch="e" * 33), "epoch"),
+        (pb.WatchRequest(holder_id=HOLDER, applied_revision=-1), "applied_revision"),
+    ],
+)
+async def test_a_malformed_request_ends_the_stream_and_names_the_field(
+    service: Service, request_: pb.WatchRequest, named: str
+) -> None:
+    call = service.keys.Watch(metadata=service.token("bridge"))
+    await call.write(request_)
+    code, text = await ended(call)
+    assert (code, named in text) == (Code.INVALID_ARGUMENT, True)
+    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    assert not answer.holders
+
+
+async def test_a_new_holder_is_reset_to_the_present_and_granted_a_lease(service: Service) -> None:
+    await issue(service)
+    watcher = Watcher(service)
+    await watcher.renew()
+    reset, lease = await watcher.next(), await watcher.next()
+    assert (reset.WhichOneof("event"), reset.reset.revision, len(reset.reset.epoch)) == ("reset", 1, 32)
+    assert lease.lease == pb.LeaseEvent(sequence=1, duration={"seconds": 60}, revision=1)  # type: ignore[arg-type]
+    watcher.epoch, watcher.applied_revision = reset.reset.epoch, 1
+    await watcher.renew()
+    assert (await watcher.next()).lease.sequence == 2
+
+
+async def test_a_holder_that_comes_back_is_sent_what_it_missed_without_a_reset(service: Service) -> None:
+    watcher = Watcher(service)
+    await watcher.attach()
+    keys = [(await issue(service, name, wait_seconds=0)).api_key for name in ("demo", "other")]
+    watcher.reopen()
+    await watcher.renew()
+    events = [await watcher.next() for _ in range(3)]
+    changes = [event.change for event in events if event.HasField("change")]
+    assert [change.revision for change in changes] == [1, 2]
+    parsed = [RawKey.parse(key) for key in keys]
+    assert [list(change.key_digests) for change in changes] == [[key.digest] for key in parsed if key]
+    assert [event.lease.revision for event in events if event.HasField("lease")] == [2]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [("authsvc.lease_store.CHANGES_BEHIND_MAX", 1), ("authsvc.watch.CHANGE_AGE_SECONDS_MAX", -60.0)],
+)
+async def test_a_holder_that_is_too_far_behind_is_reset(
+    service: Service, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    """Over 10,000 changes, or an hour, behind."""
+    watcher = Watcher(service)
+    await watcher.attach()
+    for name in ("demo", "other"):
+        await issue(service, name, wait_seconds=0)
+    monkeypatch.setattr(limit, value)
+    watcher.reopen()
+    await watcher.renew()
+    assert (await watcher.next()).reset == pb.ResetEvent(epoch=watcher.epoch, revision=2)
+    assert (await watcher.next()).HasField("lease")
+    watcher.applied_revision = 2
+    await watcher.renew()
+    assert (await watcher.next()).HasField("lease"), "reset twice"
+
+
+async def test_a_holder_of_another_epoch_or_from_the_future_is_reset(service: Service) -> None:
+    await issue(service)
+    for epoch, revision in (("another", 1), ("", 1), (None, 7)):
+        watcher = Watcher(service)
+        await watcher.attach()
+        watcher.reopen()
+        watcher.epoch, watcher.applied_revision = watcher.epoch if epoch is None else epoch, revision
+        await watcher.renew()
+        assert (await watcher.next()).reset.revision == 1
+
+
+async def test_every_change_reaches_every_stream_in_order(service: Service) -> None:
+    watchers = [Watcher(service) for _ in range(5)]
+    for watcher in watchers:
+        await watcher.attach()
+    await asyncio.gather(*(issue(service, f"p{number}", wait_seconds=0) for number in range(30)))
+    for watcher in watchers:
+        assert [(await watcher.change()).revision for _ in range(30)] == list(range(1, 31))
+
+
+async def test_a_goodbye_ends_the_stream_and_the_holder_for_good(service: Service) -> None:
+    watcher = Watcher(service)
+    await watcher.attach()
+    await watcher.renew(goodbye=True)
+    assert (await ended(watcher.call))[0] == Code.OK
+    issued = await issue(service)
+    assert (issued.propagation.effective, len(issued.propagation.confirmed)) == (True, 0)
+    watcher.reopen()
+    await watcher.renew()
+    code, text = await ended(watcher.call)
+    assert (code, "goodbye" in text) == (Code.FAILED_PRECONDITION, True)
+
+
+async def test_a_stream_that_its_holder_ends_leaves_the_lease(service: Service) -> None:
+    watcher = Watcher(service)
+    await watcher.attach()
+    await watcher.call.done_writing()
+    assert (await ended(watcher.call))[0] == Code.OK
+    issued = await issue(service, wait_seconds=0)
+    assert [holder.holder_id for holder in issued.propagation.pending] == [watcher.holder_id]
+
+
+async def test_streams_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_STREAMS_MAX", 1)
+    first = Watcher(service)
+    await first.attach()
+    second = Watcher(service)
+    assert (await ended(second.call))[0] == Code.RESOURCE_EXHAUSTED
+    first.call.cancel()
+    async with asyncio.timeout(10):
+        while True:  # the service hears of the first one's end a little later
+            second.reopen()
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await second.attach()
+                break
+
+
+async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_SLOW_SECONDS", 0.2)
+    small_window = (("grpc.http2.bdp_probe", 0),)  # 64 KiB, where gRPC would make room for more and more
+    async with grpc.aio.insecure_channel(str(service.address), options=small_window) as channel:
+        slow, quick = Watcher(service, keys=KeyServiceStub(channel)), Watcher(service)
+        await slow.attach()
+        await quick.attach()
+        count = insert_changes(service, count=50, digests=500)
+        with capture_logs() as logs:
+            await issue(service, wait_seconds=0)
+            for revision in range(1, count + 2):
+                assert (await quick.change()).revision == revision
+            await quick.acknowledge(count + 1)
+            await until(lambda: any(entry.get("status") == "RESOURCE_EXHAUSTED" for entry in logs))
+        assert (await ended(slow.call))[0] == Code.RESOURCE_EXHAUSTED
+
+
+def insert_changes(service: Service, count: int, digests: int) -> int:
+    """Commit large changes behind the service's back; return how many."""
+    voided = json.dumps(["ab" * 32] * digests)
+    with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
+        connection.executemany(
+            "INSERT INTO changes (revision, kind, project_id, voided_digests, caller, create_time) "
+            "VALUES (?, 'set_origins', 'demo', ?, 'tester', '2026-01-01 00:00:00.000000')",
+            [(number, voided) for number in range(1, count + 1)],
+        )
+        connection.execute("UPDATE revision_counter SET revision = ?", (count,))
+    return count
+
+
+async def test_a_service_that_stops_ends_the_streams_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not wait for calls that would last for ever."""
+    monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 3600.0)
+    async with running(tmp_path / "state") as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        service.stop.set()
+        code, text = await ended(watcher.call)
+        assert (code, text) == (Code.UNAVAILABLE, "the key service is stopping")
+
+
+async def test_a_restarted_service_waits_for_the_leases_that_were_granted_before(tmp_path: Path) -> None:
+    async with running(tmp_path / "state") as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+    async with running(tmp_path / "state") as service:
+        issued = await issue(service, wait_seconds=0)
+        assert [holder.holder_id for holder in issued.propagation.pending] == [watcher.holder_id]
+        watcher.service = service
+        watcher.reopen()
+        await watcher.renew()
+        assert (await watcher.change()).revision == 1
+
+
+async def test_a_new_epoch_ends_the_streams_and_resets_the_holders(tmp_path: Path) -> None:
+    """A lease of the old epoch is waited for: its holder may have applied what was lost."""
+    state = tmp_path / "state"
+    async with running(state) as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        old_epoch = watcher.epoch
+        await app_module.renew_epoch(Config.from_environment({"AUTHSVC_STATE_DIR": str(state)}))
+        code, text = await ended(watcher.call)
+        assert (code, "epoch" in text) == (Code.UNAVAILABLE, True)
+        issued = await issue(service, wait_seconds=0)
+        assert watcher.holder_id in [holder.holder_id for holder in issued.propagation.pending]
+        watcher.reopen()
+        await watcher.attach()
+        assert watcher.epoch != old_epoch
+        waiting = asyncio.create_task(revoke(service, wait_seconds=0.5))
+        await watcher.acknowledge((await watcher.change()).revision)
+        propagation = (await waiting).propagation
+        assert [holder.holder_id for holder in propagation.confirmed] == [watcher.holder_id]
+        # What was restored may lack rows: one stands in for all the leases that were granted before.
+        assert [holder.name for holder in propagation.pending] == ["whoever watched before the new epoch"]
+
+
+async def test_a_lost_database_ends_the_streams_that_renew_and_they_come_back(
+    private_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    url = private_postgres.url("postgres")
+    async with replica(tmp_path / "state", url) as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        await asyncio.to_thread(private_postgres.stop)
+        await watcher.renew()
+        assert (await ended(watcher.call))[0] == Code.UNAVAILABLE
+        await asyncio.to_thread(private_postgres.start)
+        async with asyncio.timeout(20):
+            while True:  # connections of the pool that died fail once each
+                watcher.reopen()
+                await watcher.renew()
+                try:
+                    if (await watcher.call.read()) is not grpc.aio.EOF:
+                        break
+                except grpc.aio.AioRpcError:
+                    continue
+        issued = await issue(service, wait_seconds=0)
+        assert issued.propagation.pending
+
+
+async def test_leases_that_expired_long_ago_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
+    async with running(tmp_path / "state") as service:
+        first, second = Watcher(service), Watcher(service)
+        await first.attach()
+        await second.attach()
+        await asyncio.to_thread(expire, service, first)  # the sweeper goes on meanwhile
+        async with asyncio.timeout(10):
+            while True:
+                answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+                if [holder.holder_id for holder in answer.holders] == [second.holder_id]:
+                    break
+
+
+def expire(service: Service, watcher: Watcher) -> None:
+    statement = "UPDATE leases SET expire_time = '2026-01-01 00:00:00.000000' WHERE holder_id = ?"
+    with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute(statement, (watcher.holder_id,))
+
+
+async def test_a_validator_forgets_a_key_before_revoke_returns(service: Service) -> None:
+    """The two sides together; and a key that was probed before it was issued works when Issue returns."""
+    token = dict(service.token("bridge"))["authorization"].removeprefix("Bearer ")
+    async with KeyValidator(service.address, token, name="bridge-1") as validator:
+        await until(lambda: validator.has_lease)
+        api_key = (await issue(service)).api_key
+        for _ in range(20):
+            key = RawKey.parse(api_key)
+            assert key is not None
+            assert (await validator.validate(key)).verdict is Verdict.ALLOWED
+            assert validator.cached(key) is not None
+            revoked = await revoke(service)
+            api_key = revoked.api_key
+            assert [holder.name for holder in revoked.propagation.confirmed] == ["bridge-1"]
+            assert validator.cached(key) is None
+            assert (await validator.validate(key)).verdict is Verdict.INVALID_KEY
+    assert (await revoke(service)).propagation.effective

@@ -1,0 +1,249 @@
+"""LeaseStore's promises, on SQLite and on PostgreSQL alike."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from authsvc.client.holder import Renewal
+from authsvc.database import Database
+from authsvc.errors import StoreUnavailableError
+from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
+from authsvc.lease_store import LeaseStore
+from authsvc.leases import LeaseRow
+from authsvc.migrations import upgrade
+from authsvc.store import CHANNEL, KeyStore, NewKey
+from tests.postgres import PostgresServer
+
+LEASE_SECONDS = 60.0
+MARGIN_SECONDS = 5.0
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[tuple[Database, LeaseStore]]:
+    database = Database(url)
+    await database.migrate(upgrade)
+    try:
+        yield database, LeaseStore(database, now, MARGIN_SECONDS)
+    finally:
+        await database.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with opened(database_url) as (database, _):
+        yield database
+
+
+@pytest.fixture
+def leases(database: Database) -> LeaseStore:
+    return LeaseStore(database, now, MARGIN_SECONDS)
+
+
+def renewal(revision: int, holder_id: str = "holder-1", epoch: str = "epoch-1", name: str = "bridge") -> Renewal:
+    return Renewal(epoch, holder_id, name, 1, revision)
+
+
+def goodbye(holder_id: str = "holder-1") -> Renewal:
+    return Renewal("epoch-1", holder_id, "bridge", 1, 0, is_goodbye=True)
+
+
+async def row(leases: LeaseStore, holder_id: str = "holder-1") -> LeaseRow:
+    return {row.holder_id: row for row in (await leases.rows())[0]}[holder_id]
+
+
+async def mutate(database: Database, project_id: str = "demo") -> None:
+    key = NewKey(generate_key_id(), generate_raw_key().digest)
+    await KeyStore(database, now).issue(ProjectId(project_id), [], key, "tester")
+
+
+async def test_a_lease_expires_after_its_duration_and_the_margin_by_the_databases_clock(leases: LeaseStore) -> None:
+    before = (await leases.state()).time
+    assert await leases.renew([renewal(3, name="bridge-7")], LEASE_SECONDS) == set()
+    after = (await leases.state()).time
+    found = await row(leases)
+    assert (found.holder_id, found.name, found.epoch, found.acknowledged_revision) == (
+        "holder-1", "bridge-7", "epoch-1", 3,
+    )  # fmt: skip
+    assert before <= found.renew_time <= after
+    assert found.expire_time - found.renew_time == timedelta(seconds=LEASE_SECONDS + MARGIN_SECONDS)
+
+
+async def test_the_acknowledged_revision_never_goes_down_within_an_epoch(leases: LeaseStore) -> None:
+    """Rule 9: a late renewal takes the maximum."""
+    for sent, kept in ((3, 3), (7, 7), (5, 7), (0, 7), (8, 8)):
+        await leases.renew([renewal(sent)], LEASE_SECONDS)
+        assert (await row(leases)).acknowledged_revision == kept
+
+
+async def test_another_epoch_starts_the_acknowledged_revision_afresh(leases: LeaseStore) -> None:
+    await leases.renew([renewal(7)], LEASE_SECONDS)
+    await leases.renew([renewal(2, epoch="epoch-2")], LEASE_SECONDS)
+    found = await row(leases)
+    assert (found.epoch, found.acknowledged_revision) == ("epoch-2", 2)
+
+
+async def test_the_expiry_never_goes_down(leases: LeaseStore) -> None:
+    """The holder may have been granted the longer lease before."""
+    await leases.renew([renewal(1)], 3600)
+    first = await row(leases)
+    await leases.renew([renewal(2)], 1)
+    second = await row(leases)
+    assert second.expire_time == first.expire_time
+    assert second.renew_time >= first.renew_time
+    await leases.renew([renewal(2)], 7200)
+    assert (await row(leases)).expire_time > first.expire_time
+
+
+async def test_a_holder_that_said_goodbye_is_waited_for_no_more_and_refused_for_good(leases: LeaseStore) -> None:
+    """Rule 7; the other holders of the same transaction are not affected."""
+    await leases.renew([renewal(1), renewal(1, "holder-2")], LEASE_SECONDS)
+    assert await leases.renew([goodbye()], LEASE_SECONDS) == set()
+    assert [row.holder_id for row in (await leases.rows())[0]] == ["holder-2"]
+    assert await leases.renew([renewal(9), renewal(9, "holder-2")], LEASE_SECONDS) == {"holder-1"}
+    assert [row.holder_id for row in (await leases.rows())[0]] == ["holder-2"]
+    assert (await row(leases, "holder-2")).acknowledged_revision == 9
+    assert await leases.renew([goodbye()], LEASE_SECONDS) == {"holder-1"}
+
+
+async def test_a_goodbye_may_be_all_that_is_known_of_a_holder(leases: LeaseStore) -> None:
+    await leases.renew([goodbye()], LEASE_SECONDS)
+    assert (await leases.rows())[0] == []
+    assert await leases.renew([renewal(1)], LEASE_SECONDS) == {"holder-1"}
+
+
+async def test_only_what_expired_long_ago_is_swept(leases: LeaseStore) -> None:
+    """Gone holders too, which are refused until then."""
+    expired = -100.0 - MARGIN_SECONDS
+    await leases.renew([renewal(1, "old"), goodbye("gone")], expired)
+    await leases.renew([renewal(1, "live")], LEASE_SECONDS)
+    await leases.sweep(110.0)
+    assert {row.holder_id for row in (await leases.rows())[0]} == {"old", "live"}
+    assert await leases.renew([renewal(1, "gone")], LEASE_SECONDS) == {"gone"}
+    await leases.sweep(90.0)
+    assert {row.holder_id for row in (await leases.rows())[0]} == {"live"}
+    assert await leases.renew([renewal(1, "gone")], LEASE_SECONDS) == set()
+
+
+async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
+    database: Database, leases: LeaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await leases.state()
+    assert (first.revision, first.resumable_revision) == (0, 0)
+    assert re.fullmatch("[0-9a-f]{32}", first.epoch)
+    for number in range(4):
+        await mutate(database, f"p{number}")
+    monkeypatch.setattr("authsvc.lease_store.CHANGES_BEHIND_MAX", 3)
+    state = await leases.state()
+    assert (state.epoch, state.revision, state.resumable_revision) == (first.epoch, 4, 1)
+    assert state.time > first.time
+
+
+async def blocked(connection: AsyncConnection, count: int) -> None:
+    """Return once so many other connections to this database wait for a lock."""
+    query = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(10):
+        while (await connection.execute(query)).scalar_one() < count:
+            await connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))
+
+
+async def test_the_clock_is_read_after_the_rows(postgres_url: str) -> None:
+    """So that what is found expired has expired, and `effective_by` is not before the check that it is of."""
+    async with opened(postgres_url) as (database, leases):
+        await leases.renew([renewal(1)], LEASE_SECONDS)
+        async with database.writing() as connection:
+            await connection.execute(sa.text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
+            reading = asyncio.create_task(leases.rows())
+            await blocked(connection, 1)
+            await connection.execute(sa.text("UPDATE leases SET renew_time = clock_timestamp()"))
+        rows, state = await reading
+        assert rows[0].renew_time <= state.time
+
+
+async def test_replicas_that_renew_the_same_holders_in_another_order_do_not_deadlock(postgres_url: str) -> None:
+    """Both meet at a row that is locked, from whichever side they come to it."""
+    ids = ["a" * 16, "b" * 16, "c" * 16]
+    async with opened(postgres_url) as (_, one), opened(postgres_url) as (_, other), opened(postgres_url) as (third, _):
+        await one.renew([renewal(1, id_) for id_ in ids], LEASE_SECONDS)
+        async with third.writing() as connection:
+            await connection.execute(sa.text("SELECT 1 FROM leases WHERE holder_id = :id FOR UPDATE"), {"id": ids[1]})
+            renewing = [
+                asyncio.create_task(one.renew([renewal(2, id_) for id_ in ids], LEASE_SECONDS)),
+                asyncio.create_task(other.renew([renewal(3, id_) for id_ in reversed(ids)], LEASE_SECONDS)),
+            ]
+            await blocked(connection, 2)
+        await asyncio.gather(*renewing)
+        assert {row.acknowledged_revision for row in (await one.rows())[0]} == {3}
+
+
+async def test_a_late_renewal_from_another_epoch_takes_nothing_back(leases: LeaseStore) -> None:
+    """Such as the first one of all, which knows no epoch: what was acknowledged in the present one stays."""
+    present = (await leases.state()).epoch
+    await leases.renew([renewal(7, epoch=present)], LEASE_SECONDS)
+    await leases.renew([renewal(0, epoch="")], LEASE_SECONDS)
+    found = await row(leases)
+    assert (found.epoch, found.acknowledged_revision) == (present, 7)
+
+
+async def test_a_new_epoch_keeps_the_revision_and_stands_in_for_leases_that_were_lost(
+    database: Database, leases: LeaseStore
+) -> None:
+    await mutate(database)
+    before = await leases.state()
+    epoch = await leases.renew_epoch(LEASE_SECONDS)
+    rows, after = await leases.rows()
+    assert (after.epoch, after.revision) == (epoch, before.revision)
+    assert epoch != before.epoch
+    assert [row.is_behind(after, after.revision) for row in rows] == [True]
+    assert rows[0].expire_time - rows[0].renew_time == timedelta(seconds=LEASE_SECONDS + MARGIN_SECONDS)
+
+
+async def test_two_replicas_renew_the_same_holders_at_once(database_url: str, leases: LeaseStore) -> None:
+    """Whatever order they come in: neither deadlocks, and the greatest acknowledgement stays."""
+    ids = [f"holder-{number:02}" for number in range(40)]
+    async with opened(database_url) as (_, other):
+        for round_ in range(10):
+            await asyncio.gather(
+                leases.renew([renewal(2 * round_, id_) for id_ in ids], LEASE_SECONDS),
+                other.renew([renewal(2 * round_ + 1, id_) for id_ in reversed(ids)], LEASE_SECONDS),
+            )
+            assert {row.acknowledged_revision for row in (await leases.rows())[0]} == {2 * round_ + 1}
+
+
+async def test_renewals_and_mutations_are_heard_by_other_replicas_once_they_are_committed(postgres_url: str) -> None:
+    async with opened(postgres_url) as (database, leases), opened(postgres_url) as (other, _):
+        heard: asyncio.Queue[None] = asyncio.Queue()
+        listening = asyncio.create_task(other.listen(CHANNEL, lambda: heard.put_nowait(None)))
+        await heard.get()  # it listens
+        await leases.renew([renewal(1)], LEASE_SECONDS)
+        await heard.get()
+        await mutate(database)
+        await heard.get()
+        assert heard.empty()
+        listening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await listening
+
+
+async def test_listening_ends_with_the_connection(private_postgres: PostgresServer) -> None:
+    async with opened(private_postgres.url("postgres")) as (database, leases):
+        heard = asyncio.Event()
+        listening = asyncio.create_task(database.listen(CHANNEL, heard.set))
+        await heard.wait()
+        await asyncio.to_thread(private_postgres.stop)
+        await listening
+        with pytest.raises(StoreUnavailableError):
+            await leases.renew([renewal(1)], LEASE_SECONDS)
+        with pytest.raises(StoreUnavailableError):
+            await database.listen(CHANNEL, heard.set)

@@ -1,0 +1,204 @@
+"""No raw key and no token is in anything that the system writes, whatever goes wrong. Both services log at DEBUG."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from tests.e2e.http_exchange import BODY, Connection, NoAnswerError, get, post, request
+from tests.e2e.processes import Service, System
+
+UNKNOWN_KEY = "dt_" + "c0ffee" * 4
+WRONG_TOKEN = "wrong-token-5e1f"
+EXPECTED_SECRETS = {"admin-token", "bridge-token"}
+"""The only files that hold a secret: each one's own."""
+
+
+def hostile_requests(key: str) -> list[bytes]:
+    """Return requests with the key in every place that a server might repeat or log."""
+    k = key.encode()
+    return [
+        request(key=key, body=BODY, origin="https://shop.example"),
+        request(key=key, body=BODY, origin=f"https://{key}.example"),
+        request(key=key, body=BODY, target=f"/ingest/logs?api_key={key}"),
+        request(method="GET", target=f"/{key}"),
+        request(method="GET", target=f"/ingest/logs?key={key}"),
+        request(method=key.replace("_", "-"), target="/ingest/logs", key=key),
+        request(f"{key}: x", key=key, body=BODY),
+        request(f"X-{key}: {key}", key=key, body=BODY),
+        request(f"Authorization: Bearer {key}", key=key, body=BODY),
+        request("Content-Encoding: " + key, key=key, body=BODY),
+        request("Content-Encoding: gzip", key=key, body=k),
+        request("Content-Encoding: gzip", key=key, body=gzip.compress(k)),
+        request("Expect: " + key, key=key, body=BODY),
+        request("Content-Length: " + key, key=key),
+        request("Content-Length: -1", key=key),
+        request("Transfer-Encoding: " + key, key=key),
+        request("Transfer-Encoding: chunked", key=key) + k + b"\r\n" + k,
+        request("Content-Length: 5", "Transfer-Encoding: chunked", key=key) + k,
+        request(f"X: {'a' * 9000}{key}", key=key, body=BODY),
+        request(*[f"X-{i}: {key}" for i in range(200)], key=key, body=BODY),
+        request(key=key, body=k),
+        request(key=key, body=b'{"' + k + b'": "' + k + b'"}'),
+        request(key=key, body=b'{"logs": [{"level": "' + k + b'", "message": "x"}]}'),
+        request(key=key, body=b'{"logs": [{"level": "info", "message": "x", "timestamp": "' + k + b'"}]}'),
+        request(key=key, body=b'{"logs": [{"level": "info", "message": 1, "metadata": ["' + k + b'"]}]}'),
+        request(key=key, body=b'{"logs": [{"level": "info", "message": "\\ud800' + k + b'"}]}'),
+        request(key=key, body=b"\xff" + k),
+        request(key=key, body=b"[" * 100_000 + k),
+        request(key=f"{key}{key}", body=BODY),
+        request(key=f"{key}\xff", body=BODY),
+        request(f"Authorization: {key}", body=BODY),
+        request(f"Authorization: Basic {key}", body=BODY),
+        request(f"Authorization : Bearer {key}", body=BODY),
+        request(f" Authorization: Bearer {key}", body=BODY),
+        request(f"Authorization: Bearer {key}\r\n {key}", body=BODY),
+        request(f"Authorization: Bearer {key}\x00", body=BODY),
+        request(f"Authorization: Bearer\r{key}", body=BODY),
+        k + b"\r\n\r\n",
+        k + b" /ingest/logs HTTP/1.1\r\n\r\n",
+        b"POST /ingest/logs " + k + b"\r\n\r\n",
+        b"POST /ingest/logs HTTP/9.9\r\nAuthorization: Bearer " + k + b"\r\n\r\n",
+        b"POST " + k + b":80 HTTP/1.1\r\n\r\n",
+        b"CONNECT " + k + b" HTTP/1.1\r\nHost: " + k + b"\r\n\r\n",
+        b"POST http://" + k + b"@[" + k + b"/ingest/logs HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01" + k + b"\r\n\r\n",
+        b"Bearer " + k + b"\n" * 50,
+        request(key=key, body=BODY)[:-5],
+    ]
+
+
+async def send_all(bridge: Service, key: str) -> None:
+    """Send each request on its own connection; an answer must not repeat the key either."""
+
+    async def send(sent: bytes) -> None:
+        async with Connection(bridge.address) as connection:
+            connection.send(sent)
+            connection.finish()
+            with contextlib.suppress(NoAnswerError):
+                answer = await connection.answer()
+                assert answer.status < 500
+                assert key not in str(answer)
+
+    await asyncio.gather(*(send(sent) for sent in hostile_requests(key)))
+
+
+async def call_all(address: str, key: str, token: str) -> None:
+    """Call the key service with the key and the token in every place."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        keys, projects = pb_grpc.KeyServiceStub(channel), pb_grpc.ProjectServiceStub(channel)
+        for authorization in (f"Bearer {token}", token, f"Basic {token}", f"Bearer {token} {token}", f"Bearer {key}"):
+            metadata = (("authorization", authorization), ("x-authsvc-caller", "canary"), ("x-token", token))
+            calls: list[tuple[Any, Message]] = [
+                (keys.Validate, pb.ValidateRequest(api_key=key, origin=f"https://{key}/")),
+                (keys.Validate, pb.ValidateRequest(api_key=key + key)),
+                (keys.Issue, pb.IssueRequest(project_id=key, origins=[key])),
+                (keys.Issue, pb.IssueRequest(project_id="p", origins=[f"https://{key}@/"])),
+                (keys.Revoke, pb.RevokeRequest(project_id="demo", key_id=key)),
+                (keys.SetOrigins, pb.SetOriginsRequest(project_id="demo", origins=[f"{key}@x"])),
+                (projects.GetProject, pb.GetProjectRequest(project_id=key)),
+                (projects.ListKeys, pb.ListKeysRequest(project_id="demo", page_token=key)),
+            ]
+            for call, message in calls:
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await call(message, metadata=metadata, timeout=10)
+
+
+def written(folder: Path) -> dict[Path, bytes]:
+    """Return every file there is; SQLite's own and what they were before a checkpoint included."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_secret_nowhere(secrets: list[str], system: System) -> None:
+    """Fail if one of them is in a file under the system's folder that is not meant to hold it."""
+    files = written(system.folder)
+    for secret in secrets:
+        found = {path.name for path, content in files.items() if secret.encode() in content}
+        assert found <= EXPECTED_SECRETS, secret
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+async def test_services_write_no_raw_key_and_no_token(system: System, log_format: str) -> None:
+    for prefix in ("AUTHSVC", "HTTPBRIDGE"):
+        system.variables |= {f"{prefix}_LOG_LEVEL": "debug", f"{prefix}_LOG_FORMAT": log_format}
+    key_service = await system.key_service()
+    bridge = await system.bridge(HTTPBRIDGE_CACHE_TTL_SECONDS="0")
+    old = system.issue("demo")
+    key = system.run("authsvc", "revoke", "demo", "--yes").stdout.strip()
+    admin, token = ((system.state_dir / f"{role}-token").read_text().strip() for role in ("admin", "bridge"))
+
+    assert (await post(bridge.address, key)).status == 200
+    for sent_key in (key, old, UNKNOWN_KEY):
+        await send_all(bridge, sent_key)
+        await call_all(key_service.address, sent_key, token)
+    await call_all(key_service.address, key, WRONG_TOKEN)
+    await call_all(key_service.address, key, admin)
+
+    other = f"sqlite:///{system.state_dir / 'other.db'}"
+    # The log store takes no writes; the key service refuses the token, and then is gone.
+    with closing(sqlite3.connect(system.state_dir / "logs.db", isolation_level=None)) as lock:
+        lock.execute("BEGIN IMMEDIATE")
+        unstored = asyncio.create_task(post(bridge.address, key))
+        refused = system.launch("httpbridge", HTTPBRIDGE_KEY_SERVICE_TOKEN=WRONG_TOKEN, HTTPBRIDGE_LOG_STORE_URL=other)
+        await refused.started()
+        assert (await post(refused.address, key)).status == 503
+        assert (await unstored).status == 503
+        lock.execute("ROLLBACK")
+    await key_service.stop()
+    assert (await post(bridge.address, key)).status == 503
+    assert (await get(bridge.address, "/ready")).status == 503
+    await bridge.stop()
+
+    for service in (key_service, bridge):
+        assert service.stderr.count("milliseconds") > 60, "it logs each request at DEBUG"
+    assert (system.state_dir / "logs.db").exists()
+    secrets = [old, key, UNKNOWN_KEY, WRONG_TOKEN, admin, token]
+    check_secret_nowhere(secrets, system)
+    for line in bridge.stderr.splitlines() if log_format == "json" else []:
+        assert isinstance(json.loads(line), dict)
+
+
+async def test_commands_print_no_secret_but_the_raw_key_they_are_asked_for(system: System) -> None:
+    system.variables |= {"AUTHSVC_LOG_LEVEL": "debug", "HTTPBRIDGE_LOG_LEVEL": "debug"}
+    key_service = await system.key_service()
+    issued = system.run("authsvc", "issue", "demo")
+    revoked = system.run("authsvc", "revoke", "demo", "--yes")
+    old, key = issued.stdout.strip(), revoked.stdout.strip()
+    admin, token = ((system.state_dir / f"{role}-token").read_text().strip() for role in ("admin", "bridge"))
+    password_url = f"postgresql://u:{WRONG_TOKEN}@127.0.0.1:1/y"
+
+    async def run(*command: str, stdin: str = "", **variables: str) -> str:
+        done = await asyncio.to_thread(system.run, *command, stdin=stdin, **variables)
+        return done.stdout + done.stderr
+
+    printed = await asyncio.gather(
+        run("authsvc", "validate", stdin=key),
+        run("authsvc", "validate", stdin=f"{old} {key}"),
+        run("authsvc", "validate", "--json", AUTHSVC_API_KEY=key),
+        run("authsvc", "keys", "demo", "--json"),
+        run("authsvc", "keys", "demo", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN),
+        run("authsvc", "keys", "demo", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
+        run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=WRONG_TOKEN, AUTHSVC_BRIDGE_TOKEN=WRONG_TOKEN),
+        run("authsvc", "serve", AUTHSVC_ADMIN_TOKEN=f"with spaces {WRONG_TOKEN}"),
+        run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"nonsense://u:{WRONG_TOKEN}@x/y"),
+        run("authsvc", "serve", AUTHSVC_DATABASE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
+        run("authsvc", "serve", AUTHSVC_DATABASE_URL=password_url),
+        run("httpbridge", "serve", HTTPBRIDGE_LOG_STORE_URL=f"postgresql://u:{WRONG_TOKEN}@[/y"),
+        run("httpbridge", "logs", "demo", HTTPBRIDGE_LOG_STORE_URL=password_url),
+    )
+    await key_service.kill()
+    text = "\n".join([issued.stderr, revoked.stderr, *printed, await run("authsvc", "validate", stdin=key)])
+    assert "Traceback" not in text
+    secrets = [old, key, WRONG_TOKEN, admin, token]
+    assert [secret for secret in secrets if secret in text] == []
+    check_secret_nowhere(secrets, system)

@@ -1,0 +1,327 @@
+"""What README.md and docs/operations.md tell to type works in a fresh clone; `make run` does all that it says."""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.e2e.processes import clean_environment, until
+
+ROOT = Path(__file__).parent.parent.parent
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+GRPCURL = re.compile(r"^grpcurl (?:.*\\\n)*.*\n", re.MULTILINE)
+LISTENS = {"AUTHSVC_LISTEN": "127.0.0.1:0", "HTTPBRIDGE_LISTEN": "127.0.0.1:0"}
+IN_CI = os.environ.get("CI") == "true"
+"""Whether what is missing here is a failure: `.ci/run` sets it."""
+
+pytestmark = [
+    pytest.mark.skipif(not IN_CI and not shutil.which("curl"), reason="curl is not installed"),
+    pytest.mark.skipif(not IN_CI and not (ROOT / ".git").exists(), reason="only git knows what is in a fresh clone"),
+]
+
+
+class Clone:
+    """The tracked files in a folder of their own, with the checkout's `.venv`, which nothing may change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True
+        )
+        for name in listed.stdout.decode().split("\0"):
+            if name and (ROOT / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        set_up = (ROOT / ".venv" / ".installed").stat().st_mtime
+        for name in ("requirements-dev.lock", "pyproject.toml"):
+            os.utime(folder / name, (set_up - 1, set_up - 1))
+        # The clone's own code, not the checkout's. Should make find `.venv` stale all the same, it fails.
+        self.environment = clean_environment() | {"PYTHONPATH": str(folder), "PYTHON": "false"}
+        self._runs: list[Run] = []
+
+    def make_run(self, script: str = "make run", **variables: str) -> "Run":
+        """Start `make run` as a terminal would: in a process group of its own, which Ctrl-C signals.
+
+        The script may have other commands before it.
+        """
+        before, make_run = script.strip().rsplit("\n", 1) if "\n" in script.strip() else ("", script.strip())
+        assert make_run == "make run"
+        output = self.folder / f"make-run-{len(self._runs)}.out"
+        with output.open("wb") as out:
+            process = subprocess.Popen(
+                ["sh", "-eu", "-c", f"{before}\nexec make run"],
+                cwd=self.folder,
+                env=self.environment | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                process_group=0,
+            )
+        self._runs.append(Run(process, output))
+        return self._runs[-1]
+
+    def shell(self, script: str, **variables: str) -> str:
+        """Run commands in one shell, as if typed one after the other, and return what they print; fail if one does."""
+        done = subprocess.run(
+            ["sh", "-eu", "-c", script],
+            cwd=self.folder,
+            env=self.environment | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        print(f"--- {script}\n--- printed:\n{done.stdout}")  # noqa: T201
+        assert done.returncode == 0
+        return done.stdout
+
+    def close(self) -> None:
+        """End what still runs."""
+        for run in self._runs:
+            run.close()
+
+
+class Run:
+    """One `make run`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
+        self._process = process
+        self._output = output
+        self._started: list[psutil.Process] = []
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    @property
+    def has_left_nothing(self) -> bool:
+        return not [process for process in self._started if process.is_running()]
+
+    async def greeted(self) -> str:
+        """Wait for the greeting and return it."""
+        await until("make run greets", lambda: "State is in" in self.output or not self.is_running)
+        assert self.is_running, self.output
+        self.process("authsvc")
+        self.process("httpbridge")
+        return self.output
+
+    def process(self, name: str) -> psutil.Process:
+        """Return the process of that service, or of the program itself."""
+        self._started = psutil.Process(self._process.pid).children(recursive=True)
+        wanted = "scripts/run.py" if name == "run" else f"{name} serve"
+        (process,) = (process for process in self._started if wanted in " ".join(process.cmdline()))
+        return process
+
+    async def press_ctrl_c(self) -> None:
+        """Signal all of them, as a terminal does: it ends, and nothing that it started is left.
+
+        make passes on that it was interrupted, as it does with every command.
+        """
+        os.killpg(self._process.pid, signal.SIGINT)
+        assert await self.ended() in (0, -signal.SIGINT), self.output
+        assert self.has_left_nothing
+        assert "Traceback" not in self.output
+
+    async def interrupt(self) -> None:
+        """Signal the program alone: it ends with status 0, and nothing that it started is left."""
+        self.process("run").send_signal(signal.SIGINT)
+        assert await self.ended() == 0, self.output
+        assert self.has_left_nothing
+
+    def close(self) -> None:
+        """End what still runs, services that lost their parent included."""
+        if self.is_running:
+            self._started += psutil.Process(self._process.pid).children(recursive=True)
+        for process in self._started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.kill()
+        self._process.wait()
+
+    async def ended(self) -> int:
+        """Wait for its end and return its exit status."""
+        await until("make run ends", lambda: not self.is_running)
+        status: int = self._process.returncode
+        return status
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    clone = Clone(tmp_path)
+    try:
+        yield clone
+    finally:
+        clone.close()
+
+
+def addresses(greeting: str) -> tuple[str, str]:
+    """Return where the bridge and the key service listen, as the greeting's lines have it."""
+    logs, keys = re.search(r"://(\S+)/ingest/logs", greeting), re.search(r"://(\S+)/authsvc", greeting)
+    assert logs is not None
+    assert keys is not None
+    return logs[1], keys[1]
+
+
+def command(greeting: str, program: str) -> str:
+    """Return the greeting's command that begins so, with the lines that continue it."""
+    match = re.search(rf"^  (\S*{program} (?:.*\\\n)*.*)$", greeting, re.MULTILINE)
+    assert match is not None, program
+    return match[1]
+
+
+async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stands(clone: Clone) -> None:
+    """In order, in one shell, on other ports than the usual ones, which may be taken; a second start has it all."""
+    first, *blocks = BLOCK.findall((clone.folder / "README.md").read_text())
+    assert first == "make run\n"
+    run = clone.make_run(**LISTENS)
+    greeting = await run.greeted()
+    logs, keys = addresses(greeting)
+    variables = {"AUTHSVC_LISTEN": keys, "HTTPBRIDGE_LISTEN": logs}
+
+    typed = "".join(blocks).replace("127.0.0.1:8080", logs).replace("127.0.0.1:50051", keys)
+    printed = clone.shell(typed, **variables)
+    parts = [
+        r'\{"ok": true, "count": 1\}',
+        r"checkout card declined .*order.*1042",
+        r"https://shop\.example\n\*\.shop\.example\n",
+        r"origin not allowed key=\w+ project=shop\nrefused\n",
+        r'"verdict": *"VERDICT_ALLOWED"',
+        r"revoked key_\w+ of project shop",
+        r"KEY +ISSUED +REVOKED\nkey_\w+ .*active\nkey_\w+ .*Z\n",
+    ]
+    for part in parts:
+        assert re.search(part, printed), part
+    assert re.search(".*".join(parts), printed, re.DOTALL), "in this order"
+
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge"))
+    assert "VERDICT_ALLOWED" in clone.shell(command(greeting, ".venv/bin/buf"))
+    if shutil.which("grpcurl"):
+        assert "VERDICT_ALLOWED" in clone.shell(command(greeting, "grpcurl"))
+    await run.press_ctrl_c()
+
+    state = clone.folder / "var"
+    kept = state / "demo-key"
+    assert (state.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
+    run = clone.make_run(**LISTENS)
+    greeting = await run.greeted()
+    assert f"Bearer {kept.read_text().strip()}" in greeting
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert clone.shell(command(greeting, ".venv/bin/httpbridge")).count("hello, world") == 2
+    await run.interrupt()
+
+
+async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone) -> None:
+    """HTTPS and mutual TLS, then TLS without client certificates; the greeting's lines fit as well."""
+    operations = (clone.folder / "docs" / "operations.md").read_text()
+    section = operations.partition("### TLS, tried on this machine\n")[2].partition("\n## ")[0]
+    mutual, with_certificates, plain, without = BLOCK.findall(section)
+    key = ""
+    for start, typed in ((mutual, with_certificates), (plain, without)):
+        run = clone.make_run(start, **LISTENS)
+        greeting = await run.greeted()
+        logs, keys = addresses(greeting)
+        script = typed.replace("127.0.0.1:8080", logs).replace("127.0.0.1:50051", keys) + 'echo "KEY=$KEY"\n'
+        calls = script.count("KeyService/Validate")
+        if not shutil.which("grpcurl"):
+            script, left_out = GRPCURL.subn("", script)
+            calls -= left_out
+        printed = clone.shell(script, AUTHSVC_LISTEN=keys, KEY=key)
+        key = printed.rpartition("KEY=")[2].strip()
+        assert printed.count("VERDICT_ALLOWED") == calls > 0
+        assert ('{"ok": true, "count": 1}' in printed) == ("curl -sS" in typed)
+
+        assert "https://" in command(greeting, "curl -sS")
+        assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+        assert "VERDICT_ALLOWED" in clone.shell(command(greeting, ".venv/bin/buf"))
+        assert "-plaintext" not in command(greeting, "grpcurl")
+        if shutil.which("grpcurl"):
+            assert "VERDICT_ALLOWED" in clone.shell(command(greeting, "grpcurl"))
+        await run.press_ctrl_c()
+
+
+async def test_make_run_without_the_demo_key_says_why_and_its_lines_still_fit(clone: Clone) -> None:
+    run = clone.make_run(**LISTENS)
+    await run.greeted()
+    await run.interrupt()
+    kept = clone.folder / "var" / "demo-key"
+    key = kept.read_text().strip()
+    kept.unlink()
+    token = {"AUTHSVC_BRIDGE_TOKEN": "a-bridge-token"}
+    run = clone.make_run(**LISTENS, **token)
+    greeting = await run.greeted()
+    assert re.search(r"There is no demo key to show: authsvc: .*\(ALREADY_EXISTS\)\n", greeting)
+    assert "YOUR_KEY" in greeting
+    asked = command(greeting, ".venv/bin/buf").replace("YOUR_KEY", key)
+    assert "VERDICT_ALLOWED" in clone.shell(asked, **token)
+    revoked = clone.shell(
+        command(greeting, ".venv/bin/authsvc revoke") + " --yes", AUTHSVC_LISTEN=addresses(greeting)[1]
+    )
+    assert re.search(r"^dt_\w+$", revoked, re.MULTILINE)
+    await run.interrupt()
+
+    kept.write_text(key)
+    run = clone.make_run(**LISTENS, AUTHSVC_API_KEY="of something else")
+    assert (
+        "There is no demo key to show: the service says of the key in var/demo-key: invalid key\n"
+        in await run.greeted()
+    )
+    await run.interrupt()
+
+
+@pytest.mark.parametrize("ends", ["Ctrl-C", "authsvc", "httpbridge"])
+async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: Clone, ends: str) -> None:
+    """The bridge is not ready, since what it takes for the key service never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        run = clone.make_run(**LISTENS, HTTPBRIDGE_KEY_SERVICE=f"127.0.0.1:{silent.getsockname()[1]}")
+        with (await asyncio.to_thread(silent.accept))[0]:
+            started = time.monotonic()
+            if ends == "Ctrl-C":
+                run.process("run")
+                await run.press_ctrl_c()
+            else:
+                run.process(ends).kill()
+                assert await run.ended() != 0
+                assert f"{ends} ended (status -9)\n" in run.output
+    assert time.monotonic() - started < 15
+    assert "Both services are running" not in run.output
+
+
+@pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
+async def test_make_run_says_which_service_ended(clone: Clone, name: str) -> None:
+    run = clone.make_run(**LISTENS)
+    await run.greeted()
+    run.process(name).kill()
+    assert await run.ended() != 0
+    assert run.output.splitlines()[-2] == f"{name} ended (status -9)"
+    assert run.has_left_nothing
+
+
+@pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
+async def test_make_run_on_a_taken_port_is_one_clear_line(clone: Clone, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        run = clone.make_run(**(LISTENS | {f"{name.upper()}_LISTEN": taken}))
+        assert await run.ended() != 0
+    # Besides make's own line, and events: the bridge may have met the key service before it listens.
+    ours = [line for line in run.output.splitlines() if not line.startswith("make: ") and " [info " not in line]
+    assert len(ours) == 1, run.output
+    assert f"cannot listen on {taken}" in ours[0]
+    assert name.upper() in ours[0]

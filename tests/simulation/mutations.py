@@ -1,0 +1,391 @@
+"""Each rule of the protocol, broken: what is left out or done wrongly, and what the checker must find then."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, Verdicts
+from authsvc.client.raw_key import Digest
+from authsvc.client.verdicts import Answer
+from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
+from tests.simulation.bridge import Flight, MakeHolder, Process, Stream
+from tests.simulation.checker import Kind
+from tests.simulation.database import Database
+from tests.simulation.replica import Call, Replica
+from tests.simulation.schedule import Clock
+from tests.simulation.world import Protocol
+
+
+class RevisionBeforeCommit(Replica):
+    """The revision is read in the transaction that commits the lease."""
+
+    def begin(self, stream: Stream, renewal: Renewal) -> None:
+        database = self.world.database
+        self._then(self._commit_with, stream, renewal, database.expiry(), database.state())
+
+    def _commit_with(
+        self, run: int, stream: Stream, renewal: Renewal, expire_time: datetime, state: StoreState
+    ) -> None:
+        if not self._is_void(run) and self.world.database.renew(renewal, expire_time) and not renewal.is_goodbye:
+            self.answer(stream, renewal, state)
+
+
+class GrantBeforeCommit(Replica):
+    """The grant is sent while its lease is being committed."""
+
+    def begin(self, stream: Stream, renewal: Renewal) -> None:
+        if not renewal.is_goodbye:
+            self.answer(stream, renewal, self.world.database.state())
+        super().begin(stream, renewal)
+
+    def read_state(self, run: int, stream: Stream, renewal: Renewal) -> None:
+        """Do nothing more."""
+
+
+class CountsFromArrival(Holder):
+    """A lease counts from when the grant arrived."""
+
+    def __init__(self, holder_id: str, name: str, verdicts: Verdicts, clock: Clock) -> None:
+        super().__init__(holder_id, name, verdicts)
+        self._clock = clock
+
+    def _grant(self, lease: LeaseEvent) -> bool:
+        if lease.sequence in self._asked_at:
+            self._asked_at[lease.sequence] = self._clock()
+        return super()._grant(lease)
+
+
+class LivenessByTimer(Process):
+    """A timer says when the lease has ended; after a pause it comes too late."""
+
+    _ended_at = float("-inf")
+
+    def is_live(self) -> bool:
+        return self.holder.lease_ends_at > self._ended_at
+
+    def hear(self, stream: Stream, event: Event) -> None:
+        super().hear(stream, event)
+        ends_at = self.holder.lease_ends_at
+        if ends_at > self.clock():
+            self._later(ends_at - self.clock(), self._end, ends_at)
+
+    def _end(self, ends_at: float) -> None:
+        self._ended_at = max(self._ended_at, ends_at)
+
+
+class CountsAtOnce(Holder):
+    """A lease counts whether or not the holder is caught up."""
+
+    def _grant(self, lease: LeaseEvent) -> bool:
+        return super()._grant(LeaseEvent(lease.sequence, lease.duration_seconds, self.applied_revision))
+
+
+class UnfencedFills(Process):
+    """Every answer is cached."""
+
+    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+        return True
+
+
+class UnfencedEpoch(Process):
+    """An answer is cached though it was asked for in another epoch."""
+
+    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+        return self.holder.may_keep(answer.revision, self.holder.epoch)
+
+
+class RevisionAfterVerdict(Replica):
+    """Validate reads its revision after its verdict."""
+
+    def reply(self, process: Process, flight: Flight) -> None:
+        read = self.world.database.validate(flight.starter.digest, flight.starter.origin)
+        self._then(self._reply_with, process, flight, *read)
+
+    def _reply_with(self, run: int, process: Process, flight: Flight, answer: Answer, version: int) -> None:
+        late = Answer(answer.decision, answer.any_origin, answer.cache_ttl_seconds, self.world.database.revision)
+        self.respond(process, flight, late, version)
+
+
+class SharedAnswer(Process):
+    """All who wait for a call use its answer."""
+
+    def share(self, flight: Flight, answer: Answer, version: int) -> None:
+        for request in flight.joined:
+            self.decide(request, answer.decision, version)
+
+
+class _ValidOnly:
+    """A cache whose negative verdicts outlive changes."""
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self._verdicts: Any = verdicts
+
+    def drop(self, digest: Digest) -> None:
+        self._verdicts._keys.pop(digest, None)
+
+    def clear(self) -> None:
+        self._verdicts.clear()
+
+
+class AcknowledgesFirst(Holder):
+    """A change is counted and acknowledged, and voids when the next event comes."""
+
+    _late: tuple[Digest, ...] = ()
+
+    def _apply(self, change: ChangeEvent) -> bool:
+        for digest in self._late:
+            self._verdicts.drop(digest)
+        self._late = change.digests
+        return super()._apply(ChangeEvent(change.revision, ()))
+
+
+class CountsNothing(Holder):
+    """A change voids, and the acknowledgement says nothing of it until the next renewal is due."""
+
+    def _apply(self, change: ChangeEvent) -> bool:
+        super()._apply(change)
+        return False
+
+
+class KeepsCacheOnReset(Holder):
+    """A reset moves on and forgets nothing."""
+
+    def _reset(self, reset: ResetEvent) -> bool:
+        verdicts, self._verdicts = self._verdicts, _Nothing()
+        try:
+            return super()._reset(reset)
+        finally:
+            self._verdicts = verdicts
+
+
+class _Nothing:
+    def drop(self, digest: Digest) -> None:
+        """Keep it."""
+
+    def clear(self) -> None:
+        """Keep it all."""
+
+
+class IgnoresGaps(Holder):
+    """A change is applied though the one before it is missing."""
+
+    def _apply(self, change: ChangeEvent) -> bool:
+        if change.revision > self.applied_revision + 1:
+            self.applied_revision = change.revision - 1
+        return super()._apply(change)
+
+
+class ResetsLower(Holder):
+    """A reset may set the applied revision back within an epoch."""
+
+    def _reset(self, reset: ResetEvent) -> bool:
+        if reset.epoch == self.epoch:
+            self.applied_revision = min(self.applied_revision, reset.revision)
+        return super()._reset(reset)
+
+
+class ResetsFromPoll(Replica):
+    """A reset carries what the replica's feed has got to, which may be older than what the holder has applied."""
+
+    def answer(self, stream: Stream, renewal: Renewal, state: StoreState) -> None:
+        session = self.sessions.get(stream)
+        if session is None:
+            session = self.sessions[stream] = self.world.protocol.session(self.world.setting.lease_seconds)
+        for event in session.renewed(renewal, replace(state, revision=min(self.known, state.revision))):
+            stream.push(replace(event, revision=state.revision) if isinstance(event, LeaseEvent) else event)
+        self._push(stream, session)
+
+
+class SameEpoch(Database):
+    """A database that lost commits goes on in its epoch."""
+
+    def next_epoch(self) -> str:
+        return self.epoch
+
+
+class NobodyStandsIn(Database):
+    """A database that lost leases with its commits does not wait for them."""
+
+    def stand_in(self) -> None:
+        """Do nothing."""
+
+
+class SendsNothingMissed(WatchSession):
+    """A stream begins with the changes from now on, and no reset."""
+
+    def renewed(self, renewal: Renewal, state: StoreState) -> list[Event]:
+        if self.position is None and renewal.epoch == state.epoch:
+            self.position = state.revision
+        return super().renewed(renewal, state)
+
+
+class NeverGivesUp(Holder):
+    """A stream without grants is kept."""
+
+    def give_up_at(self) -> float:
+        return float("inf")
+
+
+class UsesCacheAfterGoodbye(Holder):
+    """Goodbye is said before the cache is given up."""
+
+    def goodbye(self) -> Renewal:
+        self._sequence += 1
+        return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_goodbye=True)
+
+
+class NoGoodbye(Process):
+    """A process just ends."""
+
+    def stop(self) -> None:
+        self.die()
+
+
+class ComesBackAfterGoodbye(Database):
+    """A late renewal is granted though the holder said goodbye."""
+
+    def refuses(self, row: LeaseRow) -> bool:
+        return False
+
+
+class SharedHolderId(Process):
+    """Processes that were forked share a holder id."""
+
+    def new_holder_id(self) -> str:
+        return "forked"
+
+
+class SequencesPerStream(Holder):
+    """Each stream counts from one, and an abandoned stream's messages are taken for the current one's."""
+
+    def open(self, now: float) -> tuple[int, Renewal]:
+        self._sequence = 0
+        return super().open(now)
+
+    def receive(self, stream: int, event: Event) -> bool:
+        return super().receive(self._stream if isinstance(event, LeaseEvent) else stream, event)
+
+
+class AcknowledgesLower(Database):
+    """A late renewal sets the acknowledged revision back."""
+
+    def acknowledged(self, row: LeaseRow, renewal: Renewal) -> tuple[str, int]:
+        return renewal.epoch, renewal.applied_revision
+
+
+class GoesBackToNoEpoch(Database):
+    """A late renewal from before the first reset, which acknowledges nothing, replaces what was acknowledged since."""
+
+    def acknowledged(self, row: LeaseRow, renewal: Renewal) -> tuple[str, int]:
+        if row.epoch == renewal.epoch:
+            return super().acknowledged(row, renewal)
+        return renewal.epoch, renewal.applied_revision
+
+
+class ClockBeforeRows(Replica):
+    """The clock is read before the leases are."""
+
+    def read_rows(self, run: int, call: Call) -> None:
+        if self._is_void(run):
+            self.world.call_failed(call)
+        else:
+            self._then(self._rows_after, call, self.world.database.state())
+
+    def _rows_after(self, run: int, call: Call, state: StoreState) -> None:
+        call.read_at = call.read_at or self.world.schedule.now
+        if self._is_void(run):
+            self.world.call_failed(call)
+        else:
+            self.check(call, self.world.database.lease_rows(), state)
+
+
+class EarliestExpiry(Propagation):
+    """With several pending, the first lease's end is given."""
+
+    @property
+    def effective_by(self) -> datetime:
+        return min((row.expire_time for row in self.pending.values()), default=self._time)
+
+
+class ExtendedByRenewals(Propagation):
+    """Renewals of a holder that is behind extend what is waited for."""
+
+    def update(self, rows: list[LeaseRow], state: StoreState) -> None:  # type: ignore[override]
+        super().update(rows, state)
+        self.pending = {row.holder_id: row for row in rows if row.holder_id in self.pending}
+
+
+class RetryDoesNotWait(Replica):
+    """A mutation that finds its work done returns at once."""
+
+    def await_holders(self, call: Call, is_new: bool) -> None:
+        if is_new:
+            super().await_holders(call, is_new)
+        else:
+            self.world.call_returned(call, Propagation(call.revision, [], self.world.database.state()))
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """One way to break one rule."""
+
+    rule: str
+    what: str
+    expected: Kind
+    protocol: Protocol
+
+
+def _valid_only(holder_id: str, name: str, verdicts: Verdicts, clock: Clock) -> Holder:
+    return Holder(holder_id, name, _ValidOnly(verdicts))
+
+
+def _make(kind: type[Holder]) -> MakeHolder:
+    return lambda holder_id, name, verdicts, clock: kind(holder_id, name, verdicts)
+
+
+def _holder(kind: type[Holder]) -> Protocol:
+    return Protocol(holder=_make(kind))
+
+
+_SAFETY, _PROGRESS = Kind.SAFETY, Kind.PROGRESS
+
+MUTATIONS = (
+    Mutation("1", "revision read before the lease is committed", _SAFETY, Protocol(replica=RevisionBeforeCommit)),
+    Mutation("1", "grant sent before the lease is committed", _SAFETY, Protocol(replica=GrantBeforeCommit)),
+    Mutation("2", "lease counts from the grant's arrival", _SAFETY, Protocol(holder=CountsFromArrival)),
+    Mutation("2", "liveness by a timer", _SAFETY, Protocol(process=LivenessByTimer)),
+    Mutation("3", "lease counts before the holder caught up", _SAFETY, _holder(CountsAtOnce)),
+    Mutation("4", "fills not fenced", _SAFETY, Protocol(process=UnfencedFills)),
+    Mutation("4", "fills not fenced by the epoch", _SAFETY, Protocol(process=UnfencedEpoch)),
+    Mutation("4", "revision read after the verdict", _SAFETY, Protocol(replica=RevisionAfterVerdict)),
+    Mutation("4", "all who wait use an answer that is not cached", _SAFETY, Protocol(process=SharedAnswer)),
+    Mutation("5", "negative verdicts outlive changes", _SAFETY, Protocol(holder=_valid_only)),
+    Mutation("5", "acknowledged before voided", _SAFETY, _holder(AcknowledgesFirst)),
+    Mutation("5", "not acknowledged at once", _PROGRESS, _holder(CountsNothing)),
+    Mutation("6", "reset keeps the cache", _SAFETY, _holder(KeepsCacheOnReset)),
+    Mutation("6", "gaps ignored", _SAFETY, _holder(IgnoresGaps)),
+    Mutation(
+        "6",
+        "reset from a replica's poll lowers the applied revision",
+        _SAFETY,
+        Protocol(holder=_make(ResetsLower), replica=ResetsFromPoll),
+    ),
+    Mutation("6", "epoch not renewed when commits were lost", _SAFETY, Protocol(database=SameEpoch)),
+    Mutation("6", "lost leases not waited for", _SAFETY, Protocol(database=NobodyStandsIn)),
+    Mutation("6", "what was missed is not sent", _PROGRESS, Protocol(session=SendsNothingMissed)),
+    Mutation("6", "silent stream kept", _PROGRESS, _holder(NeverGivesUp)),
+    Mutation("7", "cache used after goodbye", _SAFETY, _holder(UsesCacheAfterGoodbye)),
+    Mutation("7", "no goodbye", _PROGRESS, Protocol(process=NoGoodbye)),
+    Mutation("7", "renewals after goodbye granted", _PROGRESS, Protocol(database=ComesBackAfterGoodbye)),
+    Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
+    Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),
+    Mutation("9", "acknowledged revision goes down", _PROGRESS, Protocol(database=AcknowledgesLower)),
+    Mutation("9", "late renewal goes back to no epoch", _PROGRESS, Protocol(database=GoesBackToNoEpoch)),
+    Mutation("10", "clock read before the leases", _SAFETY, Protocol(replica=ClockBeforeRows)),
+    Mutation("10", "earliest expiry instead of the latest", _SAFETY, Protocol(propagation=EarliestExpiry)),
+    Mutation("10", "extended by later renewals", _PROGRESS, Protocol(propagation=ExtendedByRenewals)),
+    Mutation("11", "retried mutation does not wait", _SAFETY, Protocol(replica=RetryDoesNotWait)),
+    Mutation("12", "no margin", _SAFETY, Protocol(margin_factor=0.0)),
+    Mutation("12", "drift beyond the margin", _SAFETY, Protocol(drift_factor=3.0)),
+    Mutation("12", "holder's clock stands still during suspend", _SAFETY, Protocol(clock_counts_suspend=False)),
+)
