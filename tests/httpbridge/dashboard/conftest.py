@@ -102,10 +102,12 @@ class Browser:
 class Dashboard:
     """A running dashboard."""
 
-    def __init__(self, url: str, state_dir: Path, stack: AsyncExitStack) -> None:
+    def __init__(self, url: str, state_dir: Path, stack: AsyncExitStack, stop: asyncio.Event) -> None:
         self.url = url
         self.state_dir = state_dir
         self._stack = stack
+        self.stop = stop
+        """Ends it."""
 
     async def browser(self, *, is_signed_in: bool = True, name: str = "Ann") -> Browser:
         """Open a browser of its own."""
@@ -133,7 +135,7 @@ async def running(state_dir: Path, key_service: Address, **variables: str) -> As
         await task
     async with AsyncExitStack() as stack:
         try:
-            yield Dashboard(f"http://{started.result()}", state_dir, stack)
+            yield Dashboard(f"http://{started.result()}", state_dir, stack, stop)
         finally:
             await stack.aclose()
             stop.set()
