@@ -122,9 +122,9 @@ class Administrator:
         seconds, returned_at = time.perf_counter() - started, time.time()
         effective_by = _unix_seconds(response.propagation)
         life.dead_by = min(life.dead_by, effective_by)
-        assert response.propagation.effective == (not response.propagation.pending)
         if response.propagation.effective:
             assert effective_by <= returned_at
+            assert not response.propagation.pending
         following = None
         if not response.already_revoked:
             following = self._keys.add(Life(life.project, response.key.key_id, response.api_key, returned_at))
