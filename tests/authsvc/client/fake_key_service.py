@@ -43,7 +43,7 @@ def invalid(ttl_seconds: int = 5, revision: int = 1) -> pb2.ValidateResponse:
 async def until(condition: Callable[[], bool]) -> None:
     """Return once something that nobody tells is so."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - that is what this is for
+        while not condition():
             await asyncio.sleep(0)
 
 

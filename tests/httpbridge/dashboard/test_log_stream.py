@@ -78,7 +78,7 @@ class Streams:
         await self._stack.aclose()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110 - what is waited for is the server's own
+        while not condition():
             await asyncio.sleep(0.005)
 
 
