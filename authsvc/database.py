@@ -100,19 +100,19 @@ class Database:
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection on which each statement stands for itself."""
-        async with _available(), self._statements.connect() as connection:
+        async with _available(), _connected(self._statements) as connection:
             yield connection
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction: on SQLite, of one snapshot."""
-        async with _available(), self.engine.connect() as connection:
+        async with _available(), _connected(self.engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back."""
-        async with self._turn, _available(), self._writing.connect() as connection:
+        async with self._turn, _available(), _connected(self._writing) as connection:
             await connection.begin()
             yield connection
             await connection.commit()
@@ -199,6 +199,31 @@ def _begin_sqlite(connection: sa.Connection) -> None:
     # fail, or write what it read too long ago.
     if mode := connection.get_execution_options().get("sqlite_begin", "DEFERRED"):
         connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+@asynccontextmanager
+async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Give a connection; one that is only just being made is made to the end when its user is cancelled, and closed.
+
+    The driver of SQLite would leave its thread behind, to meet a closed event loop at the end of the process.
+    """
+    connection = engine.connect()
+    if engine.dialect.name == "sqlite":
+        starting = asyncio.ensure_future(connection.start())
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.wait([starting])
+            if starting.exception() is None:
+                await connection.close()
+            raise
+        try:
+            yield connection
+        finally:
+            await asyncio.shield(asyncio.ensure_future(connection.close()))
+    else:
+        async with connection:
+            yield connection
 
 
 @asynccontextmanager

@@ -203,7 +203,11 @@ def _mapped(text: str) -> str:
     """Return a host with characters beyond ASCII in A-label form."""
     try:
         labels = idna.uts46_remap(text, std3_rules=False, transitional=False).split(".")
-        return ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
+        # Of such a host browsers check the labels that are A-labels already, too; `alabel` does.
+        is_plain = [label.isascii() and not label.startswith("xn--") for label in labels]
+        return ".".join(
+            label if plain else idna.alabel(label).decode() for label, plain in zip(labels, is_plain, strict=True)
+        )
     except UnicodeError as error:  # IDNAError is one
         raise _UnparsableError(f"not an internationalised domain name ({error})") from None
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.postgres import PostgresServer
@@ -12,6 +13,11 @@ from tests.postgres import PostgresServer
 # Before gRPC is imported: the PostgreSQL server is started by a fork (`subprocess` needs one to change the user), and
 # gRPC's own handlers for forks crash the child when its threads are busy.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
+# What has passed must pass again; elsewhere each run looks at other examples.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 _database_numbers = itertools.count(1)
 

@@ -117,6 +117,7 @@ def related(draw: st.DrawFn) -> tuple[Entry, str]:
 
 
 @given(related())
+@example((Entry(scheme="", wildcard=True, host="00.b.xn--a", port=None), "http://bücher.00.b.xn--a"))
 def test_entries_admit_what_the_table_says(pair: tuple[Entry, str]) -> None:
     entry, origin = pair
     try:

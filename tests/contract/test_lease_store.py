@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -247,3 +248,30 @@ async def test_listening_ends_with_the_connection(private_postgres: PostgresServ
             await leases.renew([renewal(1)], LEASE_SECONDS)
         with pytest.raises(StoreUnavailableError):
             await database.listen(CHANNEL, heard.set)
+
+
+def test_a_reader_that_is_cancelled_while_it_connects_leaves_no_connection_behind(sqlite_url: str) -> None:
+    """SQLite's driver has a thread for each: one that is left meets a closed event loop when the process ends."""
+
+    async def migrate() -> None:
+        async with opened(sqlite_url):
+            pass
+
+    async def cancel_after(turns: int) -> None:
+        database = Database(sqlite_url)
+        leases = LeaseStore(database, now, MARGIN_SECONDS)
+        reading = [asyncio.create_task(leases.state()) for _ in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for task in reading:
+            task.cancel()
+        await asyncio.wait(reading)
+        await database.close()
+
+    failed: list[object] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", lambda args: failed.append(args.exc_value))
+        asyncio.run(migrate())
+        for turns in [*range(60)] * 2:
+            asyncio.run(cancel_after(turns))
+    assert failed == []
