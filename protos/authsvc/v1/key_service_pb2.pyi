@@ -500,7 +500,10 @@ class Propagation(_message.Message):
 
     @_builtins.property
     def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
-        """The holders that have not, and whose leases decide effective_by."""
+        """The holders that have not, and whose leases decide effective_by. Empty though
+        effective is false: the database could not be asked in time who holds leases,
+        and effective_by is when a lease granted now would expire.
+        """
 
     def __init__(
         self,
