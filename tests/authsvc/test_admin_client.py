@@ -135,6 +135,25 @@ async def test_a_service_out_of_reach_is_found_again_and_its_new_token_too(tmp_p
             assert await admin.projects() == ([], "")
 
 
+class ReplacedToken:
+    """A token that the service has replaced: what was read before is worth nothing, what is read anew is."""
+
+    def __init__(self, token: str) -> None:
+        self._stale, self._token = "stale", token
+
+    def read(self) -> Secret:
+        return Secret(self._stale or self._token)
+
+    def forget(self) -> None:
+        self._stale = ""
+
+
+async def test_a_token_that_was_replaced_is_read_again_within_the_call(service: Service) -> None:
+    admin = AdminClient(service.address, ReplacedToken((service.state_dir / "admin-token").read_text().strip()))
+    assert await admin.projects() == ([], "")
+    await admin.close()
+
+
 @pytest.mark.parametrize("role", ["bridge", ""])
 async def test_another_token_than_the_admins_is_a_fault_of_ours(service: Service, role: str) -> None:
     token = (service.state_dir / f"{role}-token").read_text().strip() if role else "wrong"

@@ -51,6 +51,7 @@ class Stack:
         self._stack = stack
 
     async def start(self) -> None:
+        self.system.variables |= {"AUTHSVC_LOG_LEVEL": "debug", "HTTPBRIDGE_LOG_LEVEL": "debug"}
         self.key_service = await self.system.key_service()
         self.bridge = await self.system.bridge()
         self.system.variables["HTTPBRIDGE_PUBLIC_URL"] = self.logs_url

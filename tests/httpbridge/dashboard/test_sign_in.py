@@ -1,9 +1,12 @@
 """Signing in and out, sessions, and what keeps strangers from both."""
 
 import asyncio
+import ssl
 from pathlib import Path
 
+import aiohttp
 import pytest
+import trustme
 
 from authsvc.client.environment import Address, ConfigurationError
 from httpbridge.config import Config
@@ -47,6 +50,20 @@ async def test_cookies_are_secure_behind_a_proxy_that_speaks_https(dashboard: Da
     browser = await dashboard.browser(is_signed_in=False)
     answer = await browser.get("/sign-in", **{"X-Forwarded-Proto": "https"})
     assert "; Secure" in answer.headers["Set-Cookie"]
+
+
+async def test_under_https_cookies_are_secure(tmp_path: Path) -> None:
+    ca, cert, key = trustme.CA(), tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued = ca.issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    context = ssl.create_default_context()
+    ca.configure_trust(context)
+    files = {"HTTPBRIDGE_TLS_CERT": str(cert), "HTTPBRIDGE_TLS_KEY": str(key)}
+    async with running(tmp_path, NOWHERE, **files) as dashboard, aiohttp.ClientSession() as session:
+        url = dashboard.url.replace("http://", "https://") + "/sign-in"
+        async with session.get(url, ssl=context) as answer:
+            assert "; Secure" in answer.headers["Set-Cookie"]
 
 
 @pytest.mark.parametrize(("name", "token", "status"), [("Ann", "wrong", 403), ("", TOKEN, 400), ("x" * 65, TOKEN, 400)])
@@ -144,7 +161,8 @@ def test_what_was_signed_for_one_purpose_is_worth_nothing_for_another(tmp_path: 
     assert sessions.name_of_link(cookie) is None
     assert sessions.read(sessions.link("Ann")) is None
     assert sessions.read(sessions.notice("x")) is None
-    for other in (cookie[:-1] + ("A" if cookie[-1] != "A" else "B"), "", ".", "x.y", "é", "a" * 5000):
+    forged = cookie[:9] + ("A" if cookie[9] != "A" else "B") + cookie[10:]
+    for other in (forged, "", ".", "x.y", "é", "a" * 5000):
         assert sessions.read(other) is None
 
 
@@ -178,8 +196,13 @@ async def test_a_link_signs_in_and_is_not_the_token(dashboard: Dashboard) -> Non
         ("///evil.example", "/"),
     ],
 )
-async def test_signing_in_leads_to_no_other_site(path: str, expected: str) -> None:
+def test_only_a_path_of_ours_is_gone_to(path: str, expected: str) -> None:
     assert own_path(path) == expected
+
+
+async def test_signing_in_leads_to_no_other_site(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser(is_signed_in=False)
+    assert (await browser.sign_in(next_path="//evil.example/")).location == "/"
 
 
 async def test_a_form_from_elsewhere_changes_nothing(dashboard: Dashboard, browser: Browser) -> None:
