@@ -130,7 +130,7 @@ class Guard:
                     request,
                     403,
                     "Nothing was changed",
-                    "The form was not made for this session. Go back, reload the page, and try again.",
+                    "The form belongs to another sign-in. Go back, reload the page, and try again.",
                 )
         return await handler(request)
 
