@@ -59,9 +59,14 @@ def words(hint: Any) -> set[str]:
         return {unit + bounds for unit in ({"seconds"} if kind is float else {"integer", "bytes"})}
     if issubclass(hint, Enum):
         return {", ".join(f"`{member.value}`" for member in hint)}
-    return {bool: {"switch"}, Path: {"path"}, Address: {"address"}, Token: {"secret"}, Secret: {"URL"}, str: {"URL"}}[
-        hint
-    ]
+    return {
+        bool: {"switch"},
+        Path: {"path"},
+        Address: {"address"},
+        Token: {"secret"},
+        Secret: {"URL", "secret"},
+        str: {"URL"},
+    }[hint]
 
 
 def test_every_link_between_documents_leads_somewhere() -> None:
