@@ -109,7 +109,7 @@ async def test_a_caller_is_refused_before_its_message_comes(service: Service, me
 
 
 async def test_a_call_without_a_deadline_is_given_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def stuck(self: KeyStore, after: str, limit: int) -> Any:
+    async def stuck(self: KeyStore, **_: Any) -> Any:
         await asyncio.Event().wait()
 
     monkeypatch.setattr(KeyStore, "projects", stuck)
