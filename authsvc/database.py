@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -203,27 +203,37 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 @asynccontextmanager
 async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """Give a connection; one that is only just being made is made to the end when its user is cancelled, and closed.
+    """Give a connection. On SQLite it is made and given back to the end, even when its user is cancelled meanwhile.
 
-    The driver of SQLite would leave its thread behind, to meet a closed event loop at the end of the process.
+    Otherwise the driver leaves its thread behind, to meet a closed event loop at the end of the process.
     """
     connection = engine.connect()
-    if engine.dialect.name == "sqlite":
-        starting = asyncio.ensure_future(connection.start())
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            await asyncio.wait([starting])
-            if starting.exception() is None:
-                await connection.close()
-            raise
-        try:
-            yield connection
-        finally:
-            await asyncio.shield(asyncio.ensure_future(connection.close()))
-    else:
+    if engine.dialect.name != "sqlite":
         async with connection:
             yield connection
+        return
+    try:
+        await _to_the_end(connection.start())
+        yield connection
+    finally:
+        if connection.sync_connection is not None:
+            await _to_the_end(connection.close())
+
+
+async def _to_the_end(operation: Coroutine[Any, Any, object]) -> None:
+    """Finish before a cancellation counts, however often it is repeated."""
+    task = asyncio.create_task(operation)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    failed = task.exception()
+    if cancelled is not None:
+        raise cancelled
+    if failed is not None:
+        raise failed
 
 
 @asynccontextmanager
