@@ -42,7 +42,7 @@ _STATUS: dict[type, grpc.StatusCode] = {
     StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
-_BRIDGE_METHODS = frozenset({"/authsvc.v1.KeyService/Validate", "/authsvc.v1.KeyService/Watch"})
+_BRIDGE_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "Watch"))
 _REFUSALS_LOGGED_SECONDS = 1.0
 
 _Handler: TypeAlias = Any  # an RpcMethodHandler, of which the stubs know the synchronous kind only

@@ -19,7 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from authsvc.changes import ChangeFeed
 from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.raw_key import PREFIX, RawKey
-from authsvc.errors import InvalidArgumentError
+from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key, parse_project_id
 from authsvc.lease_store import LeaseStore
 from authsvc.leases import LeaseRow
@@ -38,6 +38,7 @@ _CACHE_TTL = timedelta(seconds=60)
 _INVALID_CACHE_TTL = timedelta(seconds=5)
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 100  # projects with 100 origins of 260 characters each are 2.6 MB, and gRPC's clients take 4 MiB
+_BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
 _CHECKED_ORIGINS_MAX = 1000
 _WAIT_SECONDS_DEFAULT = 2.0
@@ -62,6 +63,23 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
     async def Validate(self, request: pb.ValidateRequest, context: _Context) -> pb.ValidateResponse:
         """Answer with a verdict."""
+        return await self._validate(request)
+
+    async def BatchValidate(self, request: pb.BatchValidateRequest, context: _Context) -> pb.BatchValidateResponse:
+        """Answer each request with a verdict."""
+        if len(request.requests) > _BATCH_MAX:
+            raise InvalidArgumentError(f"{len(request.requests)} requests: {_BATCH_MAX} are the most")
+        return pb.BatchValidateResponse(
+            responses=await asyncio.gather(*(self._validate_apart(entry) for entry in request.requests))
+        )
+
+    async def _validate_apart(self, request: pb.ValidateRequest) -> pb.ValidateResponse:
+        try:
+            return await self._validate(request)
+        except StoreUnavailableError:
+            return pb.ValidateResponse()
+
+    async def _validate(self, request: pb.ValidateRequest) -> pb.ValidateResponse:
         raw_key = RawKey.parse(request.api_key)
         if raw_key is None:
             return _invalid_key(Revision(0))

@@ -37,7 +37,10 @@ class _Verdict:
 class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
-    """Never sent."""
+    """No verdict: in a BatchValidateResponse, of a request that the database could not
+    be asked for in time, where Validate fails with UNAVAILABLE. Says nothing of the
+    key.
+    """
     VERDICT_ALLOWED: _Verdict.ValueType  # 1
     """The key is active and the origin, if there is one, is admitted."""
     VERDICT_INVALID_KEY: _Verdict.ValueType  # 2
@@ -49,7 +52,10 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """Verdict is what the key service says of a key and an origin."""
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
-"""Never sent."""
+"""No verdict: in a BatchValidateResponse, of a request that the database could not
+be asked for in time, where Validate fails with UNAVAILABLE. Says nothing of the
+key.
+"""
 VERDICT_ALLOWED: Verdict.ValueType  # 1
 """The key is active and the origin, if there is one, is admitted."""
 VERDICT_INVALID_KEY: Verdict.ValueType  # 2
@@ -226,6 +232,54 @@ class ValidateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ValidateResponse: _TypeAlias = ValidateResponse  # noqa: Y015
+
+@_typing.final
+class BatchValidateRequest(_message.Message):
+    """BatchValidateRequest names up to 256 raw keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidateRequest]:
+        """As for Validate; repeats are allowed."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___ValidateRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchValidateRequest: _TypeAlias = BatchValidateRequest  # noqa: Y015
+
+@_typing.final
+class BatchValidateResponse(_message.Message):
+    """BatchValidateResponse is as many verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidateResponse]:
+        """One for each request, in the order given, each with a revision of its own."""
+
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___ValidateResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchValidateResponse: _TypeAlias = BatchValidateResponse  # noqa: Y015
 
 @_typing.final
 class IssueRequest(_message.Message):
