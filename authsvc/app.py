@@ -33,6 +33,10 @@ _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_nam
 # The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 256 * 1024
 _DRAIN_SECONDS = 10.0
+_SWEEP_SECONDS = 0.02
+"""Between two looks at whether a call is still under way."""
+_LAST_ANSWERS_SECONDS = 0.5
+"""For what was answered to be sent."""
 
 
 def now() -> datetime:
@@ -85,8 +89,9 @@ async def serve(
             now=now,
             monotonic=time.monotonic,
         )
+        interceptor = CallInterceptor(tokens, limits, time.monotonic)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(tokens, limits, time.monotonic)],
+            interceptors=[interceptor],
             options=_options(limits),
             maximum_concurrent_rpcs=limits.calls_max,
         )
@@ -111,9 +116,18 @@ async def serve(
         finally:
             await healthy.enter_graceful_shutdown()
             watch.close()
-            await server.stop(_DRAIN_SECONDS)
+            await _stop(server, interceptor)
             await key_service.drain()
             await _end(watching, stopping)
+
+
+async def _stop(server: grpc.aio.Server, interceptor: CallInterceptor) -> None:
+    """Let the calls under way be answered, and wait for nobody else: a holder may be frozen, or cut off."""
+    stopping = asyncio.create_task(server.stop(_DRAIN_SECONDS))
+    while interceptor.calls and not stopping.done():
+        await asyncio.wait([stopping], timeout=_SWEEP_SECONDS)
+    await server.stop(_LAST_ANSWERS_SECONDS)
+    await stopping
 
 
 def _options(limits: CallLimits) -> tuple[tuple[str, int], ...]:

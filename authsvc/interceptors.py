@@ -90,6 +90,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }
         self._limits = limits
         self._monotonic = monotonic
+        self.calls = 0
+        """Under way now, streams not counted."""
         self._open_calls: Counter[str] = Counter()
         self._refusals = 0
         self._refusals_logged_at = float("-inf")
@@ -121,7 +123,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             return _stream(self._guard(method, serve, seconds=None), handler)
 
         async def answer(message: bytes, context: Any) -> Any:
-            return await handler.unary_unary(_read(handler, message), context)
+            self.calls += 1
+            try:
+                return await handler.unary_unary(_read(handler, message), context)
+            finally:
+                self.calls -= 1
 
         return grpc.unary_unary_rpc_method_handler(
             self._guard(method, answer, self._limits.call_seconds), response_serializer=handler.response_serializer
