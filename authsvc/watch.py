@@ -79,7 +79,7 @@ class Granter:
             if holder_id in refused:
                 done.set_exception(HolderGoneError("this holder said goodbye; a new one needs a new id"))
             elif isinstance(outcome, StoreUnavailableError):
-                done.set_exception(StoreUnavailableError(str(outcome)))
+                done.set_exception(StoreUnavailableError(outcome.reason))
             else:
                 done.set_result(outcome)
 

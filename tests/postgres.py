@@ -84,6 +84,11 @@ class PostgresServer:
             self._process.wait()
         self._process = None
 
+    def demote(self) -> None:
+        """Restart it as a standby, which answers queries and takes no writes; `stop` it first."""
+        (self._data / "standby.signal").touch()
+        self.start()
+
     def close(self) -> None:
         """Stop it and delete its data."""
         self.stop()
