@@ -21,8 +21,12 @@ _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 """While somebody waits for leases that other processes renew without a notification."""
-_READ_SECONDS_MIN = 0.5
-"""For a look at the leases when there is no more time to wait."""
+_READ_SECONDS_MAX = 2.0
+"""For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
+_ANSWER_SECONDS = 0.1
+"""Of the time that a caller has, kept for the answer's way back."""
+_CALL_SECONDS_MAX = 29.0
+"""The interceptor ends a call after 30 s."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """An expired lease is swept after so many times its duration (rule 7)."""
@@ -120,6 +124,7 @@ class Watch:
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
         self._closing.set()
+        self._feed.leases_moved.beat()  # nobody waits any longer
 
     async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
         """Serve one stream until the holder ends it or says goodbye.
@@ -136,26 +141,34 @@ class Watch:
         finally:
             self._streams -= 1
 
-    async def propagate(self, revision: int, wait_seconds: float) -> Propagation | None:
+    def answer_by(self, left_seconds: float | None) -> float:
+        """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
+        left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
+        return self._monotonic() + left_seconds - _ANSWER_SECONDS
+
+    async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
-        Returns None when the database could not be asked: then no lease outlasts `lease_bound`.
+        Returns before `answer_by` whatever happens, since only the answer shows the raw key; and at once when the
+        service stops, since it hears no more of its holders. None says that the database could not be asked: then
+        no lease outlasts `lease_bound`.
         """
-        give_up_at = self._monotonic() + wait_seconds
+        give_up_at = min(self._monotonic() + wait_seconds, answer_by)
+        read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
         propagation = None
         while True:
             moved = self._feed.leases_moved.next()
             try:
-                async with asyncio.timeout(max(give_up_at - self._monotonic(), _READ_SECONDS_MIN)):
+                async with asyncio.timeout(read_by - self._monotonic()):
                     rows, state = await self._leases.rows()
                 if propagation is None:
-                    propagation = Propagation(revision, rows, state)
+                    propagation, read_by = Propagation(revision, rows, state), give_up_at
                 else:
                     propagation.update(rows, state)
             except (StoreUnavailableError, TimeoutError):
                 pass  # the change is committed, and its raw key must reach the caller before the caller gives up
             left_seconds = give_up_at - self._monotonic()
-            if (propagation is not None and propagation.is_effective) or left_seconds <= 0:
+            if left_seconds <= 0 or self._closing.is_set() or (propagation is not None and propagation.is_effective):
                 return propagation
             try:
                 async with asyncio.timeout(min(left_seconds, _POLL_SECONDS)):
