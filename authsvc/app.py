@@ -78,7 +78,7 @@ async def serve(
         await _check_schema(database)
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
-        feed = ChangeFeed(database, store, leases)
+        feed = ChangeFeed(database, store, leases, time.monotonic)
         await feed.open()
         watch = Watch(
             store,
@@ -86,7 +86,6 @@ async def serve(
             feed,
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
-            now=now,
             monotonic=time.monotonic,
         )
         interceptor = CallInterceptor(tokens, limits, time.monotonic)

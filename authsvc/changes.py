@@ -8,7 +8,9 @@ none.
 import asyncio
 import random
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -16,7 +18,7 @@ from authsvc.client.holder import ChangeEvent
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.lease_store import LeaseStore
-from authsvc.leases import CHANGES_BEHIND_MAX
+from authsvc.leases import CHANGES_BEHIND_MAX, StoreState
 from authsvc.store import CHANNEL, Change, KeyStore, Revision
 
 _POLL_SECONDS = 0.25
@@ -45,7 +47,7 @@ class Pulse:
 class ChangeFeed:
     """The changes of the database in order, as far as this process knows them; `run` keeps it going."""
 
-    def __init__(self, database: Database, store: KeyStore, leases: LeaseStore) -> None:
+    def __init__(self, database: Database, store: KeyStore, leases: LeaseStore, monotonic: Callable[[], float]) -> None:
         """Know nothing yet; `open` reads where things stand."""
         self.epoch = ""
         self.revision = 0
@@ -59,11 +61,19 @@ class ChangeFeed:
         self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
         self._wake = asyncio.Event()
         self._is_lost = False
+        self._monotonic = monotonic
+        self._clock: tuple[datetime, float]
+        """The database's, and this process's before that was asked for."""
 
     async def open(self) -> None:
         """Start from the present; raise StoreUnavailableError."""
-        state = await self._leases.state()
+        state = await self._read_state()
         self.epoch, self.revision = state.epoch, state.revision
+
+    def time(self) -> datetime:
+        """Return the database's clock without asking it: what it said last, and the time since; not too early."""
+        said, asked_at = self._clock
+        return said + timedelta(seconds=self._monotonic() - asked_at)
 
     async def run(self) -> None:
         """Follow the database until cancelled."""
@@ -103,7 +113,7 @@ class ChangeFeed:
 
     async def _advance(self) -> bool:
         """Take in a page of changes; return whether there was any."""
-        state = await self._leases.state()
+        state = await self._read_state()
         if state.epoch != self.epoch:
             self.epoch, self.revision = state.epoch, state.revision
             self._recent.clear()
@@ -116,6 +126,12 @@ class ChangeFeed:
         self.revision = changes[-1].revision
         self.moved.beat()
         return True
+
+    async def _read_state(self) -> StoreState:
+        asked_at = self._monotonic()
+        state = await self._leases.state()
+        self._clock = state.time, asked_at
+        return state
 
     def _note(self, *, is_lost: bool) -> None:
         if is_lost != self._is_lost:

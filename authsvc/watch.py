@@ -99,17 +99,15 @@ class Watch:
         *,
         lease_seconds: float,
         margin_seconds: float,
-        now: Callable[[], datetime],
         monotonic: Callable[[], float],
     ) -> None:
-        """Take aware UTC from `now`: it stands in for the database's clock while that cannot be read."""
+        """Leases last `lease_seconds` for their holders, and the margin longer for those who wait for them."""
         self._store = store
         self._leases = leases
         self._feed = feed
         self._granter = Granter(leases, feed, lease_seconds)
         self._lease_seconds = lease_seconds
         self._margin_seconds = margin_seconds
-        self._now = now
         self._monotonic = monotonic
         self._streams = 0
         self._closing = asyncio.Event()
@@ -177,8 +175,8 @@ class Watch:
                 continue
 
     def lease_bound(self) -> datetime:
-        """Return the instant by which every lease that is granted now has expired, by this machine's clock."""
-        return self._now() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
+        """Return the instant, by the database's clock, by which every lease that is granted now has expired."""
+        return self._feed.time() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
 
     async def _sweep(self) -> None:
         while True:
