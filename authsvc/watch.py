@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from authsvc.changes import ChangeFeed
+from authsvc.changes import ChangeFeed, Outage
 from authsvc.client.holder import Event, Renewal
 from authsvc.errors import HolderGoneError, SlowHolderError, StoreUnavailableError, StreamEndedError
 from authsvc.lease_store import LeaseStore
@@ -41,6 +41,7 @@ class Granter:
         self._lease_seconds = lease_seconds
         self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
         self._wake = asyncio.Event()
+        self._outage = Outage("leases")
 
     async def renew(self, renewal: Renewal) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
@@ -70,20 +71,22 @@ class Granter:
 
     async def _grant(self, group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]]) -> None:
         refused: set[str] = set()
-        outcome: StoreState | StoreUnavailableError
+        outcome: StoreState | Exception
         try:
             refused = await self._leases.renew([renewal for renewal, _ in group.values()], self._lease_seconds)
             outcome = await self._leases.state()  # rule 1: a later transaction
-        except StoreUnavailableError as error:
+            self._outage.worked()
+        except Exception as error:  # noqa: BLE001 - see Outage
             outcome = error
+            self._outage.failed(error)
         self._feed.leases_moved.beat()
         for holder_id, (_, done) in group.items():
             if done.done():
                 continue  # its stream has ended
             if holder_id in refused:
                 done.set_exception(HolderGoneError("this holder said goodbye; a new one needs a new id"))
-            elif isinstance(outcome, StoreUnavailableError):
-                done.set_exception(StoreUnavailableError(outcome.reason))
+            elif isinstance(outcome, Exception):
+                done.set_exception(StoreUnavailableError("no lease can be renewed"))
             else:
                 done.set_result(outcome)
 
@@ -179,12 +182,16 @@ class Watch:
         return self._feed.time() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
 
     async def _sweep(self) -> None:
+        outage = Outage("sweep")
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self._leases.sweep(self._lease_seconds * _LEASES_KEPT)
+                outage.worked()
             except StoreUnavailableError:
-                continue  # the feed has said so
+                pass  # the feed has said so
+            except Exception as error:  # noqa: BLE001 - see Outage
+                outage.failed(error)
 
 
 class _Stream:
