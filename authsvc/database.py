@@ -5,7 +5,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,8 @@ class Database:
             else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         )
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
-        # Writers wait for each other in the database anyway: SQLite's poll, and PostgreSQL's hold a connection each,
-        # which validations then lack. Within a process they queue here instead, in order.
-        self._turn = asyncio.Lock()
+        # SQLite's writers wait for each other anyway, by polling; within a process they queue here instead, in order.
+        self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
 
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.

@@ -4,6 +4,7 @@
 key a project, unique digests, gap-free revisions.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -158,6 +159,9 @@ class KeyStore:
         """`now` gives aware UTC instants; the database stays the caller's to close."""
         self._database = database
         self._now = now
+        # Mutations wait for each other at the counter's row, holding a connection each, which validations and
+        # renewals then lack. Within a process they queue here instead.
+        self._turn = asyncio.Lock()
 
     async def lookup(self, digest: Digest) -> tuple[Revision, ActiveKey | None]:
         """Return the active key with this digest, if there is one, and the revision that this was read at."""
@@ -285,7 +289,7 @@ class KeyStore:
         nothing comes between. A body that rolls back itself has changed nothing.
         """
         bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
-        async with self._database.writing() as connection:
+        async with self._turn, self._database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
             yield connection, Revision(revision), self._now()
             if not self._database.is_sqlite:  # sent with the commit; not at all if there is none

@@ -300,6 +300,40 @@ async def test_no_error_of_the_database_ends_the_service(
         assert {entry["error"] for entry in logs if entry["event"].endswith("_lost")} == {"ProgrammingError"}
 
 
+async def test_leases_are_renewed_while_mutations_wait(postgres_url: str, tmp_path: Path) -> None:
+    """Somebody, such as a backup, has locked the counter's row: no holder may lose its lease by that."""
+    async with replica(tmp_path / "state", postgres_url) as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        database = Database(postgres_url)
+        async with database.writing() as connection:
+            await connection.exec_driver_sql("SELECT 1 FROM revision_counter FOR UPDATE")
+            waiting = [asyncio.create_task(issue(service, f"p{number}", wait_seconds=0)) for number in range(3)]
+            await blocked(connection, 1)
+            await watcher.renew()
+            await watcher.lease()
+            assert not [call for call in waiting if call.done()]
+        await asyncio.gather(*waiting)
+        await database.close()
+
+
+async def test_a_grant_carries_what_was_committed_before_its_lease_was(postgres_url: str, tmp_path: Path) -> None:
+    """Rule 1: who revokes between the two reads would not see the lease, and its holder not the revocation."""
+    async with (
+        replica(tmp_path / "a", postgres_url) as here,
+        replica(tmp_path / "b", postgres_url) as there,
+    ):
+        watcher = Watcher(here)
+        database = Database(postgres_url)
+        async with database.writing() as connection:
+            await connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")  # reading goes on
+            await watcher.renew()
+            await blocked(connection, 1)
+            revision = (await issue(there, wait_seconds=0)).revision
+        assert (await watcher.lease()).revision == revision
+        await database.close()
+
+
 async def test_a_statement_that_is_cancelled_costs_one_look(postgres_url: str, tmp_path: Path) -> None:
     """As by an operator, or a `statement_timeout`."""
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"

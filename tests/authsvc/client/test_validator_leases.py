@@ -1,13 +1,14 @@
 """Cached verdicts: used under a live lease, voided by changes, and never filled with what is older."""
 
 import asyncio
+import time
 
 import grpc
 import pytest
 
 from authsvc.client.environment import Address
 from authsvc.client.raw_key import RawKey
-from authsvc.client.validator import KeyServiceState, KeyValidator
+from authsvc.client.validator import KeyServiceState, KeyValidator, boot_clock
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, until
 
@@ -15,6 +16,13 @@ KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
 INVALID = Decision(Verdict.INVALID_KEY, "", "")
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts while suspended")
+def test_leases_run_out_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 12: by the clock that goes on then, which on a machine that never slept reads as the others do."""
+    monkeypatch.setattr(time, "clock_gettime", {time.CLOCK_BOOTTIME: 7.0}.__getitem__)
+    assert boot_clock() == 7.0
 
 
 async def unleased(service: FakeKeyService, address: Address, clock: Clock) -> KeyValidator:
