@@ -278,11 +278,12 @@ def holders(as_json: bool) -> None:
     now = answer.now.ToDatetime(UTC)
     rows = []
     for holder in answer.holders:
-        behind = answer.revision - holder.acknowledged_revision
+        is_known = holder.epoch == answer.epoch and holder.acknowledged_revision <= answer.revision
+        behind = str(answer.revision - holder.acknowledged_revision) if is_known else "reset"
         left = holder.lease_expire_time.ToDatetime(UTC) - now
         state = "expired" if left < timedelta() else f"{left.seconds} s left"
         lease = f"{shown_time(holder.lease_expire_time)} ({state})"
-        rows.append((console.plain(holder.name), holder.holder_id, str(behind), lease, shown_time(holder.renew_time)))
+        rows.append((console.plain(holder.name), holder.holder_id, behind, lease, shown_time(holder.renew_time)))
     console.print_table(("NAME", "HOLDER", "BEHIND", "LEASE UNTIL", "LAST RENEWED"), rows, "nobody holds a lease")
 
 

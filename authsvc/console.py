@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -35,6 +35,7 @@ _T = TypeVar("_T")
 
 REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
 _DEADLINE_SECONDS = 30.0
+_NAMED_MAX = 5  # holders in one line
 # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
 _OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _TOKEN_REFUSED_STATUS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
@@ -200,20 +201,28 @@ def fail(reason: str, status: int) -> NoReturn:
 def by_when(what: str, propagation: pb.Propagation, seconds: float) -> str:
     """Say in one line by when a change holds everywhere, and whom that depends on."""
     if propagation.effective:
-        count = len(propagation.confirmed)
+        count = propagation.confirmed_count
         if not count:
             return f"{what} everywhere: no bridge holds a lease"
         return (
             f"{what} everywhere, {count} {'bridge' if count == 1 else 'bridges'} confirmed in {seconds * 1000:.0f} ms"
         )
-    by = f"{what} at {propagation.effective_by.ToDatetime(UTC):%H:%M:%S}Z at the latest"
+    by = f"{what} at {_whole_second(propagation.effective_by):%H:%M:%S}Z at the latest"
     if not propagation.pending:
         return f"{by}: the database could not say who holds leases"
-    late = ", ".join(
-        f"{plain(holder.name)} has not answered since {holder.renew_time.ToDatetime(UTC):%H:%M:%S}Z"
-        for holder in propagation.pending
-    )
-    return f"{by}: {late}"
+    named = propagation.pending[:_NAMED_MAX]
+    late = [
+        f"{plain(holder.name) or holder.holder_id} has not answered since {holder.renew_time.ToDatetime(UTC):%H:%M:%S}Z"
+        for holder in named
+    ]
+    if more := propagation.pending_count - len(named):
+        late.append(f"nor have {more} more")
+    return f"{by}: {', '.join(late)}"
+
+
+def _whole_second(value: Timestamp) -> datetime:
+    """Round up: what is promised for an instant is not yet true in the second that it is part of."""
+    return datetime.fromtimestamp(value.seconds + bool(value.nanos), UTC)
 
 
 def show_key(answer: Any, as_json: bool, by_when: str) -> None:

@@ -9,6 +9,8 @@ import base64
 import binascii
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import timedelta
+from heapq import nlargest, nsmallest
+from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -40,6 +42,8 @@ _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 100  # projects with 100 origins of 260 characters each are 2.6 MB, and gRPC's clients take 4 MiB
 _BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
+_NAMED_MAX = 100  # holders in the answer to a mutation; the rest are counted
+_HOLDERS_MAX = 5000  # of at most 650 bytes, likewise
 _CHECKED_ORIGINS_MAX = 1000
 _WAIT_SECONDS_DEFAULT = 2.0
 _WAIT_SECONDS_MAX = 25.0
@@ -149,6 +153,8 @@ class KeyService(pb_grpc.KeyServiceServicer):
         async def send(event: Event) -> None:
             await context.write(_event(event))
 
+        # gRPC sends it with the first event otherwise, and while that is under way cannot say how the stream ends.
+        await context.send_initial_metadata(())
         await self._watch.serve(renewals(), send)
 
     async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
@@ -158,8 +164,10 @@ class KeyService(pb_grpc.KeyServiceServicer):
         return pb.Propagation(
             effective_by=_timestamp(propagation.effective_by),
             effective=propagation.is_effective,
-            confirmed=map(_holder, propagation.confirmed.values()),
-            pending=map(_holder, propagation.pending.values()),
+            confirmed=map(_holder, islice(propagation.confirmed.values(), _NAMED_MAX)),
+            pending=map(_holder, nlargest(_NAMED_MAX, propagation.pending.values(), key=lambda row: row.expire_time)),
+            confirmed_count=len(propagation.confirmed),
+            pending_count=len(propagation.pending),
         )
 
     # What is committed is logged, also when the caller is gone.
@@ -257,8 +265,10 @@ class OperationsService(pb_grpc.OperationsServiceServicer):
     async def ListHolders(self, request: pb.ListHoldersRequest, context: _Context) -> pb.ListHoldersResponse:
         """Return who may reuse verdicts."""
         rows, state = await self._leases.rows()
-        holders = map(_holder, sorted(rows, key=lambda row: (row.name, row.holder_id)))
-        return pb.ListHoldersResponse(holders=holders, revision=state.revision, now=_timestamp(state.time))
+        holders = map(_holder, nsmallest(_HOLDERS_MAX, rows, key=lambda row: (row.name, row.holder_id)))
+        return pb.ListHoldersResponse(
+            holders=holders, revision=state.revision, now=_timestamp(state.time), epoch=state.epoch
+        )
 
     async def ListChanges(self, request: pb.ListChangesRequest, context: _Context) -> pb.ListChangesResponse:
         """Return a page of the audit trail."""
@@ -315,6 +325,7 @@ def _holder(row: LeaseRow) -> pb.Holder:
         acknowledged_revision=row.acknowledged_revision,
         lease_expire_time=_timestamp(row.expire_time),
         renew_time=_timestamp(row.renew_time),
+        epoch=row.epoch,
     )
 
 

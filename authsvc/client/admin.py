@@ -90,7 +90,10 @@ class Propagation:
     effective_by: datetime
     is_effective: bool
     confirmed: tuple[Holder, ...]
+    """At most 100, as `pending`; the counts are of all."""
     pending: tuple[Holder, ...]
+    confirmed_count: int
+    pending_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +316,8 @@ def _propagation(message: pb.Propagation) -> Propagation:
         message.effective,
         tuple(Holder(holder.name, _instant(holder.renew_time)) for holder in message.confirmed),
         tuple(Holder(holder.name, _instant(holder.renew_time)) for holder in message.pending),
+        message.confirmed_count,
+        message.pending_count,
     )
 
 

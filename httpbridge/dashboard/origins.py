@@ -14,7 +14,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from authsvc.client.admin import AdminClient, OriginCheck, OriginsCheck, Propagation
-from httpbridge.dashboard.pages import Pages, counted, session_of
+from httpbridge.dashboard.pages import Pages, counted, session_of, whole_second
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 
@@ -22,6 +22,7 @@ ENTRIES_MAX = 100
 """As many as the key service takes."""
 
 _SEEN = timedelta(hours=24)
+_NAMED_MAX = 5  # bridges in one line
 
 
 class SeenCount(Protocol):
@@ -195,8 +196,10 @@ def _errors(draft: Draft, check: OriginsCheck) -> list[str]:
 
 def _by_when(propagation: Propagation) -> str:
     if propagation.is_effective:
-        holders = len(propagation.confirmed)
+        holders = propagation.confirmed_count
         return f"It holds everywhere: {counted(holders, 'bridge')} confirmed." if holders else "It holds everywhere."
-    late = ", ".join(holder.name or "a bridge without a name" for holder in propagation.pending)
-    by = f"It holds everywhere at {propagation.effective_by.astimezone(UTC):%H:%M:%S} UTC at the latest"
-    return f"{by}: {late} has not answered yet." if late else f"{by}."
+    late = ", ".join(holder.name or "a bridge without a name" for holder in propagation.pending[:_NAMED_MAX])
+    if more := propagation.pending_count - len(propagation.pending[:_NAMED_MAX]):
+        late += f" and {counted(more, 'other')}"
+    by = f"It holds everywhere at {whole_second(propagation.effective_by).astimezone(UTC):%H:%M:%S} UTC at the latest"
+    return f"{by}: no answer yet from {late}." if late else f"{by}."

@@ -5,7 +5,7 @@ one `base.html`.
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class Pages:
             undefined=StrictUndefined,
         )
         self._environment.filters["instant"] = instant
+        self._environment.filters["whole_second"] = whole_second
         self._environment.filters["age"] = self._age
         self._environment.filters["counted"] = counted
 
@@ -103,6 +104,11 @@ def instant(value: datetime) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         shown.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z", text, text
     )
+
+
+def whole_second(value: datetime) -> datetime:
+    """Round up, for "by then": what is promised for an instant is not yet true in the second that it is part of."""
+    return value + timedelta(microseconds=-value.microsecond % 1_000_000)
 
 
 def counted(number: int, noun: str) -> str:

@@ -31,6 +31,7 @@ async def test_holders_are_listed_by_name_with_how_far_behind_each_is_and_until_
     assert [(holder.name, holder.acknowledged_revision) for holder in answer.holders] == [("alpha", 0), ("zeta", 1)]
     assert [holder.holder_id for holder in answer.holders] == [watchers[name].holder_id for name in ("alpha", "zeta")]
     assert answer.revision == 1
+    assert {holder.epoch for holder in answer.holders} == {answer.epoch} == {watchers["zeta"].epoch}
     assert before <= answer.now.ToDatetime(UTC) <= datetime.now(UTC)
     for holder in answer.holders:
         assert holder.lease_expire_time.ToDatetime() - holder.renew_time.ToDatetime() == timedelta(seconds=65)

@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc import app as app_module
 from authsvc import changes as changes_module
+from authsvc import service as service_module
 from authsvc import watch as watch_module
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
@@ -82,6 +83,25 @@ async def test_a_change_waits_for_its_holders_and_names_those_that_confirmed(ser
         assert names(answer.propagation.confirmed) == ["bridge-0", "bridge-1", "bridge-2"]
         assert {holder.acknowledged_revision for holder in answer.propagation.confirmed} == {revision}
         assert not answer.propagation.pending
+
+
+async def test_of_many_holders_some_are_named_and_all_are_counted(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer stays small enough to be received; of those that are pending the last to expire are named."""
+    monkeypatch.setattr(service_module, "_NAMED_MAX", 2)
+    watchers = [Watcher(service, name=f"bridge-{number}") for number in range(4)]
+    for watcher in watchers:
+        await watcher.attach()
+    pending = (await issue(service, wait_seconds=0)).propagation
+    assert (names(pending.pending), pending.pending_count) == (["bridge-2", "bridge-3"], 4)
+    waiting = asyncio.create_task(set_origins(service, wait_seconds=LONG))
+    for watcher in watchers:
+        while (await watcher.change()).revision < 2:
+            pass
+        await watcher.acknowledge(2)
+    confirmed = (await waiting).propagation
+    assert (len(confirmed.confirmed), confirmed.confirmed_count, confirmed.pending_count) == (2, 4, 0)
 
 
 @pytest.mark.parametrize("wait_seconds", [0.0, 0.2])

@@ -5,8 +5,9 @@ The contract between the key service and its callers: who may send logs, for
 which project and from which browser origins.
 
 Every call carries `authorization: Bearer <token>` in its metadata. The role
-`bridge` may call Validate and Watch; the role `admin` may call everything. A
-missing or wrong token is UNAUTHENTICATED, the wrong role PERMISSION_DENIED.
+`bridge` may call Validate, BatchValidate and Watch; the role `admin` may call
+everything. A missing or wrong token is UNAUTHENTICATED, the wrong role
+PERMISSION_DENIED.
 
 A verdict is an answer, a fault is an error: a bad key is a verdict in an OK
 response, and a status other than OK says nothing about the key.
@@ -538,8 +539,14 @@ class Propagation(_message.Message):
     EFFECTIVE_FIELD_NUMBER: _builtins.int
     CONFIRMED_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    CONFIRMED_COUNT_FIELD_NUMBER: _builtins.int
+    PENDING_COUNT_FIELD_NUMBER: _builtins.int
     effective: _builtins.bool
     """effective_by has come: no holder is pending."""
+    confirmed_count: _builtins.int
+    """How many have applied the change, those included that confirmed does not name."""
+    pending_count: _builtins.int
+    """How many have not."""
     @_builtins.property
     def effective_by(self) -> _timestamp_pb2.Timestamp:
         """No ingest request that starts after this instant, by the database's clock, is
@@ -548,15 +555,14 @@ class Propagation(_message.Message):
 
     @_builtins.property
     def confirmed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
-        """The holders that were behind the change when it was made, or behind none, and
-        have confirmed it.
-        """
+        """Holders with a live lease that have applied the change: 100 at the most."""
 
     @_builtins.property
     def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
-        """The holders that have not, and whose leases decide effective_by. Empty though
-        effective is false: the database could not be asked in time who holds leases,
-        and effective_by is when a lease granted now would expire.
+        """Holders that have not, and whose leases decide effective_by, the last to expire
+        first: 100 at the most. Empty though effective is false: the database could not
+        be asked in time who holds leases, and effective_by is when a lease granted now
+        would expire.
         """
 
     def __init__(
@@ -566,10 +572,12 @@ class Propagation(_message.Message):
         effective: _builtins.bool = ...,
         confirmed: _abc.Iterable[Global___Holder] | None = ...,
         pending: _abc.Iterable[Global___Holder] | None = ...,
+        confirmed_count: _builtins.int = ...,
+        pending_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["effective_by", b"effective_by"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed", "effective", b"effective", "effective_by", b"effective_by", "pending", b"pending"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirmed", b"confirmed", "confirmed_count", b"confirmed_count", "effective", b"effective", "effective_by", b"effective_by", "pending", b"pending", "pending_count", b"pending_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,12 +594,17 @@ class Holder(_message.Message):
     ACKNOWLEDGED_REVISION_FIELD_NUMBER: _builtins.int
     LEASE_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     RENEW_TIME_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     holder_id: _builtins.str
     """Random, made at each start of the process."""
     name: _builtins.str
     """A label for people, such as a host name."""
     acknowledged_revision: _builtins.int
     """It has applied every change up to this one."""
+    epoch: _builtins.str
+    """The epoch of acknowledged_revision; empty before its first reset. In another
+    than the service's, it is about to be reset, however large that revision is.
+    """
     @_builtins.property
     def lease_expire_time(self) -> _timestamp_pb2.Timestamp:
         """It uses no cached verdict after this, by the database's clock, margin
@@ -610,10 +623,11 @@ class Holder(_message.Message):
         acknowledged_revision: _builtins.int = ...,
         lease_expire_time: _timestamp_pb2.Timestamp | None = ...,
         renew_time: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_expire_time", b"lease_expire_time", "renew_time", b"renew_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_revision", b"acknowledged_revision", "holder_id", b"holder_id", "lease_expire_time", b"lease_expire_time", "name", b"name", "renew_time", b"renew_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged_revision", b"acknowledged_revision", "epoch", b"epoch", "holder_id", b"holder_id", "lease_expire_time", b"lease_expire_time", "name", b"name", "renew_time", b"renew_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -824,11 +838,14 @@ class ListHoldersResponse(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     NOW_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """The current revision: a holder whose acknowledged_revision is less is behind."""
+    epoch: _builtins.str
+    """The current epoch."""
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
-        """The holders, by name."""
+        """The holders, by name: 5000 at the most."""
 
     @_builtins.property
     def now(self) -> _timestamp_pb2.Timestamp:
@@ -840,10 +857,11 @@ class ListHoldersResponse(_message.Message):
         holders: _abc.Iterable[Global___Holder] | None = ...,
         revision: _builtins.int = ...,
         now: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["now", b"now"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holders", b"holders", "now", b"now", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "holders", b"holders", "now", b"now", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,8 +5,9 @@ The contract between the key service and its callers: who may send logs, for
 which project and from which browser origins.
 
 Every call carries `authorization: Bearer <token>` in its metadata. The role
-`bridge` may call Validate and Watch; the role `admin` may call everything. A
-missing or wrong token is UNAUTHENTICATED, the wrong role PERMISSION_DENIED.
+`bridge` may call Validate, BatchValidate and Watch; the role `admin` may call
+everything. A missing or wrong token is UNAUTHENTICATED, the wrong role
+PERMISSION_DENIED.
 
 A verdict is an answer, a fault is an error: a bad key is a verdict in an OK
 response, and a status other than OK says nothing about the key.
@@ -78,10 +79,11 @@ class KeyServiceStub:
     holder keeps. The stream has no deadline; either side may end it at any time,
     and the holder opens another.
 
-    Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
-    holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
-    slowly or one stream too many, UNAVAILABLE when the service stops or its
-    database is out of reach. Role: bridge or admin.
+    Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
+    stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+    that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
+    slowly or one stream too many, UNAVAILABLE when the service stops, its database
+    is out of reach, or no request comes within 5 s. Role: bridge or admin.
     """
 
 @_typing.type_check_only
@@ -125,10 +127,11 @@ class KeyServiceAsyncStub(KeyServiceStub):
     holder keeps. The stream has no deadline; either side may end it at any time,
     and the holder opens another.
 
-    Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
-    holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
-    slowly or one stream too many, UNAVAILABLE when the service stops or its
-    database is out of reach. Role: bridge or admin.
+    Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
+    stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+    that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
+    slowly or one stream too many, UNAVAILABLE when the service stops, its database
+    is out of reach, or no request comes within 5 s. Role: bridge or admin.
     """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -205,10 +208,11 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         holder keeps. The stream has no deadline; either side may end it at any time,
         and the holder opens another.
 
-        Errors: INVALID_ARGUMENT for a malformed request, FAILED_PRECONDITION for a
-        holder that said goodbye, RESOURCE_EXHAUSTED for a holder that reads too
-        slowly or one stream too many, UNAVAILABLE when the service stops or its
-        database is out of reach. Role: bridge or admin.
+        Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
+        stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+        that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
+        slowly or one stream too many, UNAVAILABLE when the service stops, its database
+        is out of reach, or no request comes within 5 s. Role: bridge or admin.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

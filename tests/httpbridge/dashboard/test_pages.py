@@ -155,6 +155,7 @@ async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_
     revoked = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
     stream.cancel()
     assert "at the latest" in revoked.words
+    assert re.search(r'everywhere at <time datetime="[^"]*:\d\d\.000Z"', revoked.text), "rounded up"
     assert "bridge-&lt;7&gt; has not answered since" in revoked.words
 
 
