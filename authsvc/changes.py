@@ -25,6 +25,8 @@ _POLL_SECONDS = 0.25
 _PAGE = 500
 _LISTEN_AGAIN_SECONDS = 1.0
 
+REMEDY = "run 'authsvc renew-epoch'"
+
 _log = structlog.get_logger("authsvc")
 
 
@@ -77,6 +79,8 @@ class ChangeFeed:
         """Know nothing yet; `open` reads where things stand."""
         self.epoch = ""
         self.revision = 0
+        self.has_lost_revisions = False
+        """The database has gone back within an epoch: what holders have applied is known to nobody, until a new one."""
         self.moved = Pulse()
         """Beats when there are new changes, or a new epoch."""
         self.leases_moved = Pulse()
@@ -142,9 +146,14 @@ class ChangeFeed:
         state = await self._read_state()
         if state.epoch != self.epoch:
             self.epoch, self.revision = state.epoch, state.revision
+            self.has_lost_revisions = False
             self._recent.clear()
             self.moved.beat()
             return False
+        if state.revision < self.revision and not self.has_lost_revisions:
+            _log.error("revisions_lost", after=state.revision, known=self.revision, remedy=REMEDY)
+            self.has_lost_revisions = True
+            self.moved.beat()
         if state.revision <= self.revision:
             return False
         changes = await self._store.changes(after=Revision(self.revision), limit=_PAGE)

@@ -5,6 +5,7 @@
     ├── NotFoundError           NOT_FOUND
     ├── AlreadyExistsError      ALREADY_EXISTS
     ├── HolderGoneError         FAILED_PRECONDITION
+    ├── RevisionsLostError      FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
     ├── TooManyCallsError       RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
@@ -33,6 +34,10 @@ class AlreadyExistsError(KeyServiceError):
 
 class HolderGoneError(KeyServiceError):
     """A holder that said goodbye renews its lease."""
+
+
+class RevisionsLostError(KeyServiceError):
+    """A holder has applied changes that the database does not know: commits were lost, and the epoch not renewed."""
 
 
 class SlowHolderError(KeyServiceError):

@@ -48,7 +48,8 @@ class LeaseRow:
         """Whether the holder may still decide by what was before the revision."""
         if self.is_gone or self.expire_time <= state.time:
             return False
-        return self.epoch != state.epoch or self.acknowledged_revision < revision
+        # What is ahead of the database has applied changes that were lost, and says nothing of those made since.
+        return self.epoch != state.epoch or not revision <= self.acknowledged_revision <= state.revision
 
 
 class WatchSession:
@@ -100,9 +101,9 @@ class Propagation:
 
     def update(self, rows: Sequence[LeaseRow], state: StoreState) -> None:
         """Take note of what the leases are now."""
-        now = {row.holder_id: row for row in rows}
+        found = {row.holder_id: row for row in rows}
         for holder_id, row in list(self.pending.items()):
-            current = now.get(holder_id)
+            current = found.get(holder_id)
             # A row is swept long after it expired, or was lost with an epoch; and what was pending expires when it did
             # as of the commit.
             has_left = state.epoch == self._epoch if current is None else not current.is_behind(state, self.revision)
@@ -124,5 +125,4 @@ class Propagation:
 
 
 def _has_confirmed(row: LeaseRow, state: StoreState, revision: int) -> bool:
-    is_live = not row.is_gone and row.expire_time > state.time
-    return is_live and row.epoch == state.epoch and row.acknowledged_revision >= revision
+    return not row.is_gone and row.expire_time > state.time and not row.is_behind(state, revision)

@@ -9,14 +9,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from authsvc.changes import ChangeFeed, Outage
+import structlog
+
+from authsvc.changes import REMEDY, ChangeFeed, Outage
 from authsvc.client.holder import Event, Renewal
-from authsvc.errors import HolderGoneError, SlowHolderError, StoreUnavailableError, StreamEndedError
+from authsvc.errors import (
+    HolderGoneError,
+    InvalidArgumentError,
+    RevisionsLostError,
+    SlowHolderError,
+    StoreUnavailableError,
+    StreamEndedError,
+)
 from authsvc.lease_store import LeaseStore
 from authsvc.leases import CHANGE_AGE_SECONDS_MAX, Propagation, StoreState, WatchSession
 from authsvc.store import KeyStore, Revision
 
+_log = structlog.get_logger("authsvc")
+
 _STREAMS_MAX = 5000
+_OPENING_SECONDS = 5.0
+"""For the first request of a stream."""
 _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -27,6 +40,7 @@ _ANSWER_SECONDS = 0.1
 """Of the time that a caller has, kept for the answer's way back."""
 _CALL_SECONDS_MAX = 29.0
 """The interceptor ends a call after 30 s."""
+_LOST = "the database has lost changes that holders applied, and needs a new epoch"
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """An expired lease is swept after so many times its duration (rule 7)."""
@@ -42,16 +56,31 @@ class Granter:
         self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
         self._wake = asyncio.Event()
         self._outage = Outage("leases")
+        self._lost_in_epoch = ""
+        """Where it has been logged that a holder knows more."""
 
     async def renew(self, renewal: Renewal) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
 
-        Raises HolderGoneError for a holder that said goodbye (rule 7), StoreUnavailableError.
+        Raises HolderGoneError for a holder that said goodbye (rule 7), RevisionsLostError, StoreUnavailableError.
         """
+        if self._feed.has_lost_revisions and not renewal.is_goodbye:
+            raise RevisionsLostError(_LOST)
+        if renewal.applied_revision > self._feed.revision and renewal.epoch == self._feed.epoch:
+            await self._check(renewal)  # mostly the feed has only not heard of it yet
         done: asyncio.Future[StoreState] = asyncio.get_running_loop().create_future()
         self._waiting.append((renewal, done))
         self._wake.set()
         return await done
+
+    async def _check(self, renewal: Renewal) -> None:
+        state = await self._leases.state()
+        if renewal.applied_revision > state.revision and renewal.epoch == state.epoch:
+            if self._lost_in_epoch != state.epoch:
+                self._lost_in_epoch = state.epoch
+                known = renewal.applied_revision
+                _log.error("revisions_lost", after=state.revision, known=known, holder=renewal.holder_id, remedy=REMEDY)
+            raise RevisionsLostError(_LOST)
 
     async def run(self) -> None:
         """Renew what waits, until cancelled."""
@@ -130,8 +159,9 @@ class Watch:
     async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
         """Serve one stream until the holder ends it or says goodbye.
 
-        Raises StreamEndedError when the service stops or its database begins a new epoch, SlowHolderError,
-        HolderGoneError, StoreUnavailableError.
+        Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
+        InvalidArgumentError for a second holder's request, SlowHolderError, HolderGoneError, RevisionsLostError,
+        StoreUnavailableError.
         """
         if self._streams >= _STREAMS_MAX:
             raise SlowHolderError(f"{_STREAMS_MAX} streams are open already")
@@ -139,6 +169,9 @@ class Watch:
         try:
             stream = _Stream(self._store, self._feed, self._granter, self._lease_seconds, self._closing)
             await stream.serve(renewals, send)
+        except (SlowHolderError, HolderGoneError) as error:
+            _log.warning("holder_disconnected", holder=stream.holder_id, name=stream.name, reason=str(error))
+            raise
         finally:
             self._streams -= 1
 
@@ -151,13 +184,13 @@ class Watch:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
         Returns before `answer_by` whatever happens, since only the answer shows the raw key; and at once when the
-        service stops, since it hears no more of its holders. None says that the database could not be asked: then
-        no lease outlasts `lease_bound`.
+        service stops, since it hears no more of its holders. None says that the database could not be asked, or has
+        lost revisions: then no lease outlasts `lease_bound`.
         """
         give_up_at = min(self._monotonic() + wait_seconds, answer_by)
         read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
         propagation = None
-        while True:
+        while not self._feed.has_lost_revisions:
             moved = self._feed.leases_moved.next()
             try:
                 async with asyncio.timeout(read_by - self._monotonic()):
@@ -176,6 +209,7 @@ class Watch:
                     await moved.wait()
             except TimeoutError:
                 continue
+        return None
 
     def lease_bound(self) -> datetime:
         """Return the instant, by the database's clock, by which every lease that is granted now has expired."""
@@ -204,6 +238,8 @@ class _Stream:
         self._feed = feed
         self._granter = granter
         self._session = WatchSession(lease_seconds)
+        self.holder_id = ""
+        self.name = ""
         self._epoch = ""
         self._opened = asyncio.Event()
         self._closing = closing
@@ -226,7 +262,10 @@ class _Stream:
             await asyncio.wait(tasks)
 
     async def _read(self, renewals: AsyncIterator[Renewal]) -> None:
-        async for renewal in renewals:
+        renewal = await self._first(renewals)
+        while renewal is not None:
+            if renewal.holder_id != self.holder_id:  # a row each, which every mutation waits for
+                raise InvalidArgumentError("holder_id: a stream is one holder's")
             state = await self._granter.renew(renewal)
             if renewal.is_goodbye:
                 return
@@ -238,6 +277,17 @@ class _Stream:
             for event in self._session.renewed(renewal, state):
                 self._offer(event)
             self._opened.set()
+            renewal = await anext(renewals, None)
+
+    async def _first(self, renewals: AsyncIterator[Renewal]) -> Renewal | None:
+        try:
+            async with asyncio.timeout(_OPENING_SECONDS):
+                renewal = await anext(renewals, None)
+        except TimeoutError:
+            raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
+        if renewal is not None:
+            self.holder_id, self.name = renewal.holder_id, renewal.name
+        return renewal
 
     async def _resumable(self, renewal: Renewal, state: StoreState) -> StoreState:
         """Leave no resuming from a change that is over an hour old: the cache holds nothing from then."""
@@ -254,6 +304,8 @@ class _Stream:
             moved = self._feed.moved.next()
             if self._feed.epoch != self._epoch:
                 raise StreamEndedError("the database began a new epoch")
+            if self._feed.has_lost_revisions:
+                raise RevisionsLostError(_LOST)
             position = self._session.position
             changes = [] if position is None else await self._feed.after(position)
             for event in self._session.changed(changes):

@@ -80,17 +80,18 @@ def test_changes_are_sent_once_in_order_without_a_gap() -> None:
     [
         (_row("a", 8, 30.0), True, False),
         (_row("a", 9, 30.0), False, True),
-        (_row("a", 12, 30.0), False, True),
+        (_row("a", 10, 30.0), False, True),
+        (_row("a", 12, 30.0), True, False),
         (_row("a", 12, 30.0, epoch="d"), True, False),
         (_row("a", 8, 0.0), False, False),
         (_row("a", 9, -1.0), False, False),
         (_row("a", 8, 30.0, is_gone=True), False, False),
     ],
-    ids=["behind", "confirmed", "ahead", "other epoch", "just expired", "expired", "gone"],
+    ids=["behind", "confirmed", "newer", "ahead of the database", "other epoch", "just expired", "expired", "gone"],
 )
 def test_a_change_waits_for_leases_that_are_behind(row: LeaseRow, is_pending: bool, is_confirmed: bool) -> None:
     """Until it is acknowledged in this epoch, or the lease is over."""
-    propagation = Propagation(9, [row], _state())
+    propagation = Propagation(9, [row], _state(revision=10))
     assert list(propagation.pending) == ["a"] * is_pending
     assert list(propagation.confirmed) == ["a"] * is_confirmed
     assert propagation.is_effective is not is_pending

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +114,84 @@ async def test_a_holder_that_is_too_far_behind_is_reset(
     assert (await watcher.next()).HasField("lease"), "reset twice"
 
 
-async def test_a_holder_of_another_epoch_or_from_the_future_is_reset(service: Service) -> None:
+async def test_a_holder_of_another_epoch_is_reset(service: Service) -> None:
     await issue(service)
-    for epoch, revision in (("another", 1), ("", 1), (None, 7)):
+    for epoch, revision in (("another", 1), ("", 1), ("another", 7)):
         watcher = Watcher(service)
         await watcher.attach()
         watcher.reopen()
-        watcher.epoch, watcher.applied_revision = watcher.epoch if epoch is None else epoch, revision
+        watcher.epoch, watcher.applied_revision = epoch, revision
         await watcher.renew()
         assert (await watcher.next()).reset.revision == 1
+
+
+@pytest.mark.parametrize("is_running", [True, False], ids=["while it runs", "before it starts"])
+async def test_when_the_database_lost_changes_there_are_no_leases_until_it_has_a_new_epoch(
+    tmp_path: Path, is_running: bool
+) -> None:
+    """Holders would take the next changes for old ones, and seem to have confirmed them."""
+    state = tmp_path / "state"
+    async with AsyncExitStack() as stack:
+        logs = stack.enter_context(capture_logs())
+        service = await stack.enter_async_context(running(state))
+        watcher = Watcher(service)
+        await watcher.attach()
+        for name in ("demo", "other"):
+            await issue(service, name, wait_seconds=0)
+        await watcher.acknowledge(2)
+        if not is_running:
+            service.stop.set()
+            await ended(watcher.call)
+        await asyncio.to_thread(lose_the_last_change, service)
+        if not is_running:
+            watcher.service = service = await stack.enter_async_context(running(state))
+            watcher.reopen()
+            await watcher.renew()
+        for _ in range(2):
+            code, text = await ended(watcher.call)
+            assert (code, "lost" in text) == (Code.FAILED_PRECONDITION, True)
+            watcher.reopen()
+            await watcher.renew()
+        [said] = [entry for entry in logs if entry["event"] == "revisions_lost"]
+        assert (said["log_level"], said["after"], said["known"]) == ("error", 1, 2)
+        if is_running:
+            assert not (await issue(service, "another", wait_seconds=0)).propagation.effective
+        await app_module.renew_epoch(Config.from_environment({"AUTHSVC_STATE_DIR": str(state)}))
+        async with asyncio.timeout(10):
+            old_epoch = watcher.epoch
+            while True:  # the service hears of it by polling
+                watcher.epoch, watcher.applied_revision = old_epoch, 2
+                watcher.reopen()
+                with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                    await watcher.attach()
+                    break
+
+
+def lose_the_last_change(service: Service) -> None:
+    with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute("UPDATE revision_counter SET revision = revision - 1")
+        connection.execute("DELETE FROM keys WHERE create_revision = 2")
+        connection.execute("DELETE FROM projects WHERE project_id = 'other'")
+        connection.execute("DELETE FROM changes WHERE revision = 2")
+
+
+async def test_a_stream_is_one_holders(service: Service) -> None:
+    """Each holder is a row that mutations wait for: the streams are counted, and with them the rows."""
+    watcher = Watcher(service)
+    await watcher.attach()
+    watcher.holder_id = "another-0123456789"
+    await watcher.renew()
+    code, text = await ended(watcher.call)
+    assert (code, "holder_id" in text) == (Code.INVALID_ARGUMENT, True)
+    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    assert len(answer.holders) == 1
+
+
+async def test_a_stream_that_asks_for_nothing_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_OPENING_SECONDS", 0.05)
+    watcher = Watcher(service)
+    code, text = await ended(watcher.call)
+    assert (code, "no request" in text) == (Code.UNAVAILABLE, True)
 
 
 async def test_every_change_reaches_every_stream_in_order(service: Service) -> None:
@@ -188,6 +257,8 @@ async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(
             await quick.acknowledge(count + 1)
             await until(lambda: any(entry.get("status") == "RESOURCE_EXHAUSTED" for entry in logs))
         assert (await ended(slow.call))[0] == Code.RESOURCE_EXHAUSTED
+        [said] = [entry for entry in logs if entry["event"] == "holder_disconnected"]
+        assert (said["log_level"], said["holder"], said["name"]) == ("warning", slow.holder_id, slow.name)
 
 
 def insert_changes(service: Service, count: int, digests: int) -> int:
