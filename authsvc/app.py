@@ -4,6 +4,7 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
+import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -32,6 +33,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 # The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 256 * 1024
+_OTHER_FILES_MAX = 100  # the database's, and the system's
 _DRAIN_SECONDS = 10.0
 _SWEEP_SECONDS = 0.02
 """Between two looks at whether a call is still under way."""
@@ -72,6 +74,7 @@ async def serve(
     """
     limits = limits or CallLimits()
     config.check_exposure()
+    _allow_files(limits.calls_max + _OTHER_FILES_MAX)
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
     async with _database(config) as database:
@@ -118,6 +121,15 @@ async def serve(
             await _stop(server, interceptor)
             await key_service.drain()
             await _end(watching, stopping)
+
+
+def _allow_files(files: int) -> None:
+    """Ask the system for so many open files, a caller's connection each, or as many as it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
 
 
 async def _stop(server: grpc.aio.Server, interceptor: CallInterceptor) -> None:

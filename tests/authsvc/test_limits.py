@@ -1,6 +1,7 @@
 """What callers can take up of the key service, with a token or without one: others are served whatever they do."""
 
 import asyncio
+import resource
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -64,6 +65,17 @@ async def watching_health(service: Service, count: int) -> AsyncIterator[list[An
         for stream in streams:
             assert (await stream.read()).status == health_pb2.HealthCheckResponse.SERVING
         yield streams
+
+
+async def test_there_are_open_files_for_as_many_callers_as_are_served(tmp_path: Path) -> None:
+    """Most systems allow a process 1024 unless it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        async with running(tmp_path / "state", CallLimits(calls_max=300)):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_streams_without_a_token_leave_room_for_all_other_calls(service: Service) -> None:
