@@ -5,7 +5,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from authsvc.errors import StoreRefusedError, StoreUnavailableError
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
+_LISTENING_CHECK_SECONDS = 30.0
 _PASSING = ("08", "25006", "40", "53", "55", "57", "58")
 """PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), conflict with another
 transaction, no room, something in use, cancelled or going down, a fault of its system."""
@@ -125,12 +126,16 @@ class Database:
             lost = asyncio.Event()
             driver.add_termination_listener(lambda _: lost.set())
             try:
-                try:
-                    await driver.add_listener(channel, lambda *_: notified())
-                except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
-                    raise StoreUnavailableError(_reason(error)) from error
+                await driver.add_listener(channel, lambda *_: notified())
                 notified()
-                await lost.wait()
+                while not lost.is_set():
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(_LISTENING_CHECK_SECONDS):
+                            await lost.wait()
+                            return
+                    await driver.execute("SELECT 1")  # a server may be gone without a word
+            except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
+                raise StoreUnavailableError(_reason(error)) from error
             finally:
                 await connection.invalidate()  # it must not go back to the pool listening
 

@@ -1,7 +1,9 @@
 """LeaseStore's promises, on SQLite and on PostgreSQL alike."""
 
 import asyncio
+import os
 import re
+import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import sqlalchemy as sa
 
+from authsvc import database as database_module
 from authsvc.client.holder import Renewal
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
@@ -237,6 +240,30 @@ async def test_listening_ends_with_the_connection(private_postgres: PostgresServ
             await leases.renew([renewal(1)], LEASE_SECONDS)
         with pytest.raises(StoreUnavailableError):
             await database.listen(CHANNEL, heard.set)
+
+
+async def test_listening_ends_when_the_server_is_gone_without_a_word(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a network that drops what is sent; otherwise no notification would ever come again."""
+    others = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    monkeypatch.setattr(database_module, "_COMMAND_TIMEOUT_SECONDS", 1)
+    listener = Database(postgres_url)
+    monkeypatch.setattr(database_module, "_LISTENING_CHECK_SECONDS", 0.01)
+    database = Database(postgres_url)
+    heard = asyncio.Event()
+    listening = asyncio.create_task(listener.listen(CHANNEL, heard.set))
+    await heard.wait()
+    async with database.statement() as connection:
+        [pid] = (await connection.execute(sa.text(others))).scalars()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(StoreUnavailableError):
+            await listening
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await listener.close()
+    await database.close()
 
 
 def test_a_reader_that_is_cancelled_while_it_connects_leaves_no_connection_behind(sqlite_url: str) -> None:
