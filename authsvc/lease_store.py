@@ -94,7 +94,7 @@ class LeaseStore:
             return await self._read_state(connection)
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
-        """Read all leases that are not gone, and after them the state, whose clock is therefore not too early."""
+        """Read all leases that are not gone, and after them the state, whose clock is not too early then (rule 10)."""
         async with self._database.statement() as connection:
             found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_gone)))
             rows = [LeaseRow(**row._mapping) for row in found]

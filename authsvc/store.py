@@ -68,7 +68,7 @@ _changes = sa.Table(
 )
 _active = _keys.c.revoke_time.is_(None)
 
-# One statement, so that revision, key and origins are of one snapshot. The join starts at the counter: there is
+# Rule 4: one statement, so that revision, key and origins are of one snapshot. The join starts at the counter: there is
 # always exactly one row.
 _LOOKUP = sa.select(
     COUNTER.c.revision, _keys.c.key_id, _keys.c.project_id, _keys.c.revoke_time, _projects.c.origins
@@ -197,7 +197,7 @@ class KeyStore:
             else:
                 origins = project.origins
             stored = await self._insert_key(connection, project_id, key, revision, caller, now)
-            # The new key's digest is void too: it may have been probed, and be cached as unknown, before it existed.
+            # Rule 5: the new key's digest too, which may have been probed, and be cached as unknown, before it existed.
             await self._record(connection, revision, ChangeKind.ISSUE, project_id, [key.digest], caller, now)
         return stored, tuple(origins), revision
 
@@ -214,11 +214,11 @@ class KeyStore:
                 what = "active key" if key_id is None else f"key {key_id[:40]!r}"
                 raise NotFoundError(f"no {what} in a project {project_id!r}")
             if row.revoke_time is not None:
-                await connection.rollback()
+                await connection.rollback()  # rule 11
                 return Revoked(_key(row), None, Revision(revision - 1))
             await connection.execute(_keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=now))
             stored = await self._insert_key(connection, project_id, next_key, revision, caller, now)
-            voided = [Digest(row.digest), next_key.digest]
+            voided = [Digest(row.digest), next_key.digest]  # rule 5
             await self._record(connection, revision, ChangeKind.REVOKE, project_id, voided, caller, now)
         return Revoked(_key(row, revoke_time=now), stored, revision)
 
@@ -285,8 +285,8 @@ class KeyStore:
     async def _mutating(self) -> AsyncIterator[tuple[AsyncConnection, Revision, datetime]]:
         """Begin a mutation by taking the next revision; commit at the end, or roll back when the body raises.
 
-        The counter's row lock puts mutations in one order: what the body reads is all that came before, and
-        nothing comes between. A body that rolls back itself has changed nothing.
+        The counter's row lock puts mutations in one order, and their revisions without a gap (rule 6): what the body
+        reads is all that came before, and nothing comes between. A body that rolls back itself has changed nothing.
         """
         bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
         async with self._turn, self._database.writing() as connection:
