@@ -19,6 +19,8 @@ from tests.e2e.traffic import Attempt
 
 _NEVER = float("inf")
 _CALL_SECONDS_MAX = 20.0
+PATIENCE_SECONDS = 15.0
+"""To wait for confirmations that come in milliseconds, and on a busy machine when its scheduler says so."""
 
 
 @dataclass(slots=True)
@@ -105,7 +107,9 @@ class Administrator:
 
     async def issue(self, project: str) -> Life:
         """Issue a project's first key."""
-        issued: pb.IssueResponse = await self._call(self._service.Issue, pb.IssueRequest(project_id=project))
+        request = pb.IssueRequest(project_id=project)
+        request.wait.FromNanoseconds(round(PATIENCE_SECONDS * 1e9))
+        issued: pb.IssueResponse = await self._call(self._service.Issue, request)
         assert issued.propagation.effective, "nobody was to be waited for"
         valid_from = _unix_seconds(issued.propagation)
         assert valid_from <= time.time()

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 
+from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import print_distribution, start_cluster
 from tests.e2e.processes import System, until
 from tests.e2e.traffic import Ring, Traffic
@@ -37,7 +38,7 @@ async def test_no_200_begins_after_revoke_returned(replicas_database: str | None
                     "every bridge takes the key from its cache",
                     lambda key=key: all(traffic.count(bridge, key, 200) > 1 for bridge in bridges),
                 )
-                revocation = await administrator.revoke(life)
+                revocation = await administrator.revoke(life, wait_seconds=PATIENCE_SECONDS)
                 assert revocation.response.propagation.effective
                 assert len(revocation.confirmed) == BRIDGES
                 shots = await asyncio.gather(*(traffic.shoot(bridge, key) for bridge in bridges for _ in range(2)))
