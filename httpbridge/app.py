@@ -52,6 +52,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     config.check_exposure()
     tls = server_tls(config)
     async with AsyncExitStack() as stack:
+        sockets = await _bind(config.listen)  # before anything else begins, so that a taken port is all that is said
+        for bound in sockets:
+            stack.callback(bound.close)
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
@@ -75,15 +78,18 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             monotonic=time.monotonic,
             connections_max=_connections_max(),
         )
-        listener = await _listen(server, config.listen, tls)
-        host, port = listener.sockets[0].getsockname()[:2]
-        started(Address(host, port))
+        listeners: list[asyncio.Server] = []
         try:
+            for bound in sockets:
+                listener = await _listen(server, bound, config.listen, tls)
+                listeners.append(listener)
+            started(Address(*sockets[0].getsockname()[:2]))
             await stop.wait()
             server.drain()
             await asyncio.sleep(_NOTICE_SECONDS)
         finally:
-            listener.close()
+            for listener in listeners:
+                listener.close()
             await server.shutdown(_DRAIN_SECONDS)
 
 
@@ -141,19 +147,40 @@ def _connections_max() -> int:
     return files - _OTHER_FILES_MAX
 
 
-async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    host = address.host
+async def _bind(address: Address) -> list[socket.socket]:
+    """Return a socket for each address of a name, bound and not listening yet; raise ConfigurationError."""
+    bound: list[socket.socket] = []
     try:
-        if address.port == 0:  # of a name with several addresses the first: each would get a port of its own
-            host = str((await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM))[0][4][0])
-        return await loop.create_server(
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        if address.port == 0:
+            del found[1:]  # each would get a port of its own
+        for family, kind, protocol, _, name in dict.fromkeys(found):
+            bound.append(socket.socket(family, kind, protocol))
+            bound[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound[-1].bind(name)
+    except OSError as error:
+        for opened in bound:
+            opened.close()
+        raise _cannot_listen(address, error) from None
+    return bound
+
+
+async def _listen(
+    server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None
+) -> asyncio.Server:
+    try:
+        return await asyncio.get_running_loop().create_server(
             server,
-            host,
-            address.port,
+            sock=bound,
             ssl=tls,
             ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,
             backlog=_BACKLOG_CONNECTIONS,
         )
-    except OSError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_LISTEN: cannot listen on {address}: {error.strerror or error}") from None
+    except OSError as error:  # of two processes that bound at the same time, the second to listen
+        raise _cannot_listen(address, error) from None
+
+
+def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
+    return ConfigurationError(f"HTTPBRIDGE_LISTEN: cannot listen on {address}: {error.strerror or error}")
