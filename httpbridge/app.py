@@ -11,14 +11,16 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.listening import bind, bound_address, cannot_listen
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, Budget
-from httpbridge.config import BRIDGE_TOKEN_FILE, Config
+from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
 from httpbridge.origin_counts import OriginCounts
@@ -26,9 +28,11 @@ from httpbridge.rate_limit import RateLimit
 from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
 from httpbridge.sinks.origin_store import OriginStore
+from httpbridge.sinks.remote_store import RemoteOriginStore, open_remote_sink
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.tls import key_service_tls, server_tls
 
+_LISTEN = "HTTPBRIDGE_LISTEN"
 _BACKLOG_CONNECTIONS = 1024
 _TLS_HANDSHAKE_SECONDS = 10.0
 _OTHER_FILES_MAX = 100
@@ -43,24 +47,35 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+async def serve(
+    config: Config,
+    stop: asyncio.Event,
+    started: Callable[[Address], None],
+    *,
+    is_worker: bool = False,
+    log_writer: Path | None = None,
+) -> None:
     """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
 
-    `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
-    bridge cannot start as configured.
+    `started` is called once, with the bound address, when requests are answered. A worker shares the port with others,
+    and stores by way of the log writer that listens on the socket `log_writer`, if there is one. Raises
+    ConfigurationError when the bridge cannot start as configured.
     """
     config.check_exposure()
     tls = server_tls(config)
     async with AsyncExitStack() as stack:
-        sockets = await _bind(config.listen)  # before anything else begins, so that a taken port is all that is said
+        # Before anything else begins, so that a taken port is all that is said.
+        sockets = await bind(config.listen, _LISTEN, is_shared=is_worker)
         for bound in sockets:
             stack.callback(bound.close)
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
-        sink = await _open_sink(config)
+        sink = await _open_sink(config, log_writer)
         stack.push_async_callback(sink.close)
-        origins = OriginCounts(OriginStore(config.sink_url()), now=now)
+        origins = OriginCounts(
+            OriginStore(config.sink_url()) if log_writer is None else RemoteOriginStore(log_writer), now=now
+        )
         stack.push_async_callback(origins.close)
         origins.start()
         ingest = Ingest(
@@ -83,7 +98,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             for bound in sockets:
                 listener = await _listen(server, bound, config.listen, tls)
                 listeners.append(listener)
-            started(Address(*sockets[0].getsockname()[:2]))
+            started(bound_address(sockets))
             await stop.wait()
             server.drain()
             await asyncio.sleep(_NOTICE_SECONDS)
@@ -124,12 +139,10 @@ def _validator(config: Config) -> KeyValidator:
     )
 
 
-async def _open_sink(config: Config) -> LogSink:
-    try:
-        if config.log_store_url is None:
-            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {config.state_dir}: {error.strerror}") from None
+async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
+    if log_writer is not None:
+        return await open_remote_sink(log_writer, monotonic=time.monotonic)
+    make_state_dir(config)
     try:
         return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
     except StoreSetupError as error:
@@ -147,26 +160,6 @@ def _connections_max() -> int:
     return files - _OTHER_FILES_MAX
 
 
-async def _bind(address: Address) -> list[socket.socket]:
-    """Return a socket for each address of a name, bound and not listening yet; raise ConfigurationError."""
-    bound: list[socket.socket] = []
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        if address.port == 0:
-            del found[1:]  # each would get a port of its own
-        for family, kind, protocol, _, name in dict.fromkeys(found):
-            bound.append(socket.socket(family, kind, protocol))
-            bound[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                bound[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            bound[-1].bind(name)
-    except OSError as error:
-        for opened in bound:
-            opened.close()
-        raise _cannot_listen(address, error) from None
-    return bound
-
-
 async def _listen(
     server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None
 ) -> asyncio.Server:
@@ -179,8 +172,4 @@ async def _listen(
             backlog=_BACKLOG_CONNECTIONS,
         )
     except OSError as error:  # of two processes that bound at the same time, the second to listen
-        raise _cannot_listen(address, error) from None
-
-
-def _cannot_listen(address: Address, error: OSError) -> ConfigurationError:
-    return ConfigurationError(f"HTTPBRIDGE_LISTEN: cannot listen on {address}: {error.strerror or error}")
+        raise cannot_listen(_LISTEN, address, error.strerror or str(error)) from None
