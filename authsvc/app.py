@@ -4,7 +4,6 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +17,8 @@ from grpc_reflection.v1alpha import reflection
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.listening import bind, cannot_listen
+from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
@@ -63,12 +64,17 @@ async def renew_epoch(config: Config) -> None:
 
 
 async def serve(
-    config: Config, stop: asyncio.Event, started: Callable[[Address], None], limits: CallLimits | None = None
+    config: Config,
+    stop: asyncio.Event,
+    started: Callable[[Address], None],
+    limits: CallLimits | None = None,
+    link: Link | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
-    `started` is called once, with the bound address, when calls are answered. Raises ConfigurationError when the
-    service cannot start as configured, and StoreUnavailableError when the database cannot be reached.
+    `started` is called once, with the bound address, when calls are answered. With a link to other workers the port
+    is shared with them. Raises ConfigurationError when the service cannot start as configured, and
+    StoreUnavailableError when the database cannot be reached.
     """
     limits = limits or CallLimits()
     config.check_exposure()
@@ -79,6 +85,9 @@ async def serve(
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         feed = ChangeFeed(database, store, leases)
+        if link is not None and database.is_sqlite:  # PostgreSQL notifies them
+            feed = ChangeFeed(database, store, leases, link.tell)
+            link.listen(feed.look)
         await feed.open()
         watch = Watch(
             store,
@@ -92,7 +101,7 @@ async def serve(
         interceptor = CallInterceptor(tokens, limits, time.monotonic)
         server = grpc.aio.server(
             interceptors=[interceptor],
-            options=_options(limits),
+            options=_options(limits, is_shared=link is not None),
             maximum_concurrent_rpcs=limits.calls_max,
         )
         key_service = KeyService(store, watch, feed)
@@ -104,7 +113,7 @@ async def serve(
         if config.reflection:
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
-        address = _listen(server, config)
+        address = await _listen(server, config, is_shared=link is not None)
         watching = asyncio.create_task(watch.run())
         await server.start()
         for service in ("", *_SERVICES):
@@ -130,10 +139,11 @@ async def _stop(server: grpc.aio.Server, interceptor: CallInterceptor) -> None:
     await stopping
 
 
-def _options(limits: CallLimits) -> tuple[tuple[str, int], ...]:
+def _options(limits: CallLimits, *, is_shared: bool) -> tuple[tuple[str, int], ...]:
     timeout_ms = round(limits.keepalive_timeout_seconds * 1000)
     return (
-        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
+        # Else a taken port is an error, not a second service that gets half of the calls.
+        ("grpc.so_reuseport", int(is_shared)),
         ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
         ("grpc.max_concurrent_streams", limits.connection_calls_max),
         ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
@@ -189,25 +199,18 @@ async def _migrate(database: Database, version: str | None) -> None:
     await database.migrate(upgrade)
 
 
-def _listen(server: grpc.aio.Server, config: Config) -> Address:
+async def _listen(server: grpc.aio.Server, config: Config, *, is_shared: bool) -> Address:
+    # gRPC does not say why an address cannot be listened on, and prints it at length.
+    for bound in await bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
+        bound.close()
     try:
-        _check_free(config.listen)
         if config.tls_cert is None:
             port = server.add_insecure_port(str(config.listen))
         else:
             port = server.add_secure_port(str(config.listen), _credentials(config))
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address"
-        raise ConfigurationError(f"AUTHSVC_LISTEN: cannot listen on {config.listen}: {reason}") from None
+    except RuntimeError:
+        raise cannot_listen("AUTHSVC_LISTEN", config.listen, "gRPC cannot use this address") from None
     return Address(config.listen.host, port)
-
-
-def _check_free(address: Address) -> None:
-    """Raise the OSError that says why the address cannot be listened on: gRPC does not say, and prints at length."""
-    for family, kind, protocol, _, name in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(name)
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials:

@@ -72,7 +72,7 @@ class Granter:
             outcome = await self._leases.state()  # rule 1: a later transaction
         except StoreUnavailableError as error:
             outcome = error
-        self._feed.leases_moved.beat()
+        self._feed.leases_renewed()
         for holder_id, (_, done) in group.items():
             if done.done():
                 continue  # its stream has ended

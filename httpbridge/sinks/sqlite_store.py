@@ -69,7 +69,8 @@ class SqliteStore:
             for rows in _STATEMENT_ROWS
         ]
 
-    def encode_instant(self, instant: datetime) -> str:
+    @staticmethod
+    def encode_instant(instant: datetime) -> str:
         """Write it as SQLAlchemy reads it: `2026-11-23 20:15:00.000000`, in UTC (as `instant` has to be)."""
         return instant.replace(tzinfo=None).isoformat(" ", "microseconds")
 
