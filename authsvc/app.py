@@ -4,6 +4,7 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,12 +19,16 @@ from grpc_reflection.v1alpha import reflection
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.validator import boot_clock
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
+from authsvc.index import Index
 from authsvc.interceptors import CallInterceptor, CallLimits
+from authsvc.key_service import KeyService
 from authsvc.lease_store import LeaseStore
-from authsvc.service import KeyService, OperationsService, ProjectService
+from authsvc.operations_service import OperationsService
+from authsvc.project_service import ProjectService
 from authsvc.store import SCHEMA_VERSION, KeyStore
 from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -90,7 +95,8 @@ async def serve(
             options=_options(limits),
             maximum_concurrent_rpcs=limits.calls_max,
         )
-        key_service = KeyService(store, watch, feed)
+        index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
+        key_service = KeyService(store, index, watch, feed)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), server)
         pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), server)
@@ -100,20 +106,21 @@ async def serve(
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, server)
         address = _listen(server, config)
-        watching = asyncio.create_task(watch.run())
+        watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         await server.start()
         for service in ("", *_SERVICES):
             await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         started(address)
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([stopping, watching], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, watching, indexing], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await healthy.enter_graceful_shutdown()
+            await index.leave()
             watch.close()
             await server.stop(_DRAIN_SECONDS)
             await key_service.drain()
-            await _end(watching, stopping)
+            await _end(indexing, watching, stopping)
 
 
 def _options(limits: CallLimits) -> tuple[tuple[str, int], ...]:
