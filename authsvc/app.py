@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
@@ -24,7 +24,7 @@ from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
 from authsvc.index import Index
-from authsvc.interceptors import CallInterceptor, CallLimits
+from authsvc.interceptors import CallGuard, CallLimits
 from authsvc.key_service import KeyService
 from authsvc.lease_store import LeaseStore
 from authsvc.operations_service import OperationsService
@@ -90,21 +90,18 @@ async def serve(
             now=now,
             monotonic=time.monotonic,
         )
-        server = grpc.aio.server(
-            interceptors=[CallInterceptor(tokens, limits, time.monotonic)],
-            options=_options(limits),
-            maximum_concurrent_rpcs=limits.calls_max,
-        )
+        guard: Any = CallGuard(tokens, limits, time.monotonic)
+        server = grpc.aio.server(handlers=[guard], options=_options(limits), maximum_concurrent_rpcs=limits.calls_max)
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
         key_service = KeyService(store, index, watch, feed)
-        pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
-        pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), server)
-        pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), server)
+        pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
+        pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
+        pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
         healthy = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, guard)
         if config.reflection:
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         address = _listen(server, config)
         watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         await server.start()
