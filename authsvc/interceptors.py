@@ -1,13 +1,14 @@
-"""What stands between the wire and `service`: caller roles, limits, errors as status codes, the request log.
+"""What stands between the wire and the servicers: caller roles, limits, errors as status codes, the request log.
 
-Built by `app`. `CallInterceptor` wraps every handler, ours and those of the health and
-reflection services.
+Built by `app`. A `CallGuard` wraps every handler, ours and those of the health and
+reflection services, once: gRPC's own interceptors would wrap them anew for each call,
+which costs as much as the call's work.
 """
 
 import asyncio
 import hmac
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -79,8 +80,12 @@ class CallLimits:
     """A caller that pings more often while nothing is sent is cut off."""
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a call through to its handler if its token's role may make it."""
+class CallGuard(grpc.GenericRpcHandler):
+    """Lets a call through to its handler if its token's role may make it.
+
+    Servicers are added to it, and it to the server. Messages reach a guarded handler as
+    bytes, to be read inside the guard: a fault in them is the caller's, like others.
+    """
 
     def __init__(self, tokens: Tokens, limits: CallLimits, monotonic: Callable[[], float]) -> None:
         """`monotonic` is in seconds, for the request log."""
@@ -92,29 +97,35 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._monotonic = monotonic
         self.calls = 0
         """Under way now, streams not counted."""
+        self._handlers: dict[str, _Handler] = {}
         self._open_calls: Counter[str] = Counter()
         self._refusals = 0
         self._refusals_logged_at = float("-inf")
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        """Return the handler, wrapped; of a method that nobody serves, what gRPC makes of it.
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code adds the same handlers by name, too."""
 
-        Messages reach it as bytes, to be read inside the guard: a fault in them is the caller's, like others.
-        """
-        handler = await continuation(handler_call_details)
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
+        """Guard a service's handlers, as generated code adds them to a server."""
+        for name, handler in method_handlers.items():
+            method = f"/{service_name}/{name}"
+            self._handlers[method] = self._guarded(method, handler)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
+        """Return the handler for a call; None for a method that nobody serves."""
         method: str = handler_call_details.method
-        if handler is None:
-            return None
+        handler = self._handlers.get(method)
+        if handler is None or method.startswith(_OPEN_SERVICES):
+            return handler
+        if (refusal := self._refusal(method, handler_call_details.invocation_metadata)) is not None:
+            return _stream(self._refuse(method, *refusal), handler)
+        return handler
+
+    def _guarded(self, method: str, handler: _Handler) -> _Handler:
         if method.startswith(_OPEN_SERVICES):
             is_stream = handler.request_streaming or handler.response_streaming
             seconds = self._limits.open_stream_seconds if is_stream else self._limits.call_seconds
             return _stream(self._guard(method, self._open(method, handler), seconds), handler)
-        if (refusal := self._refusal(method, handler_call_details.invocation_metadata)) is not None:
-            return _stream(self._refuse(method, *refusal), handler)
         if handler.request_streaming:
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:

@@ -176,7 +176,7 @@ def _answer(response: pb2.ValidateResponse) -> Answer:
         if not decision.project_id or not decision.key_id:
             raise KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
-    return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision)
+    return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
 
 
 def _is_cancelled() -> bool:

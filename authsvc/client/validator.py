@@ -175,7 +175,7 @@ class KeyValidator:
         await self._slots.wait(turn)
         sent_at, epoch = self._clock(), self._holder.epoch
         answer = await self._call(api_key, origin)
-        if self._holder.may_keep(answer.revision, epoch):  # rule 4
+        if self._holder.may_keep(answer.revision, answer.epoch or epoch):  # rule 4
             self._cache.put(api_key.digest, origin, answer, sent_at)
         return answer.decision
 
