@@ -90,9 +90,9 @@ async def serve(
         await _check_schema(database)
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
-        feed = ChangeFeed(database, store, leases)
+        feed = ChangeFeed(database, store, leases, time.monotonic)
         if link is not None and database.is_sqlite:  # PostgreSQL notifies them
-            feed = ChangeFeed(database, store, leases, link.tell)
+            feed = ChangeFeed(database, store, leases, time.monotonic, link.tell)
             link.listen(feed.look)
         await feed.open()
         watch = Watch(
@@ -101,7 +101,6 @@ async def serve(
             feed,
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
-            now=now,
             monotonic=time.monotonic,
         )
         guard: Any = CallGuard(tokens, limits, time.monotonic)

@@ -23,9 +23,11 @@ from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
-_PASSING = ("08", "25006", "40", "53", "55", "57P")
-"""PostgreSQL's classes of errors that pass: no connection, a standby that takes no writes (yet), conflict with another
-transaction, no room, something in use, starting up or going down."""
+_PASSING = ("08", "25006", "40", "53", "55", "57", "58")
+"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), conflict with another
+transaction, no room, something in use, cancelled or going down, a fault of its system."""
+_PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
+"""What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
 _REFUSING = ("28", "3D", "42501")
 """Those that do not: a role or password that is wrong, no such database, no right to a table."""
 _DURABLE: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -125,8 +127,7 @@ class Database:
         return connection
 
     async def _connect_postgres(self) -> Any:
-        async with _available():
-            pooled = await self.engine.raw_connection()
+        pooled = await self.engine.raw_connection()
         driver = pooled.driver_connection
         pooled.detach()
         return driver
@@ -166,7 +167,7 @@ class Database:
                 try:
                     await driver.add_listener(channel, lambda *_: notified())
                 except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
-                    raise StoreUnavailableError("the database cannot answer now") from error
+                    raise StoreUnavailableError(_reason(error)) from error
                 notified()
                 await lost.wait()
             finally:
@@ -205,17 +206,23 @@ def _engine(url: str) -> AsyncEngine:
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
-        return create_async_engine(
-            parsed.set(drivername="postgresql+asyncpg"),
-            hide_parameters=True,
-            pool_size=10,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
-            connect_args={
-                "timeout": _COMMAND_TIMEOUT_SECONDS,
-                "command_timeout": _COMMAND_TIMEOUT_SECONDS,
-                "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
-            },
-        )
+        try:
+            return create_async_engine(
+                parsed.set(drivername="postgresql+asyncpg"),
+                hide_parameters=True,
+                pool_size=10,
+                pool_timeout=_POOL_TIMEOUT_SECONDS,
+                connect_args={
+                    "timeout": _COMMAND_TIMEOUT_SECONDS,
+                    "command_timeout": _COMMAND_TIMEOUT_SECONDS,
+                    # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
+                    # restarts, so a look at each connection is enough.
+                    "target_session_attrs": "primary",
+                    "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
+                },
+            )
+        except exc.ArgumentError as error:  # such as several hosts without ports
+            raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
     raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
 
 
@@ -281,18 +288,19 @@ async def _available() -> AsyncIterator[None]:
     try:
         yield
     except (exc.TimeoutError, OSError, TimeoutError) as error:
-        raise StoreUnavailableError("the database cannot answer now") from error
+        raise StoreUnavailableError(_reason(error)) from error
     except exc.DBAPIError as error:
         sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
         if sqlstate.startswith(_REFUSING):
             raise StoreRefusedError(_reason(error)) from error
-        passes = isinstance(error, exc.OperationalError | exc.InterfaceError) or sqlstate.startswith(_PASSING)
+        passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
         if passes or error.connection_invalidated:
-            raise StoreUnavailableError("the database cannot answer now") from error
+            raise StoreUnavailableError(_reason(error)) from error
         raise
 
 
-def _reason(error: exc.DBAPIError) -> str:
+def _reason(error: Exception) -> str:
     """Return the server's own words, which SQLAlchemy wraps twice: they name roles and databases, never a password."""
-    cause = getattr(error.orig, "__cause__", None) or error.orig
-    return str(cause).partition("\n")[0]
+    driver = getattr(error, "orig", None)
+    cause = getattr(driver, "__cause__", None) or driver or error
+    return str(cause).partition("\n")[0] or type(cause).__name__

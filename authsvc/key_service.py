@@ -38,7 +38,6 @@ _BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
 _WAIT_SECONDS_DEFAULT = 2.0
 _WAIT_SECONDS_MAX = 25.0
-_ANSWER_SECONDS = 0.1  # of the caller's deadline, kept for the answer's way back
 
 
 class KeyService(pb_grpc.KeyServiceServicer):
@@ -97,21 +96,21 @@ class KeyService(pb_grpc.KeyServiceServicer):
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
         raw_key, new_key = _new_key()
-        wait_seconds = _wait_seconds(request, context)
+        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         key, origins, revision = await self._finish(self._issue(project_id, origins, new_key, _caller(context)))
         return pb.IssueResponse(
             api_key=raw_key.reveal(),
             key=messages.key(key),
             origins=origins,
             revision=revision,
-            propagation=await self._propagate(revision, wait_seconds),
+            propagation=await self._propagate(revision, wait_seconds, answer_by),
         )
 
     async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeResponse:
         """End a key and issue the next."""
         project_id = parse_project_id(request.project_id)
         key_id = request.key_id if request.HasField("key_id") else None
-        wait_seconds = _wait_seconds(request, context)
+        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         raw_key, new_key = _new_key()
         outcome = await self._finish(self._revoke(project_id, key_id, new_key, _caller(context)))
         response = pb.RevokeResponse(revoked_key=messages.key(outcome.key), revision=outcome.revision)
@@ -120,16 +119,16 @@ class KeyService(pb_grpc.KeyServiceServicer):
         else:
             response.api_key = raw_key.reveal()
             response.key.CopyFrom(messages.key(outcome.next_key))
-        response.propagation.CopyFrom(await self._propagate(outcome.revision, wait_seconds))
+        response.propagation.CopyFrom(await self._propagate(outcome.revision, wait_seconds, answer_by))
         return response
 
     async def SetOrigins(self, request: pb.SetOriginsRequest, context: Context) -> pb.SetOriginsResponse:
         """Replace the project's origin list."""
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
-        wait_seconds = _wait_seconds(request, context)
+        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         revision = await self._finish(self._set_origins(project_id, origins, _caller(context)))
-        propagation = await self._propagate(revision, wait_seconds)
+        propagation = await self._propagate(revision, wait_seconds, answer_by)
         return pb.SetOriginsResponse(origins=origins, revision=revision, propagation=propagation)
 
     # grpc.aio also takes a coroutine that writes to its context; the stub knows generators only.
@@ -147,8 +146,8 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
         await self._watch.serve(renewals(), send)
 
-    async def _propagate(self, revision: int, wait_seconds: float) -> pb.Propagation:
-        propagation = await self._watch.propagate(revision, wait_seconds)
+    async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
+        propagation = await self._watch.propagate(revision, wait_seconds, answer_by)
         if propagation is None:
             return pb.Propagation(effective_by=messages.timestamp(self._watch.lease_bound()))
         return pb.Propagation(
@@ -188,16 +187,13 @@ class KeyService(pb_grpc.KeyServiceServicer):
         return await asyncio.shield(task)
 
 
-def _wait_seconds(request: Any, context: Any) -> float:
-    """Return how long the caller waits for the change to hold everywhere; less than its deadline allows the answer."""
-    wait_seconds = _WAIT_SECONDS_DEFAULT
-    if request.HasField("wait"):
-        wait_seconds = request.wait.seconds + request.wait.nanos / 1e9
-        if wait_seconds < 0:
-            raise InvalidArgumentError("wait: must not be negative")
-    left_seconds = context.time_remaining()
-    if left_seconds is not None:
-        wait_seconds = min(wait_seconds, max(0.0, left_seconds - _ANSWER_SECONDS))
+def _wait_seconds(request: Any) -> float:
+    """Return how long the caller would wait for the change to hold everywhere."""
+    if not request.HasField("wait"):
+        return _WAIT_SECONDS_DEFAULT
+    wait_seconds: float = request.wait.seconds + request.wait.nanos / 1e9
+    if wait_seconds < 0:
+        raise InvalidArgumentError("wait: must not be negative")
     return min(wait_seconds, _WAIT_SECONDS_MAX)
 
 

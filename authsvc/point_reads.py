@@ -121,7 +121,7 @@ class PostgresReads:
                 self._statement = await self._connection.prepare(self._sql)
             rows: Sequence[Row] = await self._statement.fetch(values)
             return rows
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except Exception:  # noqa: BLE001 - the usual way raises it again, turned into ours
             await self._disconnect()
         return await self._usual_way(self._sql, (values,))
 

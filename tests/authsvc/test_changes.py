@@ -1,6 +1,7 @@
 """The change feed: every commit, whoever made it, arrives once, in order and without a gap."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ async def replica(url: str, *, runs: bool = True) -> AsyncIterator[Replica]:
     database = Database(url)
     await database.migrate(upgrade)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
-    feed = ChangeFeed(database, store, leases)
+    feed = ChangeFeed(database, store, leases, time.monotonic)
     await feed.open()
     running = asyncio.create_task(feed.run()) if runs else None
     try:

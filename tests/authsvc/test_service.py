@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from authsvc.client.environment import ConfigurationError
-from authsvc.errors import KeyServiceError, StoreUnavailableError
+from authsvc.errors import InvalidArgumentError, KeyServiceError
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
@@ -370,7 +370,7 @@ async def test_refused_callers_are_logged_once_a_second_with_their_number(servic
 
 
 @pytest.mark.parametrize(
-    ("base", "expected"), [(StoreUnavailableError, Code.UNAVAILABLE), (KeyServiceError, Code.INTERNAL)]
+    ("base", "expected"), [(InvalidArgumentError, Code.INVALID_ARGUMENT), (KeyServiceError, Code.INTERNAL)]
 )
 async def test_an_error_of_a_narrower_kind_has_the_status_of_its_kind(
     service: Service, monkeypatch: pytest.MonkeyPatch, base: type[Exception], expected: grpc.StatusCode
