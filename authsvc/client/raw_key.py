@@ -31,7 +31,10 @@ class RawKey:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the key, or None when the text is not one."""
-        return cls(text) if _FORMAT.fullmatch(text) else None
+        try:
+            return cls(text)
+        except ValueError:
+            return None
 
     def reveal(self) -> str:
         """Return the raw key itself, to be sent to the key service or shown to its owner once."""
