@@ -76,9 +76,9 @@ class _Line:
         self.good_at = now
         """When it was opened, or last answered."""
 
-    def preference(self, now: float) -> tuple[bool, int, float]:
+    def burden(self, now: float) -> tuple[bool, int]:
         """Return what is less for a line that is better to use."""
-        return now < self.failed_at + _REST_SECONDS, self.calls, self.failed_at
+        return now < self.failed_at + _REST_SECONDS, self.calls
 
 
 class KeyClient:
@@ -107,6 +107,7 @@ class KeyClient:
         self._diagnosed_at = float("-inf")
         self._diagnosis: str | None = None
         self._lines = [_Line(address, tls, monotonic()) for _ in range(_CHANNELS)]
+        """The one that was used last is last."""
 
     async def validate(
         self, questions: Sequence[tuple[RawKey, str | None]]
@@ -141,7 +142,9 @@ class KeyClient:
         if self._closed:
             raise KeyServiceUnavailableError("this client is closed")
         now = self._monotonic()
-        line = min(self._lines, key=lambda line: line.preference(now))
+        line = min(self._lines, key=lambda line: line.burden(now))
+        self._lines.remove(line)
+        self._lines.append(line)
         line.calls += 1
         try:
             response = await line.stub.BatchValidate(request, timeout=give_up_at - now, metadata=authorization(token))

@@ -137,6 +137,7 @@ class FakeKeyService:
     answer: pb2.ValidateResponse = field(default_factory=allowed)
     next_answers: list[pb2.ValidateResponse] = field(default_factory=list)
     """Given before `answer`, one to a key."""
+    answers_missing: int = 0
     status: grpc.StatusCode | None = None
     calls: list[Call] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
@@ -156,9 +157,7 @@ class FakeKeyService:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    async def batch_validate(
-        self, request: pb2.BatchValidateRequest, context: "Context"
-    ) -> pb2.BatchValidateResponse:
+    async def batch_validate(self, request: pb2.BatchValidateRequest, context: "Context") -> pb2.BatchValidateResponse:
         metadata = dict(context.invocation_metadata() or ())
         authorization = str(metadata.get("authorization", ""))
         self.batches.append(len(request.requests))
@@ -176,8 +175,9 @@ class FakeKeyService:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no or wrong token")
         if self.status is not None:
             await context.abort(self.status, "the test says so")
+        count = len(request.requests) - self.answers_missing
         return pb2.BatchValidateResponse(
-            responses=[self.next_answers.pop(0) if self.next_answers else self.answer for _ in request.requests]
+            responses=[self.next_answers.pop(0) if self.next_answers else self.answer for _ in range(count)]
         )
 
     async def arrived(self, count: int) -> None:
