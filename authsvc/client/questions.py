@@ -76,8 +76,10 @@ class Questions:
     def __init__(self, clock: Callable[[], float], *, calls_max: int, keys_max: int, waiting_max: int) -> None:
         """Allow `calls_max` calls at once, each with up to `keys_max` questions, and so many waiting of either kind.
 
-        `clock` is in seconds.
+        `clock` is in seconds. Raises ValueError when `calls_max` is less than 2.
         """
+        if calls_max < 2:
+            raise ValueError("calls_max: at least 2, one of them for known keys")
         self._clock = clock
         self._calls_max = calls_max
         self._keys_max = keys_max

@@ -84,10 +84,10 @@ class KeyValidator:
         """Nothing is connected before the first call, or `start`.
 
         `name` is a label for operators, by default the host and process id. At most `calls_max`
-        calls are under way at once, at least 2; `waiting_max` keys that are known to be good, and as
-        many others, wait for the next ones (see `questions`). Raises ConfigurationError when a TLS
-        file cannot be used, ValueError for an address that is not HOST:PORT and for a token that
-        cannot be sent.
+        calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
+        good, and as many others, wait for the next ones (see `questions`). Raises ConfigurationError
+        when a TLS file cannot be used, ValueError for an address that is not HOST:PORT, for a token
+        that cannot be sent and for less than 2 calls.
         """
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
