@@ -11,11 +11,12 @@ from google.protobuf.duration_pb2 import Duration
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, Secret
-from authsvc.client.key_client import KeyClient, sendable_origin
+from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient, sendable_origin
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.fake_key_service import Call, Clock, FakeKeyService, allowed, invalid, refused, serve
+from tests.authsvc.conftest import running
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
@@ -166,6 +167,18 @@ async def test_each_question_of_a_call_is_answered_by_itself(service: FakeKeySer
         (OTHER.reveal(), None),
     ]
     assert service.batches == [4]
+
+
+async def test_the_service_takes_the_largest_call(tmp_path: Path, clock: Clock) -> None:
+    """Nobody can spoil a call for the others with long origins, or characters that take four bytes."""
+    async with running(tmp_path) as real:
+        token = FixedToken(Secret(real.token("bridge")[0][1].removeprefix("Bearer ")))
+        client = KeyClient(real.address, token, None, clock, deadline_seconds=30.0)
+        origin = sendable_origin("\N{GRINNING FACE}" * ORIGIN_CHARACTERS_MAX)
+        answers = await client.validate([(KEY, origin)] * KEYS_PER_CALL_MAX)
+        await client.close()
+    assert len(answers) == KEYS_PER_CALL_MAX
+    assert all(isinstance(answer, Answer) for answer in answers)
 
 
 async def test_a_service_that_answers_another_number_of_questions_is_a_fault(
