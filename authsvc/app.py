@@ -37,8 +37,8 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
-# The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
-_MESSAGE_BYTES_MAX = 256 * 1024
+# The largest request is BatchValidate with 256 keys and origins of 300 characters, at most 4 bytes each.
+_MESSAGE_BYTES_MAX = 512 * 1024
 _DRAIN_SECONDS = 10.0
 _SWEEP_SECONDS = 0.02
 """Between two looks at whether a call is still under way."""
