@@ -22,10 +22,8 @@ from httpbridge.log_view import rfc3339
 from httpbridge.logs import Level
 from httpbridge.sinks.log_queries import LogQueries
 from httpbridge.sinks.log_rows import LogFilter
-from httpbridge.sinks.log_tail import newest_id
+from httpbridge.sinks.log_tail import Mark, newest_mark
 from httpbridge.sinks.read_store import ReadStore
-
-_ID_DIGITS_MAX = 18
 
 
 class Logs:
@@ -64,7 +62,7 @@ class Logs:
         selection, errors = query.selection(project_id, now)
         before = read_position(request.query.get("before", ""))
         # Asked for first, so that nothing is missing between the page and the stream.
-        after_id = await newest_id(self._store)
+        mark = await newest_mark(self._store)
         async with asyncio.TaskGroup() as group:
             asking_page = group.create_task(self._queries.page(selection, before))
             asking_names = group.create_task(self._queries.names(selection))
@@ -90,7 +88,7 @@ class Logs:
             page=page,
             older=older,
             newest=query.url() if before is not None else "",
-            stream=f"/projects/{project_id}/logs/stream{query.url(after=after_id)}" if is_live else "",
+            stream=f"/projects/{project_id}/logs/stream{query.url(after=str(mark))}" if is_live else "",
             has_any=has_any,
             rfc3339=rfc3339,
         )
@@ -118,9 +116,9 @@ class Logs:
         selection, _ = LogQuery.of(request.query).selection(project_id, self._now())
         # The header wins: a browser that connects again sends the old address with it.
         for text in (request.headers.get("Last-Event-ID", ""), request.query.get("after", "")):
-            if text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS_MAX:
-                return await self._streams.serve(request, selection, int(text))
-        return await self._streams.serve(request, selection, await newest_id(self._store))
+            if (mark := Mark.read(text)) is not None:
+                return await self._streams.serve(request, selection, mark)
+        return await self._streams.serve(request, selection, await newest_mark(self._store))
 
     async def _project_id(self, request: web.Request) -> str:
         """Return the project in the address; raises RefusedError when there is none of that name."""
