@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from authsvc.client.environment import ConfigurationError
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -77,8 +78,9 @@ class LogStreams:
             with suppress(ConnectionError):  # the reader went away
                 await self._follow(request, response, LogTail(self._store, selection, after))
             return response
-        except TimeoutError:
-            _log.info("live tail given up", reason="its reader takes nothing")
+        except (TimeoutError, ConfigurationError) as error:
+            reason = "its reader takes nothing" if isinstance(error, TimeoutError) else str(error)
+            _log.info("live tail given up", reason=reason)
             if request.transport is not None:
                 request.transport.abort()
             return response
