@@ -66,9 +66,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         views: list[Views] = [
             SignIn(sessions, pages, Attempts(time.monotonic)),
             Projects(admin, queries, pages, reveal, now),
-            Logs(admin, store, queries, streams, pages, now),
+            Logs(admin, store, queries, streams, pages, config.clients_url(), now),
             ApiKeys(admin, pages, reveal),
-            AllowedOrigins(admin, partial(seen_origins, store), pages, now),
+            AllowedOrigins(admin, partial(seen_origins, store), pages, config.clients_url(), now),
             Audit(admin, pages),
         ]
         runner = web.AppRunner(

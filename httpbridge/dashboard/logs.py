@@ -7,13 +7,14 @@ key service to be up: it only says whether there is such a project.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from aiohttp import web
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient
 from httpbridge.dashboard import log_chart
+from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.dashboard.log_filters import RANGES, LogQuery, position_text, read_position
 from httpbridge.dashboard.log_stream import LogStreams
@@ -36,14 +37,16 @@ class Logs:
         queries: LogQueries,
         streams: LogStreams,
         pages: Pages,
+        clients_url: str,
         now: Callable[[], datetime],
     ) -> None:
-        """Read `store` by way of the queries; `now` gives aware instants."""
+        """Read `store` by way of the queries; `clients_url` is where clients send; `now` gives aware instants."""
         self._admin = admin
         self._store = store
         self._queries = queries
         self._streams = streams
         self._pages = pages
+        self._clients_url = clients_url
         self._now = now
 
     def routes(self) -> list[web.RouteDef]:
@@ -90,6 +93,8 @@ class Logs:
             newest=query.url() if before is not None else "",
             stream=f"/projects/{project_id}/logs/stream{query.url(after=str(mark))}" if is_live else "",
             has_any=has_any,
+            until=selection.until,
+            curl_line=curl_line(self._clients_url),
             rfc3339=rfc3339,
         )
 
@@ -97,7 +102,7 @@ class Logs:
         since = selection.since if selection.since is not None else await self._queries.oldest(selection.project_id)
         if since is None:
             return None
-        until = selection.until if selection.until is not None else max(now, since + timedelta(seconds=1))
+        until = selection.until if selection.until is not None else max(now, since)
         starts = log_chart.edges(since, until)
         last = [] if selection.until is None else [selection.until]
         bars = await self._queries.bars(selection, [*starts, *last])

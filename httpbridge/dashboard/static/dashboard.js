@@ -59,6 +59,17 @@ function prepareLeaving() {
   addEventListener("pageshow", (event) => { if (event.persisted) location.replace("/projects"); });
 }
 
+// Enter in a field that has a button of its own presses that, and not the form's first one.
+function prepareEnter() {
+  for (const field of document.querySelectorAll("input[data-enter]")) {
+    field.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault();
+      document.getElementById(field.dataset.enter).click();
+    });
+  }
+}
+
 // A form that was sent is not sent again by a second click.
 function prepareForms() {
   for (const form of document.querySelectorAll("form[method=post]")) {
@@ -81,5 +92,6 @@ document.addEventListener("DOMContentLoaded", () => {
   prepareCopying();
   prepareDialogs();
   prepareLeaving();
+  prepareEnter();
   prepareForms();
 });

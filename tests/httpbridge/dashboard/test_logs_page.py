@@ -139,6 +139,8 @@ async def test_each_filter_is_in_the_address_and_in_the_form(browser: Browser, s
         ("?range=all", "c b a old"),
         ("?range=nonsense", "c b a"),
         ("?since=2h&until=1h", "old"),
+        ("?until=1h", "old"),  # the last hour before that
+        ("?until=1h&range=15m", ""),
         (f"?since={quote(instant)}", "c b"),
         (f"?until={quote(instant)}&range=24h", "a old"),
     ]:
@@ -180,6 +182,7 @@ async def test_a_time_that_makes_no_sense_is_said_beside_its_field(
         "before=%00_1", "text=%00a", "text=%ED%A0%80", "service=%FF", "text=" + "%25_/" * 1000, "level=", "since=%00",
         "before=0001-01-01T00:00:00+23:00_1", "before=9999-12-31T23:59:59.999999Z_999999999999999999",
         "since=0001-01-01&until=9999-12-31T23:59:59", "range=all&range=1h", "text=a&text=b", "%00=%00", "before=_",
+        "since=9999-12-31T23:59:59.999999Z", "until=0001-01-01T00:00:00Z", "until=9999-12-31T23:59:59.999999Z",
     ],
 )  # fmt: skip
 async def test_no_address_breaks_the_page(browser: Browser, sink: SqlSink, query: str) -> None:
@@ -248,6 +251,9 @@ async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browse
 async def test_an_empty_page_says_what_to_do_next(browser: Browser, sink: SqlSink) -> None:
     page = await browser.get(PAGE)
     assert "No logs yet" in page.words
+    line = re.search(r'<pre id="curl-line"[^>]*><code>(.*?)</code>', page.text, re.DOTALL)
+    assert line
+    assert "Authorization: Bearer $DEEPTRACER_KEY" in unescape(line[1])
     assert 'href="/projects/demo/settings/keys"' in page.text
     await write(sink, entry("old", 600))
     page = await browser.get(PAGE)

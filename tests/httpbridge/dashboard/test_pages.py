@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ async def see_origins(state_dir: Path, *seen: tuple[str, int, int]) -> None:
     now = datetime.now(UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
     store = OriginStore(f"sqlite:///{state_dir / 'logs.db'}")
-    await store.add([OriginCount("demo", hour, *one) for one in seen], now)
+    if seen:
+        await store.add([OriginCount("demo", hour, *one) for one in seen], now)
     await store.close()
 
 
@@ -87,8 +89,7 @@ async def test_the_curl_line_names_the_bridge_and_is_one_command_for_a_shell(tmp
         made = await browser.create("demo")
         line = re.search(r"(curl .*?)</code>", made.text, re.DOTALL)
         assert line
-        command = line[1].replace("&#39;", "'").replace("&#34;", '"').replace("&amp;", "&")
-        words = shlex.split(command)
+        words = shlex.split(unescape(line[1]))
         assert "https://logs.example/deep/ingest/logs" in words
         assert f"Authorization: Bearer {made.raw_key}" in words
 
@@ -135,6 +136,9 @@ async def test_without_javascript_a_page_asks_before_revoking(browser: Browser) 
     page = await browser.get(f"{KEYS}/revoke?key={key_id}")
     assert (page.status, page.key_id) == (200, key_id)
     assert (await browser.get(f"{KEYS}/revoke?key=another")).status == 404
+    await browser.submit(KEYS, f"{KEYS}/revoke", key_id=key_id)
+    stale = await browser.get(f"{KEYS}/revoke?key={key_id}")
+    assert (stale.status, "was revoked already" in stale.words) == (409, True)
 
 
 async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_the_latest(
@@ -227,7 +231,12 @@ async def test_a_list_that_another_saved_meanwhile_is_not_overwritten_unseen(das
         (["b.example", "*.example"], "https://a.example", "Admitted https://a.example , by *.example ."),
         (["b.example"], "https://a.example", "Blocked No entry admits https://a.example ."),
         (["*.example"], "null", "Blocked No entry admits null ."),
-        (["*.example"], "https://a.example/path", "Blocked No entry admits"),
+        (["b.example"], "https://a.example/path?a=b#c", "Blocked No entry admits https://a.example ."),
+        (["shop.example"], "https://Shop.example:443/", "Admitted https://Shop.example:443 , by shop.example ."),
+        (["shop.example"], "chrome-extension://abc", "Blocked No entry admits chrome-extension://abc ."),
+        (["shop.example"], "shop.example", "This is not an origin."),
+        (["shop.example"], "https://a@shop.example", "This is not an origin."),
+        ([], "<b>", "This is not an origin."),
     ],
 )
 async def test_an_origin_is_tried_against_the_list_in_the_form(
@@ -250,6 +259,39 @@ async def test_before_saving_the_origins_that_it_would_block_are_listed_with_the
     assert "null : 1 request, blocked already" in review.words
     assert 'value="add:https://old.example"' in review.text
     assert "https://shop.example 1,200 0 Admitted by shop.example" in review.words
+
+
+async def test_emptying_the_list_is_warned_about(dashboard: Dashboard, browser: Browser) -> None:
+    """It opens the project to every page there is, also to those that were blocked."""
+    await browser.create("demo")
+    saved = {"entry": ["shop.example"], "base": "", "reviewed": "shop.example"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **saved)).status == 303
+    await see_origins(dashboard.state_dir, ("https://shop.example", 7, 0), ("https://evil.example", 0, 5))
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=[""], base="shop.example")
+    expected = "Pages of every origin may send logs then , also of the 1 origin that was blocked in the last 24 hours"
+    assert expected in review.words
+    assert "It blocks none" not in review.words
+
+
+async def test_what_was_edited_after_a_review_is_reviewed_again(browser: Browser) -> None:
+    await browser.create("demo")
+    reviewed = {"entry": ["a.example"], "base": "", "reviewed": "a.example"}
+    for action, entries, is_reviewed in [
+        ("try", ["a.example"], True),
+        ("try", ["b.example"], False),
+        ("add:", ["a.example"], False),
+        ("remove:0", ["a.example"], False),
+    ]:
+        page = await browser.submit(ORIGINS, ORIGINS, action=action, **reviewed | {"entry": entries})
+        assert ("Before saving" in page.words, 'name="reviewed"' in page.text) == (is_reviewed, is_reviewed), action
+
+
+async def test_an_empty_table_of_origins_says_how_to_send_from_one(dashboard: Dashboard, browser: Browser) -> None:
+    await browser.create("demo")
+    await see_origins(dashboard.state_dir)
+    page = await browser.get(ORIGINS)
+    assert "no web page has sent logs" in page.words
+    assert "-H 'Origin: https://app.example.com'" in unescape(page.text)
 
 
 async def test_projects_are_listed_with_their_activity_and_found_by_name(
