@@ -3,6 +3,8 @@
 Built by `app`, as the application's middlewares.
 """
 
+import asyncio
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
@@ -23,6 +25,9 @@ from httpbridge.sinks import StoreSetupError
 
 SESSION_COOKIE = "dashboard_session"
 VISITOR_COOKIE = "dashboard_visitor"
+FORM_SECONDS_MAX = 20.0
+"""How long a form may take to arrive: 256 KiB on a slow phone."""
+
 OPEN_PATHS = ("/sign-in", "/static/")
 
 _SECURITY_HEADERS = {
@@ -37,6 +42,8 @@ _SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+_PROJECT_ID = re.compile("[a-z0-9-]{1,63}")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -67,13 +74,15 @@ class Guard:
         except web.HTTPException as answer:
             return self._http(request, answer)
         except KeyServiceUnavailableError as error:
-            return self._pages.render(request, "key_service_down.html", status=503, reason=str(error))
+            return self._out_of_reach(request, "key_service_down.html", error)
         except (StoreUnavailableError, StoreSetupError) as error:
-            return self._pages.render(request, "log_store_down.html", status=503, reason=str(error))
+            return self._out_of_reach(request, "log_store_down.html", error)
         except RefusedError as error:
             is_absent = error.refusal is Refusal.NOT_FOUND or request.method == "GET"
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {error}.")
+        except ConnectionError:  # who asked is gone
+            raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
             return self._failure(request, 503, "Not set up", str(error))
         except Exception as error:  # noqa: BLE001 - shown as a page that says nothing of it
@@ -81,6 +90,12 @@ class Guard:
             name, traceback = type(error).__qualname__, traceback_without_text(error)
             _log.error("unexpected_error", error=name, method=request.method, traceback=traceback)
             return self._failure(request, 500, "Something went wrong", "The dashboard's log says what. Try again.")
+
+    def _out_of_reach(self, request: web.Request, template: str, error: Exception) -> web.Response:
+        # Of a project that may exist; its other pages may work.
+        named = request.match_info.get("project", "")
+        project_id = named if _PROJECT_ID.fullmatch(named) else ""
+        return self._pages.render(request, template, status=503, project_id=project_id, reason=str(error))
 
     def _http(self, request: web.Request, answer: web.HTTPException) -> web.StreamResponse:
         if answer.status < 400:
@@ -144,7 +159,10 @@ async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearr
     if request.content_type != "application/x-www-form-urlencoded":
         raise refusal
     try:
-        return await request.post()
+        async with asyncio.timeout(FORM_SECONDS_MAX):
+            return await request.post()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="The form took too long to arrive.") from None
     except (ValueError, LookupError, web.RequestPayloadError):  # not UTF-8, no such character set, not gzip
         raise refusal from None
 

@@ -54,7 +54,7 @@ class Logs:
         path = "/projects/{project}/logs"
         return [
             web.get(path, self._show),
-            web.get(path + "/stream", self._stream),
+            web.get(path + "/stream", self._stream, allow_head=False),
             web.get(path + "/{id:[0-9]{1,18}}", self._entry),
         ]
 

@@ -239,13 +239,16 @@ async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browse
     assert match
     title = " ".join(match[1].split())
     assert re.fullmatch(r"5 logs from \S+Z to \S+Z: 2 error, 0 warn, 3 info, 0 debug\. At most 4 per minute\.", title)
-    assert page.text.count("<rect ") == 3
+    assert page.text.count('<rect class="level-') == 3
     row = re.search(r'<tr><th scope="row"><a href="([^"]+)">.*?</tr>', page.text, re.DOTALL)
     assert row
+    bar = re.search(rf'<a href="{re.escape(row[1])}"[^>]*><rect class="column"[^>]*><title>(.*?)</title>', page.text)
+    assert bar
+    assert bar[1].endswith("Z: 4 logs, 3 info, 1 error")
     assert re.findall(r'<td class="number">([^<]*)', row[0]) == ["0", "3", "0", "1", "4"]
     zoomed = await browser.get(PAGE + unescape(row[1]))
     assert messages(zoomed) == ["b", "a", "a", "a"]
-    assert (await browser.get(PAGE + "?level=error")).text.count("<rect ") == 2
+    assert (await browser.get(PAGE + "?level=error")).text.count('<rect class="level-') == 2
 
 
 async def test_an_empty_page_says_what_to_do_next(browser: Browser, sink: SqlSink) -> None:

@@ -382,6 +382,8 @@ async def test_without_the_key_service_each_page_says_what_to_do(tmp_path: Path)
             assert (answer.status, answer.headers["Cache-Control"]) == (503, "no-store")
             assert "refuses connections" in answer.words
             assert "authsvc serve" in answer.words
+            assert ('aria-label="Project demo"' in answer.text) == ("demo" in path)  # the other pages may work
+        assert "<script>" not in (await browser.get("/projects/%3Cscript%3E/settings/keys")).text
         assert (await browser.create("demo")).status == 503
 
 
