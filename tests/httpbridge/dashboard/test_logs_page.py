@@ -232,7 +232,7 @@ async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browse
     await write(sink, *(entry("a", 5) for _ in range(3)), entry("b", 5, Level.ERROR), entry("c", 40, Level.ERROR))
     page = await browser.get(PAGE)
     match = re.search(
-        r'<svg [^>]*role="img" aria-labelledby="chart-title">\s*<title id="chart-title">(.*?)</title>',
+        r'<svg [^>]*role="group" aria-labelledby="chart-title">\s*<title id="chart-title">(.*?)</title>',
         page.text,
         re.DOTALL,
     )
