@@ -6,6 +6,8 @@ Each state of `tour` is taken three times: light, dark, and 360 pixels narrow.
 import asyncio
 import re
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +29,7 @@ async def take_all(folder: Path) -> None:
     """Walk through everything."""
     number = 0
     for walk in WALKS:
-        with TemporaryDirectory() as state:
+        with TemporaryDirectory() as state, redirect_stdout(StringIO()):  # what the processes wrote is for tests
             async with running(Path(state)) as stack:
                 async for name, page in walk(stack):
                     number += 1
