@@ -5,11 +5,13 @@ the page back with what the key service makes of it. Only Save changes anything,
 only the list that was reviewed.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 from multidict import MultiMapping
@@ -54,6 +56,8 @@ class Seen:
     origin: str
     allowed: int
     blocked: int
+    was_admitted: bool
+    """By the list that is saved."""
     check: OriginCheck
     is_addable: bool
 
@@ -98,6 +102,8 @@ class AllowedOrigins:
         self._pages = pages
         self._clients_url = clients_url
         self._now = now
+        self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By project: one save at a time, so that of two people the second is compared with what the first saved."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return them."""
@@ -110,9 +116,15 @@ class AllowedOrigins:
         return await self._page(request, project.origins, draft)
 
     async def _edit(self, request: web.Request) -> web.Response:
-        project = await self._admin.project(request.match_info["project"])
+        project_id = request.match_info["project"]
         form = await request.post()
         draft = Draft.of(form)
+        if form.get("action") == "save":
+            lock = self._saving.setdefault(project_id, asyncio.Lock())
+            async with lock:
+                project = await self._admin.project(project_id)
+                return await self._review_or_save(request, project.origins, draft, is_save=True)
+        project = await self._admin.project(project_id)
         action, _, argument = str(form.get("action", "")).partition(":")
         match action:
             case "add":
@@ -123,7 +135,7 @@ class AllowedOrigins:
                 return await self._page(request, project.origins, draft)
             case "try":
                 return await self._page(request, project.origins, draft, focus="tried")
-        return await self._review_or_save(request, project.origins, draft, is_save=action == "save")
+        return await self._review_or_save(request, project.origins, draft, is_save=False)
 
     async def _review_or_save(
         self, request: web.Request, saved: Sequence[str], draft: Draft, *, is_save: bool
@@ -168,9 +180,17 @@ class AllowedOrigins:
         tried_origin = origin_of(draft.tried)
         tried = [tried_origin] if tried_origin else []
         check = await self._admin.check_origins(filled, [*tried, *(count.origin for count in counts)])
+        before = await self._admin.check_origins(saved, [count.origin for count in counts])
         seen = [
-            Seen(count.origin, count.allowed, count.blocked, one, count.origin.startswith(("http://", "https://")))
-            for count, one in zip(counts, check.origins[len(tried) :], strict=True)
+            Seen(
+                count.origin,
+                count.allowed,
+                count.blocked,
+                was.is_admitted,
+                one,
+                count.origin.startswith(("http://", "https://")),
+            )
+            for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
         ]
         return self._pages.render(
             request,
@@ -185,8 +205,9 @@ class AllowedOrigins:
             tried_origin=tried_origin,
             tried=check.origins[0] if tried else None,
             seen=sorted(seen, key=lambda one: one.check.is_admitted),
-            blocked=[one for one in seen if not one.check.is_admitted],
-            blocked_before=[one for one in seen if one.blocked],
+            newly_blocked=[one for one in seen if one.was_admitted and not one.check.is_admitted],
+            still_blocked=[one for one in seen if not one.was_admitted and not one.check.is_admitted],
+            newly_admitted=[one for one in seen if not one.was_admitted and one.check.is_admitted],
             # What was edited since is to be reviewed anew.
             is_reviewed=draft.reviewed == "\n".join(draft.entries),
             is_changed=draft.reviewed != "\n".join(saved),

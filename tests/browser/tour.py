@@ -227,7 +227,7 @@ async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     yield "origins, tried", page
     await other.goto(stack.url + ORIGINS)
     await page.get_by_role("button", name="Review changes").click()
-    await expect(page.get_by_text("It would block 2 origins")).to_be_visible()
+    await expect(page.get_by_text("It would block 2 origins that are admitted now")).to_be_visible()
     yield "origins, before saving", page
     await page.get_by_role("button", name="Save", exact=True).click()
     await expect(page.get_by_role("status").first).to_contain_text("Saved.")

@@ -224,6 +224,26 @@ async def test_a_list_that_another_saved_meanwhile_is_not_overwritten_unseen(das
     assert again.status == 303
 
 
+async def test_of_two_people_who_save_at_once_the_second_is_told(dashboard: Dashboard) -> None:
+    """However closely they follow each other; what the second typed is kept."""
+    people = [await dashboard.browser(name=name) for name in ("Ann", "Bob", "Cyd", "Dan")]
+    await people[0].create("demo")
+    tokens = [(await person.get(ORIGINS)).form_token for person in people]
+    lists = [f"list-{number}.example" for number in range(len(people))]
+    answers = await asyncio.gather(
+        *(
+            person.post(ORIGINS, form_token=token, action="save", entry=[entry], base="", reviewed=entry)
+            for person, token, entry in zip(people, tokens, lists, strict=True)
+        )
+    )
+    assert sorted(answer.status for answer in answers) == [200, 200, 200, 303]
+    for entry, answer in zip(lists, answers, strict=True):
+        if answer.status == 200:
+            assert "Somebody saved another list meanwhile" in answer.words
+            assert f'value="{entry}"' in answer.text
+    assert (await people[0].get("/audit")).text.count("changed the allowed origins") == 1
+
+
 @pytest.mark.parametrize(
     ("entries", "tried", "expected"),
     [
@@ -254,11 +274,17 @@ async def test_before_saving_the_origins_that_it_would_block_are_listed_with_the
         dashboard.state_dir, ("https://shop.example", 1200, 0), ("https://old.example", 7, 3), ("null", 0, 1)
     )
     review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base="")
-    assert "It would block 2 origins that were seen in the last 24 hours" in review.words
-    assert "https://old.example : 10 requests, 3 of them blocked already" in review.words
-    assert "null : 1 request, blocked already" in review.words
+    assert "It would block 2 origins that are admitted now, and were seen in the last 24 hours" in review.words
+    assert "https://old.example : 10 requests, 3 of them blocked null : 1 request" in review.words
     assert 'value="add:https://old.example"' in review.text
     assert "https://shop.example 1,200 0 Admitted by shop.example" in review.words
+    saved = {"entry": ["shop.example", "old.example"], "base": "", "reviewed": "shop.example\nold.example"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **saved)).status == 303
+    again = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base=saved["reviewed"])
+    assert "It would block 1 origin that is admitted now, and was seen in the last 24 hours" in again.words
+    assert (
+        "1 origin seen in the last 24 hours is blocked already, and would go on to be null : 1 request" in again.words
+    )
 
 
 async def test_emptying_the_list_is_warned_about(dashboard: Dashboard, browser: Browser) -> None:
@@ -268,7 +294,7 @@ async def test_emptying_the_list_is_warned_about(dashboard: Dashboard, browser: 
     assert (await browser.submit(ORIGINS, ORIGINS, action="save", **saved)).status == 303
     await see_origins(dashboard.state_dir, ("https://shop.example", 7, 0), ("https://evil.example", 0, 5))
     review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=[""], base="shop.example")
-    expected = "Pages of every origin may send logs then , also of the 1 origin that was blocked in the last 24 hours"
+    expected = "Pages of every origin may send logs then , also of the 1 origin that is blocked now"
     assert expected in review.words
     assert "It blocks none" not in review.words
 
