@@ -43,11 +43,16 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+async def serve(
+    config: Config,
+    stop: asyncio.Event,
+    started: Callable[[Address], None],
+    open_sink: Callable[[Config], Awaitable[LogSink]] | None = None,
+) -> None:
     """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
 
-    `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
-    bridge cannot start as configured.
+    `started` is called once, with the bound address, when requests are answered. `open_sink` is for benchmarks. Raises
+    ConfigurationError when the bridge cannot start as configured.
     """
     config.check_exposure()
     tls = server_tls(config)
@@ -55,7 +60,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
-        sink = await _open_sink(config)
+        sink = await (open_sink or _open_sink)(config)
         stack.push_async_callback(sink.close)
         origins = OriginCounts(OriginStore(config.sink_url()), now=now)
         stack.push_async_callback(origins.close)
