@@ -68,13 +68,7 @@ async def main(pace: Pace) -> Report:
         p50, p99 = (median_of([getattr(latencies, field) for latencies, _ in rounds]) for field in ("p50", "p99"))
         failed = float(sum(latencies.failed for latencies, _ in rounds))
         rows.append((name, [failed, p50, p99, p99 / baseline, median_of([cpu for _, cpu in rounds])]))
-    columns = [
-        ("failed", ".0f"),
-        ("p50 ms", ".2f"),
-        ("p99 ms", ".2f"),
-        ("p99, ratio", ".2f"),
-        ("CPU µs a request", ".1f"),
-    ]
+    columns = [("failed", ".0f"), ("p50 ms", ".2f"), ("p99 ms", ".2f"), ("p99, ratio", ".2f"), ("CPU µs a request", ".1f")]
     bound = Table(
         "connections",
         [("number", ",.0f")],
@@ -96,14 +90,7 @@ async def main(pace: Pace) -> Report:
 async def _clients(server: Server, idle: int, slow: int) -> AsyncIterator[tuple[int, int]]:
     """Hold connections from a process of its own; yield how many are open, and how many were refused."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "benchmarks.rig.slow_clients",
-        server.address,
-        str(idle),
-        str(slow),
-        stdin=PIPE,
-        stdout=PIPE,
+        sys.executable, "-m", "benchmarks.rig.slow_clients", server.address, str(idle), str(slow), stdin=PIPE, stdout=PIPE
     )
     try:
         assert process.stdout is not None

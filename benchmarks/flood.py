@@ -62,7 +62,9 @@ async def main(pace: Pace) -> Report:
             resident.append(bridge.resident_bytes())
             return outcome
 
-        results = await interleaved({QUIET: quiet, SERVED: partial(arrive_among, [key(0)]), FLOOD: flood}, pace.rounds)
+        results = await interleaved(
+            {QUIET: quiet, SERVED: partial(arrive_among, [key(0)]), FLOOD: flood}, pace.rounds
+        )
     p99 = {name: median(latencies.p99 for latencies, _ in rounds) for name, rounds in results.items()}
     rows: list[tuple[str, list[float | None]]] = [
         (
@@ -85,10 +87,7 @@ async def main(pace: Pace) -> Report:
     memory = Table(
         "memory of the bridge",
         [("MB", ".1f"), ("ratio", ".2f")],
-        [
-            ("after the first round of the flood", [resident[0] / 1e6, 1.0]),
-            ("after the last", [resident[-1] / 1e6, growth]),
-        ],
+        [("after the first round of the flood", [resident[0] / 1e6, 1.0]), ("after the last", [resident[-1] / 1e6, growth])],
     )
     return Report(
         "What does a flood of unknown keys do to the traffic of good ones?",

@@ -50,10 +50,7 @@ async def main(pace: Pace) -> Report:
         results_known = await interleaved(known, pace.rounds)
         results_strange = await interleaved(strange, pace.rounds)
     baseline, measured, _ = known
-    compared = {
-        "the same thousand": Comparison(results_known, baseline),
-        "unknown": Comparison(results_strange, baseline),
-    }
+    compared = {"the same thousand": Comparison(results_known, baseline), "unknown": Comparison(results_strange, baseline)}
     verdict_bytes, minimal_bytes = await _memory("verdicts"), await _memory("minimal")
     memory = Table(
         "memory of one cached verdict",

@@ -60,9 +60,7 @@ async def main(pace: Pace) -> Report:
         HOW,
         [
             Table("ms from the call of Revoke to", latency_columns, rows),
-            Table(
-                "ingest while keys are revoked elsewhere", [("CPU µs a request", ".1f"), ("ratio", ".3f")], cost_rows
-            ),
+            Table("ingest while keys are revoked elsewhere", [("CPU µs a request", ".1f"), ("ratio", ".3f")], cost_rows),
         ],
         {"watch_cost": ratio(costs[CHANGES], costs[QUIET])},
     )

@@ -49,17 +49,12 @@ async def main(pace: Pace) -> Report:
         pace.rounds * ROUNDS_A_ROUND,
         warm_up=False,
     )
-    rows: list[tuple[str, list[float | None]]] = [
-        (name, [median_of(times), max(times)]) for name, times in results.items()
-    ]
+    rows: list[tuple[str, list[float | None]]] = [(name, [median_of(times), max(times)]) for name, times in results.items()]
     return Report(
         "How long from the start of a service to its first answer?",
         HOW,
         [Table("from start to first answer", [("median s", ".2f"), ("longest s", ".2f")], rows)],
-        {
-            "startup_service": median_of(results["key service, the first time"]),
-            "startup_bridge": median_of(results["bridge"]),
-        },
+        {"startup_service": median_of(results["key service, the first time"]), "startup_bridge": median_of(results["bridge"])},
     )
 
 

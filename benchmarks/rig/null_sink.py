@@ -14,3 +14,4 @@ class NullSink:
 
     async def close(self) -> None:
         """Nothing is held."""
+

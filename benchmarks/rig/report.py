@@ -47,10 +47,7 @@ class Table(msgspec.Struct, frozen=True):
         heading = [self.title, *(name for name, _ in self.columns)]
         formats = [spec for _, spec in self.columns]
         return [heading] + [
-            [
-                name,
-                *("n/a" if value is None else format(value, spec) for value, spec in zip(values, formats, strict=True)),
-            ]
+            [name, *("n/a" if value is None else format(value, spec) for value, spec in zip(values, formats, strict=True))]
             for name, values in self.rows
         ]
 
@@ -97,10 +94,7 @@ def show(table: Table) -> str:
     lines = table.lines()
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        "  ".join(cell.ljust(width) if index == 0 else cell.rjust(width) for index, (cell, width) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     )
 
