@@ -17,8 +17,9 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -89,12 +90,21 @@ class KnownKeys(Generic[_Key]):
         self._unknown.clear()
 
 
+@dataclass(slots=True)
+class IndexedKey:
+    """A key, and room for what the asker made of it at a revision, which does for many requests."""
+
+    key: ActiveKey
+    answer: Any = None
+    answer_revision: int = -1
+
+
 class Fact(NamedTuple):
-    """Whose key a digest is, None for nobody's, and the revision that this was true at."""
+    """Whose key a digest is, None for nobody's, and the revision that this is known as of."""
 
     epoch: str
     revision: int
-    key: ActiveKey | None
+    entry: IndexedKey | None
 
 
 class Index:
@@ -106,7 +116,7 @@ class Index:
         self._watch = watch
         self._name = name
         self._clock = clock
-        self._known: KnownKeys[ActiveKey] = KnownKeys()
+        self._known: KnownKeys[IndexedKey] = KnownKeys()
         self._holder = self._new_holder()
         self._due = asyncio.Event()
         """A renewal is: it acknowledges a change, or says goodbye."""
@@ -142,7 +152,8 @@ class Index:
         snapshot = await self._store.lookup(digests)
         if self._holder.may_keep(snapshot.revision, snapshot.epoch):  # rule 4
             for digest in digests:
-                self._known.put(digest, snapshot.keys.get(digest))
+                key = snapshot.keys.get(digest)
+                self._known.put(digest, None if key is None else IndexedKey(key))
         return snapshot
 
     async def run(self) -> None:

@@ -7,6 +7,7 @@ which costs as much as the call's work.
 
 import asyncio
 import hmac
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _STATUS: dict[type, grpc.StatusCode] = {
 }
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 _BRIDGE_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "Watch"))
+_UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
+"""They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
 _REFUSALS_LOGGED_SECONDS = 1.0
 
 _Handler: TypeAlias = Any  # an RpcMethodHandler, of which the stubs know the synchronous kind only
@@ -97,6 +100,7 @@ class CallGuard(grpc.GenericRpcHandler):
         self._monotonic = monotonic
         self.calls = 0
         """Under way now, streams not counted."""
+        self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._handlers: dict[str, _Handler] = {}
         self._open_calls: Counter[str] = Counter()
         self._refusals = 0
@@ -122,9 +126,10 @@ class CallGuard(grpc.GenericRpcHandler):
         return handler
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
+        limits = self._limits
         if method.startswith(_OPEN_SERVICES):
             is_stream = handler.request_streaming or handler.response_streaming
-            seconds = self._limits.open_stream_seconds if is_stream else self._limits.call_seconds
+            seconds = limits.open_stream_seconds if is_stream else limits.call_seconds
             return _stream(self._guard(method, self._open(method, handler), seconds), handler)
         if handler.request_streaming:
 
@@ -132,43 +137,43 @@ class CallGuard(grpc.GenericRpcHandler):
                 await handler.stream_stream(_read_all(handler, messages), context)
 
             return _stream(self._guard(method, serve, seconds=None), handler)
+        serve_one = handler.unary_unary
 
         async def answer(message: bytes, context: Any) -> Any:
             self.calls += 1
             try:
-                return await handler.unary_unary(_read(handler, message), context)
+                return await serve_one(_read(handler, message), context)
             finally:
                 self.calls -= 1
 
-        return grpc.unary_unary_rpc_method_handler(
-            self._guard(method, answer, self._limits.call_seconds), response_serializer=handler.response_serializer
-        )
+        guarded = self._guard(method, answer, None if method in _UNTIMED_METHODS else limits.call_seconds)
+        return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
     def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
-            started = self._monotonic()
-            status, detail = grpc.StatusCode.OK, ""
-            response = None
+            started = self._monotonic() if self._logs_calls else 0.0
             try:
-                async with asyncio.timeout(seconds):
+                if seconds is None:
                     response = await call(request, context)
-            except KeyServiceError as error:
-                status, detail = _status(error), str(error)
-            except TimeoutError:
-                status, detail = grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
+                else:
+                    async with asyncio.timeout(seconds):
+                        response = await call(request, context)
             except grpc.aio.AbortError:  # the health service's way to say a status
                 raise
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                name, traceback = type(error).__qualname__, traceback_without_text(error)
-                _log.error("call_failed", method=method, error=name, traceback=traceback)
-                status, detail = grpc.StatusCode.INTERNAL, "internal error"
-            milliseconds = round((self._monotonic() - started) * 1000, 2)
-            _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
-            if status is not grpc.StatusCode.OK:
-                await context.abort(status, detail)
-            return response
+                status, detail = _fault(method, error)
+            else:
+                if self._logs_calls:
+                    self._log_call(method, grpc.StatusCode.OK, started)
+                return response
+            self._log_call(method, status, started)
+            return await context.abort(status, detail)
 
         return guarded
+
+    def _log_call(self, method: str, status: grpc.StatusCode, started: float) -> None:
+        milliseconds = round((self._monotonic() - started) * 1000, 2)
+        _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
     def _open(self, method: str, handler: _Handler) -> Any:
         """Serve a call that needs no token, whatever it streams, as a stream.
@@ -242,8 +247,14 @@ async def _read_all(handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncI
         yield _read(handler, message)
 
 
-def _status(error: KeyServiceError) -> grpc.StatusCode:
-    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+def _fault(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return what the caller is told of an error; log one that is ours."""
+    if isinstance(error, KeyServiceError):
+        return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
+    if isinstance(error, TimeoutError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
+    _log.error("call_failed", method=method, error=type(error).__qualname__, traceback=traceback_without_text(error))
+    return grpc.StatusCode.INTERNAL, "internal error"
 
 
 def _authorization(token: Secret) -> bytes:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import structlog
@@ -16,9 +17,9 @@ from google.protobuf.duration_pb2 import Duration
 from authsvc import messages
 from authsvc.changes import ChangeFeed
 from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
-from authsvc.client.raw_key import Digest, RawKey
+from authsvc.client.raw_key import Digest, RawKey, digest_of
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
-from authsvc.index import Index
+from authsvc.index import Index, IndexedKey
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key, parse_project_id
 from authsvc.leases import INDEX_ID_PREFIX
 from authsvc.messages import Context
@@ -58,14 +59,14 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
     async def Validate(self, request: pb.ValidateRequest, context: Context) -> pb.ValidateResponse:
         """Answer with a verdict."""
-        raw_key = RawKey.parse(request.api_key)
-        if raw_key is None:
+        digest = digest_of(request.api_key)
+        if digest is None:
             return _invalid_key("", 0)
-        fact = self._index.recall(raw_key.digest)
+        fact = self._index.recall(digest)
         if fact is None:
-            snapshot = await self._index.read([raw_key.digest])
-            return _verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(raw_key.digest))
-        return _verdict(request, *fact)
+            snapshot = await self._index.read([digest])
+            return _verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(digest))
+        return _indexed_verdict(request, *fact)
 
     async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
         """Answer each request with a verdict: from memory, and all others with one look at the database."""
@@ -74,15 +75,14 @@ class KeyService(pb_grpc.KeyServiceServicer):
         answers: list[pb.ValidateResponse] = []
         missing: dict[int, Digest] = {}
         for position, entry in enumerate(request.requests):
-            raw_key = RawKey.parse(entry.api_key)
-            fact = None if raw_key is None else self._index.recall(raw_key.digest)
-            if fact is not None:
-                answers.append(_verdict(entry, *fact))
-            elif raw_key is not None:
-                missing[position] = raw_key.digest
-                answers.append(pb.ValidateResponse())
-            else:
+            digest = digest_of(entry.api_key)
+            if digest is None:
                 answers.append(_invalid_key("", 0))
+            elif (fact := self._index.recall(digest)) is not None:
+                answers.append(_indexed_verdict(entry, *fact))
+            else:
+                missing[position] = digest
+                answers.append(pb.ValidateResponse())
         if missing:
             with suppress(StoreUnavailableError):  # those that were found are answered all the same
                 snapshot = await self._index.read(list(missing.values()))
@@ -246,6 +246,19 @@ def _new_key() -> tuple[RawKey, NewKey]:
     return raw_key, NewKey(generate_key_id(), raw_key.digest)
 
 
+def _indexed_verdict(
+    request: pb.ValidateRequest, epoch: str, revision: int, entry: IndexedKey | None
+) -> pb.ValidateResponse:
+    """Return the verdict, for a key that any origin may use the same message each time: it is never changed."""
+    if entry is None or not entry.key.origins.admits_all:
+        return _verdict(request, epoch, revision, entry.key if entry else None)
+    if entry.answer_revision != revision:
+        entry.answer = _verdict(request, epoch, revision, entry.key)
+        entry.answer_revision = revision
+    answer: pb.ValidateResponse = entry.answer
+    return answer
+
+
 def _verdict(request: pb.ValidateRequest, epoch: str, revision: int, key: ActiveKey | None) -> pb.ValidateResponse:
     if key is None:
         return _invalid_key(epoch, revision)
@@ -261,7 +274,9 @@ def _verdict(request: pb.ValidateRequest, epoch: str, revision: int, key: Active
     )
 
 
+@lru_cache(maxsize=8)
 def _invalid_key(epoch: str, revision: int) -> pb.ValidateResponse:
+    """Return the same message for all unknown keys, too."""
     return pb.ValidateResponse(
         verdict=pb.VERDICT_INVALID_KEY, any_origin=True, cache_ttl=_INVALID_CACHE_TTL, revision=revision, epoch=epoch
     )

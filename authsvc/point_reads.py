@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeAlias
 
 import asyncpg
 
+from authsvc.errors import StoreUnavailableError
+
 Row: TypeAlias = Sequence[Any]
 UsualWay: TypeAlias = Callable[[str, tuple[Any, ...]], Awaitable[Sequence[Row]]]
 """Runs a statement with its parameters on a connection of the pool."""
@@ -121,11 +123,14 @@ class PostgresReads:
                 self._statement = await self._connection.prepare(self._sql)
             rows: Sequence[Row] = await self._statement.fetch(values)
             return rows
+        except TimeoutError as error:  # the usual way would take as long again
+            self._disconnect()
+            raise StoreUnavailableError("the database cannot answer now") from error
         except Exception:  # noqa: BLE001 - the usual way raises it again, turned into ours
-            await self._disconnect()
+            self._disconnect()
         return await self._usual_way(self._sql, (values,))
 
-    async def _disconnect(self) -> None:
+    def _disconnect(self) -> None:
         connection, self._connection, self._statement = self._connection, None, None
         if connection is not None:
             connection.terminate()

@@ -16,6 +16,11 @@ Digest = NewType("Digest", bytes)
 neither salt nor stretching."""
 
 
+def digest_of(text: str) -> Digest | None:
+    """Return the digest of a raw key, None when the text is not one."""
+    return Digest(sha256(text.encode()).digest()) if _FORMAT.fullmatch(text) else None
+
+
 class RawKey:
     """A well-formed raw key, `dt_` and 24 lower-case hex digits. Its `repr` and `str` are redacted."""
 
