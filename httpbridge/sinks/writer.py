@@ -35,7 +35,7 @@ _log = structlog.get_logger("httpbridge.sinks")
 
 
 async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Callable[[], None]) -> None:
-    """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set and all have hung up.
+    """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set.
 
     A store that is out of reach now is no error, as workers are told so until it is back. Raises StoreSetupError.
     """
@@ -48,7 +48,6 @@ async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Calla
         try:
             started()
             await stop.wait()
-            await writer.drained()
         finally:
             listener.close()
     finally:
@@ -82,11 +81,6 @@ class Writer:
         finally:
             self._workers.discard(task)
             writer.transport.abort()
-
-    async def drained(self) -> None:
-        """Return when every worker has hung up."""
-        while self._workers:
-            await asyncio.wait(self._workers)
 
     async def close(self) -> None:
         """Commit what was taken, and let go of the store."""

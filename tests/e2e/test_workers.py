@@ -141,8 +141,14 @@ async def test_a_log_writer_that_is_killed_costs_503s_and_no_acknowledged_log(sy
     assert (await get(bridge.address, "/ready")).status == 200
 
 
-@pytest.mark.parametrize("to", ["its parent", "each of its processes"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [
+        (signal.SIGTERM, "its parent"),
+        (signal.SIGINT, "its parent"),
+        (signal.SIGTERM, "each of its processes"),
+    ],
+)
 async def test_a_signal_drains_all_workers(system: System, number: signal.Signals, to: str) -> None:
     """What each has read is answered, and stored. Some supervisors send the signal to every process of a service."""
     await system.key_service()

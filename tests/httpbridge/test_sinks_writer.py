@@ -15,7 +15,7 @@ from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.origin_store import OriginCount
-from httpbridge.sinks.remote_store import RemoteOriginStore, open_remote_sink
+from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
 from httpbridge.sinks.sql import SqlSink
 from httpbridge.sinks.writer import serve_writer
 
@@ -78,7 +78,7 @@ async def writing(files: Files) -> AsyncIterator[asyncio.Task[None]]:
 
 @asynccontextmanager
 async def worker(files: Files) -> AsyncIterator[SqlSink]:
-    sink = await open_remote_sink(files.socket, monotonic=Clock())
+    sink = remote_sink(files.socket, monotonic=Clock())
     try:
         yield sink
     finally:
@@ -183,18 +183,6 @@ async def test_what_waits_when_the_writer_ends_is_unavailable(files: Files) -> N
             await asyncio.wait(writes)
     for write in writes:
         assert isinstance(write.exception(), StoreUnavailableError)
-
-
-async def test_the_writer_ends_after_its_workers_and_stores_what_they_sent(files: Files) -> None:
-    stop, started = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(serve_writer(files.url, files.socket, stop, started.set))
-    await started.wait()
-    async with worker(files) as sink:
-        stop.set()
-        await sink.write(batch("late"))
-        assert not task.done()
-    await task
-    assert files.rows() == [("late",)]
 
 
 async def test_origins_are_counted_by_way_of_the_writer(files: Files) -> None:
