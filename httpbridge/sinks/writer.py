@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -62,7 +63,7 @@ class Writer:
         self._store = store
         self._origins = origins
         self._commits = GroupCommit(store.commit)
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
@@ -70,7 +71,7 @@ class Writer:
         """Answer one worker's messages until it hangs up."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
-        self._workers.add(task)
+        self._workers[task] = writer
         try:
             while True:
                 answer = self._encoder.encode(await self._answer(self._decoder.decode(await received(reader))))
@@ -79,17 +80,17 @@ class Writer:
         except (OSError, asyncio.IncompleteReadError):
             return  # it has ended, or was killed
         finally:
-            self._workers.discard(task)
+            del self._workers[task]
             writer.transport.abort()
 
     async def close(self) -> None:
-        """Commit what was taken, and let go of the store."""
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        """Hang up on all workers, commit what was taken, and let go of the store."""
+        for writer in self._workers.values():
+            writer.transport.abort()
         try:
             await self._commits.close()
+            if self._workers:
+                await asyncio.wait(self._workers)
         finally:
             await self._store.close()
             await self._origins.close()
