@@ -28,7 +28,7 @@ from httpbridge.rate_limit import RateLimit
 from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
 from httpbridge.sinks.origin_store import OriginStore
-from httpbridge.sinks.remote_store import RemoteOriginStore, open_remote_sink
+from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.tls import key_service_tls, server_tls
 
@@ -142,7 +142,7 @@ def _validator(config: Config) -> KeyValidator:
 
 async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
     if log_writer is not None:
-        return await open_remote_sink(log_writer, monotonic=time.monotonic)
+        return remote_sink(log_writer, monotonic=time.monotonic)
     make_state_dir(config)
     try:
         return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)

@@ -6,6 +6,7 @@ Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is ou
 import asyncio
 import getpass
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -80,9 +81,13 @@ def log_writer(path: Path, place: Place) -> None:
     from httpbridge.sinks.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
     async def run() -> None:
+        stop = asyncio.Event()
         make_state_dir(config)
-        with Link(place) as link:
-            await serve_writer(config.sink_url(), path, stop_at_signals(), link.ready)
+        with Link(place, stop.set) as link:
+            await serve_writer(config.sink_url(), path, stop, link.ready)
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
+        signal.signal(number, signal.SIG_IGN)
 
     _run(run())
 

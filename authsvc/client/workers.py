@@ -17,7 +17,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -115,21 +115,19 @@ async def run_workers(
     count: int,
     arguments: tuple[str, ...],
     started: Callable[[Address], None],
-    before: Sequence[Role] = (),
+    helpers: Sequence[Role] = (),
 ) -> None:
     """Run `count` workers with these arguments until SIGTERM or SIGINT, and then let them drain.
 
-    `started` is called with the address once all answer. Roles in `before` start before the workers and end after
-    them. Raises ConfigurationError naming the variable that says where to listen, and StartFailedError.
+    `started` is called with the address once all answer; `helpers` are what Parent's are. Raises ConfigurationError
+    naming the variable that says where to listen, and StartFailedError.
     """
     stop = stop_at_signals()
     sockets = await bind(listen, variable)
     try:
         address = listen if listen.port else bound_address(sockets)
         workers = [Role(str(number), arguments) for number in range(1, count + 1)]
-        # The first worker alone: it says what is wrong, and makes what the others find.
-        stages = [stage for stage in (before, workers[:1], workers[1:]) if stage]
-        await Parent(address, time.monotonic).run(stages, stop, lambda: started(address))
+        await Parent(address, time.monotonic).run(workers, stop, lambda: started(address), helpers)
     finally:
         for bound in sockets:
             bound.close()
@@ -152,35 +150,44 @@ class Parent:
         self._program = program or (sys.executable, sys.argv[0])
         self._workers: list[_Worker] = []
 
-    async def run(self, stages: Iterable[Sequence[Role]], stop: asyncio.Event, started: Callable[[], None]) -> None:
+    async def run(
+        self,
+        workers: Sequence[Role],
+        stop: asyncio.Event,
+        started: Callable[[], None],
+        helpers: Sequence[Role] = (),
+    ) -> None:
         """Run the workers until `stop` is set, and return when all have drained.
 
-        A stage begins when all of the one before are ready, and ends before it does: what is wrong with the
-        configuration is said once, by the first. `started` is called when all are ready. Raises StartFailedError
-        when one ends before that; those that end later are restarted, whatever they ended with.
+        The first starts alone, so that what is wrong with the configuration is said once. `started` is called when
+        all are ready. Raises StartFailedError when one ends before that; those that end later are restarted,
+        whatever they ended with. Helpers, which serve the workers, start with the first and are told to end, by the
+        end of their pair of sockets, after the last.
         """
         stopping = asyncio.create_task(stop.wait())
-        begun: list[list[_Worker]] = []
         try:
-            for roles in stages:
-                if stop.is_set():
-                    return
-                begun.append([_Worker(role, self._command, self._pass_on, self._monotonic) for role in roles])
-                self._workers += begun[-1]
-                ready = asyncio.create_task(_all_ready(begun[-1]))
-                try:
-                    await self._until(stopping, ready)
-                finally:
-                    ready.cancel()
+            for roles in ((*helpers, *workers[:1]), workers[1:]):
+                if not stop.is_set():
+                    await self._start(roles, stopping)
             if not stop.is_set():
                 started()
                 await self._until(stopping)
         finally:
             stopping.cancel()
-            for workers in reversed(begun):
-                await _end(workers)
+            await _end([worker for worker in self._workers if worker.role not in helpers], _Worker.terminate)
+            await _end([worker for worker in self._workers if worker.role in helpers], _Worker.hang_up)
 
-    async def _until(self, *events: asyncio.Task[Any]) -> None:
+    async def _start(self, roles: Sequence[Role], stopping: asyncio.Task[Any]) -> None:
+        """Return when all of them are ready, or are to stop."""
+        workers = [_Worker(role, self._command, self._pass_on, self._monotonic) for role in roles]
+        self._workers += workers
+        ready = asyncio.create_task(_all_ready(workers))
+        try:
+            await self._until(stopping, ready)
+        finally:
+            ready.cancel()
+
+    async def _until(self, *events: asyncio.Future[Any]) -> None:
         """Return when one of these is done; raise what a worker's life ended with."""
         lives = [worker.life for worker in self._workers]
         await asyncio.wait([*events, *lives], return_when=asyncio.FIRST_COMPLETED)
@@ -225,11 +232,18 @@ class _Worker:
             with suppress(OSError):  # it has ended; or there is more news already than it has read
                 self._link.send(_NEWS)
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         """Let it drain, and start no other."""
         self._stopping.set()
         if self._process is not None:
             self._process.terminate()
+
+    def hang_up(self) -> None:
+        """Likewise, for one that lets signals pass: a supervisor may send them to all processes of a service."""
+        self._stopping.set()
+        if self._link is not None:
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_WR)
 
     async def _live(self) -> None:
         """Start a process, and another one whenever it ends, until stopped."""
@@ -296,10 +310,12 @@ async def _all_ready(workers: Sequence[_Worker]) -> None:
         await worker.was_ready.wait()
 
 
-async def _end(workers: Sequence[_Worker]) -> None:
+async def _end(workers: Sequence[_Worker], how: Callable[[_Worker], None]) -> None:
     """Stop them, and return when they have ended."""
+    if not workers:
+        return
     for worker in workers:
-        worker.stop()
+        how(worker)
     _, late = await asyncio.wait([worker.life for worker in workers], timeout=STOP_SECONDS_MAX)
     for worker in workers:
         if worker.life in late:
@@ -311,8 +327,14 @@ async def _end(workers: Sequence[_Worker]) -> None:
 class Link:
     """A worker's end of the pair: to its parent, and through it to the other workers. Use it with `with`."""
 
-    def __init__(self, place: Place) -> None:
-        """From here on this process ends with its parent. To be made in the running loop."""
+    def __init__(
+        self, place: Place, hung_up: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    ) -> None:
+        """Call `hung_up` when the parent has done so, or has ended. To be made in the running loop.
+
+        A worker ends with its parent, at once: what starts the service again then finds the port free.
+        """
+        self._hung_up = hung_up
         self._socket = socket.socket(fileno=place.parent_fd)
         self._socket.setblocking(False)
         self._heard: Callable[[], None] = lambda: None
@@ -348,7 +370,8 @@ class Link:
             return
         except ConnectionError:
             said = b""
-        if not said:
-            # The parent was killed, and so is this: what starts the service again finds the port free.
-            os.kill(os.getpid(), signal.SIGKILL)
-        self._heard()
+        if said:
+            self._heard()
+        else:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._hung_up()

@@ -65,11 +65,9 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 Message = WriteRows | Probe | AddCounts
 
 
-async def open_remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
-    """Open the sink whose writer listens on `path`, in the running event loop. One that is away is no error."""
-    sink = SqlSink(RemoteStore(path), monotonic=monotonic, bounds=None)
-    await sink.open()
-    return sink
+def remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
+    """Return the sink whose writer listens on `path`, in the running event loop; connected when it is first used."""
+    return SqlSink(RemoteStore(path), monotonic=monotonic, bounds=None)
 
 
 class RemoteStore:
@@ -81,8 +79,7 @@ class RemoteStore:
         self._writer = _Conversation(path)
 
     async def open(self) -> None:
-        """Find out whether the writer is there and can write. Raises StoreUnavailableError."""
-        await self.probe()
+        """Nothing: the writer has opened the file."""
 
     async def commit(self, group: list[Rows]) -> None:
         """See `sql.Store`."""

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
@@ -35,7 +36,7 @@ _log = structlog.get_logger("httpbridge.sinks")
 
 
 async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Callable[[], None]) -> None:
-    """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set and all have hung up.
+    """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set.
 
     A store that is out of reach now is no error, as workers are told so until it is back. Raises StoreSetupError.
     """
@@ -48,7 +49,6 @@ async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Calla
         try:
             started()
             await stop.wait()
-            await writer.drained()
         finally:
             listener.close()
     finally:
@@ -63,7 +63,7 @@ class Writer:
         self._store = store
         self._origins = origins
         self._commits = GroupCommit(store.commit)
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
@@ -71,7 +71,7 @@ class Writer:
         """Answer one worker's messages until it hangs up."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
-        self._workers.add(task)
+        self._workers[task] = writer
         try:
             while True:
                 answer = self._encoder.encode(await self._answer(self._decoder.decode(await received(reader))))
@@ -80,22 +80,17 @@ class Writer:
         except (OSError, asyncio.IncompleteReadError):
             return  # it has ended, or was killed
         finally:
-            self._workers.discard(task)
+            del self._workers[task]
             writer.transport.abort()
 
-    async def drained(self) -> None:
-        """Return when every worker has hung up."""
-        while self._workers:
-            await asyncio.wait(self._workers)
-
     async def close(self) -> None:
-        """Commit what was taken, and let go of the store."""
-        workers = list(self._workers)
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        """Hang up on all workers, commit what was taken, and let go of the store."""
+        for writer in self._workers.values():
+            writer.transport.abort()
         try:
             await self._commits.close()
+            if self._workers:
+                await asyncio.wait(self._workers)
         finally:
             await self._store.close()
             await self._origins.close()
