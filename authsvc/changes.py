@@ -1,8 +1,8 @@
 """The change feed: what was committed, here or by another process, brought to everyone in this one who waits for it.
 
 `watch` reads it. Woken in-process by `wake`, across replicas by PostgreSQL's
-LISTEN/NOTIFY, and by polling beneath both: a notification can be lost, and SQLite has
-none.
+LISTEN/NOTIFY, among the workers of one service on SQLite by each other, and by polling
+beneath all of them: a notification can be lost.
 """
 
 import asyncio
@@ -75,8 +75,18 @@ class Outage:
 class ChangeFeed:
     """The changes of the database in order, as far as this process knows them; `run` keeps it going."""
 
-    def __init__(self, database: Database, store: KeyStore, leases: LeaseStore, monotonic: Callable[[], float]) -> None:
-        """Know nothing yet; `open` reads where things stand."""
+    def __init__(
+        self,
+        database: Database,
+        store: KeyStore,
+        leases: LeaseStore,
+        monotonic: Callable[[], float],
+        tell_others: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Know nothing yet; `open` reads where things stand.
+
+        `tell_others` makes other processes call `look`, where the database does not notify them.
+        """
         self.epoch = ""
         self.revision = 0
         self.has_lost_revisions = False
@@ -89,6 +99,7 @@ class ChangeFeed:
         self._store = store
         self._leases = leases
         self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
+        self._tell_others = tell_others
         self._wake = asyncio.Event()
         self._outage = Outage("database")
         self._monotonic = monotonic
@@ -113,7 +124,17 @@ class ChangeFeed:
                 tasks.create_task(self._listen())
 
     def wake(self) -> None:
-        """Look now: this process has committed something."""
+        """Look now, and let others: this process has committed a change."""
+        self.look()
+        self._tell_others()
+
+    def leases_renewed(self) -> None:
+        """Wake who waits for leases, here and elsewhere: this process has committed some."""
+        self.leases_moved.beat()
+        self._tell_others()
+
+    def look(self) -> None:
+        """Look now: another process has committed something."""
         self._wake.set()
         self.leases_moved.beat()
 
@@ -174,7 +195,7 @@ class ChangeFeed:
         outage = Outage("notifications")  # polling goes on meanwhile
         while True:
             try:
-                await self._database.listen(CHANNEL, self.wake)
+                await self._database.listen(CHANNEL, self.look)
                 outage.worked()
             except StoreUnavailableError:
                 pass  # polling says so

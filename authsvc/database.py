@@ -4,7 +4,8 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from authsvc.client.environment import ConfigurationError
 from authsvc.errors import StoreRefusedError, StoreUnavailableError
+from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
 
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
@@ -76,6 +78,7 @@ class Database:
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         # SQLite's writers wait for each other anyway, by polling; within a process they queue here instead, in order.
         self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
+        self._point_reads: list[PointReads] = []
 
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.
@@ -97,6 +100,8 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections."""
+        for reads in self._point_reads:
+            await reads.close()
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -104,6 +109,39 @@ class Database:
         """Give a connection on which each statement stands for itself."""
         async with _available(), _connected(self._statements) as connection:
             yield connection
+
+    def point_reads(self, sql: str) -> PointReads:
+        """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
+        reads: PointReads
+        if self.is_sqlite:
+            reads = SqliteReads(self._connect_sqlite, sql.format("({})"), self._read)
+        else:
+            reads = PostgresReads(self._connect_postgres, sql.replace("IN {}", "= ANY($1)"), self._read)
+        self._point_reads.append(reads)
+        return reads
+
+    def _connect_sqlite(self) -> sqlite3.Connection:
+        (file,), options = self.engine.dialect.create_connect_args(self.engine.url)
+        connection = sqlite3.connect(file, timeout=0, isolation_level=None, uri=options.get("uri", False))
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    async def _connect_postgres(self) -> Any:
+        pooled = await self.engine.raw_connection()
+        driver = pooled.driver_connection
+        pooled.detach()
+        return driver
+
+    async def _read(self, sql: str, parameters: tuple[Any, ...]) -> Sequence[Row]:
+        for retry in (True, False):
+            try:
+                async with self.statement() as connection:
+                    return (await connection.exec_driver_sql(sql, parameters)).all()
+            except StoreUnavailableError as error:
+                # The pool may hold connections that the database closed long ago; it has dropped them all by now.
+                if not (retry and getattr(error.__cause__, "connection_invalidated", False)):
+                    raise
+        raise AssertionError("the second try returns or raises")
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:

@@ -108,7 +108,7 @@ class Granter:
         except Exception as error:  # noqa: BLE001 - see Outage
             outcome = error
             self._outage.failed(error)
-        self._feed.leases_moved.beat()
+        self._feed.leases_renewed()
         for holder_id, (_, done) in group.items():
             if done.done():
                 continue  # its stream has ended

@@ -47,6 +47,7 @@ class Pages:
         self._environment.filters["whole_second"] = whole_second
         self._environment.filters["age"] = self._age
         self._environment.filters["counted"] = counted
+        self._environment.filters["sentence"] = sentence
 
     def render(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """Return a page. Templates also see `session`, `form_token` and `notice`."""
@@ -104,6 +105,11 @@ def instant(value: datetime) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         shown.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z", text, text
     )
+
+
+def sentence(text: str) -> str:
+    """Return a reason as a sentence."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def whole_second(value: datetime) -> datetime:

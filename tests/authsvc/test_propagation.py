@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc import app as app_module
 from authsvc import changes as changes_module
-from authsvc import service as service_module
+from authsvc import key_service as key_service_module
 from authsvc import watch as watch_module
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
@@ -89,7 +89,7 @@ async def test_of_many_holders_some_are_named_and_all_are_counted(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer stays small enough to be received; of those that are pending the last to expire are named."""
-    monkeypatch.setattr(service_module, "_NAMED_MAX", 2)
+    monkeypatch.setattr(key_service_module, "_NAMED_MAX", 2)
     watchers = [Watcher(service, name=f"bridge-{number}") for number in range(4)]
     for watcher in watchers:
         await watcher.attach()
