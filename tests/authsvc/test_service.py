@@ -301,7 +301,7 @@ async def test_an_unexpected_error_shows_its_text_to_neither_the_caller_nor_the_
 
 
 async def test_a_request_over_the_size_limit_is_refused(service: Service) -> None:
-    code, _ = await refused(validate(service, "x" * 300_000))
+    code, _ = await refused(validate(service, "x" * 600_000))
     assert code == Code.RESOURCE_EXHAUSTED
 
 
