@@ -182,9 +182,7 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     except KeyServiceUnavailableError as error:
         fail(str(error), OUT_OF_REACH)
     except StoreUnavailableError as error:
-        # The driver's own words name hosts, users and files, never a password.
-        reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").partition("\n")[0]
-        fail(f"{error}: {reason}" if reason else str(error), OUT_OF_REACH)
+        fail(f"{error}: {error.reason}", OUT_OF_REACH)
     except _RefusedError as error:
         fail(str(error), REFUSED)
 

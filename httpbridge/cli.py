@@ -147,7 +147,10 @@ def sign_in_link(name: str | None, url: str | None) -> None:
         sessions = open_sessions(config)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
-    link = sessions.link(name or _user())
+    try:
+        link = sessions.link(name or _user())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from None
     click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
 
 

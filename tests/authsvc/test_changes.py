@@ -1,6 +1,7 @@
 """The change feed: every commit, whoever made it, arrives once, in order and without a gap."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ async def replica(
     database = Database(url)
     await database.migrate(upgrade)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
-    feed = ChangeFeed(database, store, leases, tell_others)
+    feed = ChangeFeed(database, store, leases, time.monotonic, tell_others)
     await feed.open()
     running = asyncio.create_task(feed.run()) if runs else None
     try:
