@@ -89,8 +89,10 @@ def log_writer(path: Path, place: Place) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
         signal.signal(number, signal.SIG_IGN)
-
     _run(run())
+    with suppress(OSError):  # a parent that was killed cannot do it
+        path.unlink()
+        path.parent.rmdir()
 
 
 async def _run_workers(config: Config, started: Callable[[Address], None]) -> None:
