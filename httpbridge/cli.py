@@ -27,6 +27,7 @@ from httpbridge.logs import Level
 from httpbridge.sinks import StoreSetupError
 
 _CRASHED, _USAGE, _OUT_OF_REACH = 1, 2, 3
+_FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,8 +89,10 @@ def log_writer(path: Path, place: Place) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
         signal.signal(number, signal.SIG_IGN)
-
     _run(run())
+    with suppress(OSError):  # a parent that was killed cannot do it
+        path.unlink()
+        path.parent.rmdir()
 
 
 async def _run_workers(config: Config, started: Callable[[Address], None]) -> None:
@@ -97,11 +100,23 @@ async def _run_workers(config: Config, started: Callable[[Address], None]) -> No
     if not config.sink_url().startswith("sqlite"):
         await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, ("worker",), started)
         return
-    with TemporaryDirectory(prefix="httpbridge-") as folder:  # for this user only
+    with _socket_folder() as folder:
         path = str(Path(folder) / "log-writer")
         writer = Role("log-writer", ("log-writer", path))
         arguments = ("worker", "--log-writer", path)
         await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, arguments, started, [writer])
+
+
+def _socket_folder() -> TemporaryDirectory[str]:
+    """Make a folder for this user alone, whose path is short enough for that of a socket."""
+    try:
+        folder = TemporaryDirectory(prefix="httpbridge-")
+    except OSError as error:
+        raise ConfigurationError(f"TMPDIR: {error.strerror}") from None
+    if len(os.fsencode(folder.name)) > _FOLDER_BYTES_MAX:
+        folder.cleanup()
+        raise ConfigurationError(f"TMPDIR: {folder.name} is too long for the path of a socket")
+    return folder
 
 
 @main.command()

@@ -57,7 +57,7 @@ async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bou
     that cannot be opened, a refused password, a setting that is not durable, a store of
     a newer version.
     """
-    store = _store(url)
+    store = store_at(url)
     sink = SqlSink(store, monotonic=monotonic, bounds=bounds)
     try:
         await sink.open()
@@ -67,7 +67,8 @@ async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bou
     return sink
 
 
-def _store(url: str) -> Store:
+def store_at(url: str) -> Store:
+    """Return the store of an address, not opened yet; raise StoreSetupError for another kind of address."""
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter for a port

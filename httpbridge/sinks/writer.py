@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import sqlalchemy as sa
 import structlog
 
 from authsvc.client.event_log import traceback_without_text
@@ -30,7 +29,7 @@ from httpbridge.sinks.remote_store import (
     received,
 )
 from httpbridge.sinks.rows import Rows
-from httpbridge.sinks.sqlite_store import SqliteStore
+from httpbridge.sinks.sql import Store, store_at
 
 _log = structlog.get_logger("httpbridge.sinks")
 
@@ -40,7 +39,7 @@ async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Calla
 
     A store that is out of reach now is no error, as workers are told so until it is back. Raises StoreSetupError.
     """
-    store = SqliteStore(sa.make_url(url))
+    store = store_at(url)
     writer = Writer(store, OriginStore(url))
     try:
         with suppress(StoreUnavailableError):
@@ -58,7 +57,7 @@ async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Calla
 class Writer:
     """What workers' messages do. Each worker waits for its answers, so what waits here is bounded by their number."""
 
-    def __init__(self, store: SqliteStore, origins: OriginStore) -> None:
+    def __init__(self, store: Store, origins: OriginStore) -> None:
         """Both stay closed until they are used, and are closed by `close`."""
         self._store = store
         self._origins = origins

@@ -217,6 +217,7 @@ async def test_a_port_that_other_workers_have_is_2_and_one_line(system: System, 
         ("httpbridge", {"HTTPBRIDGE_LOG_STORE_URL": "sqlite:////dev/null/logs.db"}, 2, "HTTPBRIDGE_LOG_STORE_URL"),
         ("httpbridge", {"HTTPBRIDGE_LOG_STORE_URL": "mysql://127.0.0.1/logs"}, 2, "HTTPBRIDGE_LOG_STORE_URL"),
         ("httpbridge", {"HTTPBRIDGE_STATE_DIR": "/dev/null/state"}, 2, "HTTPBRIDGE_STATE_DIR"),
+        ("httpbridge", {"HTTPBRIDGE_LOG_STORE_URL": "sqlite:nothing"}, 2, "HTTPBRIDGE_LOG_STORE_URL"),
         ("httpbridge", {"HTTPBRIDGE_WORKERS": "65"}, 2, "HTTPBRIDGE_WORKERS"),
     ],
 )
