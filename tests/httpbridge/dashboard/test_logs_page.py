@@ -226,6 +226,7 @@ async def test_a_long_search_says_how_far_it_got_and_goes_on_at_a_click(
     page = await browser.get(link(page, "Go on searching"))
     assert messages(page) == ["needle"]
     assert "Go on searching" not in page.text
+    assert "<svg" not in page.text
 
 
 async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browser, sink: SqlSink) -> None:
