@@ -281,6 +281,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     for name, path in (("key service down", "/projects"), ("key service down, in a project", KEYS)):
         await page.goto(stack.url + path)
         await expect(page.get_by_role("heading", name="The key service is out of reach")).to_be_visible()
+        await expect(page.get_by_role("main")).to_contain_text("authsvc serve")
         yield name, page
     await stack.system.key_service(AUTHSVC_LISTEN=stack.key_service.address)
     await page.get_by_role("link", name="Try again").click()
