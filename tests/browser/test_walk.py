@@ -36,6 +36,8 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
     """Issue, copy, send from another origin, see it live, restrict origins, revoke: each step as users see it."""
     link = stack.system.run("httpbridge", "sign-in-link", "--name", "Ann", "--url", stack.url)
     assert stack.system.run("httpbridge", "sign-in-link", "--name", "nn\u202eA").returncode == 2
+    anywhere = stack.system.run("httpbridge", "sign-in-link", HTTPBRIDGE_DASHBOARD_LISTEN="0.0.0.0:8081")
+    assert (anywhere.returncode, "--url" in anywhere.stderr) == (2, True)
     page = await stack.page(is_signed_in=False, permissions=["clipboard-read", "clipboard-write"])
     await page.goto(link.stdout.strip())
     await expect(page.get_by_role("heading", name="No projects yet")).to_be_visible()
