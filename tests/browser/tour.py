@@ -177,6 +177,8 @@ async def logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await page.get_by_role("button", name="Pause").click()
     yield "live tail, paused", page
     assert await send(stack, key, *an_hour_of_logs()) == 200
+    await page.goto(stack.url + LOGS)
+    yield "logs", page
     hostile = {
         "level": "warn",
         "message": "<b>\u202eevil\x1b[31m " + "x" * 400,
@@ -184,7 +186,6 @@ async def logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     }
     await send(stack, key, hostile, {"level": "info", "message": ""})
     await page.goto(stack.url + LOGS)
-    yield "logs", page
     for number in range(3):
         await page.locator("details.entry summary").nth(number).click()
     await page.get_by_text("The numbers").click()
