@@ -1,19 +1,18 @@
-"""A load of ingest requests, for the other benchmarks: a closed loop over keep-alive connections."""
+"""Requests one after the other over keep-alive connections, each noted; for `revocation`, where it is the last that counts."""
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_BODY = b'{"service":"bench","logs":[{"level":"info","message":"a log entry of an ordinary length, about so long"}]}'
+from benchmarks.rig.requests import body, head
 
 
 @dataclass(slots=True)
 class Load:
     """What came back: the start and the status of each request. Instants are Unix seconds."""
 
-    address: tuple[str, int]
-    key: Callable[[], str]
+    address: str
+    key: str
     outcomes: list[tuple[float, int]] = field(default_factory=list)
     stopped: bool = False
 
@@ -22,15 +21,14 @@ class Load:
         await asyncio.gather(*(self._connection() for _ in range(connections)))
 
     async def _connection(self) -> None:
-        reader, writer = await asyncio.open_connection(*self.address)
+        host, _, port = self.address.rpartition(":")
+        one = body(1)
+        request = head(self.key, len(one)) + one
+        reader, writer = await asyncio.open_connection(host, int(port))
         try:
             while not self.stopped:
-                head = (
-                    f"POST /ingest/logs HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {self.key()}\r\n"
-                    f"Content-Length: {len(_BODY)}\r\n\r\n"
-                )
                 started = time.time()
-                writer.write(head.encode() + _BODY)
+                writer.write(request)
                 answer = await reader.readuntil(b"\r\n\r\n")
                 length = int(answer.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 await reader.readexactly(length)

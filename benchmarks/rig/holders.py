@@ -1,6 +1,6 @@
 """Holders that only watch, for `revocation`, until standard input ends.
 
-Usage: python -m benchmarks.holders ADDRESS TOKEN_FILE COUNT
+Usage: python -m benchmarks.rig.holders ADDRESS TOKEN_FILE COUNT
 """
 
 import asyncio

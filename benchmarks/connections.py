@@ -1,0 +1,104 @@
+"""What do idle connections and slow bodies do to other traffic, and how many are there at the most?"""
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from functools import partial
+
+from benchmarks.rig.open_loop import Latencies
+from benchmarks.rig import open_loop
+from benchmarks.rig.processes import Server
+from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
+from benchmarks.rig.requests import body, key
+from benchmarks.rig.services import Rig
+from benchmarks.rig.wrk import Traffic, count
+from httpbridge.server import CONNECTIONS_MAX
+
+IDLE, SLOW = 4_000, 1_000
+MORE = 200
+"""Connections beyond the bound."""
+SHARE_OF_PEAK = 4
+
+HOW = """\
+Two bridges: one has 4,000 connections that send nothing, and 1,000 that send a byte of a body each second; the other has none.
+Batches of one log with a cached key arrive at each, in turn, at a fixed rate of a quarter of the peak, stored in SQLite. Then
+more connections are opened to the first than it takes. That idle connections and slow bodies are ended (after 75 and 120
+seconds) is not waited for here; tests do."""
+
+
+async def main(pace: Pace) -> Report:
+    one = body(1)
+    async with Rig() as rig:
+        await rig.key_service(keys=1)
+        calm, crowded = await rig.bridge(), await rig.bridge()
+        peak = await count(rig.folder, calm.address, Traffic(one, [key(0)]), pace.seconds)
+        await count(rig.folder, crowded.address, Traffic(one, [key(0)]), pace.seconds)
+
+        async def arrive(server: Server) -> tuple[Latencies, float]:
+            cpu = server.cpu_seconds()
+            latencies = await open_loop.measure(
+                rig.folder,
+                server.address,
+                body=one,
+                key=key(0),
+                per_second=peak.requests / peak.seconds / SHARE_OF_PEAK,
+                seconds=pace.seconds,
+            )
+            return latencies, (server.cpu_seconds() - cpu) * 1e6 / latencies.requests
+
+        before = crowded.resident_bytes()
+        async with _clients(crowded, IDLE, SLOW) as (opened, _):
+            held_bytes = (crowded.resident_bytes() - before) / opened
+            results = await interleaved(
+                {"no others": partial(arrive, calm), f"{IDLE:,} idle, {SLOW:,} slow": partial(arrive, crowded)},
+                pace.rounds,
+            )
+            async with AsyncExitStack() as stack:
+                accepted, refused = opened, 0
+                if opened == IDLE + SLOW:
+                    missing = CONNECTIONS_MAX - opened
+                    more, refused = await stack.enter_async_context(_clients(crowded, missing + MORE, 0))
+                    accepted += more
+    names = list(results)
+    rows: list[tuple[str, list[float | None]]] = []
+    baseline = median_of([latencies.p99 for latencies, _ in results[names[0]]])
+    for name, rounds in results.items():
+        p50, p99 = (median_of([getattr(latencies, field) for latencies, _ in rounds]) for field in ("p50", "p99"))
+        failed = float(sum(latencies.failed for latencies, _ in rounds))
+        rows.append((name, [failed, p50, p99, p99 / baseline, median_of([cpu for _, cpu in rounds])]))
+    columns = [("failed", ".0f"), ("p50 ms", ".2f"), ("p99 ms", ".2f"), ("p99, ratio", ".2f"), ("CPU µs a request", ".1f")]
+    bound = Table(
+        "connections",
+        [("number", ",.0f")],
+        [
+            ("open at the most", [float(accepted)]),
+            ("refused at once, with 503", [float(refused)]),
+            ("bytes of memory each", [held_bytes]),
+        ],
+    )
+    return Report(
+        "What do idle connections and slow bodies do to other traffic, and how many are there at the most?",
+        HOW,
+        [Table("cached traffic", columns, rows), bound],
+        {"crowd_p99": rows[1][1][3]},
+    )
+
+
+@asynccontextmanager
+async def _clients(server: Server, idle: int, slow: int) -> AsyncIterator[tuple[int, int]]:
+    """Hold connections from a process of its own; yield how many are open, and how many were refused."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.rig.slow_clients", server.address, str(idle), str(slow), stdin=PIPE, stdout=PIPE
+    )
+    try:
+        assert process.stdout is not None
+        opened, refused = map(int, (await process.stdout.readline()).split())
+        yield opened, refused
+    finally:
+        await process.communicate()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,71 @@
+"""How long does a durable request take at half of the peak rate?"""
+
+from functools import partial
+
+from benchmarks.rig import open_loop
+from benchmarks.rig.open_loop import Latencies
+from benchmarks.rig.processes import Server
+from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
+from benchmarks.rig.requests import body, key
+from benchmarks.rig.services import Rig
+from benchmarks.rig.wrk import Traffic, throughput
+
+BARE, SQLITE, POSTGRES = "bare aiohttp", "SQLite", "PostgreSQL"
+SECONDS_A_ROUND = 2
+"""Times the pace: checkpoints of SQLite's log come every few seconds."""
+
+HOW = """\
+The peak is what wrk reaches over 32 connections with batches of one log. Then requests arrive at half of that rate, evenly,
+whatever becomes of those before; each latency is counted from the instant when the request was due, so that waiting for a
+free connection counts, too (no coordinated omission). PostgreSQL shares the core of the load."""
+
+
+async def main(pace: Pace) -> Report:
+    one = body(1)
+    async with Rig() as rig:
+        await rig.key_service(keys=1)
+        servers = {
+            BARE: await rig.bare("aiohttp"),
+            SQLITE: await rig.bridge(),
+            POSTGRES: await rig.bridge(HTTPBRIDGE_LOG_STORE_URL=rig.postgres()),
+        }
+        traffic = Traffic(one, [key(0)])
+        peaks = await interleaved(
+            {name: partial(throughput, rig.folder, each, traffic, pace.seconds) for name, each in servers.items()}, 1
+        )
+        rates = {name: round(peak[0].per_second / 2) for name, peak in peaks.items()}
+
+        async def arrive(name: str, server: Server) -> Latencies:
+            return await open_loop.measure(
+                rig.folder,
+                server.address,
+                body=one,
+                key=key(0),
+                per_second=rates[name],
+                seconds=pace.seconds * SECONDS_A_ROUND,
+            )
+
+        results = await interleaved(
+            {name: partial(arrive, name, server) for name, server in servers.items()}, pace.rounds, warm_up=False
+        )
+    rows: list[tuple[str, list[float | None]]] = []
+    tails = {}
+    for name, rounds in results.items():
+        tails[name] = median_of([each.p99 / each.p50 for each in rounds])
+        p50, p90, p99, highest = (
+            median_of([getattr(each, field) for each in rounds]) for field in ("p50", "p90", "p99", "max")
+        )
+        failed = float(sum(each.failed for each in rounds))
+        rows.append((name, [float(rates[name]), p50, p90, p99, highest, tails[name], failed]))
+    columns = [("requests/s", ",.0f"), ("p50 ms", ".2f"), ("p90 ms", ".2f"), ("p99 ms", ".2f"), ("max ms", ".1f")]
+    columns += [("p99 / p50", ".1f"), ("failed", ".0f")]
+    return Report(
+        "How long does a durable request take at half of the peak rate?",
+        HOW,
+        [Table("arriving at half of the peak", columns, rows)],
+        {"latency_tail": tails[SQLITE]},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,65 @@
+"""How fast are requests taken in whose keys' verdicts are not cached?"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import count
+
+from benchmarks.rig.processes import Server
+from benchmarks.rig.report import Pace, Report, Table, interleaved, run
+from benchmarks.rig.requests import body, key
+from benchmarks.rig.services import Rig
+from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+
+BARE = "bare aiohttp and bare grpc.aio, one call a request"
+FIRST, EXPIRED, UNKNOWN_TO_ALL = "keys never seen before", "verdicts expired, keys seen before", "never seen, durable"
+CONNECTIONS = (1, 32)
+KEYS_SEEN = 1000
+KEYS_A_SECOND_MAX = 15_000
+"""More than can be served: every request of a round has a key of its own."""
+
+HOW = """\
+wrk sends batches of one log, each with another key. Keys never seen before are in the key service's database only; expired
+verdicts are those of a bridge that caches none, of a thousand keys that the key service has answered for. Both services
+share one core, and so do the two of the baseline; nothing is stored but in the last row. At 32 connections the ratio is of
+the processor time of both, at one it is of the wall clock: that one is about waiting."""
+
+
+async def main(pace: Pace) -> Report:
+    one = body(1)
+    slice_keys = KEYS_A_SECOND_MAX * pace.seconds
+    slices = count()
+    async with Rig() as rig:
+        service = await rig.key_service(keys=slice_keys * 2 * len(CONNECTIONS) * (pace.rounds + 1))
+        echo = await rig.bare("grpc")
+        bare = await rig.bare("aiohttp-grpc", echo.address)
+        null, durable = await rig.bridge("null"), await rig.bridge()
+        forgetful = await rig.bridge("null", HTTPBRIDGE_CACHE_TTL_SECONDS="0")
+
+        async def send(server: Server, behind: Server, keys: Sequence[str], connections: int) -> Throughput:
+            traffic = Traffic(one, keys, connections)
+            return await throughput(rig.folder, server, traffic, pace.seconds, also=[behind])
+
+        async def send_new(server: Server, connections: int) -> Throughput:
+            first = next(slices) * slice_keys
+            return await send(server, service, [key(first + number) for number in range(slice_keys)], connections)
+
+        seen = [key(number) for number in range(KEYS_SEEN)]
+        compared = {}
+        for connections in CONNECTIONS:
+            contenders = {
+                BARE: partial(send, bare, echo, [key(0)], connections),
+                FIRST: partial(send_new, null, connections),
+                EXPIRED: partial(send, forgetful, service, seen, connections),
+                UNKNOWN_TO_ALL: partial(send_new, durable, connections),
+            }
+            compared[connections] = Comparison(await interleaved(contenders, pace.rounds), BARE)
+    return Report(
+        "How fast are requests taken in whose keys' verdicts are not cached?",
+        HOW,
+        [Table(f"{number} in flight", COLUMNS, comparison.rows()) for number, comparison in compared.items()],
+        {"uncached_32": compared[32].cpu(FIRST), "uncached_1": compared[1].wall(FIRST)},
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,103 @@
+"""The baselines: servers that do the least that could be called the same work, on uvloop.
+
+Usage: python -m benchmarks.rig.bare aiohttp | grpc | aiohttp-grpc ADDRESS
+
+`aiohttp` reads the body and answers JSON; `grpc` answers Validate and BatchValidate with the same messages as the key
+service, made ahead; `aiohttp-grpc` is the first with one Validate call to the second at ADDRESS before each answer.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import uvloop
+from aiohttp import web
+from google.protobuf.duration_pb2 import Duration
+
+from benchmarks.rig.requests import INGEST, key
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+
+def ingest_application(validate: Any = None) -> web.Application:
+    """Return aiohttp's own server for POST /ingest/logs; `validate` is a stub's method to be called first."""
+
+    async def ingest(request: web.Request) -> web.Response:
+        if validate is not None:
+            await validate(pb.ValidateRequest(api_key=request.headers["Authorization"].removeprefix("Bearer ")))
+        await request.read()
+        return web.json_response({"ok": True, "count": 1})
+
+    application = web.Application()
+    application.router.add_post(INGEST, ingest)
+    return application
+
+
+class Echo(pb_grpc.KeyServiceServicer):
+    """Answers at once, with as many verdicts as were asked for."""
+
+    def __init__(self) -> None:
+        ttl = Duration()
+        ttl.FromTimedelta(timedelta(seconds=60))
+        self._answer = pb.ValidateResponse(
+            verdict=pb.VERDICT_ALLOWED,
+            project_id="project-0",
+            key_id="key_0123456789abcdef",
+            any_origin=True,
+            cache_ttl=ttl,
+            revision=1,
+        )
+
+    async def Validate(self, request: pb.ValidateRequest, context: Any) -> pb.ValidateResponse:  # noqa: ARG002, N802
+        return self._answer
+
+    async def BatchValidate(  # noqa: N802
+        self,
+        request: pb.BatchValidateRequest,
+        context: Any,  # noqa: ARG002
+    ) -> pb.BatchValidateResponse:
+        return pb.BatchValidateResponse(responses=[self._answer] * len(request.requests))
+
+
+async def _serve_http(validate: Any = None) -> AsyncIterator[str]:
+    runner = web.AppRunner(ingest_application(validate), access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    yield f"{host}:{port}"
+    await runner.cleanup()
+
+
+async def _serve_grpc() -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    pb_grpc.add_KeyServiceServicer_to_server(Echo(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def _serve_both(address: str) -> AsyncIterator[str]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = pb_grpc.KeyServiceStub(channel)
+        await stub.Validate(pb.ValidateRequest(api_key=key(0)))
+        async for own in _serve_http(stub.Validate):
+            yield own
+
+
+async def main(name: str, *addresses: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    serving = {"aiohttp": _serve_http, "grpc": _serve_grpc, "aiohttp-grpc": _serve_both}[name](*addresses)
+    async for address in serving:
+        print(f"{name} listening address={address}", flush=True)
+        await stop.wait()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(*sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""Cached ingest requests without a network, for `cost`: ours, and the bare aiohttp handler, fed as bytes.
+
+Usage: python -m benchmarks.rig.cached_requests
+
+Forks one child for each server and number of requests, and prints its process id with them; under a tool that counts
+instructions the imports are paid for once, and the difference between two children is what the requests cost. The
+event loop, aiohttp's protocol and parser are the real ones; the socket is not, nor are clocks, so that every run does
+the same.
+"""
+
+import asyncio
+import itertools
+import os
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import uvloop
+from aiohttp import web
+
+from authsvc.client import Decision, Verdict
+from authsvc.client.event_log import LogFormat, LogLevel, configure
+from authsvc.client.holder import Holder, LeaseEvent
+from authsvc.client.raw_key import RawKey
+from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdicts import Answer
+from benchmarks.rig.bare import ingest_application
+from benchmarks.rig.null_sink import NullSink
+from benchmarks.rig.requests import body, head, key
+from httpbridge.authorizer import Authorizer
+from httpbridge.bodies import BUDGET_BYTES, Budget
+from httpbridge.ingest import Ingest
+from httpbridge.rate_limit import RateLimit
+from httpbridge.server import PublicServer, Readiness, ReadyStatus
+
+COUNTS = (200, 1200)
+"""Requests: the first has everything warm, the difference to the second is counted."""
+
+_BODY = body(1)
+_REQUEST = head(key(0), len(_BODY)) + _BODY
+_START = datetime(2026, 1, 31, 8, tzinfo=UTC)
+
+
+class _Clock:
+    """A tenth of a millisecond passes at each look."""
+
+    def __init__(self) -> None:
+        self._looks = itertools.count()
+
+    def monotonic(self) -> float:
+        return next(self._looks) / 10_000
+
+    def now(self) -> datetime:
+        return _START + timedelta(microseconds=100 * next(self._looks))
+
+
+class _Validator:
+    """KeyValidator without the channel to the key service: one verdict, cached under a lease."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._cache = VerdictCache()
+        self._holder = Holder("holder", "bench", self._cache)
+        stream, renewal = self._holder.open(0)
+        self._holder.receive(stream, LeaseEvent(renewal.sequence, 3600, 0))
+        decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")
+        raw_key = RawKey.parse(key(0))
+        assert raw_key is not None
+        self._cache.put(raw_key.digest, None, Answer(decision, True, 60, 0), sent_at=0)
+
+    def cached(self, api_key: RawKey, origin: str | None) -> Decision | None:
+        now = self._clock()
+        return self._cache.get(api_key.digest, origin, now) if self._holder.is_live(now) else None
+
+    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:
+        raise AssertionError("the verdict is cached")
+
+
+class _Origins:
+    def count(self, project_id: str, origin: str, is_allowed: bool) -> None:
+        raise AssertionError("the requests have no origin")
+
+
+class _Transport(asyncio.Transport):
+    """Takes what is written, and says when an answer came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = b""
+
+    def write(self, data: Any) -> None:
+        self.answer += data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        """Do nothing: bytes come when the protocol is done with the last."""
+
+    resume_reading = pause_reading
+
+
+async def _ours() -> Callable[[], asyncio.Protocol]:
+    clock = _Clock()
+
+    async def readiness() -> Readiness:
+        return Readiness(ReadyStatus.OK)
+
+    ingest = Ingest(
+        authorizer=Authorizer(_Validator(clock.monotonic), _Origins()),
+        rate_limit=RateLimit(1_000_000, clock.now),
+        sink=NullSink(),
+        now=clock.now,
+        body_bytes_max=5 * 1024 * 1024,
+        body_budget=Budget(BUDGET_BYTES),
+    )
+    return PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
+
+
+async def _bare() -> Callable[[], asyncio.Protocol]:
+    runner = web.AppRunner(ingest_application(), access_log=None)
+    await runner.setup()
+    assert runner.server is not None
+    return runner.server
+
+
+SERVERS: dict[str, Callable[[], Awaitable[Callable[[], asyncio.Protocol]]]] = {"ours": _ours, "bare": _bare}
+
+
+async def _serve(name: str, requests: int) -> None:
+    protocol = (await SERVERS[name]())()
+    transport = _Transport()
+    protocol.connection_made(transport)
+    for _ in range(requests):
+        transport.answer = b""
+        protocol.data_received(_REQUEST)
+        while not transport.answer.endswith(b"}"):
+            await asyncio.sleep(0)
+        assert transport.answer.startswith(b"HTTP/1.1 200 "), transport.answer
+
+
+def main() -> None:
+    configure(LogLevel.INFO, LogFormat.CONSOLE)  # as services have it by default
+    for name, requests in itertools.product(SERVERS, COUNTS):
+        pid = os.fork()
+        if pid == 0:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(name, requests))
+                os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        assert status == 0, f"{name}: {status}"
+        print(name, requests, pid, flush=True)
+
+
+if __name__ == "__main__":
+    main()

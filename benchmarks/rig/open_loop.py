@@ -1,0 +1,135 @@
+"""Latency at a fixed arrival rate: requests are due at instants that nothing moves, and waiting for them counts.
+
+Usage: python -m benchmarks.rig.open_loop ADDRESS REQUESTS_A_SECOND SECONDS BODY_FILE KEY
+
+A closed loop asks less of a server that is slow, and so leaves out just the requests that would have waited
+(coordinated omission). Here request n is due at n / rate whatever became of those before, and its latency is counted
+from then: where all connections are busy, that includes the wait for one. A thread of its own, without an event loop:
+the instants are kept to some tens of microseconds.
+"""
+
+import asyncio
+import gc
+import select
+import socket
+import sys
+import time
+from asyncio.subprocess import PIPE
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from benchmarks.rig.requests import head
+
+CONNECTIONS = 128
+_RECEIVE_BYTES = 65_536
+_GIVE_UP_SECONDS = 10.0
+
+
+class Latencies(msgspec.Struct, frozen=True):
+    """In milliseconds, of requests that were answered with 200; `failed` were not."""
+
+    requests: int
+    failed: int
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+def drive(
+    address: tuple[str, int],
+    request: bytes,
+    *,
+    per_second: float,
+    seconds: float,
+    connections: int = CONNECTIONS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float | None]:
+    """Send for so many seconds; return each request's latency in seconds, in the order they were due.
+
+    None for what was not answered with 200, or not within ten seconds of the end. An answer has to fit into 64 KiB.
+    """
+    total = round(per_second * seconds)
+    latencies: list[float | None] = [None] * total
+    idle: deque[socket.socket] = deque()
+    poll = select.epoll()
+    by_file: dict[int, socket.socket] = {}
+    carried: dict[int, int] = {}
+    """The request that each busy connection carries."""
+    try:
+        for _ in range(connections):
+            connection = socket.create_connection(address)
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            by_file[connection.fileno()] = connection
+            poll.register(connection, select.EPOLLIN)
+            idle.append(connection)
+        started = clock()
+        due_next = 0
+        while due_next < total or carried:
+            now = clock() - started
+            if now > seconds + _GIVE_UP_SECONDS:
+                break
+            while due_next < total and idle and due_next / per_second <= now:
+                connection = idle.popleft()
+                connection.sendall(request)
+                carried[connection.fileno()] = due_next
+                due_next += 1
+            wait = max(0.0, due_next / per_second - (clock() - started)) if due_next < total and idle else 1.0
+            # epoll's own timeout is in whole milliseconds.
+            if wait > 0 and not select.select([poll], [], [], wait)[0]:
+                continue
+            for file, _ in poll.poll(0):
+                answer = by_file[file].recv(_RECEIVE_BYTES)
+                number = carried.pop(file)
+                if answer.startswith(b"HTTP/1.1 200 "):
+                    latencies[number] = clock() - started - number / per_second
+                if answer:
+                    idle.append(by_file[file])
+                else:
+                    poll.unregister(file)
+    finally:
+        poll.close()
+        for connection in by_file.values():
+            connection.close()
+    return latencies
+
+
+def summary(latencies: list[float | None]) -> Latencies:
+    """Return the quantiles of what was answered; a request that failed has none, and is counted."""
+    ordered = sorted(seconds for seconds in latencies if seconds is not None) or [float("nan")]
+    quantile = {percent: ordered[(len(ordered) - 1) * percent // 100] * 1000 for percent in (50, 90, 99, 100)}
+    answered = sum(seconds is not None for seconds in latencies)
+    return Latencies(
+        len(latencies), len(latencies) - answered, quantile[50], quantile[90], quantile[99], quantile[100]
+    )
+
+
+async def measure(folder: Path, address: str, *, body: bytes, key: str, per_second: float, seconds: float) -> Latencies:
+    """Drive from a process of its own, on this one's core."""
+    file = folder / "open-loop-body"
+    file.write_bytes(body)
+    arguments = [address, str(per_second), str(seconds), str(file), key]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.rig.open_loop", *arguments, stdout=PIPE
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    return msgspec.json.decode(output, type=Latencies)
+
+
+def main(address: str, per_second: str, seconds: str, body_file: str, key: str) -> None:
+    host, _, port = address.rpartition(":")
+    body = Path(body_file).read_bytes()
+    gc.disable()
+    latencies = drive(
+        (host, int(port)), head(key, len(body)) + body, per_second=float(per_second), seconds=float(seconds)
+    )
+    print(msgspec.json.encode(summary(latencies)).decode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

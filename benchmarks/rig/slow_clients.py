@@ -1,0 +1,64 @@
+"""Connections that keep a bridge waiting, until standard input ends.
+
+Usage: python -m benchmarks.rig.slow_clients ADDRESS IDLE SLOW
+
+Prints how many are open, and how many were closed at once; IDLE of them send nothing, SLOW a byte of a body each second.
+"""
+
+import asyncio
+import resource
+import sys
+
+import uvloop
+
+from benchmarks.rig.requests import head, key
+
+_BODY_BYTES = 100_000
+_OPENING = 100
+"""At a time, so that no queue of connections to be accepted runs over."""
+_SETTLE_SECONDS = 0.5
+"""After the last was opened: refusals have come by then."""
+
+
+class _Client(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.is_open = True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self.is_open = False
+
+
+async def main(address: str, idle: str, slow: str) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    host, _, port = address.rpartition(":")
+    loop = asyncio.get_running_loop()
+    wanted = min(int(idle) + int(slow), hard - 100)
+    clients: list[_Client] = []
+    while len(clients) < wanted:
+        count = min(_OPENING, wanted - len(clients))
+        made = await asyncio.gather(*(loop.create_connection(_Client, host, int(port)) for _ in range(count)))
+        clients += [client for _, client in made]
+    dawdlers = clients[: int(slow)]
+    for client in dawdlers:
+        assert client.transport is not None
+        client.transport.write(head(key(0), _BODY_BYTES))
+    await asyncio.sleep(_SETTLE_SECONDS)
+    opened = sum(client.is_open for client in clients)
+    print(opened, len(clients) - opened, flush=True)
+    ended = loop.run_in_executor(None, sys.stdin.read)
+    while not ended.done():
+        for client in dawdlers:
+            if client.is_open and client.transport is not None:
+                client.transport.write(b" ")
+        await asyncio.wait([ended], timeout=1)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(*sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""What does a verdict cost the key service, one a call and 32 a call?"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, cycle
+from typing import Any
+
+import grpc
+
+from benchmarks.rig.processes import Server
+from benchmarks.rig.report import Pace, Report, Table, interleaved, run
+from benchmarks.rig.requests import MALFORMED_KEY, key, unknown_key
+from benchmarks.rig.services import Rig
+from benchmarks.rig.wrk import Comparison, Throughput
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+KEYS = 1000
+BATCH = 32
+IN_FLIGHT = 32
+ECHO, FOUND, NEW, UNKNOWN, MALFORMED = "bare echo", "found", "found, first time asked", "unknown", "malformed"
+COLUMNS = [("calls/s", ",.0f"), ("CPU µs", ",.1f"), ("ratio, wall clock", ".2f"), ("ratio, CPU", ".2f")]
+NEW_A_SECOND_MAX = 10_000
+
+HOW = """\
+A client on grpc.aio keeps 32 calls in flight to the server, which has a core to itself. The bare echo is grpc.aio on uvloop
+answering with the same messages, made ahead. Found keys are a thousand in turn; unknown ones are each another. The ratio is
+of the server's processor time: the client is as dear as the server, so that the wall clock measures both."""
+
+
+async def main(pace: Pace) -> Report:
+    async with Rig() as rig:
+        service = await rig.key_service(keys=KEYS + NEW_A_SECOND_MAX * pace.seconds * (pace.rounds + 1))
+        echo = await rig.bare("grpc")
+        async with grpc.aio.insecure_channel(echo.address) as channel:
+            echo_stub: Any = pb_grpc.KeyServiceStub(channel)
+            ask = partial(call, rig, pace.seconds)
+            found = cycle([pb.ValidateRequest(api_key=key(number)) for number in range(KEYS)])
+            new = (pb.ValidateRequest(api_key=key(number)) for number in count(KEYS))
+            unknown = (pb.ValidateRequest(api_key=unknown_key(number)) for number in count())
+            malformed = cycle([pb.ValidateRequest(api_key=MALFORMED_KEY)])
+            single = await interleaved(
+                {
+                    ECHO: lambda: ask(echo, echo_stub.Validate, found),
+                    FOUND: lambda: ask(service, rig.stub.Validate, found),
+                    NEW: lambda: ask(service, rig.stub.Validate, new),
+                    UNKNOWN: lambda: ask(service, rig.stub.Validate, unknown),
+                    MALFORMED: lambda: ask(service, rig.stub.Validate, malformed),
+                },
+                pace.rounds,
+            )
+            found_batches, unknown_batches = _batches(found), _batches(unknown)
+            batch = await interleaved(
+                {
+                    ECHO: lambda: ask(echo, echo_stub.BatchValidate, found_batches),
+                    FOUND: lambda: ask(service, rig.stub.BatchValidate, found_batches),
+                    UNKNOWN: lambda: ask(service, rig.stub.BatchValidate, unknown_batches),
+                },
+                pace.rounds,
+            )
+    one, many = Comparison(single, ECHO), Comparison(batch, ECHO)
+    return Report(
+        "What does a verdict cost the key service, one a call and 32 a call?",
+        HOW,
+        [Table("Validate", COLUMNS, one.rows()), Table(f"BatchValidate of {BATCH}", COLUMNS, many.rows())],
+        {"validate": one.cpu(FOUND), "batch_validate": many.cpu(FOUND)},
+    )
+
+
+def _batches(requests: Iterator[pb.ValidateRequest]) -> Iterator[pb.BatchValidateRequest]:
+    while True:
+        yield pb.BatchValidateRequest(requests=[next(requests) for _ in range(BATCH)])
+
+
+async def call(rig: Rig, seconds: float, server: Server, method: Any, requests: Iterator[Any]) -> Throughput:
+    """Keep calls in flight for so many seconds; count them, and what they cost the server."""
+    calls = 0
+    cpu, started = server.cpu_seconds(), time.perf_counter()
+
+    async def call_on() -> None:
+        nonlocal calls
+        while time.perf_counter() < started + seconds:
+            await method(next(requests), metadata=rig.metadata)
+            calls += 1
+
+    await asyncio.gather(*(call_on() for _ in range(IN_FLIGHT)))
+    return Throughput(calls / (time.perf_counter() - started), (server.cpu_seconds() - cpu) * 1e6 / calls)
+
+
+if __name__ == "__main__":
+    run(main)
