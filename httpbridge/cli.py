@@ -145,6 +145,8 @@ def sign_in_link(name: str | None, url: str | None) -> None:
     from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
 
     config = _config()
+    if url is None and config.dashboard_listen.host in ("0.0.0.0", "::"):  # noqa: S104 - an address to listen on only
+        raise click.UsageError("The dashboard listens on every address: say by --url which one people use.")
     try:
         sessions = open_sessions(config)
     except ConfigurationError as error:

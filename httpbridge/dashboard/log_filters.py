@@ -125,5 +125,5 @@ def _instant(text: str, now: datetime, name: str, errors: dict[str, str]) -> dat
     try:
         return parse_since(text, now)
     except ValueError:
-        errors[name] = "Write a time in UTC such as 2026-01-31 08:00, or how long ago, such as 90s, 15m, 2h, 3d."
+        errors[name] = "Write a time such as 2026-01-31 08:00, or how long ago, such as 90s, 15m, 2h, 3d."
         return None

@@ -66,10 +66,12 @@ class Logs:
         before = read_position(request.query.get("before", ""))
         # Asked for first, so that nothing is missing between the page and the stream.
         mark = await newest_mark(self._store)
+        # Going on with a search for a text counts nothing again: that is as much work as the search.
+        is_counted = before is None or not selection.text
         async with asyncio.TaskGroup() as group:
             asking_page = group.create_task(self._queries.page(selection, before))
             asking_names = group.create_task(self._queries.names(selection))
-            asking_chart = group.create_task(self._chart(selection, now))
+            asking_chart = group.create_task(self._chart(selection, now)) if is_counted else None
         page = asking_page.result()
         services, environments = asking_names.result()
         older = query.url(before=position_text(page.older)) if page.older is not None else ""
@@ -86,7 +88,7 @@ class Logs:
             # Offered to be chosen as they are; what does not print is not.
             services=[name for name in services if name.isprintable()],
             environments=[name for name in environments if name.isprintable()],
-            chart=asking_chart.result(),
+            chart=asking_chart.result() if asking_chart is not None else None,
             entries=[entry_of(row) for row in page.rows],
             page=page,
             older=older,

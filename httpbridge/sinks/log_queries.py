@@ -6,6 +6,7 @@ the index does not know (level, service, text) is searched stretch by stretch un
 seconds; where that is used up, the answer says how far it got, and the next one goes on there.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -86,6 +87,13 @@ class _Budget:
     rows: int
     deadline: float
     monotonic: Callable[[], float]
+    stretch: int
+
+    def next_stretch(self) -> int:
+        """Return how many rows to look at next."""
+        rows = min(self.stretch, self.rows)
+        self.stretch = min(2 * self.stretch, STRETCH_ROWS_MAX)
+        return rows
 
     @property
     def is_used_up(self) -> bool:
@@ -105,13 +113,12 @@ class LogQueries:
         budget = self._budget(selection)
         budget_rows = budget.rows
         found: list[LogRow] = []
-        stretch = STRETCH_ROWS_MIN
         async with self._store.connection() as connection:
             columns = sa.select(*cut_columns(LIST_CHARACTERS_MAX))
             if (condition := matches(selection)) is not None:
                 columns = columns.where(condition)
             while True:
-                stretch_rows = min(stretch, budget.rows)
+                stretch_rows = budget.next_stretch()
                 within = between(selection.project_id, selection.begin, end)
                 begin = await _stretch_begin(connection, within, stretch_rows)
                 within = between(selection.project_id, begin or selection.begin, end)
@@ -127,7 +134,6 @@ class LogQueries:
                 if budget.is_used_up:
                     return LogPage(found, begin, True, searched)
                 end = begin
-                stretch = min(2 * stretch, STRETCH_ROWS_MAX)
 
     async def bars(self, selection: LogFilter, edges: Sequence[datetime]) -> list[Bar]:
         """Count the matching entries between each two of the edges, which ascend; oldest first.
@@ -142,12 +148,7 @@ class LogQueries:
             for start, end in reversed(list(zip(edges, ends, strict=False))):
                 if budget.is_used_up:
                     break
-                begin = start if selection.since is None else max(start, selection.since)
-                counts = (await connection.execute(_counts(selection, begin, end, budget.rows))).one()
-                is_complete = counts.scanned <= budget.rows
-                budget.rows -= counts.scanned
-                by_level = {level: counts._mapping[level.value] for level in Level}
-                bars.append(Bar(start, end, {level: n for level, n in by_level.items() if n}, is_complete))
+                bars.append(await _bar(connection, selection, start, end, budget))
         return bars[::-1]
 
     async def names(self, selection: LogFilter) -> tuple[list[str], list[str]]:
@@ -180,7 +181,7 @@ class LogQueries:
 
     def _budget(self, selection: LogFilter) -> _Budget:
         rows = TEXT_ROWS_MAX if selection.text else ROWS_MAX
-        return _Budget(rows, self._monotonic() + SEARCH_SECONDS_MAX, self._monotonic)
+        return _Budget(rows, self._monotonic() + SEARCH_SECONDS_MAX, self._monotonic, STRETCH_ROWS_MIN)
 
 
 def _newest_first(statement: sa.Select[Any]) -> sa.Select[Any]:
@@ -194,15 +195,33 @@ async def _stretch_begin(connection: Any, within: Sequence[Any], rows: int) -> P
     return None if position is None else Position(*position)
 
 
-def _counts(selection: LogFilter, begin: datetime, end: datetime | None, rows_max: int) -> sa.Select[Any]:
-    """Count matching entries by level among the newest of a stretch, and how many were looked at (one too many)."""
+async def _bar(connection: Any, selection: LogFilter, start: datetime, end: datetime | None, budget: _Budget) -> Bar:
+    """Count stretch by stretch, the newest first, as far as the budget goes."""
+    begin = max(Position(start, 0), selection.begin)
+    stop = selection.end if end is None else Position(end, 0)
+    totals: Counter[Level] = Counter()
+    while True:
+        stretch_rows = budget.next_stretch()
+        within = between(selection.project_id, begin, stop)
+        counts = (await connection.execute(_counts(selection, within, stretch_rows))).one()
+        totals.update({level: counts._mapping[level.value] for level in Level})
+        budget.rows -= counts.scanned
+        # Where there are more: the place of the last one that was looked at.
+        reached = await _stretch_begin(connection, within, stretch_rows) if counts.scanned == stretch_rows else None
+        is_complete = reached is None
+        if reached is not None and budget.is_used_up:
+            is_complete = await _stretch_begin(connection, between(selection.project_id, begin, reached), 1) is None
+        if reached is None or budget.is_used_up:
+            return Bar(start, end, {level: number for level, number in totals.items() if number}, is_complete)
+        stop = reached
+
+
+def _counts(selection: LogFilter, within: Sequence[Any], rows_max: int) -> sa.Select[Any]:
+    """Count matching entries by level among the newest of a stretch, and how many were looked at."""
     condition = matches(selection)
     # Counted by a column of its own, and not by leaving rows out: the limit is on those looked at.
     level = logs.c.level if condition is None else sa.case((condition, logs.c.level)).label("level")
-    statement = sa.select(level).where(logs.c.project_id == selection.project_id, logs.c.timestamp >= begin)
-    if end is not None:
-        statement = statement.where(logs.c.timestamp < end)
-    newest = _newest_first(statement).limit(rows_max + 1).subquery()
+    newest = _newest_first(sa.select(level).where(*within)).limit(rows_max).subquery()
     of_levels = [sa.func.count().filter(newest.c.level == level.value).label(level.value) for level in Level]
     columns: list[sa.ColumnElement[Any]] = [sa.func.count().label("scanned"), *of_levels]
     return sa.select(*columns).select_from(newest)

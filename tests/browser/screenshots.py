@@ -1,11 +1,12 @@
-"""Pictures of every page of the dashboard: `python -m tests.browser.screenshots FOLDER`.
+"""Pictures of every page of the dashboard: `python -m tests.browser.screenshots FOLDER [WALK…]`.
 
-Each state of `tour` is taken three times: light, dark, and 360 pixels narrow.
+Each state of `tour` is taken three times: light, dark, and 360 pixels narrow. `dashboard.png` is the README's picture.
 """
 
 import asyncio
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,6 +17,8 @@ from playwright.async_api import Page
 from tests.browser.stack import CHROMIUM, FORMS, MISSING, running
 from tests.browser.tour import WALKS
 
+IN_README = "logs"
+
 
 async def take(page: Page, path: Path, name: str) -> None:
     """Write `NAME-light.png` and the others."""
@@ -25,21 +28,28 @@ async def take(page: Page, path: Path, name: str) -> None:
         await page.screenshot(path=path / f"{name}-{form}.png", full_page=True)
 
 
-async def take_all(folder: Path) -> None:
-    """Walk through everything."""
-    number = 0
-    for walk in WALKS:
+async def take_all(folder: Path, names: Sequence[str]) -> None:
+    """Walk through everything, or through the walks of these names."""
+    pages = 0
+    for walk in (walk for walk in WALKS if not names or walk.__name__ in names):
         with TemporaryDirectory() as state, redirect_stdout(StringIO()):  # what the processes wrote is for tests
             async with running(Path(state)) as stack:
+                number = 0
                 async for name, page in walk(stack):
                     number += 1
-                    await take(page, folder, f"{number:02}-" + re.sub(r"[^a-z]+", "-", name.lower()).strip("-"))
-    print(f"{number} pages in {folder}, each light, dark and narrow")  # noqa: T201
+                    if name == IN_README:
+                        await page.emulate_media(color_scheme="light")
+                        await page.set_viewport_size(FORMS["light"][1])
+                        await page.screenshot(path=folder / "dashboard.png")
+                    plain = re.sub(r"[^a-z]+", "-", name.lower())
+                    await take(page, folder, f"{walk.__name__}-{number:02}-{plain}")
+                pages += number
+    print(f"{pages} pages in {folder}, each light, dark and narrow")  # noqa: T201
 
 
 if __name__ == "__main__":
-    if CHROMIUM is None or len(sys.argv) != 2:
+    if CHROMIUM is None or len(sys.argv) < 2:
         sys.exit(MISSING if CHROMIUM is None else __doc__)
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    asyncio.run(take_all(folder))
+    asyncio.run(take_all(folder, sys.argv[2:]))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from playwright.async_api import Dialog, Error, Page, Response, expect
 
 from tests.browser.stack import RAW_KEY, Stack, elsewhere
+from tests.browser.tour import send as post_logs
 
 # What the JavaScript SDK does, to the header.
 _SEND = """async ([url, key, message]) => {
@@ -32,7 +34,12 @@ async def send(page: Page, url: str, key: str, message: str = "hello") -> Any:
 
 async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
     """Issue, copy, send from another origin, see it live, restrict origins, revoke: each step as users see it."""
-    page = await stack.page(permissions=["clipboard-read", "clipboard-write"])
+    link = stack.system.run("httpbridge", "sign-in-link", "--name", "Ann", "--url", stack.url)
+    assert stack.system.run("httpbridge", "sign-in-link", "--name", "nn\u202eA").returncode == 2
+    anywhere = stack.system.run("httpbridge", "sign-in-link", HTTPBRIDGE_DASHBOARD_LISTEN="0.0.0.0:8081")
+    assert (anywhere.returncode, "--url" in anywhere.stderr) == (2, True)
+    page = await stack.page(is_signed_in=False, permissions=["clipboard-read", "clipboard-write"])
+    await page.goto(link.stdout.strip())
     await expect(page.get_by_role("heading", name="No projects yet")).to_be_visible()
     await page.get_by_role("link", name="Make the first one").click()
     await page.get_by_label("Name").fill("shop")
@@ -79,7 +86,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
         await page.get_by_role("textbox", name="Entry 1").fill(origin.upper())
         await page.get_by_role("textbox", name="Try an origin").fill(other_origin)
         await page.get_by_role("button", name="Review changes").click()
-        await expect(page.get_by_role("status")).to_contain_text(f"No entry admits {other_origin}")
+        await expect(page.locator(".try-result")).to_contain_text(f"No entry admits {other_origin}")
         await expect(page.get_by_role("textbox", name="Entry 1")).to_have_value(origin)
         assert (await send(others, stack.logs_url, key))["status"] == 200
         await page.get_by_role("button", name="Save", exact=True).click()
@@ -234,7 +241,11 @@ async def test_a_raw_key_is_in_one_response_and_nowhere_else(stack: Stack) -> No
     await page.get_by_role("link", name="Revoke…").click()
     await click("Revoke key")
     keys.append((await page.locator("#raw-key").inner_text()).strip())
-    for path in ("/projects", "/projects/shop/settings/keys", "/projects/shop/settings/origins", "/audit"):
+    assert await post_logs(stack, keys[1]) == 200
+    for path in (
+        "/projects", "/projects/shop/logs", "/projects/shop/logs/1", "/projects/shop/settings/keys",
+        "/projects/shop/settings/origins", "/audit", "/projects/shop/audit", "/nowhere",
+    ):  # fmt: skip
         await note(await page.goto(stack.url + path))
     cookies = str(await page.context.cookies())
     files = [path.read_bytes() for path in stack.system.folder.rglob("*") if path.is_file()]
@@ -246,16 +257,40 @@ async def test_a_raw_key_is_in_one_response_and_nowhere_else(stack: Stack) -> No
         assert not any(key.encode() in content for content in files)
 
 
-async def test_failures_are_pages_that_say_what_to_do_and_mend_themselves(stack: Stack) -> None:
-    """The key service goes away and comes back; the log store is moved away and back."""
+async def test_times_are_typed_in_the_zone_that_they_are_shown_in(stack: Stack) -> None:
+    """The address has UTC, so that it means the same to everybody; a range of a bar comes back as it was."""
+    page = await stack.page(timezone_id="Asia/Tokyo")
+    page.on("dialog", lambda dialog: dialog.accept())
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs?since=2026-01-31T08:00:00.123456Z&until=2026-02-01")
+    since, until = page.locator("#since"), page.locator("#until")
+    await expect(since).to_have_value("2026-01-31 17:00:00")
+    await expect(until).to_have_value("2026-02-01 09:00:00")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page).to_have_url(re.compile(r"since=2026-01-31T08%3A00%3A00\.123456Z&until=2026-02-01$"))
+    await since.fill("2026-01-31 10:30")
+    await until.fill("15m")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page).to_have_url(re.compile(r"since=2026-01-31T01%3A30%3A00\.000Z&until=15m$"))
+    await expect(since).to_have_value("2026-01-31 10:30:00")
+
+
+async def test_a_bar_leads_to_its_entries_and_filters_are_in_the_address(stack: Stack) -> None:
     page = await stack.page()
     page.on("dialog", lambda dialog: dialog.accept())
     key = await stack.create(page)
-    await stack.key_service.stop()
-    await page.goto(stack.url + "/projects/shop/settings/keys")
-    await expect(page.get_by_role("heading", name="The key service is out of reach")).to_be_visible()
-    await expect(page.get_by_role("main")).to_contain_text("authsvc serve")
-    await stack.system.key_service(AUTHSVC_LISTEN=stack.key_service.address)
-    await page.get_by_role("link", name="Try again").click()
-    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
-    assert key not in await page.content()
+    entries = [{"level": "error", "message": message, "metadata": {"order": 1042}} for message in ("first", "second")]
+    assert await post_logs(stack, key, *entries) == 200
+    await page.goto(stack.url + "/projects/shop/logs")
+    await page.get_by_role("checkbox", name="error").check()
+    await page.get_by_label("Service").fill("checkout")
+    await page.get_by_label("Text").fill("SECOND")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.locator("details.entry")).to_have_count(1)
+    assert "level=error&service=checkout" in page.url
+    assert "text=SECOND" in page.url
+    await page.locator(".chart a").first.click()
+    await expect(page).to_have_url(re.compile("since=.*level=error.*text=SECOND|level=error.*text=SECOND.*since="))
+    await expect(page.locator("details.entry")).to_have_count(1)
+    await page.locator("details.entry summary").click()
+    await expect(page.locator("details.entry pre").last).to_contain_text('"order": 1042')

@@ -177,6 +177,8 @@ async def logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await page.get_by_role("button", name="Pause").click()
     yield "live tail, paused", page
     assert await send(stack, key, *an_hour_of_logs()) == 200
+    await page.goto(stack.url + LOGS)
+    yield "logs", page
     hostile = {
         "level": "warn",
         "message": "<b>\u202eevil\x1b[31m " + "x" * 400,
@@ -184,7 +186,6 @@ async def logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     }
     await send(stack, key, hostile, {"level": "info", "message": ""})
     await page.goto(stack.url + LOGS)
-    yield "logs", page
     for number in range(3):
         await page.locator("details.entry summary").nth(number).click()
     await page.get_by_text("The numbers").click()
@@ -281,6 +282,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     for name, path in (("key service down", "/projects"), ("key service down, in a project", KEYS)):
         await page.goto(stack.url + path)
         await expect(page.get_by_role("heading", name="The key service is out of reach")).to_be_visible()
+        await expect(page.get_by_role("main")).to_contain_text("authsvc serve")
         yield name, page
     await stack.system.key_service(AUTHSVC_LISTEN=stack.key_service.address)
     await page.get_by_role("link", name="Try again").click()

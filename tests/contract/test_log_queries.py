@@ -287,7 +287,11 @@ async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: p
     monkeypatch.setattr(log_queries, "ROWS_MAX", 4)
     bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
     assert [bar.is_complete for bar in bars] == [False, True, True, True]
-    assert sum(bars[0].counts.values()) == 2  # what was left of the budget, and one more
+    assert sum(bars[0].counts.values()) == 1  # what was left of the budget
+    monkeypatch.setattr(log_queries, "ROWS_MAX", 25)
+    monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 1)  # several stretches a bar
+    bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
+    assert [(sum(bar.counts.values()), bar.is_complete) for bar in bars] == [(22, True), *[(1, True)] * 3]
     assert len(await store.queries.bars(LogFilter(project_id="demo", text="x"), edges)) == 2
 
 

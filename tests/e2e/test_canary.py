@@ -8,6 +8,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -15,12 +16,14 @@ from google.protobuf.message import Message
 
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
-from tests.e2e.http_exchange import BODY, Connection, NoAnswerError, get, post, request
+from tests.e2e.http_exchange import BODY, Connection, NoAnswerError, exchange, get, post, request
 from tests.e2e.processes import Service, System
+from tests.httpbridge.dashboard.conftest import Answer as DashboardAnswer
+from tests.httpbridge.dashboard.conftest import Browser
 
 UNKNOWN_KEY = "dt_" + "c0ffee" * 4
 WRONG_TOKEN = "wrong-token-5e1f"
-EXPECTED_SECRETS = {"admin-token", "bridge-token"}
+EXPECTED_SECRETS = {"admin-token", "bridge-token", "dashboard-token"}
 """The only files that hold a secret: each one's own."""
 
 
@@ -166,6 +169,104 @@ async def test_services_write_no_raw_key_and_no_token(system: System, log_format
     check_secret_nowhere(secrets, system)
     for line in bridge.stderr.splitlines() if log_format == "json" else []:
         assert isinstance(json.loads(line), dict)
+
+
+class Visitor:
+    """Opens pages of the dashboard, and keeps what they answer: all of it, headers too."""
+
+    def __init__(self, browser: Browser, project_id: str) -> None:
+        self._browser = browser
+        self._project = f"/projects/{project_id}"
+        self.answers: list[str] = []
+
+    async def get(self, path: str, **headers: str) -> DashboardAnswer:
+        return self._kept(await self._browser.get(path, **headers))
+
+    async def post(self, path: str, **fields: Any) -> DashboardAnswer:
+        """Send a form as the page itself would."""
+        form_token = (await self.get("/projects/new")).form_token
+        return self._kept(await self._browser.post(path, **{"form_token": form_token} | fields))
+
+    async def open_everything(self) -> None:
+        """Open every page there is, and the stream of live tail until it has sent what is stored."""
+        for path in (
+            "/", "/projects", "/projects/new", "/audit", "/nowhere", "/sign-in", "/static/dashboard.js", self._project,
+            *(self._project + page for page in (
+                "/logs", "/logs?range=all&text=hello", "/logs/1", "/settings", "/settings/keys", "/settings/origins",
+                "/settings/keys/revoke?key=x", "/audit",
+            )),
+        ):  # fmt: skip
+            await self.get(path)
+        self.answers.append(await self._browser.beginning(self._project + "/logs/stream?after=0", '"entries"'))
+
+    async def say_everywhere(self, secret: str) -> None:
+        """Put a text into each place that a page might repeat, log or keep; what answers is the sayer's own."""
+        quoted = quote(secret)
+        for path in (
+            f"/projects?q={quoted}", f"/projects?page={quoted}", f"/{quoted}", f"/projects/{quoted}/logs",
+            f"/audit?before={quoted}", f"/sign-in?next=/{quoted}", f"/sign-in/link?t={quoted}",
+            f"{self._project}/settings/keys/revoke?key={quoted}",
+            *(f"{self._project}/logs?{name}={quoted}" for name in (
+                "text", "service", "environment", "level", "since", "until", "range", "before",
+            )),
+        ):  # fmt: skip
+            assert (await self._browser.get(path, **{"X-Forwarded-Proto": secret})).status < 500
+        origins = self._project + "/settings/origins"
+        for path, fields in (
+            ("/projects/new", {"project_id": secret}),
+            (origins, {"action": "review", "entry": secret}),
+            (origins, {"action": "try", "entry": "a.example", "tried": f"https://{secret}"}),
+            (origins, {"action": secret, "base": secret, "reviewed": secret}),
+            (f"{self._project}/settings/keys/revoke", {"key_id": secret}),
+            ("/projects/new", {"form_token": secret, "project_id": "x"}),
+            ("/sign-in", {"name": "Eve", "token": secret, "next": secret}),
+        ):
+            form_token = (await self._browser.get("/projects/new")).form_token
+            assert (await self._browser.post(path, **{"form_token": form_token} | fields)).status < 500
+
+    def _kept(self, answer: DashboardAnswer) -> DashboardAnswer:
+        self.answers.append(f"{answer.status}\n{answer.headers}\n{answer.text}")
+        return answer
+
+
+async def test_the_dashboard_shows_a_raw_key_in_one_answer_and_writes_it_nowhere(system: System) -> None:
+    """Nor any token; with logs sent by the key, with services that are away, and whatever is typed into its forms."""
+    system.variables |= {"AUTHSVC_LOG_LEVEL": "debug", "HTTPBRIDGE_LOG_LEVEL": "debug"}
+    key_service = await system.key_service()
+    bridge = await system.bridge()
+    dashboard = await system.dashboard()
+    tokens = {role: (system.state_dir / f"{role}-token").read_text().strip() for role in ("admin", "dashboard")}
+    async with Browser(f"http://{dashboard.address}") as browser:
+        assert (await browser.sign_in("Ann", tokens["dashboard"])).status == 303
+        visitor = Visitor(browser, "demo")
+        key_page = "/projects/demo/settings/keys"
+        keys = [(await visitor.post("/projects/new", project_id="demo")).raw_key]
+        assert (await post(bridge.address, keys[0])).status == 200
+        await visitor.open_everything()
+        key_id = (await visitor.get(key_page)).key_id
+        keys.append((await visitor.post(f"{key_page}/revoke", key_id=key_id)).raw_key)
+        assert (await visitor.post(f"{key_page}/revoke", key_id=key_id)).status == 409
+        assert (await visitor.get(f"{key_page}/revoke?key={key_id}")).status == 409
+        sent = request(key=keys[1], origin="https://shop.example", body=BODY)
+        assert (await exchange(bridge.address, sent)).status == 200
+        await visitor.open_everything()
+        for secret in (*keys, *tokens.values()):
+            await visitor.say_everywhere(secret)
+        await visitor.open_everything()
+        (system.state_dir / "logs.db").rename(system.state_dir / "away.db")
+        for path in ("/projects", "/projects/demo/logs", "/projects/demo/settings/origins"):
+            await visitor.get(path)
+        await key_service.stop()
+        for path in ("/projects", key_page):
+            assert (await visitor.get(path)).status == 503
+        cookies = str(browser.cookies)
+    assert len(visitor.answers) > 60
+    for secret in (*keys, *tokens.values()):
+        assert sum(secret in answer for answer in visitor.answers) == (1 if secret in keys else 0)
+        assert secret not in cookies
+    await dashboard.stop()
+    await bridge.stop()
+    check_secret_nowhere([*keys, *tokens.values()], system)
 
 
 async def test_commands_print_no_secret_but_the_raw_key_they_are_asked_for(system: System) -> None:

@@ -2,15 +2,45 @@
 // leaving a page that shows a key. Everything but copying works without it.
 "use strict";
 
+function localText(instant) {
+  const two = (number) => String(number).padStart(2, "0");
+  return (
+    `${instant.getFullYear()}-${two(instant.getMonth() + 1)}-${two(instant.getDate())} ` +
+    `${two(instant.getHours())}:${two(instant.getMinutes())}:${two(instant.getSeconds())}`
+  );
+}
+
 // Every <time> has UTC as its text; show the browser's zone, and leave UTC to hovering. Also called by logs.js.
 function showLocalTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
     const instant = new Date(time.dateTime);
-    if (Number.isNaN(instant.valueOf())) continue;
-    const two = (number) => String(number).padStart(2, "0");
-    time.textContent =
-      `${instant.getFullYear()}-${two(instant.getMonth() + 1)}-${two(instant.getDate())} ` +
-      `${two(instant.getHours())}:${two(instant.getMinutes())}:${two(instant.getSeconds())}`;
+    if (!Number.isNaN(instant.valueOf())) time.textContent = localText(instant);
+  }
+}
+
+// Fields for a time hold UTC for the server, and for people the zone that all other times are shown in. What names a
+// zone, or is no time, such as 15m, stays as it is.
+function prepareTimes() {
+  const time = /^\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?)?$/;
+  for (const field of document.querySelectorAll("input[data-time]")) {
+    const stated = field.value.trim();
+    const utc = stated.replace(/Z$/, "").replace(" ", "T");
+    if (time.test(utc)) {
+      const instant = new Date(utc.includes("T") ? `${utc}Z` : `${utc}T00:00Z`);
+      const text = localText(instant);
+      field.value = text;
+      field.dataset.utc = JSON.stringify([text, stated]);  // more exact than what is shown
+    }
+    document.querySelector(`label[for="${field.id}"] [data-zone]`).hidden = true;
+    field.form.addEventListener("formdata", (event) => {
+      const text = field.value.trim();
+      const [shown, exact] = JSON.parse(field.dataset.utc ?? "[]");
+      if (text === shown) event.formData.set(field.name, exact);
+      else if (time.test(text)) {
+        const instant = new Date(text.length > 10 ? text.replace(" ", "T") : `${text}T00:00`);
+        if (!Number.isNaN(instant.valueOf())) event.formData.set(field.name, instant.toISOString());
+      }
+    });
   }
 }
 
@@ -97,6 +127,7 @@ document.addEventListener("DOMContentLoaded", () => {
   prepareCopying();
   prepareDialogs();
   prepareLeaving();
+  prepareTimes();
   prepareEnter();
   prepareForms();
 });

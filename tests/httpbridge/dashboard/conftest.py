@@ -73,6 +73,16 @@ class Browser:
         async with self._session.get(url, allow_redirects=False, headers=headers) as response:
             return Answer(response, await response.text())
 
+    async def beginning(self, path: str, text: str) -> str:
+        """Return the beginning of an answer that does not end, up to the line with a text."""
+        received = ""
+        async with self._session.get(self.url + path, allow_redirects=False) as response:
+            while text not in received:
+                line = await response.content.readline()
+                assert line, f"it ended after {received!r}"
+                received += line.decode()
+        return received
+
     async def post(self, path: str, **fields: Any) -> Answer:
         """Send a form; a field that is a list is sent as often."""
         pairs = [
