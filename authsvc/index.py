@@ -168,7 +168,7 @@ class Index:
             self._left.set()
 
     async def leave(self) -> None:
-        """Answer from the database from here on, and say goodbye, if that takes no longer than a second."""
+        """Say goodbye, and answer from the database from then on. Return when that is committed, or after a second."""
         self._leaving = True
         self._wanted.set()
         self._due.set()

@@ -72,7 +72,7 @@ _active = _keys.c.revoke_time.is_(None)
 # One statement, so that revision, keys and origins are of one snapshot. The join starts at the counter: there is
 # always a row.
 _LOOKUP = """
-SELECT revision_counter.epoch, revision_counter.revision, keys.digest, keys.key_id, keys.project_id, projects.origins
+SELECT keys.digest, revision_counter.epoch, revision_counter.revision, keys.key_id, keys.project_id, projects.origins
 FROM revision_counter
 LEFT JOIN keys ON keys.digest IN {} AND keys.revoke_time IS NULL
 LEFT JOIN projects ON projects.project_id = keys.project_id
@@ -171,14 +171,17 @@ class KeyStore:
         self._now = now
 
     async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
-        """Return which of these digests, at least one, are active keys; others may be among them."""
-        rows = await self._lookup.rows(digests)  # in which PostgreSQL's driver has read the JSON already
-        keys = {
-            digest: ActiveKey(key_id, project_id, OriginList(json.loads(origins) if type(origins) is str else origins))
-            for _, _, digest, key_id, project_id, origins in rows
-            if key_id is not None
-        }
-        return Snapshot(rows[0][0], rows[0][1], keys)
+        """Return which of these digests, at least one, are active keys."""
+        rows = await self._lookup.rows(digests)
+        keys = {}
+        for digest in digests:
+            if (row := rows.get(digest)) is not None:
+                *_, key_id, project_id, origins = row
+                if isinstance(origins, str):  # PostgreSQL's driver has read the JSON already
+                    origins = json.loads(origins)
+                keys[digest] = ActiveKey(key_id, project_id, OriginList(origins))
+        _, epoch, revision, *_ = next(iter(rows.values()))
+        return Snapshot(epoch, revision, keys)
 
     async def issue(
         self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str
