@@ -17,10 +17,10 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import msgspec
 import structlog
 
 from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError
@@ -90,8 +90,7 @@ class KnownKeys(Generic[_Key]):
         self._unknown.clear()
 
 
-@dataclass(slots=True)
-class IndexedKey:
+class IndexedKey(msgspec.Struct):
     """A key, and room for what the asker made of it at a revision, which does for many requests."""
 
     key: ActiveKey

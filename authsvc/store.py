@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,7 +20,7 @@ from authsvc.client.raw_key import Digest
 from authsvc.database import Database, Instant
 from authsvc.errors import AlreadyExistsError, NotFoundError
 from authsvc.keys import KeyId, ProjectId
-from authsvc.origins import OriginList
+from authsvc.origins import EVERY_ORIGIN, OriginList
 
 Revision = NewType("Revision", int)
 """How many mutations were committed before and with this one: gap-free, and visible in order."""
@@ -110,8 +111,7 @@ class Project:
     active_key: Key | None
 
 
-@dataclass(frozen=True, slots=True)
-class ActiveKey:
+class ActiveKey(msgspec.Struct, frozen=True):
     """Whose key a digest is, and which origins it may be used from."""
 
     key_id: KeyId
@@ -119,8 +119,7 @@ class ActiveKey:
     origins: OriginList
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """The active keys among those that were looked up, and the revision that all of them were read at."""
 
     epoch: str
@@ -177,9 +176,7 @@ class KeyStore:
         for digest in digests:
             if (row := rows.get(digest)) is not None:
                 *_, key_id, project_id, origins = row
-                if isinstance(origins, str):  # PostgreSQL's driver has read the JSON already
-                    origins = json.loads(origins)
-                keys[digest] = ActiveKey(key_id, project_id, OriginList(origins))
+                keys[digest] = ActiveKey(key_id, project_id, _origin_list(origins))
         _, epoch, revision, *_ = next(iter(rows.values()))
         return Snapshot(epoch, revision, keys)
 
@@ -359,6 +356,13 @@ _SELECT_PROJECTS = sa.select(
         _changes, _creation
     )
 )
+
+
+def _origin_list(stored: str | list[str]) -> OriginList:
+    """Read a list as the driver gives it: SQLite's as text, PostgreSQL's has read the JSON already."""
+    if stored in ("[]", []):
+        return EVERY_ORIGIN
+    return OriginList(json.loads(stored) if isinstance(stored, str) else stored)
 
 
 def _update_origins(project_id: ProjectId, origins: Sequence[str]) -> sa.Update:
