@@ -53,7 +53,10 @@ class KnownKeys(Generic[_Key]):
     """
 
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
-        """In each room the least recently used digest leaves first. The defaults come to about 30 MB."""
+        """In each room the least recently used digest leaves first.
+
+        The defaults come to about 25 MB, and 70 MB with the answers that `IndexedKey` has room for.
+        """
         self._keys: OrderedDict[Digest, _Key] = OrderedDict()
         self._unknown: OrderedDict[Digest, None] = OrderedDict()
         self._keys_max = keys_max
