@@ -88,6 +88,10 @@ class OriginList:
         return self._entries.intersection(_admitting(origin))
 
 
+EVERY_ORIGIN = OriginList(())
+"""The list that most projects have, and that all of them share."""
+
+
 def normalise_list(entries: Sequence[str]) -> tuple[str, ...]:
     """Return the entries in the form that is stored and compared, without repeats, in the order given.
 

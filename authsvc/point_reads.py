@@ -9,7 +9,7 @@ the short way is open again with the next read.
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import asyncpg
@@ -17,6 +17,8 @@ import asyncpg
 from authsvc.errors import StoreUnavailableError
 
 Row: TypeAlias = Sequence[Any]
+Rows: TypeAlias = Mapping[bytes | None, Row]
+"""By their first column: the value that each was found for, None where none was found."""
 UsualWay: TypeAlias = Callable[[str, tuple[Any, ...]], Awaitable[Sequence[Row]]]
 """Runs a statement with its parameters on a connection of the pool."""
 
@@ -27,10 +29,10 @@ _VALUES_MAX = 1024
 class PointReads(Protocol):
     """Runs the statement."""
 
-    async def rows(self, values: Sequence[bytes]) -> Sequence[Row]:
+    async def rows(self, values: Sequence[bytes]) -> Rows:
         """Return the rows for some values, and perhaps for others; raise what the usual way does.
 
-        They are of one snapshot, which was taken after the call.
+        They are of one snapshot, which was taken after the call, and there is one at least.
         """
 
     async def close(self) -> None:
@@ -53,7 +55,7 @@ class SqliteReads:
         self._connection: sqlite3.Connection | None = None
         self._prepared: dict[int, str] = {}
 
-    async def rows(self, values: Sequence[bytes]) -> Sequence[Row]:
+    async def rows(self, values: Sequence[bytes]) -> Rows:
         """Read now."""
         # Few different statements, so that SQLite has them all prepared: their sizes are powers of two.
         size = 1 << (len(values) - 1).bit_length()
@@ -64,10 +66,10 @@ class SqliteReads:
         try:
             if self._connection is None:
                 self._connection = self._connect()
-            return self._connection.execute(sql, padded).fetchall()  # to the end, which ends the snapshot too
+            return _by_value(self._connection.execute(sql, padded).fetchall())  # all, which ends the snapshot too
         except sqlite3.Error:
             await self.close()
-        return await self._usual_way(sql, padded)
+        return _by_value(await self._usual_way(sql, padded))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -88,12 +90,12 @@ class PostgresReads:
         self._usual_way = usual_way
         self._connection: asyncpg.Connection[Any] | None = None
         self._statement: Any = None
-        self._waiting: deque[tuple[Sequence[bytes], asyncio.Future[Sequence[Row]]]] = deque()
+        self._waiting: deque[tuple[Sequence[bytes], asyncio.Future[Rows]]] = deque()
         self._reading: asyncio.Task[None] | None = None
 
-    async def rows(self, values: Sequence[bytes]) -> Sequence[Row]:
+    async def rows(self, values: Sequence[bytes]) -> Rows:
         """Read with all that wait."""
-        done: asyncio.Future[Sequence[Row]] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         self._waiting.append((values, done))
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_all())
@@ -106,7 +108,7 @@ class PostgresReads:
             while self._waiting and (count := count + len(self._waiting[0][0])) <= _VALUES_MAX:
                 group.append(self._waiting.popleft())
             try:
-                rows = await self._read([value for values, _ in group for value in values])
+                rows = _by_value(await self._read([value for values, _ in group for value in values]))
             except Exception as error:  # noqa: BLE001 - each of those who wait raises it
                 for _, done in group:
                     if not done.done():
@@ -143,3 +145,7 @@ class PostgresReads:
         if self._connection is not None:
             connection, self._connection, self._statement = self._connection, None, None
             await connection.close(timeout=1.0)
+
+
+def _by_value(rows: Sequence[Row]) -> Rows:
+    return {row[0]: row for row in rows}

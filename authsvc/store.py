@@ -13,6 +13,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, NewType
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,7 +21,7 @@ from authsvc.client.raw_key import Digest
 from authsvc.database import Database, Instant
 from authsvc.errors import AlreadyExistsError, NotFoundError
 from authsvc.keys import KeyId, ProjectId
-from authsvc.origins import OriginList
+from authsvc.origins import EVERY_ORIGIN, OriginList
 
 Revision = NewType("Revision", int)
 """How many mutations were committed before and with this one: gap-free, and visible in order."""
@@ -73,7 +74,7 @@ _active = _keys.c.revoke_time.is_(None)
 # Rule 4: one statement, so that revision, keys and origins are of one snapshot. The join starts at the counter: there
 # is always a row.
 _LOOKUP = """
-SELECT revision_counter.epoch, revision_counter.revision, keys.digest, keys.key_id, keys.project_id, projects.origins
+SELECT keys.digest, revision_counter.epoch, revision_counter.revision, keys.key_id, keys.project_id, projects.origins
 FROM revision_counter
 LEFT JOIN keys ON keys.digest IN {} AND keys.revoke_time IS NULL
 LEFT JOIN projects ON projects.project_id = keys.project_id
@@ -111,8 +112,7 @@ class Project:
     active_key: Key | None
 
 
-@dataclass(frozen=True, slots=True)
-class ActiveKey:
+class ActiveKey(msgspec.Struct, frozen=True):
     """Whose key a digest is, and which origins it may be used from."""
 
     key_id: KeyId
@@ -120,8 +120,7 @@ class ActiveKey:
     origins: OriginList
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """The active keys among those that were looked up, and the revision that all of them were read at."""
 
     epoch: str
@@ -175,14 +174,15 @@ class KeyStore:
         self._turn = asyncio.Lock()
 
     async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
-        """Return which of these digests, at least one, are active keys; others may be among them."""
-        rows = await self._lookup.rows(digests)  # in which PostgreSQL's driver has read the JSON already
-        keys = {
-            digest: ActiveKey(key_id, project_id, OriginList(json.loads(origins) if type(origins) is str else origins))
-            for _, _, digest, key_id, project_id, origins in rows
-            if key_id is not None
-        }
-        return Snapshot(rows[0][0], rows[0][1], keys)
+        """Return which of these digests, at least one, are active keys."""
+        rows = await self._lookup.rows(digests)
+        keys = {}
+        for digest in digests:
+            if (row := rows.get(digest)) is not None:
+                *_, key_id, project_id, origins = row
+                keys[digest] = ActiveKey(key_id, project_id, _origin_list(origins))
+        _, epoch, revision, *_ = next(iter(rows.values()))
+        return Snapshot(epoch, revision, keys)
 
     async def issue(
         self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str
@@ -360,6 +360,13 @@ _SELECT_PROJECTS = sa.select(
         _changes, _creation
     )
 )
+
+
+def _origin_list(stored: str | list[str]) -> OriginList:
+    """Read a list as the driver gives it: SQLite's as text, PostgreSQL's has read the JSON already."""
+    if stored in ("[]", []):
+        return EVERY_ORIGIN
+    return OriginList(json.loads(stored) if isinstance(stored, str) else stored)
 
 
 def _update_origins(project_id: ProjectId, origins: Sequence[str]) -> sa.Update:

@@ -1,5 +1,6 @@
 """The service's side of the lease protocol, rule by rule. `tests/simulation` checks that the rules add up."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -46,6 +47,13 @@ def test_a_stream_resumes_or_is_reset(renewal: Renewal, answer: list[Event], pos
     session = WatchSession(60.0)
     assert session.renewed(renewal, _state()) == answer
     assert session.position == position
+
+
+def test_a_holder_that_asks_for_a_shorter_lease_is_granted_that() -> None:
+    """And nobody a longer one than the service gives."""
+    for asked, granted in ((5.0, 5.0), (3600.0, 60.0)):
+        renewal = replace(_renewal(9), lease_seconds_max=asked)
+        assert WatchSession(60.0).renewed(renewal, _state()) == [LeaseEvent(3, granted, 9)]
 
 
 def test_later_renewals_are_granted_without_a_reset() -> None:

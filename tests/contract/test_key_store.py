@@ -93,6 +93,49 @@ async def test_an_unknown_digest_is_answered_with_the_revision_it_was_read_at(st
     assert await lookup(store, generate_raw_key()) == (1, None)
 
 
+@pytest.mark.parametrize("count", [1, 3, 256])
+async def test_many_digests_are_looked_up_in_one_snapshot(store: KeyStore, count: int) -> None:
+    """Known, unknown, revoked and repeated ones, in any number."""
+    revoked, key = await issue(store)
+    active, next_key = new_key()
+    await store.revoke(DEMO, key.key_id, next_key, "tester")
+    digests = [revoked.digest, active.digest, active.digest, *(generate_raw_key().digest for _ in range(count))]
+    snapshot = await store.lookup(digests[:count])
+    assert snapshot.revision == 2
+    assert {digest: key.key_id for digest, key in snapshot.keys.items()} == (
+        {active.digest: next_key.key_id} if count > 1 else {}
+    )
+
+
+async def test_lookups_at_once_each_get_their_own_answer(store: KeyStore) -> None:
+    """Also more of them than one statement takes, and when some of those who asked have gone."""
+    keys = [await issue(store, ProjectId(f"p{number}")) for number in range(3)]
+    unknown = generate_raw_key()
+    wanted = [(*keys[number % 3], f"p{number % 3}") if number % 2 else (unknown, None, "") for number in range(2500)]
+    asked = [asyncio.ensure_future(lookup(store, raw_key)) for raw_key, _, _ in wanted]
+    await asyncio.sleep(0)
+    for gone in asked[1::7]:
+        gone.cancel()
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    for position, ((_, key, project_id), answer) in enumerate(zip(wanted, answers, strict=True)):
+        if isinstance(answer, asyncio.CancelledError):
+            assert position % 7 == 1
+            continue
+        assert not isinstance(answer, BaseException)
+        assert answer[0] == 3
+        found = answer[1] and (answer[1].key_id, answer[1].project_id)
+        assert found == (key and (key.key_id, project_id))
+
+
+async def test_a_lookup_sees_whatever_was_committed_before_it(store: KeyStore, database_url: str) -> None:
+    """Here or by another process: a read leaves no snapshot behind."""
+    async with opened(database_url) as other:
+        for number in range(10):
+            raw_key, _ = await issue(other if number % 2 else store, ProjectId(f"p{number}"))
+            revision, active = await lookup(store, raw_key)
+            assert (revision, active is not None) == (number + 1, True)
+
+
 async def test_a_project_with_an_active_key_gets_no_second_one(store: KeyStore) -> None:
     raw_key, _ = await issue(store)
     with pytest.raises(AlreadyExistsError, match="demo"):

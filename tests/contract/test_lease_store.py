@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -79,6 +80,14 @@ async def test_a_lease_expires_after_its_duration_and_the_margin_by_the_database
     )  # fmt: skip
     assert before <= found.renew_time <= after
     assert found.expire_time - found.renew_time == timedelta(seconds=LEASE_SECONDS + MARGIN_SECONDS)
+
+
+async def test_a_holder_may_ask_for_a_shorter_lease_than_others_get_in_the_same_transaction(leases: LeaseStore) -> None:
+    short = replace(renewal(1), lease_seconds_max=LEASE_SECONDS / 2)
+    await leases.renew([short, renewal(1, "holder-2")], LEASE_SECONDS)
+    for holder_id, seconds in (("holder-1", LEASE_SECONDS / 2), ("holder-2", LEASE_SECONDS)):
+        found = await row(leases, holder_id)
+        assert found.expire_time - found.renew_time == timedelta(seconds=seconds + MARGIN_SECONDS)
 
 
 async def test_the_acknowledged_revision_never_goes_down_within_an_epoch(leases: LeaseStore) -> None:

@@ -53,18 +53,16 @@ async def validating(cluster: Cluster) -> AsyncIterator[Validating]:
 
 async def warm(administrator: Administrator, replica: Service, validating: Validating, life: Life) -> str:
     """Keep a replica busy until it answers for a key from memory; return the id of its index."""
-    found: list[str] = []
 
     async def holds() -> bool:
         await validating.make_busy(life)
-        holders = (await administrator.holders()).holders
-        # The second renewal is the first with a lease that counts; it acknowledges the reset.
-        found[:] = [it.holder_id for it in holders if it.name.endswith(f":{replica.pid}") and it.acknowledged_revision]
-        return bool(found)
+        return await administrator.holder(replica.pid) is not None
 
     await until("the replica's index holds a lease", holds)
     await validating.make_busy(life)
-    return found[0]
+    holder = await administrator.holder(replica.pid)
+    assert holder is not None
+    return holder.holder_id
 
 
 async def test_a_key_revoked_at_one_replica_is_refused_at_the_other_when_the_call_returns(
