@@ -28,28 +28,26 @@ class Question:
 
     __slots__ = ("_joined", "api_key", "decided", "is_known", "origin")
 
-    def __init__(self, api_key: RawKey, origin: str | None, *, is_known: bool) -> None:
+    def __init__(self, api_key: RawKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
         """`is_known`: the key was good lately."""
         self.api_key = api_key
         self.origin = origin
         self.is_known = is_known
-        self.decided: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self.decided: asyncio.Future[Decision] = loop.create_future()
         """For the one who asked, and nobody else."""
         self._joined: set[asyncio.Future[None]] = set()
 
-    async def join(self) -> None:
-        """Return when there is a verdict, which is not told: rule 4 leaves it to the one who asked."""
-        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    def join(self) -> asyncio.Future[None]:
+        """Return what is done when there is a verdict, which is not told: rule 4 leaves it to the one who asked."""
+        told: asyncio.Future[None] = self.decided.get_loop().create_future()
         self._joined.add(told)
-        try:
-            await told
-        finally:
-            self._joined.discard(told)
+        told.add_done_callback(self._joined.discard)
+        return told
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits any more."""
-        return self.decided.done() and not self._joined
+        return self.decided.done() and all(told.done() for told in self._joined)
 
     def decide(self, decision: Decision) -> None:
         """Wake all who wait."""
@@ -108,7 +106,7 @@ class Questions:
     def forget(self, question: Question) -> None:
         """Let go of a question if nobody waits for it, and its call has not begun."""
         waiting = self._waiting_with(question)
-        if question.is_abandoned and question in waiting:
+        if question in waiting and question.is_abandoned:
             del waiting[question]
             self._answered(question)
 

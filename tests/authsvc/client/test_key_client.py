@@ -200,6 +200,25 @@ async def test_calls_at_once_go_over_several_connections(service: FakeKeyService
     assert len(set(service.peers)) == 4
 
 
+async def test_calls_take_turns_on_the_connections_and_avoid_one_that_is_busy(
+    service: FakeKeyService, client: KeyClient
+) -> None:
+    held = service.gate = asyncio.Event()
+    slow = asyncio.create_task(ask(client, None))
+    await service.arrived(1)
+    service.gate = asyncio.Event()
+    service.gate.set()
+    for _ in range(6):
+        await ask(client, None)
+    busy, *others = service.peers
+    assert others == [*others[:3], *others[:3]]
+    assert len({busy, *others}) == 4
+    held.set()
+    await slow
+    await ask(client, None)
+    assert service.peers[-1] == busy
+
+
 async def test_a_connection_that_fails_is_spared_while_others_do_not(
     service: FakeKeyService, client: KeyClient, clock: Clock
 ) -> None:

@@ -508,6 +508,16 @@ async def test_closing_ends_the_calls_under_way_with_a_fault(service: FakeKeySer
         await validator.validate(OTHER)
 
 
+async def test_closing_ends_the_wait_for_a_call_too(service: FakeKeyService, narrow: KeyValidator) -> None:
+    under_way, queue = await busy(service, narrow)
+    queue += asked(narrow, keys(3, 1))
+    await asyncio.sleep(0)  # for it to join
+    await narrow.close()
+    outcomes = await asyncio.gather(*under_way, *queue, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["this validator is closed"] * 20
+    assert service.batches == [3]
+
+
 async def test_a_service_of_ones_own_connects_in_one_line(service: FakeKeyService, address: Address) -> None:
     async with KeyValidator(str(address), service.token) as validator:
         assert await validator.validate(KEY.reveal()) == ALLOWED
