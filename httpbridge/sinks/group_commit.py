@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import msgspec
 import structlog
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
@@ -46,8 +47,7 @@ class Bounds:
     """
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[T]):
+class _Waiting(msgspec.Struct, Generic[T]):
     item: T
     weight: int
     done: asyncio.Future[None]
