@@ -51,18 +51,21 @@ class Ingest:
         if not quota.admitted:
             return responses.rate_limited(quota)
 
-        body = await self._body(request)
+        encoding = bodies.encoding(request.headers)
+        bodies.refuse_declared_length(request.headers, self._body_bytes_max)
+        if request.has_whole_body and encoding is bodies.Encoding.IDENTITY:
+            body = request.take_body(self._body_bytes_max)
+        else:
+            body = await self._read_body(request, encoding)
         batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
-    async def _body(self, request: Request) -> bytes:
-        encoding = bodies.encoding(request.headers)
-        bodies.refuse_declared_length(request.headers, self._body_bytes_max)
-        whole = request.take_body(self._body_bytes_max) if request.has_whole_body else None
-        if whole is not None and encoding is bodies.Encoding.IDENTITY:
-            return whole
+    async def _read_body(self, request: Request, encoding: bodies.Encoding) -> bytes:
         # The share ends before the body is parsed, which does not wait, so that one body more is there at the most.
         with self._body_budget.share() as share:
-            raw = await request.read_body(self._body_bytes_max, share) if whole is None else whole
+            if request.has_whole_body:
+                raw = request.take_body(self._body_bytes_max)
+            else:
+                raw = await request.read_body(self._body_bytes_max, share)
             return await bodies.decode(raw, encoding, self._body_bytes_max, share)

@@ -1,7 +1,7 @@
 """Group commit: concurrent writers share one commit, and so one wait for the disk.
 
 The SQL sink submits what each request brought; one writer task takes everything
-that waits into the next commit as soon as the last one is done, without a timer: one
+that waits into the next commit soon after the last one is done, without a timer: one
 request alone waits for nobody, and under load the commits grow by themselves.
 
 What each submitter may rely on:
@@ -21,12 +21,21 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import msgspec
 import structlog
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 
 CLOSE_SECONDS_MAX = 15.0
 """For what was accepted to be committed at the end: longer than any one commit may take."""
+
+_GATHER_TURNS = 4
+"""Turns of the event loop before each commit.
+
+In these, those who were just answered are written to, and what they send next is read, and joins. Measured: of 32
+clients that send one batch after the other nearly all share each commit, instead of half of them, for a fifth less CPU
+a batch. On an idle event loop four turns take some microseconds.
+"""
 
 T = TypeVar("T")
 
@@ -46,8 +55,7 @@ class Bounds:
     """
 
 
-@dataclass(slots=True)
-class _Waiting(Generic[T]):
+class _Waiting(msgspec.Struct, Generic[T]):
     item: T
     weight: int
     done: asyncio.Future[None]
@@ -118,6 +126,8 @@ class GroupCommit(Generic[T]):
         try:
             while True:
                 await self._wake.wait()
+                for _ in range(_GATHER_TURNS):
+                    await asyncio.sleep(0)
                 group = self._next_group()
                 if group:
                     await self._write(group)

@@ -125,12 +125,14 @@ class SqliteStore:
                 raise StoreUnavailableError(str(error)) from None
         connection = self._driver()
         try:
-            connection.execute("BEGIN IMMEDIATE")
-            if rows:
-                self._insert_rows(connection, rows)
-            else:
+            if not rows:
                 connection.execute(PROBE)
-            connection.execute("COMMIT")
+            elif len(rows) <= _STATEMENT_ROWS_MAX:
+                self._insert_rows(connection, rows)  # one statement is a transaction by itself
+            else:
+                connection.execute("BEGIN IMMEDIATE")
+                self._insert_rows(connection, rows)
+                connection.execute("COMMIT")
         except (sqlite3.Error, UnicodeEncodeError) as error:
             failure = self._translated(error)
             if not isinstance(failure, BatchRefusedError) or not _rolled_back(connection):

@@ -212,6 +212,43 @@ async def test_pipelined_requests_are_answered_in_order(bridge: Bridge) -> None:
     assert len(bridge.sink.batches) == count // 2
 
 
+async def test_a_flood_on_one_connection_leaves_others_their_turn(bridge: Bridge) -> None:
+    """Requests that are refused without waiting for anything do not keep the event loop to themselves."""
+    flood, other = await bridge.connect(), await bridge.connect()
+    count = 1000
+    flood.send(request(key=OTHER_KEY) * count)
+    other.send(request("GET", "/health", key=None))
+    assert (await other.answer()).status == 200
+    assert len(bridge.validator.asked) < count // 2
+    assert [(await flood.answer()).status for _ in range(count)] == [401] * count
+
+
+@pytest.mark.parametrize("body", [None, BODY])
+@pytest.mark.parametrize(
+    "first",
+    [
+        request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: websocket", body=BODY),
+        request("CONNECT", "bridge.example:443", key=None),
+    ],
+)
+async def test_nothing_is_upgraded_and_what_follows_is_the_next_request(
+    bridge: Bridge, first: bytes, body: bytes | None
+) -> None:
+    client = await bridge.connect()
+    following = request("PUT", body=body)
+    client.send(first + following + first + following)
+    status = 404 if first.startswith(b"CONNECT") else 200
+    assert [(await client.answer()).status for _ in range(4)] == [status, 405] * 2
+
+
+async def test_an_offer_of_http_2_is_passed_over(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    for _ in range(2):
+        client.send(request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: h2c", body=BODY))
+        answer = await client.answer()
+        assert (answer.status, answer.headers.get("connection")) == (200, None)
+
+
 @pytest.mark.parametrize(
     ("version", "header", "connection"),
     [

@@ -53,6 +53,26 @@ async def test_what_waits_during_a_commit_goes_into_the_next() -> None:
     await group_commit.close()
 
 
+async def test_who_comes_back_at_once_shares_the_commit_with_those_who_waited() -> None:
+    """Clients that send one batch after the other do not split into two groups that wait for each other."""
+    store = Store()
+    group_commit = GroupCommit(store.commit)
+    store.gate.clear()
+
+    async def submit_twice() -> None:
+        await group_commit.submit("a", 1)
+        await group_commit.submit("c", 1)
+
+    again = [asyncio.create_task(submit_twice()) for _ in range(4)]
+    await store.entered.wait()
+    waiting = [asyncio.create_task(group_commit.submit("b", 1)) for _ in range(4)]
+    await asyncio.sleep(0)
+    store.gate.set()
+    await asyncio.gather(*again, *waiting)
+    assert store.tried == [["a"] * 4, ["b"] * 4 + ["c"] * 4]
+    await group_commit.close()
+
+
 async def test_nobody_returns_before_the_commit_does() -> None:
     store = Store()
     group_commit = GroupCommit(store.commit)
