@@ -1,8 +1,43 @@
-"""`make bench`: run every benchmark, one after the other."""
+"""`make bench`: answer all questions, print the targets, and write docs/performance.md.
 
-import runpy
-from pathlib import Path
+Usage: python -m benchmarks [--quick] [NAME…]
 
-for module in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-    if module.stem not in ("holders", "load", "processes"):  # parts of the others
-        runpy.run_module(f"benchmarks.{module.stem}", run_name="__main__")
+With names, only these are answered and nothing is written; `--quick` tries whether everything works.
+"""
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import msgspec
+
+from benchmarks.rig.document import DOCUMENT, write
+from benchmarks.rig.machine import facts
+from benchmarks.rig.report import RESULTS, Report, show
+from benchmarks.rig.targets import HEADING, rows
+
+QUESTIONS = (
+    "ingest", "latency", "refusals", "misses", "validate", "revocation", "sinks", "keys", "flood", "connections",
+    "workers", "startup",
+)  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    options = [each for each in arguments if each.startswith("-")]
+    names = [each for each in arguments if each not in options] or list(QUESTIONS)
+    if unknown := [each for each in names if each not in QUESTIONS] + [each for each in options if each != "--quick"]:
+        sys.exit(f"{unknown[0]}: none of {', '.join(QUESTIONS)}, --quick")
+    reports = {}
+    for name in names:
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options]).returncode != 0:
+            sys.exit(f"{name} failed")
+        reports[name] = msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=Report)
+    measured = {name: value for report in reports.values() for name, value in report.measured.items()}
+    print(show([HEADING, *rows(measured, questions=set(reports))]))
+    if names == list(QUESTIONS) and not options:
+        DOCUMENT.write_text(write(reports, facts(), datetime.now(UTC).date()))
+        print(f"\nwrote docs/{DOCUMENT.name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

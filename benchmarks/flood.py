@@ -1,7 +1,7 @@
 """What does a flood of unknown keys do to the traffic of good ones?"""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import count
 from statistics import median
@@ -19,14 +19,17 @@ SHARE_OF_PEAK = 10
 """Cached traffic is one part in so many of what the bridge could serve."""
 UNKNOWN_A_SECOND_MAX = 30_000
 
+Seen = tuple[Latencies, float]
+"""What became of the cached traffic, and how many other requests a second were answered."""
+
 QUIET, SERVED, FLOOD = "no flood", "as many connections with a good key", "flood of unknown keys"
 
 HOW = """\
-Batches of one log with a cached key arrive at a fixed rate, a tenth of what the bridge could serve, and are stored in SQLite;
-latencies count from when they were due. Meanwhile 32 connections send, as fast as they are answered, well-formed keys that
-nobody issued, each another one, or, for comparison, the good key. The same cached traffic is served in all three. The
-key service runs on the load's core. Memory is the bridge's resident set after each round of the flood, against that
-after the first."""
+Batches of one log with a cached key arrive at a fixed rate, a tenth of what the bridge could serve, and are stored in
+SQLite; latencies count from when they were due. Meanwhile 32 connections send, as fast as they are answered,
+well-formed keys that nobody issued, each another one, or, for comparison, the good key. The same cached traffic is
+served in all three. The key service runs on the load's core. Memory is the bridge's resident set after each round of
+the flood, against that after the first."""
 
 
 async def main(pace: Pace) -> Report:
@@ -45,26 +48,30 @@ async def main(pace: Pace) -> Report:
                 rig.folder, bridge.address, body=one, key=key(0), per_second=per_second, seconds=seconds
             )
 
-        async def arrive_among(keys: Sequence[str]) -> tuple[Latencies, float]:
+        async def arrive_among(keys: Sequence[str]) -> Seen:
             traffic = Traffic(one, keys, CONNECTIONS)
             others = asyncio.create_task(wrk.count(rig.new_folder(), bridge.address, traffic, seconds + 1))
             latencies = await arrive()
             seen = await others
             return latencies, seen.requests / seen.seconds
 
-        async def quiet() -> tuple[Latencies, float]:
+        async def quiet() -> Seen:
             return await arrive(), 0.0
 
-        async def flood() -> tuple[Latencies, float]:
+        async def flood() -> Seen:
             first = next(slices) * UNKNOWN_A_SECOND_MAX * seconds
             keys = [unknown_key(first + number) for number in range(UNKNOWN_A_SECOND_MAX * seconds)]
             outcome = await arrive_among(keys)
             resident.append(bridge.resident_bytes())
             return outcome
 
-        results = await interleaved(
-            {QUIET: quiet, SERVED: partial(arrive_among, [key(0)]), FLOOD: flood}, pace.rounds
-        )
+        await arrive()  # for everything to be warm
+        turns: dict[str, Callable[[], Awaitable[Seen]]] = {
+            QUIET: quiet,
+            SERVED: partial(arrive_among, [key(0)]),
+            FLOOD: flood,
+        }
+        results = await interleaved(turns, max(2, pace.rounds), warm_up=False)
     p99 = {name: median(latencies.p99 for latencies, _ in rounds) for name, rounds in results.items()}
     rows: list[tuple[str, list[float | None]]] = [
         (
@@ -87,10 +94,13 @@ async def main(pace: Pace) -> Report:
     memory = Table(
         "memory of the bridge",
         [("MB", ".1f"), ("ratio", ".2f")],
-        [("after the first round of the flood", [resident[0] / 1e6, 1.0]), ("after the last", [resident[-1] / 1e6, growth])],
+        [
+            ("after the first round of the flood", [resident[0] / 1e6, 1.0]),
+            ("after the last", [resident[-1] / 1e6, growth]),
+        ],
     )
     return Report(
-        "What does a flood of unknown keys do to the traffic of good ones?",
+        __doc__ or "",
         HOW,
         [Table("cached traffic", columns, rows), memory],
         {"flood_p99": p99[FLOOD] / p99[QUIET], "flood_memory": growth},

@@ -15,9 +15,9 @@ SECONDS_A_ROUND = 2
 """Times the pace: checkpoints of SQLite's log come every few seconds."""
 
 HOW = """\
-The peak is what wrk reaches over 32 connections with batches of one log. Then requests arrive at half of that rate, evenly,
-whatever becomes of those before; each latency is counted from the instant when the request was due, so that waiting for a
-free connection counts, too (no coordinated omission). PostgreSQL shares the core of the load."""
+The peak is what wrk reaches over 32 connections with batches of one log. Then requests arrive at half of that rate,
+evenly, whatever becomes of those before; each latency is counted from the instant when the request was due, so that
+waiting for a free connection counts, too (no coordinated omission). PostgreSQL shares the core of the load."""
 
 
 async def main(pace: Pace) -> Report:
@@ -60,7 +60,7 @@ async def main(pace: Pace) -> Report:
     columns = [("requests/s", ",.0f"), ("p50 ms", ".2f"), ("p90 ms", ".2f"), ("p99 ms", ".2f"), ("max ms", ".1f")]
     columns += [("p99 / p50", ".1f"), ("failed", ".0f")]
     return Report(
-        "How long does a durable request take at half of the peak rate?",
+        __doc__ or "",
         HOW,
         [Table("arriving at half of the peak", columns, rows)],
         {"latency_tail": tails[SQLITE]},

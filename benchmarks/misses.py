@@ -18,10 +18,10 @@ KEYS_A_SECOND_MAX = 15_000
 """More than can be served: every request of a round has a key of its own."""
 
 HOW = """\
-wrk sends batches of one log, each with another key. Keys never seen before are in the key service's database only; expired
-verdicts are those of a bridge that caches none, of a thousand keys that the key service has answered for. Both services
-share one core, and so do the two of the baseline; nothing is stored but in the last row. At 32 connections the ratio is of
-the processor time of both, at one it is of the wall clock: that one is about waiting."""
+wrk sends batches of one log, each with another key. Keys never seen before are in the key service's database only;
+expired verdicts are those of a bridge that caches none, of a thousand keys that the key service has answered for.
+Both services share one core, and so do the two of the baseline; nothing is stored but in the last row. At 32
+connections the ratio is of the processor time of both, at one it is of the wall clock: that one is about waiting."""
 
 
 async def main(pace: Pace) -> Report:
@@ -54,7 +54,7 @@ async def main(pace: Pace) -> Report:
             }
             compared[connections] = Comparison(await interleaved(contenders, pace.rounds), BARE)
     return Report(
-        "How fast are requests taken in whose keys' verdicts are not cached?",
+        __doc__ or "",
         HOW,
         [Table(f"{number} in flight", COLUMNS, comparison.rows()) for number, comparison in compared.items()],
         {"uncached_32": compared[32].cpu(FIRST), "uncached_1": compared[1].wall(FIRST)},

@@ -31,7 +31,7 @@ async def main(pace: Pace) -> Report:
 
         results = await interleaved(
             {
-                BARE: lambda: throughput(rig.folder, bare, Traffic(one, [key(0)]), pace.seconds),
+                BARE: partial(throughput, rig.folder, bare, Traffic(one, [key(0)]), pace.seconds),
                 MALFORMED: partial(refuse, bridge, MALFORMED_KEY),
                 UNKNOWN: partial(refuse, bridge, unknown_key(0)),
                 ORIGIN: partial(refuse, bridge, blocked, FOREIGN_ORIGIN),
@@ -41,7 +41,7 @@ async def main(pace: Pace) -> Report:
         )
     compared = Comparison(results, BARE)
     return Report(
-        "What does refusing a request cost, against serving one without any check?",
+        __doc__ or "",
         HOW,
         [Table("refused for", COLUMNS, compared.rows())],
         {

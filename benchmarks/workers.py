@@ -15,8 +15,9 @@ ONE, TWO = "one worker", "two workers"
 VARIABLE = "HTTPBRIDGE_WORKERS"
 
 HOW = """\
-wrk sends batches of one log over 64 connections; nothing is stored. Both bridges may use both cores, which the load uses,
-too, so that requests a second say little: the ratio is of processor time, of the workers and their parent together."""
+wrk sends batches of one log over 64 connections; nothing is stored. Both bridges may use both cores, which the load
+uses, too, so that requests a second say little: the ratio is of processor time, of the workers and their parent
+together."""
 
 
 async def main(pace: Pace) -> Report:
@@ -39,7 +40,7 @@ async def main(pace: Pace) -> Report:
         rows = Comparison(results, ONE).rows()
         measured = 1 / Comparison(results, ONE).cpu(TWO)
     return Report(
-        "What do two workers of a bridge cost a request more than one?",
+        __doc__ or "",
         HOW,
         [Table("workers", COLUMNS, rows)],
         {"workers": measured},

@@ -1,4 +1,4 @@
-"""The bridge as `httpbridge serve` runs it, but for its sink: one that stores nothing, or one whose commits are counted.
+"""The bridge as `httpbridge serve` runs it, but for its sink: it stores nothing, or its commits are counted.
 
 Usage: python -m benchmarks.rig.bridge null | counted, with the environment of `httpbridge serve`
 
@@ -28,7 +28,7 @@ def main(kind: str) -> None:
         sinks.append(await open_sql_sink(config.sink_url(), monotonic=time.monotonic))
         return sinks[0]
 
-    app.serve = partial(app.serve, open_sink={"null": open_null_sink, "counted": open_counted_sink}[kind])  # type: ignore[assignment]
+    app.serve = partial(app.serve, open_sink=open_null_sink if kind == "null" else open_counted_sink)
     try:
         cli.main(["serve"])
     finally:

@@ -1,4 +1,4 @@
-"""Requests one after the other over keep-alive connections, each noted; for `revocation`, where it is the last that counts."""
+"""Requests one after the other over keep-alive connections, each noted. For `revocation`: the last one counts."""
 
 import asyncio
 import time

@@ -24,7 +24,8 @@ def store_keys(database: Path, count: int) -> None:
             for number in range(count)
         )
         connection.executemany(
-            f"INSERT INTO keys (digest, key_id, project_id, create_revision, create_time) VALUES (?, ?, ?, 0, '{_CREATED}')",
+            "INSERT INTO keys (digest, key_id, project_id, create_revision, create_time) "
+            f"VALUES (?, ?, ?, 0, '{_CREATED}')",
             rows,
         )
         connection.commit()

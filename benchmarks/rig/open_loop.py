@@ -103,9 +103,7 @@ def summary(latencies: list[float | None]) -> Latencies:
     ordered = sorted(seconds for seconds in latencies if seconds is not None) or [float("nan")]
     quantile = {percent: ordered[(len(ordered) - 1) * percent // 100] * 1000 for percent in (50, 90, 99, 100)}
     answered = sum(seconds is not None for seconds in latencies)
-    return Latencies(
-        len(latencies), len(latencies) - answered, quantile[50], quantile[90], quantile[99], quantile[100]
-    )
+    return Latencies(len(latencies), len(latencies) - answered, quantile[50], quantile[90], quantile[99], quantile[100])
 
 
 async def measure(folder: Path, address: str, *, body: bytes, key: str, per_second: float, seconds: float) -> Latencies:
