@@ -27,13 +27,16 @@ def main(arguments: list[str]) -> None:
     names = [each for each in arguments if each not in options] or list(QUESTIONS)
     if unknown := [each for each in names if each not in QUESTIONS] + [each for each in options if each != "--quick"]:
         sys.exit(f"{unknown[0]}: none of {', '.join(QUESTIONS)}, --quick")
-    reports = {}
+    reports, failed = {}, []
     for name in names:
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options]).returncode != 0:
-            sys.exit(f"{name} failed")
+            failed.append(name)
+            continue
         reports[name] = msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=Report)
     measured = {name: value for report in reports.values() for name, value in report.measured.items()}
     print(show([HEADING, *rows(measured, questions=set(reports))]))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
     if names == list(QUESTIONS) and not options:
         DOCUMENT.write_text(write(reports, facts(), datetime.now(UTC).date()))
         print(f"\nwrote docs/{DOCUMENT.name}")

@@ -15,6 +15,8 @@ from typing import TypeVar
 import msgspec
 import uvloop
 
+from benchmarks.rig.processes import LOAD_CORE, pin
+
 RESULTS = Path(__file__).parent.parent / "results"
 """Of this machine's last runs, by question; not in version control."""
 
@@ -114,6 +116,7 @@ def run(main: Callable[[Pace], Awaitable[Report]]) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that servers are stopped, too
         return await main(pace)
 
+    pin(0, [LOAD_CORE])  # and with it all that is started, until it is put elsewhere
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(answer())
     name = Path(sys.argv[0]).stem

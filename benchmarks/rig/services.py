@@ -14,7 +14,7 @@ import grpc
 
 from authsvc.client.channel import TokenFile, authorization
 from benchmarks.rig.keys import store_keys
-from benchmarks.rig.processes import LOAD_CORE, SERVER_CORE, Server, pin, start
+from benchmarks.rig.processes import SERVER_CORE, Server, start
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.postgres import PostgresServer
@@ -35,7 +35,6 @@ class Rig:
         """What an admin sends with each call."""
 
     async def __aenter__(self) -> Self:
-        pin(0, [LOAD_CORE])
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self.state = self.folder / "state"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
