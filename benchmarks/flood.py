@@ -9,8 +9,8 @@ from statistics import median
 from benchmarks.rig import open_loop, wrk
 from benchmarks.rig.open_loop import Latencies
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import body, key, unknown_key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, key, unknown_key
 from benchmarks.rig.wrk import Traffic
 
 CONNECTIONS = 32

@@ -13,8 +13,8 @@ from authsvc.client.raw_key import RawKey
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import key, unknown_key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import key, unknown_key
 from benchmarks.rig.wrk import Comparison
 from benchmarks.validate import COLUMNS, call
 from protos.authsvc.v1 import key_service_pb2 as pb

@@ -6,8 +6,8 @@ from benchmarks.rig import open_loop
 from benchmarks.rig.open_loop import Latencies
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, key
 from benchmarks.rig.wrk import Traffic, throughput
 
 BARE, SQLITE, POSTGRES = "bare aiohttp", "SQLite", "PostgreSQL"

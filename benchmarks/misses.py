@@ -6,8 +6,8 @@ from itertools import count
 
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, key
 from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
 
 BARE = "bare aiohttp and bare grpc.aio, one call a request"

@@ -4,8 +4,8 @@ from functools import partial
 
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import FOREIGN_ORIGIN, MALFORMED_KEY, body, key, unknown_key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import FOREIGN_ORIGIN, MALFORMED_KEY, body, key, unknown_key
 from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
 
 BARE = "bare aiohttp, which serves"

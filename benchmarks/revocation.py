@@ -12,8 +12,8 @@ from benchmarks.rig import wrk
 from benchmarks.rig.closed_loop import Load
 from benchmarks.rig.processes import LOAD_CORE, Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, ratio, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, key
 from benchmarks.rig.wrk import Traffic
 
 STREAMS = (1, 10, 100)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
-from benchmarks.rig.requests import body, head, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, head, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 
 ROUNDS_A_ROUND = 2

@@ -6,8 +6,8 @@ import msgspec
 
 from benchmarks.rig.processes import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, key
 from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
 from httpbridge.config import Config
 

@@ -18,7 +18,7 @@ import uvloop
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
 
-from benchmarks.rig.requests import INGEST, key
+from benchmarks.rig.traffic import INGEST, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 

@@ -21,7 +21,7 @@ import msgspec
 import uvloop
 
 from benchmarks.rig.processes import SERVER_CORE, pin
-from benchmarks.rig.requests import body
+from benchmarks.rig.traffic import body
 from httpbridge import logs
 from httpbridge.sinks.group_commit import Bounds
 from httpbridge.sinks.schema import WRITTEN_COLUMNS

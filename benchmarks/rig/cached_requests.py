@@ -26,7 +26,7 @@ from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.null_sink import NullSink
-from benchmarks.rig.requests import body, head, key
+from benchmarks.rig.traffic import body, head, key
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, Budget
 from httpbridge.ingest import Ingest

@@ -4,7 +4,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from benchmarks.rig.requests import body, head
+from benchmarks.rig.traffic import body, head
 
 
 @dataclass(slots=True)

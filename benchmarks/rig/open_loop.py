@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.rig.requests import head
+from benchmarks.rig.traffic import head
 
 CONNECTIONS = 128
 _RECEIVE_BYTES = 65_536

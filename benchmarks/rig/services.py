@@ -20,6 +20,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.postgres import PostgresServer
 
 _BIN = Path(sys.executable).parent
+_ROOT = Path(__file__).parent.parent.parent
 _OURS = ("AUTHSVC_", "HTTPBRIDGE_")
 
 
@@ -39,6 +40,7 @@ class Rig:
         self.state = self.folder / "state"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.environ = kept | {
+            "PYTHONPATH": str(_ROOT),  # for workers, which are started by a file's name
             "AUTHSVC_STATE_DIR": str(self.state),
             "AUTHSVC_LISTEN": "127.0.0.1:0",
             "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
@@ -78,7 +80,8 @@ class Rig:
         """
         command: list[str | Path] = [_BIN / "httpbridge", "serve"]
         if sink:
-            command = [sys.executable, "-m", "benchmarks.rig.bridge", sink]
+            command = [sys.executable, "-m", "benchmarks.rig.bridge", "serve"]
+            variables["BENCH_SINK"] = sink
         return await self._start(command, {"HTTPBRIDGE_STATE_DIR": str(self.new_folder())} | variables, cores)
 
     async def bare(self, name: str, *arguments: str) -> Server:

@@ -12,7 +12,7 @@ from typing import cast
 
 import uvloop
 
-from benchmarks.rig.requests import head, key
+from benchmarks.rig.traffic import head, key
 
 _BODY_BYTES = 100_000
 _OPENING = 100

@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 from benchmarks.rig.processes import Server
-from benchmarks.rig.requests import body, head, key, unknown_key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, head, key, unknown_key
 
 
 async def answer(server: Server, api_key: str) -> bytes:
