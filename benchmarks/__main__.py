@@ -5,12 +5,14 @@ Usage: python -m benchmarks [--quick] [NAME…]
 With names, only these are answered and nothing is written; `--quick` tries whether everything works.
 """
 
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
 
 import msgspec
 
+from benchmarks.rig import wrk
 from benchmarks.rig.document import DOCUMENT, write
 from benchmarks.rig.machine import facts
 from benchmarks.rig.report import RESULTS, Report, show
@@ -27,9 +29,11 @@ def main(arguments: list[str]) -> None:
     names = [each for each in arguments if each not in options] or list(QUESTIONS)
     if unknown := [each for each in names if each not in QUESTIONS] + [each for each in options if each != "--quick"]:
         sys.exit(f"{unknown[0]}: none of {', '.join(QUESTIONS)}, --quick")
+    wrk.program()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     reports, failed = {}, []
     for name in names:
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options]).returncode != 0:
+        if _ask(name, options) != 0:
             failed.append(name)
             continue
         reports[name] = msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=Report)
@@ -40,6 +44,16 @@ def main(arguments: list[str]) -> None:
     if names == list(QUESTIONS) and not options:
         DOCUMENT.write_text(write(reports, facts(), datetime.now(UTC).date()))
         print(f"\nwrote docs/{DOCUMENT.name}")
+
+
+def _ask(name: str, options: list[str]) -> int:
+    """Run one question; return its exit status. It is told to stop when this process is, and stops its servers."""
+    process = subprocess.Popen([sys.executable, "-m", f"benchmarks.{name}", *options])
+    try:
+        return process.wait()
+    finally:
+        process.terminate()
+        process.wait()
 
 
 if __name__ == "__main__":

@@ -118,7 +118,10 @@ def run(main: Callable[[Pace], Awaitable[Report]]) -> None:
 
     pin(0, [LOAD_CORE])  # and with it all that is started, until it is put elsewhere
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(answer())
+        try:
+            report = runner.run(answer())
+        except asyncio.CancelledError:
+            sys.exit("stopped")
     name = Path(sys.argv[0]).stem
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))

@@ -45,16 +45,21 @@ class Traffic:
     origin: str | None = None
 
 
+def program() -> str:
+    """Return wrk's path; exit, saying what to install, where there is none."""
+    path = shutil.which("wrk")
+    if path is None:
+        sys.exit("wrk is missing: it makes the load (on Debian: apt-get install wrk)")
+    return path
+
+
 async def count(folder: Path, address: str, traffic: Traffic, seconds: float) -> Count:
     """Send for so many seconds; `folder` takes the files that the script reads."""
-    program = shutil.which("wrk")
-    if program is None:
-        sys.exit("wrk is missing: it makes the load (on Debian: apt-get install wrk)")
     body, keys = folder / "body", folder / "keys"
     body.write_bytes(traffic.body)
     keys.write_text("".join(f"{key}\n" for key in traffic.keys))
     process = await asyncio.create_subprocess_exec(
-        program, "--threads=1", f"--connections={traffic.connections}", f"--duration={max(1, round(seconds))}s",
+        program(), "--threads=1", f"--connections={traffic.connections}", f"--duration={max(1, round(seconds))}s",
         "--timeout=10s", f"--script={_SCRIPT}", f"http://{address}", "--", body, keys,
         *([] if traffic.origin is None else [traffic.origin]), stdout=PIPE,
     )  # fmt: skip
