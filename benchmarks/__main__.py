@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"{unknown[0]}: none of {', '.join(QUESTIONS)}, --quick")
     wrk.program()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    is_whole = names == list(QUESTIONS) and not options
+    machine = facts() if is_whole else []  # before anything else is busy
     reports, failed = {}, []
     for name in names:
         if _ask(name, options) != 0:
@@ -41,8 +43,8 @@ def main(arguments: list[str]) -> None:
     print(show([HEADING, *rows(measured, questions=set(reports))]))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
-    if names == list(QUESTIONS) and not options:
-        DOCUMENT.write_text(write(reports, facts(), datetime.now(UTC).date()))
+    if is_whole:
+        DOCUMENT.write_text(write(reports, machine, datetime.now(UTC).date()))
         print(f"\nwrote docs/{DOCUMENT.name}")
 
 

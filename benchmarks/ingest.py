@@ -4,11 +4,12 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from benchmarks.rig.bulk_writes import measure
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import body, key
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, count, throughput
+from benchmarks.rig.wrk import Traffic, count, throughput
 
 SIZES = {1: 32, 50: 32, 1000: 8}
 """Connections by logs a request."""

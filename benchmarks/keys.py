@@ -12,10 +12,10 @@ from authsvc.client import Decision, Verdict
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
+from benchmarks.rig.comparison import Comparison
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import key, unknown_key
-from benchmarks.rig.wrk import Comparison
 from benchmarks.validate import COLUMNS, call
 from protos.authsvc.v1 import key_service_pb2 as pb
 

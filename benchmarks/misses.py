@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import body, key
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+from benchmarks.rig.wrk import Traffic, throughput
 
 BARE = "bare aiohttp and bare grpc.aio, one call a request"
 FIRST, EXPIRED, UNKNOWN_TO_ALL = "keys never seen before", "verdicts expired, keys seen before", "never seen, durable"

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import FOREIGN_ORIGIN, MALFORMED_KEY, body, key, unknown_key
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+from benchmarks.rig.wrk import Traffic, throughput
 
 BARE = "bare aiohttp, which serves"
 MALFORMED, UNKNOWN = "malformed key, 401", "unknown key, cached, 401"

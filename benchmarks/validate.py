@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 
+from benchmarks.rig.comparison import Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import MALFORMED_KEY, key, unknown_key
-from benchmarks.rig.wrk import Comparison, Throughput
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 

@@ -4,11 +4,12 @@ from functools import partial
 
 import msgspec
 
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import body, key
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+from benchmarks.rig.wrk import Traffic, throughput
 from httpbridge.config import Config
 
 ONE, TWO = "one worker", "two workers"

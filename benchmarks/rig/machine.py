@@ -25,6 +25,7 @@ def facts() -> list[tuple[str, str]]:
     return [
         ("processor", f"{_processor()}, {os.cpu_count()} cores"),
         ("memory", f"{memory_gib:.0f} GiB"),
+        ("load average before the run", f"{os.getloadavg()[1]:.1f}"),
         ("kernel", f"{platform.system()} {platform.release()}"),
         ("an fsync of 4 KiB, median", f"{_sync_milliseconds():.2f} ms"),
         ("Python", platform.python_version()),

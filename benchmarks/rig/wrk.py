@@ -4,15 +4,14 @@ import asyncio
 import shutil
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
+from benchmarks.rig.comparison import Throughput
 from benchmarks.rig.processes import Server
-from benchmarks.rig.report import ratio
 
 _SCRIPT = Path(__file__).with_name("load.lua")
 
@@ -24,15 +23,6 @@ class Count(msgspec.Struct, frozen=True):
     seconds: float
     refused: int
     broken: int
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """How fast a server answered, and what an answer cost it."""
-
-    per_second: float
-    cpu_microseconds: float
-    """Processor time a request, of the servers that were watched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,39 +80,3 @@ async def throughput(
     assert seen.broken == 0, seen
     assert abs(seen.refused - expected) <= (seen.requests // 100 if refused else 0), seen
     return Throughput(seen.requests / seen.seconds, cpu_seconds * 1e6 / seen.requests)
-
-
-COLUMNS = [("requests/s", ",.0f"), ("CPU µs", ",.1f"), ("ratio, wall clock", ".2f"), ("ratio, CPU", ".2f")]
-
-
-class Comparison:
-    """Servers' rounds beside those of a baseline."""
-
-    def __init__(self, results: Mapping[str, list[Throughput]], baseline: str) -> None:
-        self._results = results
-        self._baseline = results[baseline]
-
-    def wall(self, name: str) -> float:
-        """Return the ratio of requests a second."""
-        return ratio([each.per_second for each in self._results[name]], [each.per_second for each in self._baseline])
-
-    def cpu(self, name: str) -> float:
-        """Return the ratio of requests a second of processor time."""
-        return ratio(
-            [each.cpu_microseconds for each in self._baseline], [each.cpu_microseconds for each in self._results[name]]
-        )
-
-    def rows(self) -> list[tuple[str, list[float | None]]]:
-        """Return a table's rows for COLUMNS."""
-        return [
-            (
-                name,
-                [
-                    median(each.per_second for each in rounds),
-                    median(each.cpu_microseconds for each in rounds),
-                    self.wall(name),
-                    self.cpu(name),
-                ],
-            )
-            for name, rounds in self._results.items()
-        ]
