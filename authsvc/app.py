@@ -4,6 +4,7 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,26 +14,36 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.listening import bind, cannot_listen
+from authsvc.client.validator import boot_clock
+from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
-from authsvc.interceptors import CallInterceptor, CallLimits
+from authsvc.index import Index
+from authsvc.interceptors import CallGuard, CallLimits
+from authsvc.key_service import KeyService
 from authsvc.lease_store import LeaseStore
-from authsvc.service import KeyService, OperationsService, ProjectService
+from authsvc.operations_service import OperationsService
+from authsvc.project_service import ProjectService
 from authsvc.store import SCHEMA_VERSION, KeyStore
 from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
-# The largest request is SetOrigins with 100 entries of 260 characters, at most 4 bytes each.
-_MESSAGE_BYTES_MAX = 256 * 1024
+# The largest request is BatchValidate with 256 keys and origins of 300 characters, at most 4 bytes each.
+_MESSAGE_BYTES_MAX = 512 * 1024
 _DRAIN_SECONDS = 10.0
+_SWEEP_SECONDS = 0.02
+"""Between two looks at whether a call is still under way."""
+_LAST_ANSWERS_SECONDS = 0.5
+"""For what was answered to be sent."""
 
 
 def now() -> datetime:
@@ -59,12 +70,17 @@ async def renew_epoch(config: Config) -> None:
 
 
 async def serve(
-    config: Config, stop: asyncio.Event, started: Callable[[Address], None], limits: CallLimits | None = None
+    config: Config,
+    stop: asyncio.Event,
+    started: Callable[[Address], None],
+    limits: CallLimits | None = None,
+    link: Link | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
-    `started` is called once, with the bound address, when calls are answered. Raises ConfigurationError when the
-    service cannot start as configured, and StoreUnavailableError when the database cannot be reached.
+    `started` is called once, with the bound address, when calls are answered. With a link to other workers the port
+    is shared with them. Raises ConfigurationError when the service cannot start as configured, and
+    StoreUnavailableError when the database cannot be reached.
     """
     limits = limits or CallLimits()
     config.check_exposure()
@@ -74,7 +90,10 @@ async def serve(
         await _check_schema(database)
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
-        feed = ChangeFeed(database, store, leases)
+        feed = ChangeFeed(database, store, leases, time.monotonic)
+        if link is not None and database.is_sqlite:  # PostgreSQL notifies them
+            feed = ChangeFeed(database, store, leases, time.monotonic, link.tell)
+            link.listen(feed.look)
         await feed.open()
         watch = Watch(
             store,
@@ -82,44 +101,56 @@ async def serve(
             feed,
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
-            now=now,
             monotonic=time.monotonic,
         )
+        guard: Any = CallGuard(tokens, limits, time.monotonic)
         server = grpc.aio.server(
-            interceptors=[CallInterceptor(tokens, limits, time.monotonic)],
-            options=_options(limits),
+            handlers=[guard],
+            options=_options(limits, is_shared=link is not None),
             maximum_concurrent_rpcs=limits.calls_max,
         )
-        key_service = KeyService(store, watch, feed)
-        pb_grpc.add_KeyServiceServicer_to_server(key_service, server)
-        pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), server)
-        pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), server)
+        index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
+        key_service = KeyService(store, index, watch, feed)
+        pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
+        pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
+        pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
         healthy = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, guard)
         if config.reflection:
             names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, server)
-        address = _listen(server, config)
-        watching = asyncio.create_task(watch.run())
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
+        address = await _listen(server, config, is_shared=link is not None)
+        watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         await server.start()
         for service in ("", *_SERVICES):
             await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         started(address)
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([stopping, watching], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([stopping, watching, indexing], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await healthy.enter_graceful_shutdown()
+            await index.leave()
             watch.close()
-            await server.stop(_DRAIN_SECONDS)
+            await _stop(server, guard)
             await key_service.drain()
-            await _end(watching, stopping)
+            await _end(indexing, watching, stopping)
 
 
-def _options(limits: CallLimits) -> tuple[tuple[str, int], ...]:
+async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
+    """Let the calls under way be answered, and wait for nobody else: a holder may be frozen, or cut off."""
+    stopping = asyncio.create_task(server.stop(_DRAIN_SECONDS))
+    while guard.calls and not stopping.done():
+        await asyncio.wait([stopping], timeout=_SWEEP_SECONDS)
+    await server.stop(_LAST_ANSWERS_SECONDS)
+    await stopping
+
+
+def _options(limits: CallLimits, *, is_shared: bool) -> tuple[tuple[str, int], ...]:
     timeout_ms = round(limits.keepalive_timeout_seconds * 1000)
     return (
-        ("grpc.so_reuseport", 0),  # a taken port is an error, not a second service that gets half of the calls
+        # Else a taken port is an error, not a second service that gets half of the calls.
+        ("grpc.so_reuseport", int(is_shared)),
         ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
         ("grpc.max_concurrent_streams", limits.connection_calls_max),
         ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
@@ -175,25 +206,18 @@ async def _migrate(database: Database, version: str | None) -> None:
     await database.migrate(upgrade)
 
 
-def _listen(server: grpc.aio.Server, config: Config) -> Address:
+async def _listen(server: grpc.aio.Server, config: Config, *, is_shared: bool) -> Address:
+    # gRPC does not say why an address cannot be listened on, and prints it at length.
+    for bound in await bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
+        bound.close()
     try:
-        _check_free(config.listen)
         if config.tls_cert is None:
             port = server.add_insecure_port(str(config.listen))
         else:
             port = server.add_secure_port(str(config.listen), _credentials(config))
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "gRPC cannot use this address"
-        raise ConfigurationError(f"AUTHSVC_LISTEN: cannot listen on {config.listen}: {reason}") from None
+    except RuntimeError:
+        raise cannot_listen("AUTHSVC_LISTEN", config.listen, "gRPC cannot use this address") from None
     return Address(config.listen.host, port)
-
-
-def _check_free(address: Address) -> None:
-    """Raise the OSError that says why the address cannot be listened on: gRPC does not say, and prints at length."""
-    for family, kind, protocol, _, name in socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(name)
 
 
 def _credentials(config: Config) -> grpc.ServerCredentials:

@@ -1,22 +1,24 @@
 """The change feed: what was committed, here or by another process, brought to everyone in this one who waits for it.
 
 `watch` reads it. Woken in-process by `wake`, across replicas by PostgreSQL's
-LISTEN/NOTIFY, and by polling beneath both: a notification can be lost, and SQLite has
-none.
+LISTEN/NOTIFY, among the workers of one service on SQLite by each other, and by polling
+beneath all of them: a notification can be lost.
 """
 
 import asyncio
 import random
 from collections import deque
-from contextlib import suppress
+from collections.abc import Callable
+from datetime import datetime, timedelta
 
 import structlog
 
+from authsvc.client.event_log import traceback_without_text
 from authsvc.client.holder import ChangeEvent
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.lease_store import LeaseStore
-from authsvc.leases import CHANGES_BEHIND_MAX
+from authsvc.leases import CHANGES_BEHIND_MAX, StoreState
 from authsvc.store import CHANNEL, Change, KeyStore, Revision
 
 _POLL_SECONDS = 0.25
@@ -42,11 +44,47 @@ class Pulse:
         return self._next
 
 
+class Outage:
+    """Logs that something which is tried again and again begins to fail, and why, and that it works again: once each.
+
+    Whatever the error is: one that nobody foresaw must not end the service, and every replica with it.
+    """
+
+    def __init__(self, what: str) -> None:
+        """Name the events `WHAT_lost` and `WHAT_back`."""
+        self._what = what
+        self._is_lost = False
+
+    def failed(self, error: Exception) -> None:
+        """Take note of a failure."""
+        if not self._is_lost:
+            kind = type(error.__cause__ or error).__name__
+            reason = error.reason if isinstance(error, StoreUnavailableError) else traceback_without_text(error)
+            _log.warning(f"{self._what}_lost", error=kind, reason=reason)
+        self._is_lost = True
+
+    def worked(self) -> None:
+        """Take note of a success."""
+        if self._is_lost:
+            _log.info(f"{self._what}_back")
+        self._is_lost = False
+
+
 class ChangeFeed:
     """The changes of the database in order, as far as this process knows them; `run` keeps it going."""
 
-    def __init__(self, database: Database, store: KeyStore, leases: LeaseStore) -> None:
-        """Know nothing yet; `open` reads where things stand."""
+    def __init__(
+        self,
+        database: Database,
+        store: KeyStore,
+        leases: LeaseStore,
+        monotonic: Callable[[], float],
+        tell_others: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Know nothing yet; `open` reads where things stand.
+
+        `tell_others` makes other processes call `look`, where the database does not notify them.
+        """
         self.epoch = ""
         self.revision = 0
         self.moved = Pulse()
@@ -57,13 +95,22 @@ class ChangeFeed:
         self._store = store
         self._leases = leases
         self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
+        self._tell_others = tell_others
         self._wake = asyncio.Event()
-        self._is_lost = False
+        self._outage = Outage("database")
+        self._monotonic = monotonic
+        self._clock: tuple[datetime, float]
+        """The database's, and this process's before that was asked for."""
 
     async def open(self) -> None:
         """Start from the present; raise StoreUnavailableError."""
-        state = await self._leases.state()
+        state = await self._read_state()
         self.epoch, self.revision = state.epoch, state.revision
+
+    def time(self) -> datetime:
+        """Return the database's clock without asking it: what it said last, and the time since; not too early."""
+        said, asked_at = self._clock
+        return said + timedelta(seconds=self._monotonic() - asked_at)
 
     async def run(self) -> None:
         """Follow the database until cancelled."""
@@ -73,7 +120,17 @@ class ChangeFeed:
                 tasks.create_task(self._listen())
 
     def wake(self) -> None:
-        """Look now: this process has committed something."""
+        """Look now, and let others: this process has committed a change."""
+        self.look()
+        self._tell_others()
+
+    def leases_renewed(self) -> None:
+        """Wake who waits for leases, here and elsewhere: this process has committed some."""
+        self.leases_moved.beat()
+        self._tell_others()
+
+    def look(self) -> None:
+        """Look now: another process has committed something."""
         self._wake.set()
         self.leases_moved.beat()
 
@@ -92,9 +149,9 @@ class ChangeFeed:
             try:
                 while await self._advance():
                     pass
-                self._note(is_lost=False)
-            except StoreUnavailableError:
-                self._note(is_lost=True)
+                self._outage.worked()
+            except Exception as error:  # noqa: BLE001 - see Outage
+                self._outage.failed(error)
             try:
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._wake.wait()
@@ -103,7 +160,7 @@ class ChangeFeed:
 
     async def _advance(self) -> bool:
         """Take in a page of changes; return whether there was any."""
-        state = await self._leases.state()
+        state = await self._read_state()
         if state.epoch != self.epoch:
             self.epoch, self.revision = state.epoch, state.revision
             self._recent.clear()
@@ -112,20 +169,29 @@ class ChangeFeed:
         if state.revision <= self.revision:
             return False
         changes = await self._store.changes(after=Revision(self.revision), limit=_PAGE)
+        if not changes:
+            raise StoreUnavailableError(f"the changes after {self.revision} are missing, up to {state.revision}")
         self._recent.extend(map(_event, changes))
         self.revision = changes[-1].revision
         self.moved.beat()
         return True
 
-    def _note(self, *, is_lost: bool) -> None:
-        if is_lost != self._is_lost:
-            (_log.warning if is_lost else _log.info)("database_lost" if is_lost else "database_back")
-        self._is_lost = is_lost
+    async def _read_state(self) -> StoreState:
+        asked_at = self._monotonic()
+        state = await self._leases.state()
+        self._clock = state.time, asked_at
+        return state
 
     async def _listen(self) -> None:
+        outage = Outage("notifications")  # polling goes on meanwhile
         while True:
-            with suppress(StoreUnavailableError):  # polling goes on meanwhile, and says so
-                await self._database.listen(CHANNEL, self.wake)
+            try:
+                await self._database.listen(CHANNEL, self.look)
+                outage.worked()
+            except StoreUnavailableError:
+                pass  # polling says so
+            except Exception as error:  # noqa: BLE001 - see Outage
+                outage.failed(error)
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 

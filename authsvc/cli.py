@@ -11,7 +11,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import asyncio
 import math
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from authsvc import console
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
+from authsvc.client.workers import PLACE, Link, Place, run_workers, stop_at_signals
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -64,21 +65,37 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the key service until SIGTERM or SIGINT."""
-    from authsvc import app  # noqa: PLC0415 - the database libraries, which the other commands do not need
-
     config = console.read_config()
     configure(config.log_level, config.log_format)
 
     def started(address: Address) -> None:
         click.echo(f"authsvc listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
-    async def run_until_stopped() -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await app.serve(config, stop, started)
+    if config.workers > 1:
+        console.run(run_workers(config.listen, "AUTHSVC_LISTEN", config.workers, ("worker",), started))
+        return
+    from authsvc import app  # noqa: PLC0415 - the database libraries, which the other commands do not need
 
-    console.run(run_until_stopped())
+    async def run() -> None:
+        await app.serve(config, stop_at_signals(), started)
+
+    console.run(run())
+
+
+@main.command(hidden=True)
+@click.argument("place", type=PLACE)
+def worker(place: Place) -> None:
+    """Be one of the processes of `serve`, which starts it."""
+    from authsvc import app  # noqa: PLC0415 - as above
+
+    config = msgspec.structs.replace(console.read_config(), listen=place.address)
+    configure(config.log_level, config.log_format, place.name)
+
+    async def run() -> None:
+        with Link(place) as link:
+            await app.serve(config, stop_at_signals(), lambda _: link.ready(), link=link)
+
+    console.run(run())
 
 
 @main.command()

@@ -22,6 +22,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The variables, in lower case and without their prefix. The last four are the command line's side."""
 
     listen: Address = Address("127.0.0.1", 50051)
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     database_url: Secret | None = None
     state_dir: Path = Path("var")
     admin_token: Token | None = None

@@ -26,6 +26,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.channel import ClientTls, TokenFile, authorization, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
+from authsvc.client.workers import StartFailedError
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
 from authsvc.errors import StoreUnavailableError
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -34,6 +35,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 _T = TypeVar("_T")
 
 REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
+CRASHED = 1
 _DEADLINE_SECONDS = 30.0
 # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
 _OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -175,12 +177,12 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
+    except StartFailedError as error:  # whose worker has said why
+        sys.exit(max(error.status, CRASHED))
     except KeyServiceUnavailableError as error:
         fail(str(error), OUT_OF_REACH)
     except StoreUnavailableError as error:
-        # The driver's own words name hosts, users and files, never a password.
-        reason = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").partition("\n")[0]
-        fail(f"{error}: {reason}" if reason else str(error), OUT_OF_REACH)
+        fail(f"{error}: {error.reason}", OUT_OF_REACH)
     except _RefusedError as error:
         fail(str(error), REFUSED)
 

@@ -4,7 +4,8 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,13 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from authsvc.client.environment import ConfigurationError
 from authsvc.errors import StoreRefusedError, StoreUnavailableError
+from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
 
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
-_PASSING = ("08", "25006", "40", "53", "55", "57P")
-"""PostgreSQL's classes of errors that pass: no connection, a standby that takes no writes (yet), conflict with another
-transaction, no room, something in use, starting up or going down."""
+_PASSING = ("08", "25006", "40", "53", "55", "57", "58")
+"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), conflict with another
+transaction, no room, something in use, cancelled or going down, a fault of its system."""
+_PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
+"""What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
 _REFUSING = ("28", "3D", "42501")
 """Those that do not: a role or password that is wrong, no such database, no right to a table."""
 _DURABLE: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -74,6 +78,7 @@ class Database:
         # Writers wait for each other in the database anyway: SQLite's poll, and PostgreSQL's hold a connection each,
         # which validations then lack. Within a process they queue here instead, in order.
         self._turn = asyncio.Lock()
+        self._point_reads: list[PointReads] = []
 
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.
@@ -95,6 +100,8 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections."""
+        for reads in self._point_reads:
+            await reads.close()
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -102,6 +109,39 @@ class Database:
         """Give a connection on which each statement stands for itself."""
         async with _available(), _connected(self._statements) as connection:
             yield connection
+
+    def point_reads(self, sql: str) -> PointReads:
+        """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
+        reads: PointReads
+        if self.is_sqlite:
+            reads = SqliteReads(self._connect_sqlite, sql.format("({})"), self._read)
+        else:
+            reads = PostgresReads(self._connect_postgres, sql.replace("IN {}", "= ANY($1)"), self._read)
+        self._point_reads.append(reads)
+        return reads
+
+    def _connect_sqlite(self) -> sqlite3.Connection:
+        (file,), options = self.engine.dialect.create_connect_args(self.engine.url)
+        connection = sqlite3.connect(file, timeout=0, isolation_level=None, uri=options.get("uri", False))
+        connection.execute("PRAGMA query_only=ON")
+        return connection
+
+    async def _connect_postgres(self) -> Any:
+        pooled = await self.engine.raw_connection()
+        driver = pooled.driver_connection
+        pooled.detach()
+        return driver
+
+    async def _read(self, sql: str, parameters: tuple[Any, ...]) -> Sequence[Row]:
+        for retry in (True, False):
+            try:
+                async with self.statement() as connection:
+                    return (await connection.exec_driver_sql(sql, parameters)).all()
+            except StoreUnavailableError as error:
+                # The pool may hold connections that the database closed long ago; it has dropped them all by now.
+                if not (retry and getattr(error.__cause__, "connection_invalidated", False)):
+                    raise
+        raise AssertionError("the second try returns or raises")
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -127,7 +167,7 @@ class Database:
                 try:
                     await driver.add_listener(channel, lambda *_: notified())
                 except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
-                    raise StoreUnavailableError("the database cannot answer now") from error
+                    raise StoreUnavailableError(_reason(error)) from error
                 notified()
                 await lost.wait()
             finally:
@@ -166,17 +206,23 @@ def _engine(url: str) -> AsyncEngine:
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     if backend == "postgresql":
-        return create_async_engine(
-            parsed.set(drivername="postgresql+asyncpg"),
-            hide_parameters=True,
-            pool_size=10,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
-            connect_args={
-                "timeout": _COMMAND_TIMEOUT_SECONDS,
-                "command_timeout": _COMMAND_TIMEOUT_SECONDS,
-                "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
-            },
-        )
+        try:
+            return create_async_engine(
+                parsed.set(drivername="postgresql+asyncpg"),
+                hide_parameters=True,
+                pool_size=10,
+                pool_timeout=_POOL_TIMEOUT_SECONDS,
+                connect_args={
+                    "timeout": _COMMAND_TIMEOUT_SECONDS,
+                    "command_timeout": _COMMAND_TIMEOUT_SECONDS,
+                    # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
+                    # restarts, so a look at each connection is enough.
+                    "target_session_attrs": "primary",
+                    "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
+                },
+            )
+        except exc.ArgumentError as error:  # such as several hosts without ports
+            raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
     raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
 
 
@@ -242,18 +288,19 @@ async def _available() -> AsyncIterator[None]:
     try:
         yield
     except (exc.TimeoutError, OSError, TimeoutError) as error:
-        raise StoreUnavailableError("the database cannot answer now") from error
+        raise StoreUnavailableError(_reason(error)) from error
     except exc.DBAPIError as error:
         sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
         if sqlstate.startswith(_REFUSING):
             raise StoreRefusedError(_reason(error)) from error
-        passes = isinstance(error, exc.OperationalError | exc.InterfaceError) or sqlstate.startswith(_PASSING)
+        passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
         if passes or error.connection_invalidated:
-            raise StoreUnavailableError("the database cannot answer now") from error
+            raise StoreUnavailableError(_reason(error)) from error
         raise
 
 
-def _reason(error: exc.DBAPIError) -> str:
+def _reason(error: Exception) -> str:
     """Return the server's own words, which SQLAlchemy wraps twice: they name roles and databases, never a password."""
-    cause = getattr(error.orig, "__cause__", None) or error.orig
-    return str(cause).partition("\n")[0]
+    driver = getattr(error, "orig", None)
+    cause = getattr(driver, "__cause__", None) or driver or error
+    return str(cause).partition("\n")[0] or type(cause).__name__

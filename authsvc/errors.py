@@ -48,12 +48,12 @@ class StreamEndedError(KeyServiceError):
 
 
 class StoreUnavailableError(KeyServiceError):
-    """The database cannot answer now; the same call may succeed later."""
-
-
-class StoreRefusedError(StoreUnavailableError):
-    """The database turns the service away, and waiting does not mend it: `reason` is for the operator alone."""
+    """The database cannot answer now; the same call may succeed later. `reason` is for the operator alone."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("the database cannot answer now")
         self.reason = reason
+
+
+class StoreRefusedError(StoreUnavailableError):
+    """The database turns the service away, and waiting does not mend it."""

@@ -1,13 +1,15 @@
-"""What stands between the wire and `service`: caller roles, limits, errors as status codes, the request log.
+"""What stands between the wire and the servicers: caller roles, limits, errors as status codes, the request log.
 
-Built by `app`. `CallInterceptor` wraps every handler, ours and those of the health and
-reflection services.
+Built by `app`. A `CallGuard` wraps every handler, ours and those of the health and
+reflection services, once: gRPC's own interceptors would wrap them anew for each call,
+which costs as much as the call's work.
 """
 
 import asyncio
 import hmac
+import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -43,6 +45,8 @@ _STATUS: dict[type, grpc.StatusCode] = {
 }
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 _BRIDGE_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "Watch"))
+_UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
+"""They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
 _REFUSALS_LOGGED_SECONDS = 1.0
 
 _Handler: TypeAlias = Any  # an RpcMethodHandler, of which the stubs know the synchronous kind only
@@ -79,8 +83,12 @@ class CallLimits:
     """A caller that pings more often while nothing is sent is cut off."""
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a call through to its handler if its token's role may make it."""
+class CallGuard(grpc.GenericRpcHandler):
+    """Lets a call through to its handler if its token's role may make it.
+
+    Servicers are added to it, and it to the server. Messages reach a guarded handler as
+    bytes, to be read inside the guard: a fault in them is the caller's, like others.
+    """
 
     def __init__(self, tokens: Tokens, limits: CallLimits, monotonic: Callable[[], float]) -> None:
         """`monotonic` is in seconds, for the request log."""
@@ -90,68 +98,82 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         }
         self._limits = limits
         self._monotonic = monotonic
+        self.calls = 0
+        """Under way now, streams not counted."""
+        self._logs_calls = _log.is_enabled_for(logging.DEBUG)
+        self._handlers: dict[str, _Handler] = {}
         self._open_calls: Counter[str] = Counter()
         self._refusals = 0
         self._refusals_logged_at = float("-inf")
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> _Handler:
-        """Return the handler, wrapped; of a method that nobody serves, what gRPC makes of it.
+    def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: generated code adds the same handlers by name, too."""
 
-        Messages reach it as bytes, to be read inside the guard: a fault in them is the caller's, like others.
-        """
-        handler = await continuation(handler_call_details)
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
+        """Guard a service's handlers, as generated code adds them to a server."""
+        for name, handler in method_handlers.items():
+            method = f"/{service_name}/{name}"
+            self._handlers[method] = self._guarded(method, handler)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
+        """Return the handler for a call; None for a method that nobody serves."""
         method: str = handler_call_details.method
-        if handler is None:
-            return None
-        if method.startswith(_OPEN_SERVICES):
-            is_stream = handler.request_streaming or handler.response_streaming
-            seconds = self._limits.open_stream_seconds if is_stream else self._limits.call_seconds
-            return _stream(self._guard(method, self._open(method, handler), seconds), handler)
+        handler = self._handlers.get(method)
+        if handler is None or method.startswith(_OPEN_SERVICES):
+            return handler
         if (refusal := self._refusal(method, handler_call_details.invocation_metadata)) is not None:
             return _stream(self._refuse(method, *refusal), handler)
+        return handler
+
+    def _guarded(self, method: str, handler: _Handler) -> _Handler:
+        limits = self._limits
+        if method.startswith(_OPEN_SERVICES):
+            is_stream = handler.request_streaming or handler.response_streaming
+            seconds = limits.open_stream_seconds if is_stream else limits.call_seconds
+            return _stream(self._guard(method, self._open(method, handler), seconds), handler)
         if handler.request_streaming:
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
                 await handler.stream_stream(_read_all(handler, messages), context)
 
             return _stream(self._guard(method, serve, seconds=None), handler)
+        serve_one = handler.unary_unary
 
         async def answer(message: bytes, context: Any) -> Any:
-            return await handler.unary_unary(_read(handler, message), context)
+            self.calls += 1
+            try:
+                return await serve_one(_read(handler, message), context)
+            finally:
+                self.calls -= 1
 
-        return grpc.unary_unary_rpc_method_handler(
-            self._guard(method, answer, self._limits.call_seconds), response_serializer=handler.response_serializer
-        )
+        guarded = self._guard(method, answer, None if method in _UNTIMED_METHODS else limits.call_seconds)
+        return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
     def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
-            started = self._monotonic()
-            status, detail = grpc.StatusCode.OK, ""
-            response = None
+            started = self._monotonic() if self._logs_calls else 0.0
             try:
-                async with asyncio.timeout(seconds):
+                if seconds is None:
                     response = await call(request, context)
-            except KeyServiceError as error:
-                status, detail = _status(error), str(error)
-            except TimeoutError:
-                status, detail = grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
+                else:
+                    async with asyncio.timeout(seconds):
+                        response = await call(request, context)
             except grpc.aio.AbortError:  # the health service's way to say a status
                 raise
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                name, traceback = type(error).__qualname__, traceback_without_text(error)
-                _log.error("call_failed", method=method, error=name, traceback=traceback)
-                status, detail = grpc.StatusCode.INTERNAL, "internal error"
-            milliseconds = round((self._monotonic() - started) * 1000, 2)
-            _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
-            if status is not grpc.StatusCode.OK:
-                await context.abort(status, detail)
-            return response
+                status, detail = _fault(method, error)
+            else:
+                if self._logs_calls:
+                    self._log_call(method, grpc.StatusCode.OK, started)
+                return response
+            self._log_call(method, status, started)
+            return await context.abort(status, detail)
 
         return guarded
+
+    def _log_call(self, method: str, status: grpc.StatusCode, started: float) -> None:
+        milliseconds = round((self._monotonic() - started) * 1000, 2)
+        _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
     def _open(self, method: str, handler: _Handler) -> Any:
         """Serve a call that needs no token, whatever it streams, as a stream.
@@ -225,8 +247,14 @@ async def _read_all(handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncI
         yield _read(handler, message)
 
 
-def _status(error: KeyServiceError) -> grpc.StatusCode:
-    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+def _fault(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return what the caller is told of an error; log one that is ours."""
+    if isinstance(error, KeyServiceError):
+        return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
+    if isinstance(error, TimeoutError):
+        return grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
+    _log.error("call_failed", method=method, error=type(error).__qualname__, traceback=traceback_without_text(error))
+    return grpc.StatusCode.INTERNAL, "internal error"
 
 
 def _authorization(token: Secret) -> bytes:

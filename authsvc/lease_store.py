@@ -50,12 +50,13 @@ class LeaseStore:
         """Commit the leases of different holders, and return which holders were refused, being gone."""
         async with self._database.writing() as connection:
             time = await self._read_clock(connection)
-            expire_time = time + timedelta(seconds=lease_seconds) + self._margin
-            # In the order of their ids, so that two replicas that meet cannot deadlock.
-            rows = [_row(renewal, time, expire_time) for renewal in sorted(renewals, key=lambda it: it.holder_id)]
+            rows = [
+                _row(renewal, time, self._expiry(time, min(lease_seconds, renewal.lease_seconds_max)))
+                # In the order of their ids, so that two replicas that meet cannot deadlock.
+                for renewal in sorted(renewals, key=lambda it: it.holder_id)
+            ]
             kept = {row.holder_id for row in await connection.execute(self._upsert(rows))}
-            if not self._is_sqlite:
-                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+            await self._notify(connection)
         return {renewal.holder_id for renewal in renewals} - kept
 
     def _upsert(self, rows: list[dict[str, Any]]) -> Any:
@@ -116,9 +117,17 @@ class LeaseStore:
             await connection.execute(COUNTER.update().values(epoch=epoch))
             time = await self._read_clock(connection)
             stand_in = Renewal("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
-            expire_time = time + timedelta(seconds=lease_seconds) + self._margin
-            await connection.execute(_leases.insert().values(_row(stand_in, time, expire_time)))
+            row = _row(stand_in, time, self._expiry(time, lease_seconds))
+            await connection.execute(_leases.insert().values(row))
+            await self._notify(connection)
         return epoch
+
+    def _expiry(self, time: datetime, lease_seconds: float) -> datetime:
+        return time + timedelta(seconds=lease_seconds) + self._margin
+
+    async def _notify(self, connection: AsyncConnection) -> None:
+        if not self._is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
 
     async def _read_state(self, connection: AsyncConnection) -> StoreState:
         clock = [] if self._is_sqlite else [sa.func.clock_timestamp().label("time")]

@@ -17,6 +17,9 @@ CHANGES_BEHIND_MAX = 10_000
 CHANGE_AGE_SECONDS_MAX = 3600.0
 """Likewise one whose next change is older: its verdicts have expired long ago."""
 
+INDEX_ID_PREFIX = "index-"
+"""Of the holder ids of the service's own indexes (`index`), which no caller may use."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreState:
@@ -43,6 +46,11 @@ class LeaseRow:
     """By the database's clock, margin included."""
     renew_time: datetime
     is_gone: bool
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the holder is a replica's own index."""
+        return self.holder_id.startswith(INDEX_ID_PREFIX)
 
     def is_behind(self, state: StoreState, revision: int) -> bool:
         """Whether the holder may still decide by what was before the revision."""
@@ -71,7 +79,8 @@ class WatchSession:
         elif self.position is None or renewal.epoch != state.epoch:
             events.append(ResetEvent(state.epoch, state.revision))  # rule 6: from the database, not from the feed
             self.position = state.revision
-        events.append(LeaseEvent(renewal.sequence, self._lease_seconds, state.revision))
+        seconds = min(self._lease_seconds, renewal.lease_seconds_max)
+        events.append(LeaseEvent(renewal.sequence, seconds, state.revision))
         return events
 
     def changed(self, changes: Iterable[ChangeEvent]) -> list[Event]:

@@ -4,6 +4,7 @@
 key a project, unique digests, gap-free revisions.
 """
 
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.raw_key import Digest
 from authsvc.database import Database, Instant
-from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
+from authsvc.errors import AlreadyExistsError, NotFoundError
 from authsvc.keys import KeyId, ProjectId
+from authsvc.origins import OriginList
 
 Revision = NewType("Revision", int)
 """How many mutations were committed before and with this one: gap-free, and visible in order."""
@@ -67,15 +69,14 @@ _changes = sa.Table(
 )
 _active = _keys.c.revoke_time.is_(None)
 
-# One statement, so that revision, key and origins are of one snapshot. The join starts at the counter: there is
-# always exactly one row.
-_LOOKUP = sa.select(
-    COUNTER.c.revision, _keys.c.key_id, _keys.c.project_id, _keys.c.revoke_time, _projects.c.origins
-).select_from(
-    COUNTER.outerjoin(_keys, _keys.c.digest == sa.bindparam("digest")).outerjoin(
-        _projects, _projects.c.project_id == _keys.c.project_id
-    )
-)
+# One statement, so that revision, keys and origins are of one snapshot. The join starts at the counter: there is
+# always a row.
+_LOOKUP = """
+SELECT revision_counter.epoch, revision_counter.revision, keys.digest, keys.key_id, keys.project_id, projects.origins
+FROM revision_counter
+LEFT JOIN keys ON keys.digest IN {} AND keys.revoke_time IS NULL
+LEFT JOIN projects ON projects.project_id = keys.project_id
+"""
 
 
 class ChangeKind(StrEnum):
@@ -115,7 +116,16 @@ class ActiveKey:
 
     key_id: KeyId
     project_id: ProjectId
-    origins: tuple[str, ...]
+    origins: OriginList
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The active keys among those that were looked up, and the revision that all of them were read at."""
+
+    epoch: str
+    revision: Revision
+    keys: dict[Digest, ActiveKey]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,22 +167,18 @@ class KeyStore:
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         """`now` gives aware UTC instants; the database stays the caller's to close."""
         self._database = database
+        self._lookup = database.point_reads(_LOOKUP)
         self._now = now
 
-    async def lookup(self, digest: Digest) -> tuple[Revision, ActiveKey | None]:
-        """Return the active key with this digest, if there is one, and the revision that this was read at."""
-        for retry in (True, False):
-            try:
-                async with self._database.statement() as connection:
-                    row = (await connection.execute(_LOOKUP, {"digest": digest})).one()
-                break
-            except StoreUnavailableError as error:
-                # The pool may hold connections that the database closed long ago; it has dropped them all by now.
-                if not (retry and getattr(error.__cause__, "connection_invalidated", False)):
-                    raise
-        if row.key_id is None or row.revoke_time is not None:
-            return Revision(row.revision), None
-        return Revision(row.revision), ActiveKey(row.key_id, row.project_id, tuple(row.origins))
+    async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
+        """Return which of these digests, at least one, are active keys; others may be among them."""
+        rows = await self._lookup.rows(digests)  # in which PostgreSQL's driver has read the JSON already
+        keys = {
+            digest: ActiveKey(key_id, project_id, OriginList(json.loads(origins) if type(origins) is str else origins))
+            for _, _, digest, key_id, project_id, origins in rows
+            if key_id is not None
+        }
+        return Snapshot(rows[0][0], rows[0][1], keys)
 
     async def issue(
         self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from authsvc.changes import ChangeFeed
+from authsvc.changes import ChangeFeed, Outage
 from authsvc.client.holder import Event, Renewal
 from authsvc.errors import HolderGoneError, SlowHolderError, StoreUnavailableError, StreamEndedError
 from authsvc.lease_store import LeaseStore
@@ -21,8 +21,12 @@ _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _POLL_SECONDS = 0.05
 """While somebody waits for leases that other processes renew without a notification."""
-_READ_SECONDS_MIN = 0.5
-"""For a look at the leases when there is no more time to wait."""
+_READ_SECONDS_MAX = 2.0
+"""For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
+_ANSWER_SECONDS = 0.1
+"""Of the time that a caller has, kept for the answer's way back."""
+_CALL_SECONDS_MAX = 29.0
+"""The interceptor ends a call after 30 s."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """An expired lease is swept after so many times its duration (rule 7)."""
@@ -37,6 +41,7 @@ class Granter:
         self._lease_seconds = lease_seconds
         self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
         self._wake = asyncio.Event()
+        self._outage = Outage("leases")
 
     async def renew(self, renewal: Renewal) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
@@ -66,20 +71,22 @@ class Granter:
 
     async def _grant(self, group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]]) -> None:
         refused: set[str] = set()
-        outcome: StoreState | StoreUnavailableError
+        outcome: StoreState | Exception
         try:
             refused = await self._leases.renew([renewal for renewal, _ in group.values()], self._lease_seconds)
             outcome = await self._leases.state()  # rule 1: a later transaction
-        except StoreUnavailableError as error:
+            self._outage.worked()
+        except Exception as error:  # noqa: BLE001 - see Outage
             outcome = error
-        self._feed.leases_moved.beat()
+            self._outage.failed(error)
+        self._feed.leases_renewed()
         for holder_id, (_, done) in group.items():
             if done.done():
                 continue  # its stream has ended
             if holder_id in refused:
                 done.set_exception(HolderGoneError("this holder said goodbye; a new one needs a new id"))
-            elif isinstance(outcome, StoreUnavailableError):
-                done.set_exception(StoreUnavailableError(str(outcome)))
+            elif isinstance(outcome, Exception):
+                done.set_exception(StoreUnavailableError("no lease can be renewed"))
             else:
                 done.set_result(outcome)
 
@@ -95,17 +102,15 @@ class Watch:
         *,
         lease_seconds: float,
         margin_seconds: float,
-        now: Callable[[], datetime],
         monotonic: Callable[[], float],
     ) -> None:
-        """Take aware UTC from `now`: it stands in for the database's clock while that cannot be read."""
+        """Leases last `lease_seconds` for their holders, and the margin longer for those who wait for them."""
         self._store = store
         self._leases = leases
         self._feed = feed
         self._granter = Granter(leases, feed, lease_seconds)
         self._lease_seconds = lease_seconds
         self._margin_seconds = margin_seconds
-        self._now = now
         self._monotonic = monotonic
         self._streams = 0
         self._closing = asyncio.Event()
@@ -120,6 +125,7 @@ class Watch:
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
         self._closing.set()
+        self._feed.leases_moved.beat()  # nobody waits any longer
 
     async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
         """Serve one stream until the holder ends it or says goodbye.
@@ -136,26 +142,34 @@ class Watch:
         finally:
             self._streams -= 1
 
-    async def propagate(self, revision: int, wait_seconds: float) -> Propagation | None:
+    def answer_by(self, left_seconds: float | None) -> float:
+        """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
+        left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
+        return self._monotonic() + left_seconds - _ANSWER_SECONDS
+
+    async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
-        Returns None when the database could not be asked: then no lease outlasts `lease_bound`.
+        Returns before `answer_by` whatever happens, since only the answer shows the raw key; and at once when the
+        service stops, since it hears no more of its holders. None says that the database could not be asked: then
+        no lease outlasts `lease_bound`.
         """
-        give_up_at = self._monotonic() + wait_seconds
+        give_up_at = min(self._monotonic() + wait_seconds, answer_by)
+        read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
         propagation = None
         while True:
             moved = self._feed.leases_moved.next()
             try:
-                async with asyncio.timeout(max(give_up_at - self._monotonic(), _READ_SECONDS_MIN)):
+                async with asyncio.timeout(read_by - self._monotonic()):
                     rows, state = await self._leases.rows()
                 if propagation is None:
-                    propagation = Propagation(revision, rows, state)
+                    propagation, read_by = Propagation(revision, rows, state), give_up_at
                 else:
                     propagation.update(rows, state)
             except (StoreUnavailableError, TimeoutError):
                 pass  # the change is committed, and its raw key must reach the caller before the caller gives up
             left_seconds = give_up_at - self._monotonic()
-            if (propagation is not None and propagation.is_effective) or left_seconds <= 0:
+            if left_seconds <= 0 or self._closing.is_set() or (propagation is not None and propagation.is_effective):
                 return propagation
             try:
                 async with asyncio.timeout(min(left_seconds, _POLL_SECONDS)):
@@ -164,16 +178,20 @@ class Watch:
                 continue
 
     def lease_bound(self) -> datetime:
-        """Return the instant by which every lease that is granted now has expired, by this machine's clock."""
-        return self._now() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
+        """Return the instant, by the database's clock, by which every lease that is granted now has expired."""
+        return self._feed.time() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
 
     async def _sweep(self) -> None:
+        outage = Outage("sweep")
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
                 await self._leases.sweep(self._lease_seconds * _LEASES_KEPT)
+                outage.worked()
             except StoreUnavailableError:
-                continue  # the feed has said so
+                pass  # the feed has said so
+            except Exception as error:  # noqa: BLE001 - see Outage
+                outage.failed(error)
 
 
 class _Stream:

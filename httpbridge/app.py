@@ -11,14 +11,16 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.listening import bind, bound_address, cannot_listen
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, Budget
-from httpbridge.config import BRIDGE_TOKEN_FILE, Config
+from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
 from httpbridge.origin_counts import OriginCounts
@@ -26,9 +28,11 @@ from httpbridge.rate_limit import RateLimit
 from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink, StoreSetupError
 from httpbridge.sinks.origin_store import OriginStore
+from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.tls import key_service_tls, server_tls
 
+_LISTEN = "HTTPBRIDGE_LISTEN"
 _BACKLOG_CONNECTIONS = 1024
 _TLS_HANDSHAKE_SECONDS = 10.0
 _OTHER_FILES_MAX = 100
@@ -47,22 +51,32 @@ async def serve(
     config: Config,
     stop: asyncio.Event,
     started: Callable[[Address], None],
+    *,
+    is_worker: bool = False,
+    log_writer: Path | None = None,
     open_sink: Callable[[Config], Awaitable[LogSink]] | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
 
-    `started` is called once, with the bound address, when requests are answered. `open_sink` is for benchmarks. Raises
-    ConfigurationError when the bridge cannot start as configured.
+    `started` is called once, with the bound address, when requests are answered. A worker shares the port with others,
+    and stores by way of the log writer that listens on the socket `log_writer`, if there is one. `open_sink` is for
+    benchmarks. Raises ConfigurationError when the bridge cannot start as configured.
     """
     config.check_exposure()
     tls = server_tls(config)
     async with AsyncExitStack() as stack:
+        # Before anything else begins, so that a taken port is all that is said.
+        sockets = await bind(config.listen, _LISTEN, is_shared=is_worker)
+        for bound in sockets:
+            stack.callback(bound.close)
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
-        sink = await (open_sink or _open_sink)(config)
+        sink = await (_open_sink(config, log_writer) if open_sink is None else open_sink(config))
         stack.push_async_callback(sink.close)
-        origins = OriginCounts(OriginStore(config.sink_url()), now=now)
+        origins = OriginCounts(
+            OriginStore(config.sink_url()) if log_writer is None else RemoteOriginStore(log_writer), now=now
+        )
         stack.push_async_callback(origins.close)
         origins.start()
         ingest = Ingest(
@@ -80,15 +94,18 @@ async def serve(
             monotonic=time.monotonic,
             connections_max=_connections_max(),
         )
-        listener = await _listen(server, config.listen, tls)
-        host, port = listener.sockets[0].getsockname()[:2]
-        started(Address(host, port))
+        listeners: list[asyncio.Server] = []
         try:
+            for bound in sockets:
+                listener = await _listen(server, bound, config.listen, tls)
+                listeners.append(listener)
+            started(bound_address(sockets))
             await stop.wait()
             server.drain()
             await asyncio.sleep(_NOTICE_SECONDS)
         finally:
-            listener.close()
+            for listener in listeners:
+                listener.close()
             await server.shutdown(_DRAIN_SECONDS)
 
 
@@ -123,12 +140,10 @@ def _validator(config: Config) -> KeyValidator:
     )
 
 
-async def _open_sink(config: Config) -> LogSink:
-    try:
-        if config.log_store_url is None:
-            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {config.state_dir}: {error.strerror}") from None
+async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
+    if log_writer is not None:
+        return remote_sink(log_writer, monotonic=time.monotonic)
+    make_state_dir(config)
     try:
         return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
     except StoreSetupError as error:
@@ -146,19 +161,16 @@ def _connections_max() -> int:
     return files - _OTHER_FILES_MAX
 
 
-async def _listen(server: PublicServer, address: Address, tls: ssl.SSLContext | None) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    host = address.host
+async def _listen(
+    server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None
+) -> asyncio.Server:
     try:
-        if address.port == 0:  # of a name with several addresses the first: each would get a port of its own
-            host = str((await loop.getaddrinfo(host, 0, type=socket.SOCK_STREAM))[0][4][0])
-        return await loop.create_server(
+        return await asyncio.get_running_loop().create_server(
             server,
-            host,
-            address.port,
+            sock=bound,
             ssl=tls,
             ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,
             backlog=_BACKLOG_CONNECTIONS,
         )
-    except OSError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_LISTEN: cannot listen on {address}: {error.strerror or error}") from None
+    except OSError as error:  # of two processes that bound at the same time, the second to listen
+        raise cannot_listen(_LISTEN, address, error.strerror or str(error)) from None

@@ -11,18 +11,22 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import click
+import msgspec
 
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
-from httpbridge.config import Config
+from authsvc.client.workers import PLACE, Link, Place, Role, StartFailedError, run_workers, stop_at_signals
+from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import Level
 from httpbridge.sinks import StoreSetupError
 
-_USAGE, _OUT_OF_REACH = 2, 3
+_CRASHED, _USAGE, _OUT_OF_REACH = 1, 2, 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,25 +41,74 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
-    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    os.umask(0o077)  # what is stored is this user's alone, wherever the files are
-    from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
-
-    config = _config()
-    configure(config.log_level, config.log_format)
+    config = _service_config()
 
     def started(address: Address) -> None:
         click.echo(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
-    _run(_until_stopped(lambda stop: app.serve(config, stop, started)))
+    if config.workers > 1:
+        _run(_run_workers(config, started))
+        return
+    from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
+
+    async def run() -> None:
+        await app.serve(config, stop_at_signals(), started)
+
+    _run(run())
+
+
+@main.command(hidden=True)
+@click.option("--log-writer", type=click.Path(path_type=Path))
+@click.argument("place", type=PLACE)
+def worker(place: Place, log_writer: Path | None) -> None:
+    """Be one of the processes of `serve`, which starts it."""
+    config = msgspec.structs.replace(_service_config(place), listen=place.address)
+    from httpbridge import app  # noqa: PLC0415 - as above
+
+    async def run() -> None:
+        with Link(place) as link:
+            await app.serve(config, stop_at_signals(), lambda _: link.ready(), is_worker=True, log_writer=log_writer)
+
+    _run(run())
+
+
+@main.command(hidden=True)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("place", type=PLACE)
+def log_writer(path: Path, place: Place) -> None:
+    """Be the process that stores the logs of the workers of `serve`, which starts it."""
+    config = _service_config(place)
+    from httpbridge.sinks.writer import serve_writer  # noqa: PLC0415 - the database libraries
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        make_state_dir(config)
+        with Link(place, stop.set) as link:
+            await serve_writer(config.sink_url(), path, stop, link.ready)
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
+        signal.signal(number, signal.SIG_IGN)
+
+    _run(run())
+
+
+async def _run_workers(config: Config, started: Callable[[Address], None]) -> None:
+    """Run several workers. SQLite has one writer at a time, so they leave that to a process of its own."""
+    if not config.sink_url().startswith("sqlite"):
+        await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, ("worker",), started)
+        return
+    with TemporaryDirectory(prefix="httpbridge-") as folder:  # for this user only
+        path = str(Path(folder) / "log-writer")
+        writer = Role("log-writer", ("log-writer", path))
+        arguments = ("worker", "--log-writer", path)
+        await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, arguments, started, [writer])
 
 
 @main.command()
 def dashboard() -> None:
     """Run the dashboard until SIGTERM or SIGINT."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from httpbridge.dashboard import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
+    from httpbridge.dashboard import app  # noqa: PLC0415 - as above
 
     config = _config()
     configure(config.log_level, config.log_format)
@@ -63,7 +116,10 @@ def dashboard() -> None:
     def started(address: Address) -> None:
         click.echo(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
-    _run(_until_stopped(lambda stop: app.serve(config, stop, started)))
+    async def run() -> None:
+        await app.serve(config, stop_at_signals(), started)
+
+    _run(run())
 
 
 @main.command()
@@ -78,7 +134,10 @@ def sign_in_link(name: str | None, url: str | None) -> None:
         sessions = open_sessions(config)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
-    link = sessions.link(name or _user())
+    try:
+        link = sessions.link(name or _user())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from None
     click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
 
 
@@ -121,18 +180,21 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
 
 
-async def _until_stopped(serve: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await serve(stop)
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
         return str(os.getuid())
+
+
+def _service_config(place: Place | None = None) -> Config:
+    """Return the configuration of a process that serves, after what all of those do first."""
+    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.umask(0o077)  # what is stored is this user's alone, wherever the files are
+    config = _config()
+    configure(config.log_level, config.log_format, place.name if place else None)
+    return config
 
 
 def _config() -> Config:
@@ -151,6 +213,8 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         _fail(str(error), _USAGE)
     except StoreSetupError as error:
         _fail(f"HTTPBRIDGE_LOG_STORE_URL: {error}", _USAGE)
+    except StartFailedError as error:  # whose worker has said why
+        sys.exit(max(error.status, _CRASHED))
     except StoreUnavailableError as error:
         _fail(f"the log store is out of reach: {error}", _OUT_OF_REACH)
 

@@ -27,6 +27,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The variables, in lower case and without their prefix."""
 
     listen: Address = Address("127.0.0.1", 8080)
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     state_dir: Path = Path("var")
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -100,3 +101,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(
                 f"HTTPBRIDGE_KEY_SERVICE={self.key_service} is not loopback: set HTTPBRIDGE_KEY_SERVICE_CA, " + switch
             )
+
+
+def make_state_dir(config: Config) -> None:
+    """Make the folder, if the logs go there and there is none; raise ConfigurationError when that fails."""
+    try:
+        if config.log_store_url is None:
+            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {config.state_dir}: {error.strerror}") from None

@@ -1,21 +1,23 @@
-"""One client's connection, on aiohttp's HTTP parser. Used by `server`; the only module that knows aiohttp's inside.
+"""One client's connection, on aiohttp's HTTP parser. Made by `server`, which answers its requests.
 
 aiohttp's own connection logs and answers what its parser refuses with the offending bytes, a raw
-key included, and builds a request and a response object of a hundred attributes each. Here both
-are ours, and reduced to what this API needs; parsing, pipelining, flow control, keep-alive and
-lingering stay aiohttp's. Its version is locked, and the tests hold what is relied upon.
+key included, starts a task for each request, and builds a request and a response object of a
+hundred attributes each. This one has one task, which answers requests in the order they came.
+Parsing, the bodies' streams and flow control are aiohttp's. Its version is locked, and the tests
+hold what is relied upon.
 """
 
 import asyncio
-from typing import Any, Protocol, cast
+from collections import deque
+from contextlib import suppress
+from typing import Protocol, TypeAlias, cast
 
-from aiohttp import hdrs, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp import hdrs
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
-from multidict import CIMultiDict, MultiMapping
+from aiohttp.tcp_helpers import tcp_keepalive
 
 from httpbridge import bodies, responses
 from httpbridge.errors import BodyTimeoutError, BridgeError, ClientGoneError, MalformedRequestError
@@ -29,10 +31,18 @@ HEADER_BYTES_MAX = 8190
 
 HEADERS_MAX = 100
 
-_NO_HEADERS: MultiMapping[str] = CIMultiDict()
+PIPELINED_MAX = 32
+"""Requests parsed ahead; beyond it the connection is not read."""
+
+_BODY_BUFFER_BYTES = 256 * 1024
+"""Of a body that comes faster than it is read; beyond twice of it the connection is not read."""
+
 _LINE_CLOSE = b"Connection: close\r\n\r\n"
 _LINE_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
 _LINE_NONE = b"\r\n"
+
+_Message: TypeAlias = tuple[RawRequestMessage | None, StreamReader]
+"""What was parsed, and its body; None stands for what is not HTTP."""
 
 
 class Host(Protocol):
@@ -42,14 +52,17 @@ class Host(Protocol):
     body_timeout_seconds: float
     draining: bool
 
-    def opened(self) -> bool:
-        """Count a new connection; return False, without counting it, when there are too many."""
+    def opened(self, connection: "Connection") -> bool:
+        """Note a new connection; return False, without noting it, when there are too many."""
 
-    def closed(self) -> None:
-        """Count a connection less."""
+    def closed(self, connection: "Connection") -> None:
+        """Forget a connection: it is lost, and nothing is worked on for it any more."""
 
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
+
+    async def answer(self, request: "Request") -> Response:
+        """Return the answer to a request."""
 
     def failed(self, error: BaseException) -> None:
         """Log an error that nobody expected."""
@@ -62,62 +75,49 @@ class Request:
     """A request whose headers were read, and what its answer will say beyond the prepared bytes."""
 
     __slots__ = (
-        "_awaits_continue",
         "_connection",
-        "_payload",
-        "_task",
         "closes",
         "headers",
-        "is_answered",
         "is_cross_origin",
+        "leaves_body_unasked",
         "method",
         "more_headers",
+        "payload",
         "project_id",
         "target",
         "version",
     )
 
-    def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: RequestHandler,
-        _writer: AbstractStreamWriter,
-        task: "asyncio.Task[None]",
-    ) -> None:
-        self._connection = cast("Connection", protocol)
-        self._connection.request = self
-        self._payload = payload
-        self._task: Any = task  # aiohttp clears it
+    def __init__(self, connection: "Connection", message: RawRequestMessage, payload: StreamReader) -> None:
+        self._connection = connection
+        self.payload = payload
+        """The body as aiohttp's parser feeds it."""
         self.method = message.method
         self.target = message.path
         self.version = message.version
-        if message is ERROR:
-            self.headers, self.is_cross_origin = _NO_HEADERS, True  # whether it has an Origin was not to be read
-        else:
-            self.headers = cast(MultiMapping[str], message.headers)
-            self.is_cross_origin = hdrs.ORIGIN in self.headers
-        self.closes = bool(message.should_close)
+        self.headers = message.headers
+        self.is_cross_origin = hdrs.ORIGIN in self.headers
+        self.closes = message.should_close
         """Whether the connection ends with the answer."""
-        self.is_answered = False
+        self.leaves_body_unasked = (
+            not payload.is_eof()
+            and self.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+            and self.version >= HttpVersion11
+        )
+        """Whether the client still waits to be asked for the body: it may send it or not, so nothing can follow."""
         self.more_headers = b""
         """Header lines for any answer to this request, each line ended."""
         self.project_id: str | None = None
         """Once the key is known to be valid."""
-        self._awaits_continue = (
-            self.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
-            and self.version >= HttpVersion11
-            and not payload.is_eof()
-        )
 
     @property
     def has_whole_body(self) -> bool:
         """Whether the body came along with the headers: the usual case."""
-        return self._payload.is_eof()
+        return self.payload.is_eof()
 
     def take_body(self, bytes_max: int) -> bytes:
         """Return a body that is here as a whole, as it came. Raises BodyTooLargeError."""
-        return bodies.take(self._payload, bytes_max)
+        return bodies.take(self.payload, bytes_max)
 
     async def read_body(self, bytes_max: int, share: bodies.Share) -> bytes:
         """Return the whole body as it came, after asking for it where the client waits to be asked.
@@ -125,53 +125,183 @@ class Request:
         Raises BodyTooLargeError, OverloadedError, BodyTimeoutError, MalformedRequestError (its
         framing is broken) and ClientGoneError.
         """
-        if self._awaits_continue and self._connection.transport is not None:
-            self._awaits_continue = False
+        if self.leaves_body_unasked and self._connection.transport is not None:
+            self.leaves_body_unasked = False
             self._connection.transport.write(responses.CONTINUE)
         try:
             async with asyncio.timeout(self._connection.host.body_timeout_seconds):
-                return await bodies.read(self._payload, bytes_max, share)
+                return await bodies.read(self.payload, bytes_max, share)
         except TimeoutError:
             raise BodyTimeoutError("Request timeout") from None
 
-    @property
-    def leaves_body_unasked(self) -> bool:
-        """Whether the client still waits to be asked for the body: it may send it or not, so nothing can follow."""
-        return self._awaits_continue
 
-    @property
-    def payload(self) -> StreamReader:
-        """The body as aiohttp's parser feeds it."""
-        return self._payload
+class Connection(BaseProtocol):
+    """The protocol of one connection, and the task that answers its requests."""
 
-    # What aiohttp's connection calls on its requests.
+    __slots__ = (
+        "_arrival",
+        "_idle_since",
+        "_is_broken",
+        "_is_half_closed",
+        "_queue",
+        "_request",
+        "_timer",
+        "_work",
+        "host",
+    )
 
-    def _cancel(self, _error: BaseException) -> None:
-        """Do nothing: the connection has told whoever reads the body."""
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+        parser = HttpRequestParser(
+            self,
+            loop,
+            _BODY_BUFFER_BYTES,
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+            max_headers=HEADERS_MAX,
+            payload_exception=MalformedRequestError,
+            auto_decompress=False,
+            max_msg_queue_size=PIPELINED_MAX,
+        )
+        super().__init__(loop, parser)
+        self._parser: HttpRequestParser
+        self.host = host
+        self._queue: deque[_Message] = deque()
+        self._request: Request | None = None
+        """The one that is worked on; None while waiting for the next."""
+        self._arrival: asyncio.Future[None] | None = None
+        """Done when something was parsed, or the connection is lost."""
+        self._is_broken = False
+        """What comes is not HTTP, and discarded."""
+        self._is_half_closed = False
+        self._work: asyncio.Task[None] | None = None
+        self._idle_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
-    def _finish(self) -> None:
-        """Do nothing: there is nothing to release."""
+    # What the server calls.
 
+    def close_if_idle(self) -> None:
+        """Close a connection on which no request was read that is not answered."""
+        if self._is_idle and self.transport is not None:
+            self.transport.close()
 
-class Reply:
-    """An answer on its way to a client, as aiohttp's connection wants one: it calls `prepare`, then `write_eof`."""
+    async def cancel(self) -> None:
+        """Close it at once, whatever is still to be sent, and return when its work has ended."""
+        self._abort()
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.wait([self._work])
 
-    __slots__ = ("_request", "_response", "keep_alive")
+    # What the event loop calls.
 
-    def __init__(self, request: Request, response: Response) -> None:
-        self._request = request
-        self._response = response
-        self.keep_alive = False
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to serve it, or close it at once when there are too many."""
+        transport = cast(asyncio.Transport, transport)
+        if not self.host.opened(self):
+            self._is_broken = True
+            answer = responses.OVERLOADED
+            transport.write(b"".join((answer.head_cors, self.host.date_line(), _LINE_CLOSE, answer.body)))
+            transport.close()
+            return
+        super().connection_made(transport)
+        tcp_keepalive(transport)
+        self._idle_since = self._loop.time()
+        self._timer = self._loop.call_later(self.host.keepalive_seconds, self._close_if_idle_too_long)
+        self._work = self._loop.create_task(self._serve(), name="connection")
 
-    async def prepare(self, _request: Request) -> None:
-        """Do nothing: everything is."""
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
+        if self._work is None:  # it was one too many
+            return
+        for payload in self._open_payloads():
+            payload.set_exception(ClientGoneError())
+        super().connection_lost(exc)
+        self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._work.add_done_callback(lambda _: self.host.closed(self))
 
-    async def write_eof(self) -> None:
-        """Write it all at once; raise ConnectionResetError when the client is gone."""
-        request, response = self._request, self._response
-        connection = request._connection
-        self.keep_alive = not (request.closes or request.leaves_body_unasked or connection.ends_now)
-        if not self.keep_alive:
+    def data_received(self, data: bytes) -> None:
+        """Parse what came. What cannot be parsed is answered with a 400, and what follows it is discarded."""
+        if self._is_broken:
+            return
+        try:
+            messages, is_upgrade, rest = self._parser.feed_data(data)
+            self._queue += messages
+            while is_upgrade:  # which nobody here agrees to: what follows is the next request
+                self._parser.set_upgraded(False)
+                messages, is_upgrade, rest = self._parser.feed_data(rest)
+                self._queue += messages
+        except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
+            self._is_broken = True
+            # A body that was being read will not go on; nobody else tells its reader.
+            for payload in self._open_payloads():
+                payload.set_exception(MalformedRequestError())
+                payload.feed_eof()
+            self._queue.append((None, EMPTY_PAYLOAD))
+        if self._queue:
+            self._wake()
+            if len(self._queue) >= PIPELINED_MAX and not self._buffer_paused:
+                self._pause_reading_for_buffer()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, if it was paused: aiohttp calls this at the end of every body."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    def eof_received(self) -> bool:
+        """Keep the sending side open for a client that closed its own and waits for the answers.
+
+        TLS has no such state. Without a request to answer, or when one will never be whole, nothing is left to do.
+        """
+        self._is_half_closed = True
+        is_tls = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
+        return not (self._is_idle or self._open_payloads() or is_tls)
+
+    # The way of the requests.
+
+    async def _serve(self) -> None:
+        """Answer what comes until the connection ends."""
+        try:
+            while (message := await self._next()) is not None:
+                if not await self._serve_one(*message):
+                    break
+        except (ConnectionError, BridgeError):
+            pass  # the client has gone, or what it still sends of a refused body is broken
+        except Exception as error:  # noqa: BLE001 - a fault of ours: `answer` raises nothing
+            self.host.failed(error)
+        finally:
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _next(self) -> _Message | None:
+        """Return what was parsed next, or None when the connection is lost."""
+        self._request = None
+        while self.transport is not None:
+            if self._queue:
+                message = self._queue.popleft()
+                self._parser.message_consumed()
+                if self._buffer_paused and len(self._queue) <= PIPELINED_MAX // 2:
+                    await asyncio.sleep(0)  # so many were answered in a row, perhaps: others have their turn
+                    self._parse_on()
+                return message
+            self._idle_since = self._loop.time()
+            self._arrival = self._loop.create_future()
+            await self._arrival
+        return None
+
+    async def _serve_one(self, message: RawRequestMessage | None, payload: StreamReader) -> bool:
+        """Answer, and discard what is left of the body; return whether the connection goes on."""
+        host = self.host
+        if message is None:
+            host.malformed()
+            answer = responses.BAD_REQUEST  # whether it has an Origin was not to be read
+            self._write(b"".join((answer.head_cors, host.date_line(), _LINE_CLOSE, answer.body)))
+            return False
+        self._request = request = Request(self, message, payload)
+        response = await host.answer(request)
+        is_last = (host.draining or self._is_half_closed) and not self._queue  # of those that an answer is due to
+        goes_on = not (request.closes or request.leaves_body_unasked or is_last)
+        if not goes_on:
             end = _LINE_CLOSE
         elif request.version == HttpVersion10:
             end = _LINE_KEEP_ALIVE
@@ -179,143 +309,61 @@ class Reply:
             end = _LINE_NONE
         head = response.head_cors if request.is_cross_origin else response.head
         body = b"" if request.method == "HEAD" else response.body
-        request.is_answered = True
-        await connection.write(b"".join((head, connection.host.date_line(), request.more_headers, end, body)))
+        self._write(b"".join((head, host.date_line(), request.more_headers, end, body)))
+        if self._paused:
+            await self._drain()
+        return (payload.is_eof() or await self._discard(payload)) and goes_on
 
-
-class Connection(RequestHandler):
-    """aiohttp's connection, with requests, answers and logs of ours."""
-
-    __slots__ = ("_is_broken", "_is_half_closed", "_is_refused", "_work", "host", "request")
-
-    def __init__(self, manager: web.Server, host: Host, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            manager,
-            loop=loop,
-            # Counted from the last answer, so it bounds slow headers as well as idle connections.
-            keepalive_timeout=host.keepalive_seconds,
-            access_log=cast(Any, None),
-            max_line_size=HEADER_BYTES_MAX,
-            max_field_size=HEADER_BYTES_MAX,
-            max_headers=HEADERS_MAX,
-            lingering_time=LINGERING_SECONDS,
-            auto_decompress=False,
-        )
-        self.host = host
-        self.request: Request | None = None
-        """The newest one, answered or not; aiohttp's own note of it comes too late, and goes too early."""
-        self._is_broken = False
-        self._is_refused = False
-        self._is_half_closed = False
-        self._work: asyncio.Task[None] | None = None
-
-    @property
-    def ends_now(self) -> bool:
-        """Whether the answer being written is the last: none is due to a request that was read."""
-        return (self.host.draining or self._is_half_closed) and not self._messages
-
-    async def write(self, data: bytes) -> None:
-        """Hand bytes to the client; wait while it does not take them. Raises ConnectionResetError when it is gone."""
+    def _write(self, data: bytes) -> None:
         if self.transport is None or self.transport.is_closing():
             raise ConnectionResetError
         self.transport.write(data)
-        if self._paused:
-            try:
-                async with asyncio.timeout(self.host.keepalive_seconds):
-                    await self._drain_helper()
-            except TimeoutError:
-                self.kill()
-                raise ConnectionResetError from None
 
-    def close_if_idle(self) -> None:
-        """Close a connection on which no request was read that is not answered."""
-        if self._waiter is not None and not self._waiter.done():
-            self.force_close()
-
-    def kill(self) -> None:
-        """Close it at once, whatever is still to be sent."""
-        transport = self.transport
-        self.force_close()
-        if transport is not None:
-            transport.abort()
-
-    async def cancel(self) -> None:
-        """Close it at once, and return when its work has ended."""
-        self.kill()
-        if self._work is not None:
-            self._work.cancel()
-            await asyncio.wait([self._work])
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it, or close it at once when there are too many."""
-        if not self.host.opened():
-            self._is_refused = self._is_broken = True
-            transport = cast(asyncio.Transport, transport)
-            answer = responses.OVERLOADED
-            transport.write(b"".join((answer.head_cors, self.host.date_line(), _LINE_CLOSE, answer.body)))
-            transport.close()
-            return
-        super().connection_made(transport)
-        self._work = self._task_handler  # aiohttp forgets it when the connection is lost, though it may still run
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
-        if self._is_refused:
-            return
-        self.host.closed()
-        for payload in self._open_payloads():
-            payload.set_exception(ClientGoneError())
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse what came. What cannot be parsed is answered with a 400, and what follows it is discarded."""
-        if self._is_broken:
-            return
+    async def _drain(self) -> None:
+        """Wait until the client takes its answers; one that does not is cut off."""
         try:
-            super().data_received(data)
-        except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
-            self._messages.append((_ErrInfo(400, MalformedRequestError(), ""), EMPTY_PAYLOAD))
-            if self._waiter is not None and not self._waiter.done():
-                self._waiter.set_result(None)
-        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-            self._is_broken = True
-            # A body that was being read will not go on; nobody else tells its reader.
-            for payload in self._open_payloads():
-                payload.set_exception(MalformedRequestError())
-                payload.feed_eof()
+            async with asyncio.timeout(self.host.keepalive_seconds):
+                await self._drain_helper()
+        except TimeoutError:
+            self._abort()
+            raise ConnectionResetError from None
 
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the sending side open for a client that closed its own and waits for the answers.
+    async def _discard(self, payload: StreamReader) -> bool:
+        """Discard what still comes of a body, for a while; return whether that was all of it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGERING_SECONDS):
+                while not payload.is_eof():
+                    await payload.readany()
+        return payload.is_eof()
 
-        TLS has no such state. Without a request to answer, or when one will never be whole, nothing is left to do.
-        """
-        self._is_half_closed = True
-        is_answer_due = bool(self._messages) or (self.request is not None and not self.request.is_answered)
-        return is_answer_due and not self._open_payloads() and self.ssl_context is None
+    def _parse_on(self) -> None:
+        """Let the parser go on with what it kept back, and the connection be read again if that was all."""
+        self.data_received(b"")
+        if len(self._queue) < PIPELINED_MAX:
+            self._resume_reading_for_buffer()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._request is None and not self._queue
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def _open_payloads(self) -> list[StreamReader]:
-        payloads = [payload for _, payload in self._messages]
-        if self.request is not None:
-            payloads.append(self.request.payload)
+        payloads = [payload for _, payload in self._queue]
+        if self._request is not None:
+            payloads.append(self._request.payload)
         return [payload for payload in payloads if not payload.is_eof()]
 
-    def handle_error(
-        self, request: Any, status: int = 500, exc: BaseException | None = None, _message: str | None = None
-    ) -> Any:
-        """Answer what the parser refused. `server` catches every other error, so another one is a fault of ours."""
-        request.closes = True
-        if status == 400:
-            self.host.malformed()
-            return Reply(request, responses.BAD_REQUEST)
-        if exc is not None:
-            self.host.failed(exc)
-        return Reply(request, responses.INTERNAL_ERROR)
+    def _abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
 
-    def log_debug(self, *_args: Any, **_kw: Any) -> None:
-        """Log nothing: `server` logs each request."""
-
-    def log_exception(self, *_args: Any, **kw: Any) -> None:
-        """Log a fault of ours. That a body breaks off while it is discarded is none."""
-        error = kw.get("exc_info")
-        if isinstance(error, BaseException) and not isinstance(error, BridgeError):
-            self.host.failed(error)
+    def _close_if_idle_too_long(self) -> None:
+        """Look whether nothing was answered for so long: it bounds slow headers as well as idle connections."""
+        due = (self._idle_since if self._is_idle else self._loop.time()) + self.host.keepalive_seconds
+        if self._loop.time() >= due:
+            self.close_if_idle()
+        else:
+            self._timer = self._loop.call_at(due, self._close_if_idle_too_long)

@@ -109,21 +109,28 @@ def parse(body: bytes, *, project_id: str, key_id: str, received_at: datetime) -
     wire = _decode(body)
     if rb"\u0000" in body:  # rare, so that the careful look costs nobody else
         _refuse_nul(wire)
-    entries = [
-        LogEntry(
-            entry.level,
-            entry.message,
-            None if entry.timestamp is None else _utc(entry.timestamp, index),
-            _metadata(entry.metadata, index),
-            entry.trace_id,
-            entry.span_id,
-            entry.request_id,
-            entry.vercel_id,
-            entry.context,
-            entry.release,
+    entries = []
+    for index, entry in enumerate(wire.logs):
+        timestamp, text = entry.timestamp, str(entry.metadata, "utf-8")
+        metadata = text if text[0] == "{" else None
+        if metadata is None and text != "null":
+            raise BodyRefusedError("must be an object", f"logs[{index}].metadata")
+        if timestamp is not None and timestamp.tzinfo is not UTC:
+            timestamp = _utc(timestamp, index)
+        entries.append(
+            LogEntry(
+                entry.level,
+                entry.message,
+                timestamp,
+                metadata,
+                entry.trace_id,
+                entry.span_id,
+                entry.request_id,
+                entry.vercel_id,
+                entry.context,
+                entry.release,
+            )
         )
-        for index, entry in enumerate(wire.logs)
-    ]
     return LogBatch(
         project_id,
         key_id,
@@ -173,23 +180,12 @@ def _decode_leap_seconds(body: bytes) -> _WireBatch:
 
 
 def _utc(timestamp: datetime, index: int) -> datetime:
-    if timestamp.tzinfo is UTC:
-        return timestamp
     if timestamp.tzinfo is None:
         return timestamp.replace(tzinfo=UTC)
     try:
         return timestamp.astimezone(UTC)
     except OverflowError:
         raise BodyRefusedError("leaves the years 1 to 9999 in UTC", f"logs[{index}].timestamp") from None
-
-
-def _metadata(raw: msgspec.Raw, index: int) -> str | None:
-    text = str(raw, "utf-8")
-    if text[0] == "{":
-        return text
-    if text == "null":
-        return None
-    raise BodyRefusedError("must be an object", f"logs[{index}].metadata")
 
 
 def _refuse_nul(wire: _WireBatch) -> None:

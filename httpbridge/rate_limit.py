@@ -6,14 +6,14 @@ each admits the full number.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
+
+import msgspec
 
 WINDOW_SECONDS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(msgspec.Struct, frozen=True, gc=False):
     """Where a key stands in the current window."""
 
     admitted: bool

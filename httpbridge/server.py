@@ -5,20 +5,20 @@ the wire below a request is `connection`'s.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import formatdate
 from enum import StrEnum
-from typing import Any, cast
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.event_log import traceback_without_text
 from httpbridge import errors, responses
-from httpbridge.connection import Connection, Reply, Request
+from httpbridge.connection import Connection, Request
 from httpbridge.responses import Response
 
 KEEPALIVE_SECONDS = 75.0
@@ -95,12 +95,13 @@ class PublicServer:
         self.body_timeout_seconds = body_timeout_seconds
         self.draining = False
         self._connections_max = connections_max
-        self._connections_open = 0
+        self._connections: set[Connection] = set()
         self._is_full = False
         self._readiness = readiness
         self._now = now
         self._monotonic = monotonic
         self._log = structlog.get_logger("httpbridge").bind()
+        self._logs_requests = self._log.is_enabled_for(logging.DEBUG)
         self._date_unix_seconds = 0
         self._date_line = b""
         ingest_route = _Route("/ingest/logs", ("POST",), ingest, responses.method_not_allowed("POST"))
@@ -113,11 +114,10 @@ class PublicServer:
             "/ready": _Route("/ready", looks, self._ready, look_only),
         }
         self._loop = asyncio.get_running_loop()
-        self._http = web.Server(cast(Any, self._handle), request_factory=cast(Any, Request), loop=self._loop)
 
     def __call__(self) -> Connection:
         """Return the protocol of a new connection."""
-        return Connection(self._http, self, self._loop)
+        return Connection(self, self._loop)
 
     def drain(self) -> None:
         """Send clients away: /ready fails and answers close their connections. New connections are still served."""
@@ -131,35 +131,30 @@ class PublicServer:
         self.drain()
         try:
             async with asyncio.timeout(timeout_seconds):
-                while connections := self._connections:
-                    for connection in connections:
+                while self._connections:
+                    for connection in self._connections:
                         connection.close_if_idle()
                     await asyncio.sleep(_SWEEP_SECONDS)
         except TimeoutError:
-            connections = self._connections
-            self._log.warning("requests_cancelled", connections=len(connections))
-            await asyncio.gather(*(connection.cancel() for connection in connections))
-
-    @property
-    def _connections(self) -> list[Connection]:
-        return cast(list[Connection], self._http.connections)
+            self._log.warning("requests_cancelled", connections=len(self._connections))
+            await asyncio.gather(*(connection.cancel() for connection in self._connections))
 
     # What each connection asks of its host.
 
-    def opened(self) -> bool:
-        """Count a new connection; return False, without counting it, when there are too many."""
-        if self._connections_open >= self._connections_max:
+    def opened(self, connection: Connection) -> bool:
+        """Note a new connection; return False, without noting it, when there are too many."""
+        if len(self._connections) >= self._connections_max:
             if not self._is_full:
                 self._is_full = True
-                self._log.warning("connections_refused", connections=self._connections_open)
+                self._log.warning("connections_refused", connections=len(self._connections))
             return False
-        self._connections_open += 1
+        self._connections.add(connection)
         return True
 
-    def closed(self) -> None:
-        """Count a connection less."""
-        self._connections_open -= 1
-        if self._connections_open < self._connections_max // 2:
+    def closed(self, connection: Connection) -> None:
+        """Forget a connection: it is lost, and nothing is worked on for it any more."""
+        self._connections.discard(connection)
+        if len(self._connections) < self._connections_max // 2:
             self._is_full = False
 
     def date_line(self) -> bytes:
@@ -181,11 +176,12 @@ class PublicServer:
         """Log that something was not HTTP, and nothing of it."""
         self._log.debug("request", status=400, reason="not HTTP")
 
-    # The way of one request.
-
-    async def _handle(self, request: Request) -> Reply:
-        started = self._monotonic()
+    async def answer(self, request: Request) -> Response:
+        """Return the answer to a request, whatever goes wrong."""
         route = self._routes.get(request.target) or self._routes.get(_path(request.target))
+        if not self._logs_requests:
+            return await self._answer(request, route)
+        started = self._monotonic()
         response = await self._answer(request, route)
         self._log.debug(
             "request",
@@ -195,7 +191,7 @@ class PublicServer:
             milliseconds=round((self._monotonic() - started) * 1000, 3),
             project_id=request.project_id,
         )
-        return Reply(request, response)
+        return response
 
     async def _answer(self, request: Request, route: _Route | None) -> Response:
         if route is None:

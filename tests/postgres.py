@@ -7,6 +7,7 @@ reached by a Unix socket only (so no port is taken); as root it runs as `nobody`
 PostgreSQL refuses to run as root. The fixtures are in `conftest`.
 """
 
+import asyncio
 import importlib.util
 import os
 import pwd
@@ -16,6 +17,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 START_SECONDS_MAX = 60
 
@@ -84,6 +88,11 @@ class PostgresServer:
             self._process.wait()
         self._process = None
 
+    def demote(self) -> None:
+        """Restart it as a standby, which answers queries and takes no writes; `stop` it first."""
+        (self._data / "standby.signal").touch()
+        self.start()
+
     def close(self) -> None:
         """Stop it and delete its data."""
         self.stop()
@@ -132,3 +141,13 @@ class PostgresServer:
 def _environment() -> dict[str, str]:
     """Ours without libpq's variables, which would lead the tests to another server."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+async def blocked(connection: AsyncConnection, count: int) -> None:
+    """Return once so many other connections to this database wait for a lock."""
+    query = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(10):
+        while (await connection.execute(query)).scalar_one() < count:
+            await connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))

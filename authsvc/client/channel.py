@@ -20,9 +20,11 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.min_reconnect_backoff_ms", 2_000),  # despite its name: how long one attempt to connect may take
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # A connection whose other end vanished is given up 5 s after something was sent: gRPC makes the keepalive timeout
-    # the socket's TCP_USER_TIMEOUT as well.
+    # the socket's TCP_USER_TIMEOUT as well. One whose packets are acknowledged, by a proxy say, but not answered, 5 s
+    # after a ping: gRPC would otherwise wait a minute for that, whatever the keepalive timeout says.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     # Channels of one process would otherwise share connections, and with them the back-off of an older channel.
     ("grpc.use_local_subchannel_pool", 1),
     # Keys and tokens go to the address that was configured, never to a proxy that the environment names.

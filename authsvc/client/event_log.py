@@ -28,12 +28,14 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-def configure(level: LogLevel, log_format: LogFormat) -> None:
-    """Log to standard error from `level` on."""
+def configure(level: LogLevel, log_format: LogFormat, worker: str | None = None) -> None:
+    """Log to standard error from `level` on; each event says which worker it is of, where there are several."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if worker is not None:
+        shared.append(lambda _logger, _method, event: {**event, "worker": worker})
     render: list[structlog.typing.Processor]
     if log_format is LogFormat.JSON:
         render = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]

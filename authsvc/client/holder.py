@@ -33,6 +33,8 @@ class Renewal:
     sequence: int
     applied_revision: int
     is_goodbye: bool = False
+    lease_seconds_max: float = float("inf")
+    """The holder asks for no longer lease than this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Verdicts(Protocol):
 class Holder:
     """One process that caches verdicts. Its id is random, made at its start, and never used again (rule 8)."""
 
-    def __init__(self, holder_id: str, name: str, verdicts: Verdicts) -> None:
+    def __init__(self, holder_id: str, name: str, verdicts: Verdicts, lease_seconds_max: float = float("inf")) -> None:
         """`name` is a label for people; `verdicts` is what changes void."""
         self.holder_id = holder_id
         self.name = name
@@ -89,6 +91,7 @@ class Holder:
         self.lease_ends_at = _NEVER
         self.is_gone = False
         self._verdicts = verdicts
+        self._lease_seconds_max = lease_seconds_max
         self._stream = 0
         self._sequence = 0
         self._asked_at: dict[int, float] = {}
@@ -103,10 +106,10 @@ class Holder:
         return now < self.lease_ends_at
 
     def may_keep(self, revision: int, epoch: str) -> bool:
-        """Whether an answer that was read at `revision` may be cached; `epoch` was this holder's when it asked.
+        """Whether an answer that was read at `revision` of `epoch` may be cached.
 
         Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache,
-        nor one from before a reset to another epoch, whose revisions say nothing of this one's.
+        nor one from another epoch, whose revisions say nothing of this one's.
         """
         return revision >= self.applied_revision and epoch == self.epoch and not self.is_gone
 
@@ -124,7 +127,14 @@ class Holder:
         """Return what to send. Rule 2: `now` was read before the transport gets it, and the lease counts from then."""
         self._sequence += 1  # rule 8: unique within the holder, not within the stream
         self._asked_at[self._sequence] = self._last_asked_at = now
-        return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision)
+        return Renewal(
+            self.epoch,
+            self.holder_id,
+            self.name,
+            self._sequence,
+            self.applied_revision,
+            lease_seconds_max=self._lease_seconds_max,
+        )
 
     def goodbye(self) -> Renewal:
         """Return what to send last. Rule 7: first the cache is given up for good, then the service is told."""

@@ -1,10 +1,10 @@
-"""One Validate call to the key service: protobuf and status codes in, a typed answer or one error out.
+"""Calls of BatchValidate to the key service: protobuf and status codes in, typed answers and errors out.
 
 `validator` calls it, and nothing else talks to the key service on the ingest path.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -23,11 +23,21 @@ from authsvc.client.verdicts import (
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
+KEYS_PER_CALL_MAX = 256
+"""As many as the key service answers in one call."""
+
+CALL_SECONDS_MAX = 2.0
+"""For the answer, connecting included."""
+
 _VERDICTS = {
     pb2.VERDICT_ALLOWED: Verdict.ALLOWED,
     pb2.VERDICT_INVALID_KEY: Verdict.INVALID_KEY,
     pb2.VERDICT_ORIGIN_NOT_ALLOWED: Verdict.ORIGIN_NOT_ALLOWED,
 }
+_CHANNELS = 4
+"""The key service may be several processes that share a port, and a channel reaches one of them."""
+_REST_SECONDS = 1.0
+"""For a channel whose call failed, while others do not fail: as long as gRPC may take to connect again."""
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
@@ -49,8 +59,30 @@ def sendable_origin(origin: str | None) -> str | None:
     return origin if len(origin) <= ORIGIN_CHARACTERS_MAX else ""
 
 
+class _Line:
+    """One channel and how it fares. It can be opened anew."""
+
+    def __init__(self, address: Address, tls: ClientTls | None, now: float) -> None:
+        self._address = address
+        self._tls = tls
+        self.calls = 0
+        self.failed_at = float("-inf")
+        """When the last call ended, if it failed."""
+        self.open(now)
+
+    def open(self, now: float) -> None:
+        self.channel = open_channel(self._address, self._tls)
+        self.stub = KeyServiceStub(self.channel)
+        self.good_at = now
+        """When it was opened, or last answered."""
+
+    def burden(self, now: float) -> tuple[bool, int]:
+        """Return what is less for a line that is better to use."""
+        return now < self.failed_at + _REST_SECONDS, self.calls
+
+
 class KeyClient:
-    """The key service at one address. Made and used in one event loop; `close` ends it."""
+    """The key service at one address, over several channels. Made and used in one event loop; `close` ends it."""
 
     def __init__(
         self,
@@ -58,7 +90,7 @@ class KeyClient:
         token: TokenSource,
         tls: ClientTls | None,
         monotonic: Callable[[], float],
-        deadline_seconds: float = 2.0,
+        deadline_seconds: float = CALL_SECONDS_MAX,
     ) -> None:
         """Raise ConfigurationError when a TLS file cannot be used; nothing is connected yet.
 
@@ -74,20 +106,20 @@ class KeyClient:
         self._diagnosing = False
         self._diagnosed_at = float("-inf")
         self._diagnosis: str | None = None
-        self._open()
+        self._lines = [_Line(address, tls, monotonic()) for _ in range(_CHANNELS)]
+        """The one that was used last is last."""
 
-    def _open(self) -> None:
-        self._channel = open_channel(self._address, self._tls)
-        self._stub = KeyServiceStub(self._channel)
-        self._good_at = self._monotonic()
+    async def validate(
+        self, questions: Sequence[tuple[RawKey, str | None]]
+    ) -> list[Answer | KeyServiceUnavailableError]:
+        """Ask about keys, each with the origin of a request: None for one without, else `sendable_origin`'s.
 
-    async def validate(self, api_key: RawKey, origin: str | None) -> Answer:
-        """Ask whether the key may be used, and from the origin: None for a request without, else `sendable_origin`'s.
-
-        Every fault, a status other than OK included, is KeyServiceUnavailableError:
-        none says anything about the key.
+        Up to KEYS_PER_CALL_MAX at once. Return as many answers, or errors where the key service had none. Every fault
+        of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
         """
-        request = pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin)
+        request = pb2.BatchValidateRequest()
+        for api_key, origin in questions:
+            request.requests.add(api_key=api_key.reveal(), origin=origin)
         give_up_at = self._monotonic() + self._deadline_seconds
         token = self._token.read()
         try:
@@ -104,32 +136,48 @@ class KeyClient:
                 code = error.code()
         raise KeyServiceUnavailableError(await self._reason(code))
 
-    async def _call(self, request: pb2.ValidateRequest, token: Secret, give_up_at: float) -> Answer:
+    async def _call(
+        self, request: pb2.BatchValidateRequest, token: Secret, give_up_at: float
+    ) -> list[Answer | KeyServiceUnavailableError]:
         if self._closed:
             raise KeyServiceUnavailableError("this client is closed")
-        timeout_seconds = give_up_at - self._monotonic()
+        now = self._monotonic()
+        line = min(self._lines, key=lambda line: line.burden(now))
+        self._lines.remove(line)
+        self._lines.append(line)
+        line.calls += 1
         try:
-            response = await self._stub.Validate(request, timeout=timeout_seconds, metadata=authorization(token))
+            response = await line.stub.BatchValidate(request, timeout=give_up_at - now, metadata=authorization(token))
         except asyncio.CancelledError:
             if _is_cancelled():
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
+        except grpc.aio.AioRpcError as error:
+            line.failed_at = self._monotonic()
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                self._reopen_if_stale(line)
+            raise
         except grpc.aio.BaseError as error:  # gRPC's own library refuses the call, the metadata for example
             raise KeyServiceUnavailableError(f"the call could not be sent ({type(error).__name__})") from None
-        self._good_at = self._monotonic()
-        return _answer(response)
+        finally:
+            line.calls -= 1
+        line.good_at, line.failed_at = self._monotonic(), float("-inf")
+        if len(response.responses) != len(request.requests):
+            raise KeyServiceUnavailableError(
+                f"the key service gave {len(response.responses)} answers to {len(request.requests)} questions"
+            )
+        return [_answer(answer) for answer in response.responses]
 
     async def _reason(self, code: grpc.StatusCode) -> str:
         if code is grpc.StatusCode.UNAUTHENTICATED:
             return f"the key service at {self._address} refuses our token"
         if code is grpc.StatusCode.PERMISSION_DENIED:
             return f"the key service at {self._address} does not let our token validate keys"
-        if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return f"the key service at {self._address} answered {code.name}"
-        self._reopen_if_stale()
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return f"the key service at {self._address} did not answer within {self._deadline_seconds:g} s"
+        if code is not grpc.StatusCode.UNAVAILABLE:
+            return f"the key service at {self._address} answered {code.name}"
         return await self._diagnose() or f"the key service at {self._address} can be reached, but answers UNAVAILABLE"
 
     async def _diagnose(self) -> str | None:
@@ -143,40 +191,44 @@ class KeyClient:
                 self._diagnosing = False
         return self._diagnosis
 
-    def _reopen_if_stale(self) -> None:
-        if self._closed or self._monotonic() - self._good_at < _REOPEN_AFTER_SECONDS:
+    def _reopen_if_stale(self, line: _Line) -> None:
+        now = self._monotonic()
+        if self._closed or now - line.good_at < _REOPEN_AFTER_SECONDS:
             return
-        stale = self._channel
+        stale = line.channel
         try:
-            self._open()
+            line.open(now)
         except ConfigurationError:  # a certificate is just being replaced, say: the diagnosis names it
-            self._good_at = self._monotonic()
+            line.good_at = now
             return
         retired = asyncio.create_task(stale.close(grace=self._deadline_seconds))  # for the calls on their way
         self._retired.add(retired)
         retired.add_done_callback(self._retired.discard)
 
     async def close(self) -> None:
-        """End the calls on their way, which get KeyServiceUnavailableError, and the connection."""
+        """End the calls on their way, which get KeyServiceUnavailableError, and the connections."""
         self._closed = True
         for retired in self._retired:
             retired.cancel()
         await asyncio.gather(*self._retired, return_exceptions=True)
-        await self._channel.close()
+        await asyncio.gather(*(line.channel.close() for line in self._lines))
 
 
-def _answer(response: pb2.ValidateResponse) -> Answer:
-    verdict = _VERDICTS.get(response.verdict)
+def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableError:
+    code = response.verdict
+    if code == pb2.VERDICT_UNSPECIFIED:
+        return KeyServiceUnavailableError("the key service could not ask its database in time")
+    verdict = _VERDICTS.get(code)
     if verdict is None:
-        raise KeyServiceUnavailableError(f"the key service sent verdict {response.verdict}, which is none of ours")
+        return KeyServiceUnavailableError(f"the key service sent verdict {code}, which is none of ours")
     if verdict is Verdict.INVALID_KEY:
         decision = INVALID_KEY
     else:
         decision = Decision(verdict, response.project_id, response.key_id)
         if not decision.project_id or not decision.key_id:
-            raise KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
+            return KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
-    return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision)
+    return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
 
 
 def _is_cancelled() -> bool:

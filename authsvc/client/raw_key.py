@@ -16,6 +16,11 @@ Digest = NewType("Digest", bytes)
 neither salt nor stretching."""
 
 
+def digest_of(text: str) -> Digest | None:
+    """Return the digest of a raw key, None when the text is not one."""
+    return Digest(sha256(text.encode()).digest()) if _FORMAT.fullmatch(text) else None
+
+
 class RawKey:
     """A well-formed raw key, `dt_` and 24 lower-case hex digits. Its `repr` and `str` are redacted."""
 
@@ -31,7 +36,10 @@ class RawKey:
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Return the key, or None when the text is not one."""
-        return cls(text) if _FORMAT.fullmatch(text) else None
+        try:
+            return cls(text)
+        except ValueError:
+            return None
 
     def reveal(self) -> str:
         """Return the raw key itself, to be sent to the key service or shown to its owner once."""

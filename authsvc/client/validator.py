@@ -1,7 +1,7 @@
-"""Whether a key may be used: cached verdicts first, then one call for all who ask at once.
+"""Whether a key may be used: cached verdicts first, then few calls for all who ask at once.
 
 The bridge's `authorizer` and other callers in Python use KeyValidator; it owns the
-key client, the verdict cache and the calls on their way.
+key client, the verdict cache, what waits to be asked and the calls on their way.
 """
 
 import asyncio
@@ -9,18 +9,18 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import Any, Self, TypeAlias
+from typing import Any, Self
 
 import structlog
 
-from authsvc.client.call_slots import CallSlots, Turn
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
 from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
-from authsvc.client.key_client import KeyClient, sendable_origin
-from authsvc.client.raw_key import Digest, RawKey
+from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient, sendable_origin
+from authsvc.client.questions import Question, Questions
+from authsvc.client.raw_key import RawKey
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
@@ -30,10 +30,14 @@ _PROBE_KEY = RawKey("dt_" + "0" * 24)
 _PROBE_INTERVAL_SECONDS = 1.0
 _PROBE_WAIT_SECONDS = 1.0  # a readiness check has a deadline of its own; the probe goes on for the next one
 
+_CALLS_MAX = 3
+"""Under way at once, one of them kept for known keys: with one more, each carries fewer keys, and a key costs a tenth
+more of the processor's time; with one less, a key waits for a whole call before its own."""
+_WAITING_MAX = 8 * KEYS_PER_CALL_MAX
+"""Of either kind: what calls of some ten milliseconds answer well within the time that a caller waits."""
+
 _GOODBYE_SECONDS_MAX = 2.0
 _BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-_Flight: TypeAlias = "asyncio.Task[Decision]"
 
 _log = structlog.get_logger("authsvc.client")
 
@@ -73,15 +77,17 @@ class KeyValidator:
         tls: ClientTls | None = None,
         name: str = "",
         cache: VerdictCache | None = None,
-        calls_max: int = 256,
+        calls_max: int = _CALLS_MAX,
+        waiting_max: int = _WAITING_MAX,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
         """Nothing is connected before the first call, or `start`.
 
-        `name` is a label for operators, by default the host and process id. `calls_max` bounds
-        the calls under way at once; some more wait for a moment (see `call_slots`). Raises
-        ConfigurationError when a TLS file cannot be used, ValueError for an address that is
-        not HOST:PORT and for a token that cannot be sent.
+        `name` is a label for operators, by default the host and process id. At most `calls_max`
+        calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
+        good, and as many others, wait for the next ones (see `questions`). Raises ConfigurationError
+        when a TLS file cannot be used, ValueError for an address that is not HOST:PORT, for a token
+        that cannot be sent and for less than 2 calls.
         """
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
@@ -91,9 +97,9 @@ class KeyValidator:
         self._holder = Holder(secrets.token_hex(16), name or f"{socket.gethostname()}:{os.getpid()}", self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
-        self._slots = CallSlots(calls_max, clock)
-        self._calls: set[_Flight] = set()
-        self._flights: dict[tuple[Digest, str | None], _Flight] = {}
+        self._questions = Questions(clock, calls_max=calls_max, keys_max=KEYS_PER_CALL_MAX, waiting_max=waiting_max)
+        self._calls: set[asyncio.Task[None]] = set()
+        self._is_gathering = False
         self._probe: asyncio.Task[None] | None = None
         self._closed = False
         self._reached = False
@@ -125,9 +131,9 @@ class KeyValidator:
     async def validate(self, api_key: RawKey | str, origin: str | None = None) -> Decision:
         """Return whether the key may be used, and from the value of an `Origin` header: None for a request without.
 
-        Callers who ask for the same at once share one call, which goes on when one of
-        them is cancelled. Raises KeyServiceUnavailableError when there is no verdict;
-        that is never cached.
+        Who asks while calls are under way goes along with the next one, and callers who ask for the
+        same share their place in it. Raises KeyServiceUnavailableError when there is no verdict within
+        2 s, or too many wait already; that is never cached.
         """
         if isinstance(api_key, str):
             parsed = RawKey.parse(api_key)
@@ -139,55 +145,73 @@ class KeyValidator:
         decision = self.cached(api_key, origin)
         if decision is not None:
             return decision
-        shared = self._flights.get((api_key.digest, origin))
-        if shared is not None and self.has_lease:
-            await _landed(shared)
-            # Rule 4: that call may have begun before this request, and before a change that this request must see.
-            # Its answer counts here only if it was fit to be cached.
-            decision = self.cached(api_key, origin)
-            if decision is not None:
-                return decision
-        flight = self._take_off(api_key, origin)
-        await _landed(flight)
-        return flight.result()
-
-    def _take_off(self, api_key: RawKey, origin: str | None) -> _Flight:
-        if self._closed:
-            raise KeyServiceUnavailableError("this validator is closed")
-        route = (api_key.digest, origin)
-        turn = self._slots.take(is_known=self._cache.knows(*route))
-        flight = asyncio.create_task(self._ask(api_key, origin, turn))
-        self._calls.add(flight)
-        self._flights[route] = flight
-
-        def land(landed: _Flight) -> None:
-            self._slots.release(turn)
-            self._calls.discard(landed)
-            if self._flights.get(route) is landed:
-                del self._flights[route]
-            if not landed.cancelled():
-                landed.exception()  # seen, even if everyone who asked has gone
-
-        flight.add_done_callback(land)
-        return flight
-
-    async def _ask(self, api_key: RawKey, origin: str | None, turn: Turn) -> Decision:
-        await self._slots.wait(turn)
-        sent_at, epoch = self._clock(), self._holder.epoch
-        answer = await self._call(api_key, origin)
-        if self._holder.may_keep(answer.revision, epoch):  # rule 4
-            self._cache.put(api_key.digest, origin, answer, sent_at)
-        return answer.decision
-
-    async def _call(self, api_key: RawKey, origin: str | None) -> Answer:
-        """Call, and note for `state` how it went."""
         try:
-            answer = await self._client.validate(api_key, origin)
+            async with asyncio.timeout(CALL_SECONDS_MAX):
+                asked = self._questions.get(api_key.digest, origin)
+                if asked is not None and self.has_lease:
+                    await asked.join()
+                    # Rule 4: its call may have begun before this request, and before a change that this request must
+                    # see. The answer counts here only if it was fit to be cached.
+                    decision = self.cached(api_key, origin)
+                    if decision is not None:
+                        return decision
+                return await self._ask(api_key, origin)
+        except TimeoutError:
+            raise KeyServiceUnavailableError(f"there was no verdict within {CALL_SECONDS_MAX:g} s") from None
+
+    async def _ask(self, api_key: RawKey, origin: str | None) -> Decision:
+        if self._closed:
+            raise _closed()
+        question = Question(api_key, origin, is_known=self._cache.knows(api_key.digest, origin))
+        self._questions.put(question)
+        if not self._is_gathering:  # who asks in the same turn of the event loop goes along
+            self._is_gathering = True
+            asyncio.get_running_loop().call_soon(self._begin_calls)
+        try:
+            return await question.decided
+        finally:
+            if question.decided.cancelled():
+                self._questions.forget(question)
+
+    def _begin_calls(self) -> None:
+        self._is_gathering = False
+        while questions := self._questions.begin_call():
+            call = asyncio.create_task(self._answer(questions))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _answer(self, questions: list[Question]) -> None:
+        """Ask all of them in one call, tell who waits, and begin the next call."""
+        sent_at, epoch = self._clock(), self._holder.epoch
+        outcomes: Sequence[Answer | Exception] = [_closed()] * len(questions)
+        try:
+            outcomes = await self._call([(question.api_key, question.origin) for question in questions])
+        except Exception as error:  # noqa: BLE001 - who waits gets it
+            outcomes = [error] * len(questions)
+        finally:
+            self._questions.end_call(questions)
+            for question, outcome in zip(questions, outcomes, strict=True):
+                self._settle(question, outcome, sent_at, epoch)
+        self._begin_calls()
+
+    def _settle(self, question: Question, outcome: Answer | Exception, sent_at: float, epoch: str) -> None:
+        if isinstance(outcome, Exception):
+            question.fail(outcome)
+            return
+        if self._holder.may_keep(outcome.revision, outcome.epoch or epoch):  # rule 4
+            self._cache.put(question.api_key.digest, question.origin, outcome, sent_at)
+        question.decide(outcome.decision)
+
+    async def _call(self, questions: list[tuple[RawKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
+        """Call, and note for `state` how it went: badly if there is not one verdict."""
+        try:
+            answers = await self._client.validate(questions)
         except KeyServiceUnavailableError as error:
             self._note(str(error))
             raise
-        self._note(None)
-        return answer
+        faults = [answer for answer in answers if isinstance(answer, KeyServiceUnavailableError)]
+        self._note(str(faults[0]) if len(faults) == len(answers) else None)
+        return answers
 
     def _note(self, fault: str | None) -> None:
         if fault is not None and (self._fault is None and not self._closed):
@@ -221,7 +245,7 @@ class KeyValidator:
 
     async def _probe_once(self) -> None:
         try:
-            await self._call(_PROBE_KEY, None)
+            await self._call([(_PROBE_KEY, None)])
         except KeyServiceUnavailableError:
             return  # noted
 
@@ -231,6 +255,7 @@ class KeyValidator:
         self._watcher.leave()
         if self._watching is not None:
             await asyncio.wait([self._watching], timeout=_GOODBYE_SECONDS_MAX)
+        self._questions.fail(_closed())
         tasks: list[asyncio.Task[Any]] = [*self._calls]
         tasks += [task for task in (self._probe, self._watching) if task is not None]
         for task in tasks:
@@ -240,10 +265,5 @@ class KeyValidator:
         await self._client.close()
 
 
-async def _landed(flight: _Flight) -> None:
-    """Wait for a call; unlike awaiting the task itself, this leaves it alone when the caller is cancelled."""
-    await asyncio.wait([flight])
-    if flight.cancelled():
-        raise KeyServiceUnavailableError("this validator is closed")
-    if (error := flight.exception()) is not None:
-        raise error
+def _closed() -> KeyServiceUnavailableError:
+    return KeyServiceUnavailableError("this validator is closed")

@@ -37,6 +37,8 @@ class Answer:
     """Counted from when the call was sent; 0 or less: not to be reused."""
     revision: int
     """The store's revision that it was read at."""
+    epoch: str = ""
+    """Of the revision; empty where the key service did not say."""
 
 
 class KeyServiceUnavailableError(Exception):

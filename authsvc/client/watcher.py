@@ -50,9 +50,17 @@ class Watcher:
         self._leaving = asyncio.Event()
         self._farewell: Renewal | None = None
         self._was_live = False
+        self._lease_end: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Watch until cancelled or `leave`, connecting again whenever a stream ends."""
+        try:
+            await self._watch_again_and_again()
+        finally:
+            if self._lease_end is not None:
+                self._lease_end.cancel()
+
+    async def _watch_again_and_again(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
         while not self._leaving.is_set():
             lease_before = self._holder.lease_ends_at
@@ -67,7 +75,6 @@ class Watcher:
                 reason = "the stream ended"  # just before it was written to, or before gRPC had opened it
             self._token.forget()
             _log.debug("watch_ended", reason=reason)
-            self._note()
             if self._holder.lease_ends_at > lease_before:
                 back_off_seconds = _BACK_OFF_SECONDS_MIN
             # Jitter, so that the holders of a service that restarts do not all come at once.
@@ -82,8 +89,15 @@ class Watcher:
         self._leaving.set()
 
     def _note(self) -> None:
-        """Log when a lease begins and when it is over."""
-        is_live = self._holder.is_live(self._clock())
+        """Log when a lease begins and when it is over, which a timer tells in time; nothing else depends on it."""
+        now = self._clock()
+        is_live = self._holder.is_live(now)
+        if self._lease_end is not None:
+            self._lease_end.cancel()
+            self._lease_end = None
+        if is_live:
+            left_seconds = self._holder.lease_ends_at - now
+            self._lease_end = asyncio.get_running_loop().call_later(left_seconds, self._note)
         if is_live and not self._was_live:
             _log.info("lease_granted", holder=self._holder.holder_id)
         elif self._was_live and not is_live and not self._leaving.is_set():
@@ -104,6 +118,8 @@ class Watcher:
                 is_behind = False
                 while not leaving.done():
                     now = self._clock()
+                    if now >= self._holder.give_up_at():  # looked at in every round: changes may come without leases
+                        raise TimeoutError("no lease in time")
                     if now >= self._holder.renew_at() or (is_behind and self._holder.unanswered < _UNANSWERED_MAX):
                         is_behind = False
                         await self._send(call, self._holder.renew(now))
@@ -117,8 +133,6 @@ class Watcher:
                         tasks.discard(reading)
                         reading = asyncio.create_task(call.read())
                         tasks.add(reading)
-                    elif self._clock() >= self._holder.give_up_at():
-                        raise TimeoutError("no lease in time")
                 await self._say_goodbye(call, reading)
             finally:
                 for task in tasks:

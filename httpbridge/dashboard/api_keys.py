@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from authsvc.client.admin import AdminClient, Issued, Key, Revoked
+from authsvc.client.admin import AdminClient, Issued, Key, Project, Revoked
+from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.pages import Pages, session_of
 
 
@@ -75,6 +76,10 @@ class ApiKeys:
         project = await self._admin.project(request.match_info["project"])
         key_id = request.query.get("key", "")
         if key_id != project.active_key.key_id:
+            keys, _ = await self._admin.keys(project.project_id)
+            for key in keys:
+                if key.key_id == key_id:
+                    return self._already_revoked(request, project, key)
             raise web.HTTPNotFound
         return self._pages.render(request, "revoke.html", project_id=project.project_id, key=project.active_key)
 
@@ -84,21 +89,14 @@ class ApiKeys:
         revoked = await self._admin.revoke(project_id, key_id, caller=session_of(request).name)
         if revoked.next_key is not None:
             return self._reveal.page(request, project_id, revoked.next_key, revoked)
-        project = await self._admin.project(project_id)
+        return self._already_revoked(request, await self._admin.project(project_id), revoked.revoked_key)
+
+    def _already_revoked(self, request: web.Request, project: Project, revoked_key: Key) -> web.Response:
         return self._pages.render(
             request,
             "already_revoked.html",
             status=409,
-            project_id=project_id,
-            revoked_key=revoked.revoked_key,
+            project_id=project.project_id,
+            revoked_key=revoked_key,
             key=project.active_key,
         )
-
-
-def curl_line(clients_url: str, raw_key: str) -> str:
-    """Return a line for a shell that sends a log."""
-    return (
-        f"curl -sS -w '\\n' {clients_url}/ingest/logs -H 'Authorization: Bearer {raw_key}' "
-        "-H 'Content-Type: application/json' "
-        """-d '{"service": "hello", "logs": [{"level": "info", "message": "hello, world"}]}'"""
-    )

@@ -28,6 +28,7 @@ from httpbridge.dashboard.pages import FOLDER, Pages, Views
 from httpbridge.dashboard.projects import Projects
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.sign_in import SignIn
+from httpbridge.dashboard.signed_out import SignedOut
 from httpbridge.sinks.log_queries import LogQueries
 from httpbridge.sinks.origin_store import seen_origins
 from httpbridge.sinks.read_store import ReadStore
@@ -65,9 +66,9 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         views: list[Views] = [
             SignIn(sessions, pages, Attempts(time.monotonic)),
             Projects(admin, queries, pages, reveal, now),
-            Logs(admin, store, queries, streams, pages, now),
+            Logs(admin, store, queries, streams, pages, config.clients_url(), now),
             ApiKeys(admin, pages, reveal),
-            AllowedOrigins(admin, partial(seen_origins, store), pages, now),
+            AllowedOrigins(admin, partial(seen_origins, store), pages, config.clients_url(), now),
             Audit(admin, pages),
         ]
         runner = web.AppRunner(
@@ -106,7 +107,7 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
         return config.dashboard_token or kept_token(config.state_dir / DASHBOARD_TOKEN_FILE)
 
     token()
-    return Sessions(token, now)
+    return Sessions(token, SignedOut(config.state_dir), now)
 
 
 def _application(guard: Guard, views: list[Views]) -> web.Application:

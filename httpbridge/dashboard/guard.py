@@ -3,6 +3,8 @@
 Built by `app`, as the application's middlewares.
 """
 
+import asyncio
+import re
 import secrets
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote
@@ -10,10 +12,12 @@ from urllib.parse import quote
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from multidict import MultiDictProxy
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.client.environment import ConfigurationError
+from authsvc.client.event_log import traceback_without_text
 from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
 from httpbridge.errors import StoreUnavailableError
@@ -21,6 +25,9 @@ from httpbridge.sinks import StoreSetupError
 
 SESSION_COOKIE = "dashboard_session"
 VISITOR_COOKIE = "dashboard_visitor"
+FORM_SECONDS_MAX = 20.0
+"""How long a form may take to arrive: 256 KiB on a slow phone."""
+
 OPEN_PATHS = ("/sign-in", "/static/")
 
 _SECURITY_HEADERS = {
@@ -35,6 +42,8 @@ _SECURITY_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+_PROJECT_ID = re.compile("[a-z0-9-]{1,63}")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -65,18 +74,28 @@ class Guard:
         except web.HTTPException as answer:
             return self._http(request, answer)
         except KeyServiceUnavailableError as error:
-            return self._pages.render(request, "key_service_down.html", status=503, reason=str(error))
+            return self._out_of_reach(request, "key_service_down.html", error)
         except (StoreUnavailableError, StoreSetupError) as error:
-            return self._pages.render(request, "log_store_down.html", status=503, reason=str(error))
+            return self._out_of_reach(request, "log_store_down.html", error)
         except RefusedError as error:
             is_absent = error.refusal is Refusal.NOT_FOUND or request.method == "GET"
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {error}.")
+        except ConnectionError:  # who asked is gone
+            raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
             return self._failure(request, 503, "Not set up", str(error))
-        except Exception:  # noqa: BLE001 - shown as a page that says nothing of it
-            _log.exception("unexpected error", method=request.method, path=request.path)
+        except Exception as error:  # noqa: BLE001 - shown as a page that says nothing of it
+            # Neither the path nor the error's text is ours: they may repeat what somebody sent.
+            name, traceback = type(error).__qualname__, traceback_without_text(error)
+            _log.error("unexpected_error", error=name, method=request.method, traceback=traceback)
             return self._failure(request, 500, "Something went wrong", "The dashboard's log says what. Try again.")
+
+    def _out_of_reach(self, request: web.Request, template: str, error: Exception) -> web.Response:
+        # Of a project that may exist; its other pages may work.
+        named = request.match_info.get("project", "")
+        project_id = named if _PROJECT_ID.fullmatch(named) else ""
+        return self._pages.render(request, template, status=503, project_id=project_id, reason=str(error))
 
     def _http(self, request: web.Request, answer: web.HTTPException) -> web.StreamResponse:
         if answer.status < 400:
@@ -111,7 +130,8 @@ class Guard:
         if not request.path.startswith(OPEN_PATHS):
             if request.method in ("GET", "HEAD"):
                 return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
-            return self._pages.render(request, "session_over.html", status=403, next_path=request.path)
+            fields = await _fields_to_send_again(request)
+            return self._pages.render(request, "session_over.html", status=403, fields=fields)
         visitor = request.cookies.get(VISITOR_COOKIE, "")
         if not visitor.isalnum() or len(visitor) != 32:
             visitor = secrets.token_hex(16)
@@ -123,16 +143,40 @@ class Guard:
 
     @web.middleware
     async def _form(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        if request.method == "POST":
-            presented = (await request.post()).get("form_token", "")
-            if not isinstance(presented, str) or not self._sessions.is_form_token(request[VISITOR], presented):
-                return self._failure(
-                    request,
-                    403,
-                    "Nothing was changed",
-                    "The form belongs to another sign-in. Go back, reload the page, and try again.",
-                )
-        return await handler(request)
+        if request.method != "POST" or request.path.startswith("/static/"):
+            return await handler(request)
+        presented = (await _form_of(request)).get("form_token", "")
+        if isinstance(presented, str) and self._sessions.is_form_token(request[VISITOR], presented):
+            return await handler(request)
+        may_send_again = SESSION in request and not request.path.startswith(OPEN_PATHS)  # a token is typed once
+        fields = await _fields_to_send_again(request) if may_send_again else []
+        return self._pages.render(request, "other_sign_in.html", status=403, fields=fields)
+
+
+async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearray | web.FileField]:
+    """Read a form; raise HTTPBadRequest for what is none, and for files, which no form here has."""
+    refusal = web.HTTPBadRequest(text="This is not what a form here sends.")
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise refusal
+    try:
+        async with asyncio.timeout(FORM_SECONDS_MAX):
+            return await request.post()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="The form took too long to arrive.") from None
+    except (ValueError, LookupError, web.RequestPayloadError):  # not UTF-8, no such character set, not gzip
+        raise refusal from None
+
+
+async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
+    """Return the fields of a form that was not taken, for a page that offers to send it again; none of another site's.
+
+    A person confirms it there, but would not know what another site put into the form. Browsers say whose it is where
+    the dashboard is reached by HTTPS or on this machine.
+    """
+    if request.headers.get("Sec-Fetch-Site") != "same-origin":
+        return []
+    form = await _form_of(request)
+    return [(name, value) for name, value in form.items() if name != "form_token" and isinstance(value, str)]
 
 
 def is_signed_in(sessions: Sessions, request: web.Request) -> bool:

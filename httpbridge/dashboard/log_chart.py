@@ -35,8 +35,9 @@ class Block(msgspec.Struct, frozen=True):
 
 
 class Column(msgspec.Struct, frozen=True):
-    """One bar, for the table beside the picture."""
+    """One bar as a whole, for the mouse and for the table beside the picture."""
 
+    x: int
     start: datetime
     end: datetime | None
     counts: dict[str, int]
@@ -86,13 +87,14 @@ def chart(bars: Sequence[Bar], starts: Sequence[datetime], until: datetime) -> C
     totals = {level.value: sum(bar.counts.get(level, 0) for bar in bars) for level in _STACKED}
     columns = [
         Column(
+            number * BAR_WIDTH,
             bar.start,
             bar.end,
             {level.value: count for level, count in bar.counts.items()},
             sum(bar.counts.values()),
             bar.is_complete,
         )
-        for bar in reversed(bars)
+        for number, bar in reversed(list(enumerate(bars, missing)))
         if bar.counts or not bar.is_complete
     ]
     incomplete = missing + (1 if bars and not bars[0].is_complete else 0)

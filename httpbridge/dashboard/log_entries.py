@@ -13,6 +13,9 @@ from httpbridge.sinks.log_queries import ROW_CHARACTERS_MAX
 from httpbridge.sinks.log_rows import LogRow
 
 HEADLINE_CHARACTERS_MAX = 300
+NO_TEXT = "(no text)"
+"""Stands for a message of nothing that can be seen, in the line that is clicked."""
+
 TEXT_CHARACTERS_MAX = 4_000
 """Of each text of an entry among others."""
 
@@ -68,7 +71,7 @@ def entry_of(row: LogRow, *, is_alone: bool = False) -> Entry:
         rfc3339(log.received_at),
         log.level,
         headline(log.service, HEADLINE_CHARACTERS_MAX),
-        headline(log.message, HEADLINE_CHARACTERS_MAX),
+        headline(log.message, HEADLINE_CHARACTERS_MAX) or NO_TEXT,
         parts,
         is_short=any(part.missing for part in parts),
     )

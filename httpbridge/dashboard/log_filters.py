@@ -3,6 +3,7 @@
 What does not make sense there is said beside its field, and the page shows what it can.
 """
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -36,7 +37,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of the form, as they were sent."""
 
     range: str = DEFAULT_RANGE
-    """A key of RANGES; does not count where there is a `since`."""
+    """A key of RANGES, back from `until` or now; does not count where there is a `since`."""
     since: str = ""
     """An instant, or how long ago: see `log_view.parse_since`."""
     until: str = ""
@@ -79,7 +80,8 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
         since = _instant(self.since, now, "since", errors)
         until = _instant(self.until, now, "until", errors)
         if since is None and self.range != "all":
-            since = parse_since(self.range, now)
+            with suppress(ValueError):  # before the first year there is nothing
+                since = parse_since(self.range, until or now)
         if since is not None and until is not None and until <= since:
             errors["until"] = "This is not after the beginning."
             until = None

@@ -1,8 +1,8 @@
 """Live tail: server-sent events of what arrives in a project. Used by `logs`; `app` closes it.
 
-One event a look that found something, with the entries as JSON, oldest first; its id is where the next look begins,
-so a browser that connects again misses nothing. Streams are few, each looks once a second, and a reader who
-does not take what it asked for is disconnected.
+One event a look that found something, with the entries as JSON, oldest first; its id is the mark where the next
+look begins, so a browser that connects again misses nothing. Streams are few, each looks once a second, and a reader
+who does not take what it asked for is disconnected.
 """
 
 import asyncio
@@ -13,11 +13,12 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from authsvc.client.environment import ConfigurationError
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.log_rows import LogFilter
-from httpbridge.sinks.log_tail import LogTail
+from httpbridge.sinks.log_tail import LogTail, Mark
 from httpbridge.sinks.read_store import ReadStore
 
 STREAMS_MAX = 32
@@ -63,8 +64,8 @@ class LogStreams:
         """Ask all streams to end; browsers connect again by themselves."""
         self._closing.set()
 
-    async def serve(self, request: web.Request, selection: LogFilter, after_id: int) -> web.StreamResponse:
-        """Answer with the entries that arrive behind that id, until the reader, the session or the dashboard is gone.
+    async def serve(self, request: web.Request, selection: LogFilter, after: Mark) -> web.StreamResponse:
+        """Answer with the entries that arrive after that mark, until the reader, the session or the dashboard is gone.
 
         503 when there are too many streams.
         """
@@ -75,10 +76,11 @@ class LogStreams:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
             await response.prepare(request)
             with suppress(ConnectionError):  # the reader went away
-                await self._follow(request, response, LogTail(self._store, selection, after_id))
+                await self._follow(request, response, LogTail(self._store, selection, after))
             return response
-        except TimeoutError:
-            _log.info("live tail given up", reason="its reader takes nothing")
+        except (TimeoutError, ConfigurationError) as error:
+            reason = "its reader takes nothing" if isinstance(error, TimeoutError) else str(error)
+            _log.info("live tail given up", reason=reason)
             if request.transport is not None:
                 request.transport.abort()
             return response
@@ -104,9 +106,9 @@ class LogStreams:
                 if arrivals.rows or arrivals.is_gap or is_lost:
                     entries = [entry_of(row) for row in arrivals.rows]
                     data = _json({"entries": entries, "is_gap": arrivals.is_gap})
-                    event = f"id: {arrivals.id}\ndata: {data}\n\n"
+                    event = f"id: {arrivals.mark}\ndata: {data}\n\n"
                 elif self._monotonic() - written_at >= self._heartbeat_seconds:
-                    event = f"id: {arrivals.id}\n\n"  # without data it moves the id, and nothing else
+                    event = f"id: {arrivals.mark}\n\n"  # without data it moves the mark, and nothing else
                 is_lost = False
             if event:
                 await self._write(response, event)

@@ -7,13 +7,14 @@ key service to be up: it only says whether there is such a project.
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from aiohttp import web
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient
 from httpbridge.dashboard import log_chart
+from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.dashboard.log_filters import RANGES, LogQuery, position_text, read_position
 from httpbridge.dashboard.log_stream import LogStreams
@@ -22,10 +23,8 @@ from httpbridge.log_view import rfc3339
 from httpbridge.logs import Level
 from httpbridge.sinks.log_queries import LogQueries
 from httpbridge.sinks.log_rows import LogFilter
-from httpbridge.sinks.log_tail import newest_id
+from httpbridge.sinks.log_tail import Mark, newest_mark
 from httpbridge.sinks.read_store import ReadStore
-
-_ID_DIGITS_MAX = 18
 
 
 class Logs:
@@ -38,14 +37,16 @@ class Logs:
         queries: LogQueries,
         streams: LogStreams,
         pages: Pages,
+        clients_url: str,
         now: Callable[[], datetime],
     ) -> None:
-        """Read `store` by way of the queries; `now` gives aware instants."""
+        """Read `store` by way of the queries; `clients_url` is where clients send; `now` gives aware instants."""
         self._admin = admin
         self._store = store
         self._queries = queries
         self._streams = streams
         self._pages = pages
+        self._clients_url = clients_url
         self._now = now
 
     def routes(self) -> list[web.RouteDef]:
@@ -53,7 +54,7 @@ class Logs:
         path = "/projects/{project}/logs"
         return [
             web.get(path, self._show),
-            web.get(path + "/stream", self._stream),
+            web.get(path + "/stream", self._stream, allow_head=False),
             web.get(path + "/{id:[0-9]{1,18}}", self._entry),
         ]
 
@@ -64,7 +65,7 @@ class Logs:
         selection, errors = query.selection(project_id, now)
         before = read_position(request.query.get("before", ""))
         # Asked for first, so that nothing is missing between the page and the stream.
-        after_id = await newest_id(self._store)
+        mark = await newest_mark(self._store)
         async with asyncio.TaskGroup() as group:
             asking_page = group.create_task(self._queries.page(selection, before))
             asking_names = group.create_task(self._queries.names(selection))
@@ -90,8 +91,10 @@ class Logs:
             page=page,
             older=older,
             newest=query.url() if before is not None else "",
-            stream=f"/projects/{project_id}/logs/stream{query.url(after=after_id)}" if is_live else "",
+            stream=f"/projects/{project_id}/logs/stream{query.url(after=str(mark))}" if is_live else "",
             has_any=has_any,
+            until=selection.until,
+            curl_line=curl_line(self._clients_url),
             rfc3339=rfc3339,
         )
 
@@ -99,7 +102,7 @@ class Logs:
         since = selection.since if selection.since is not None else await self._queries.oldest(selection.project_id)
         if since is None:
             return None
-        until = selection.until if selection.until is not None else max(now, since + timedelta(seconds=1))
+        until = selection.until if selection.until is not None else max(now, since)
         starts = log_chart.edges(since, until)
         last = [] if selection.until is None else [selection.until]
         bars = await self._queries.bars(selection, [*starts, *last])
@@ -118,9 +121,9 @@ class Logs:
         selection, _ = LogQuery.of(request.query).selection(project_id, self._now())
         # The header wins: a browser that connects again sends the old address with it.
         for text in (request.headers.get("Last-Event-ID", ""), request.query.get("after", "")):
-            if text.isascii() and text.isdigit() and len(text) <= _ID_DIGITS_MAX:
-                return await self._streams.serve(request, selection, int(text))
-        return await self._streams.serve(request, selection, await newest_id(self._store))
+            if (mark := Mark.read(text)) is not None:
+                return await self._streams.serve(request, selection, mark)
+        return await self._streams.serve(request, selection, await newest_mark(self._store))
 
     async def _project_id(self, request: web.Request) -> str:
         """Return the project in the address; raises RefusedError when there is none of that name."""

@@ -5,15 +5,19 @@ the page back with what the key service makes of it. Only Save changes anything,
 only the list that was reviewed.
 """
 
+import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 from multidict import MultiMapping
 
 from authsvc.client.admin import AdminClient, OriginCheck, OriginsCheck, Propagation
+from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.pages import Pages, counted, session_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -22,6 +26,7 @@ ENTRIES_MAX = 100
 """As many as the key service takes."""
 
 _SEEN = timedelta(hours=24)
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\]+)(?:[/?#]\S*)?")
 
 
 class SeenCount(Protocol):
@@ -51,6 +56,8 @@ class Seen:
     origin: str
     allowed: int
     blocked: int
+    was_admitted: bool
+    """By the list that is saved."""
     check: OriginCheck
     is_addable: bool
 
@@ -86,12 +93,17 @@ class Draft:
 class AllowedOrigins:
     """`/projects/{project}/settings/origins`."""
 
-    def __init__(self, admin: AdminClient, seen: ReadSeen, pages: Pages, now: Callable[[], datetime]) -> None:
-        """`now` gives aware instants."""
+    def __init__(
+        self, admin: AdminClient, seen: ReadSeen, pages: Pages, clients_url: str, now: Callable[[], datetime]
+    ) -> None:
+        """`clients_url` is where clients send; `now` gives aware instants."""
         self._admin = admin
         self._seen = seen
         self._pages = pages
+        self._clients_url = clients_url
         self._now = now
+        self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By project: one save at a time, so that of two people the second is compared with what the first saved."""
 
     def routes(self) -> list[web.RouteDef]:
         """Return them."""
@@ -104,20 +116,26 @@ class AllowedOrigins:
         return await self._page(request, project.origins, draft)
 
     async def _edit(self, request: web.Request) -> web.Response:
-        project = await self._admin.project(request.match_info["project"])
+        project_id = request.match_info["project"]
         form = await request.post()
         draft = Draft.of(form)
+        if form.get("action") == "save":
+            lock = self._saving.setdefault(project_id, asyncio.Lock())
+            async with lock:
+                project = await self._admin.project(project_id)
+                return await self._review_or_save(request, project.origins, draft, is_save=True)
+        project = await self._admin.project(project_id)
         action, _, argument = str(form.get("action", "")).partition(":")
         match action:
             case "add":
                 draft.entries.append(argument)
-                return await self._page(request, project.origins, draft, focus=len(draft.entries) - 1)
+                return await self._page(request, project.origins, draft, focus=f"entry-{len(draft.entries)}")
             case "remove" if argument.isdecimal() and int(argument) < len(draft.entries):
                 del draft.entries[int(argument)]
                 return await self._page(request, project.origins, draft)
             case "try":
-                return await self._page(request, project.origins, draft)
-        return await self._review_or_save(request, project.origins, draft, is_save=action == "save")
+                return await self._page(request, project.origins, draft, focus="tried")
+        return await self._review_or_save(request, project.origins, draft, is_save=False)
 
     async def _review_or_save(
         self, request: web.Request, saved: Sequence[str], draft: Draft, *, is_save: bool
@@ -128,13 +146,14 @@ class AllowedOrigins:
             return await self._page(request, saved, draft, status=400)
         check = await self._admin.check_origins(filled)
         if any(entry.error for entry in check.entries):
-            return await self._page(request, saved, draft, status=400)
+            first = next(number for number, error in enumerate(_errors(draft, check), 1) if error)
+            return await self._page(request, saved, draft, status=400, focus=f"entry-{first}")
         normalised = tuple(dict.fromkeys(entry.entry for entry in check.entries))
         is_stale = draft.base != "\n".join(saved)
         if not is_save or is_stale or draft.reviewed != "\n".join(normalised):
             # Reviewed against what is saved now: the page says what somebody else has changed meanwhile.
             shown = Draft(list(normalised), draft.tried, "\n".join(saved), "\n".join(normalised))
-            return await self._page(request, saved, shown, is_stale=is_stale)
+            return await self._page(request, saved, shown, is_stale=is_stale, focus="review")
         project_id = request.match_info["project"]
         stored = await self._admin.set_origins(project_id, normalised, caller=session_of(request).name)
         return self._pages.redirect(request, request.path, notice=f"Saved. {_by_when(stored.propagation)}")
@@ -147,8 +166,9 @@ class AllowedOrigins:
         *,
         status: int = 200,
         is_stale: bool = False,
-        focus: int | None = None,
+        focus: str = "",
     ) -> web.Response:
+        """Return the page; `focus` is the id of what the browser puts the cursor on."""
         project_id = request.match_info["project"]
         counts: Sequence[SeenCount] = ()
         store_failure = ""
@@ -157,11 +177,20 @@ class AllowedOrigins:
         except (StoreUnavailableError, StoreSetupError) as error:
             store_failure = str(error)
         filled = draft.filled()[:ENTRIES_MAX]
-        tried = [draft.tried] if draft.tried else []
+        tried_origin = origin_of(draft.tried)
+        tried = [tried_origin] if tried_origin else []
         check = await self._admin.check_origins(filled, [*tried, *(count.origin for count in counts)])
+        before = await self._admin.check_origins(saved, [count.origin for count in counts])
         seen = [
-            Seen(count.origin, count.allowed, count.blocked, one, count.origin.startswith(("http://", "https://")))
-            for count, one in zip(counts, check.origins[len(tried) :], strict=True)
+            Seen(
+                count.origin,
+                count.allowed,
+                count.blocked,
+                was.is_admitted,
+                one,
+                count.origin.startswith(("http://", "https://")),
+            )
+            for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
         ]
         return self._pages.render(
             request,
@@ -173,14 +202,26 @@ class AllowedOrigins:
             draft=draft,
             is_too_long=len(draft.filled()) > ENTRIES_MAX,
             entries_max=ENTRIES_MAX,
+            tried_origin=tried_origin,
             tried=check.origins[0] if tried else None,
             seen=sorted(seen, key=lambda one: one.check.is_admitted),
-            blocked=[one for one in seen if not one.check.is_admitted],
-            is_changed=draft.reviewed is not None and draft.reviewed != "\n".join(saved),
+            newly_blocked=[one for one in seen if one.was_admitted and not one.check.is_admitted],
+            still_blocked=[one for one in seen if not one.was_admitted and not one.check.is_admitted],
+            newly_admitted=[one for one in seen if not one.was_admitted and one.check.is_admitted],
+            # What was edited since is to be reviewed anew.
+            is_reviewed=draft.reviewed == "\n".join(draft.entries),
+            is_changed=draft.reviewed != "\n".join(saved),
+            curl_line=curl_line(self._clients_url, origin="https://app.example.com"),
             is_stale=is_stale,
             store_failure=store_failure,
             focus=focus,
         )
+
+
+def origin_of(text: str) -> str:
+    """Return the origin that a page at a typed or pasted address has; empty for what is no address and no origin."""
+    match = _ADDRESS.fullmatch(text)
+    return text if text == "null" else match[1] if match else ""
 
 
 def _errors(draft: Draft, check: OriginsCheck) -> list[str]:

@@ -46,6 +46,7 @@ class Pages:
         self._environment.filters["instant"] = instant
         self._environment.filters["age"] = self._age
         self._environment.filters["counted"] = counted
+        self._environment.filters["sentence"] = sentence
 
     def render(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """Return a page. Templates also see `session`, `form_token` and `notice`."""
@@ -103,6 +104,11 @@ def instant(value: datetime) -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         shown.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z", text, text
     )
+
+
+def sentence(text: str) -> str:
+    """Return a reason as a sentence."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,7 +1,7 @@
 """Who is signed in: sessions, sign-in links and form tokens, all signed with a key derived from the dashboard token.
 
-Nothing is stored but which sessions were signed out, so a changed token ends every
-session, link and form. Used by `guard` and `sign_in`; the command line makes links.
+Nothing is stored but which sessions were signed out (`signed_out`), so a changed token ends every session, link and
+form. Used by `guard` and `sign_in`; the command line makes links.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from typing import Any
 from itsdangerous import BadData, URLSafeSerializer
 
 from authsvc.client.environment import Secret
+from httpbridge.dashboard.signed_out import SignedOut
 
 SESSION_SECONDS = 12 * 3600
 LINK_SECONDS = 600
 NOTICE_SECONDS = 60
 NAME_CHARACTERS_MAX = 64
 _TEXT_CHARACTERS_MAX = 4096
-_ENDED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Session:
 class Sessions:
     """Makes and reads what is signed. The token is read at each use, so it may change at any time."""
 
-    def __init__(self, token: Callable[[], Secret], now: Callable[[], datetime]) -> None:
+    def __init__(self, token: Callable[[], Secret], signed_out: SignedOut, now: Callable[[], datetime]) -> None:
         """`now` gives aware instants."""
         self._token = token
+        self._signed_out = signed_out
         self._now = now
-        self._ended: dict[str, int] = {}
 
     def is_token(self, presented: str) -> bool:
         """Whether this is the dashboard token."""
@@ -55,21 +55,20 @@ class Sessions:
     def read(self, cookie: str | None) -> Session | None:
         """Return the session of a cookie; None when it is over, signed out, or was never one."""
         fields = self._read("session", cookie)
-        if fields is None or fields["id"] in self._ended:
+        if fields is None or self._signed_out.has(fields["id"], fields["until"]):
             return None
         return Session(fields["id"], fields["name"], fields["until"])
 
     def end(self, session: Session) -> None:
-        """Sign out: the session's cookie is worth nothing from now on, wherever it was copied to."""
-        now = self._unix()
-        self._ended = {id_: until for id_, until in self._ended.items() if until > now}
-        while len(self._ended) >= _ENDED_MAX:
-            del self._ended[next(iter(self._ended))]
-        self._ended[session.session_id] = session.expires_at
+        """Sign out: the session's cookie is worth nothing from now on, wherever it was copied to.
+
+        A restart of the dashboard does not bring it back.
+        """
+        self._signed_out.add(session.session_id, session.expires_at, self._unix())
 
     def link(self, name: str) -> str:
-        """Return what signs this person in for LINK_SECONDS, for a URL."""
-        return self._sign("link", LINK_SECONDS, name=name)
+        """Return what signs this person in for LINK_SECONDS, for a URL. Raises ValueError as `parse_name` does."""
+        return self._sign("link", LINK_SECONDS, name=parse_name(name))
 
     def name_of_link(self, text: str) -> str | None:
         """Return whom a link signs in; None when it is too old, or was never one."""
@@ -114,6 +113,14 @@ class Sessions:
 
     def _unix(self) -> int:
         return int(self._now().timestamp())
+
+
+def parse_name(text: str) -> str:
+    """Read a person's name, white space made one; raise ValueError, with a text for the person."""
+    name = " ".join(text.split())
+    if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
+        raise ValueError(f"A name is needed, at most {NAME_CHARACTERS_MAX} characters, all of which can be seen.")
+    return name
 
 
 @lru_cache(maxsize=4)

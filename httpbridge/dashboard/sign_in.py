@@ -10,7 +10,7 @@ from aiohttp import web
 from httpbridge.dashboard.attempts import Attempts, TooManyAttemptsError
 from httpbridge.dashboard.guard import SESSION_COOKIE, set_cookie
 from httpbridge.dashboard.pages import Pages, session_of
-from httpbridge.dashboard.sessions import NAME_CHARACTERS_MAX, Sessions
+from httpbridge.dashboard.sessions import NAME_CHARACTERS_MAX, Sessions, parse_name
 
 _DEAD_LINK = "This link is too old, or not whole. Sign in here, or ask for a new link."
 
@@ -46,12 +46,12 @@ class SignIn:
 
     async def _sign_in(self, request: web.Request) -> web.Response:
         form = await request.post()
-        name, next_path = " ".join(str(form.get("name", "")).split()), str(form.get("next", ""))
-        if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
-            error = f"Your name is needed, at most {NAME_CHARACTERS_MAX} characters."
-            return self._page(
-                request, status=400, name=name[:NAME_CHARACTERS_MAX], name_error=error, next_path=next_path
-            )
+        name, next_path = str(form.get("name", "")), str(form.get("next", ""))
+        try:
+            name = parse_name(name)
+        except ValueError as error:
+            kept = name[:NAME_CHARACTERS_MAX]
+            return self._page(request, status=400, name=kept, name_error=str(error), next_path=next_path)
         address = request.remote or ""
         try:
             await self._sleep(self._attempts.begin(address))
@@ -76,11 +76,7 @@ class SignIn:
     async def _follow_link(self, request: web.Request) -> web.Response:
         name = self._sessions.name_of_link(request.query.get("t", ""))
         if name is None:
-            return self._page(
-                request,
-                status=403,
-                token_error=_DEAD_LINK,
-            )
+            return self._page(request, status=403, token_error=_DEAD_LINK)
         return self._begin(request, name, "/")
 
     async def _sign_out(self, request: web.Request) -> web.Response:

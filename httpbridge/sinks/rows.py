@@ -1,9 +1,10 @@
 """A batch as rows of the table `logs`. Pure; used by the SQL sink."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from httpbridge.logs import LogBatch
 
@@ -14,8 +15,7 @@ _ROW_WEIGHT = 256
 """What a row takes besides its long texts, roughly, in bytes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(msgspec.Struct, frozen=True, gc=False):
     """The rows of one batch, which are stored all or none, and about how many bytes they take."""
 
     rows: list[Row]

@@ -1,7 +1,8 @@
 """The change feed: every commit, whoever made it, arrives once, in order and without a gap."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -58,11 +59,13 @@ class Replica:
 
 
 @asynccontextmanager
-async def replica(url: str, *, runs: bool = True) -> AsyncIterator[Replica]:
+async def replica(
+    url: str, *, runs: bool = True, tell_others: Callable[[], None] = lambda: None
+) -> AsyncIterator[Replica]:
     database = Database(url)
     await database.migrate(upgrade)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
-    feed = ChangeFeed(database, store, leases)
+    feed = ChangeFeed(database, store, leases, time.monotonic, tell_others)
     await feed.open()
     running = asyncio.create_task(feed.run()) if runs else None
     try:
@@ -104,6 +107,26 @@ async def test_what_this_process_commits_is_found_at_once(database_url: str, mon
             await here.mutate()
             here.feed.wake()
             await here.reached(revision)
+
+
+async def test_what_another_worker_tells_of_is_found_at_once_and_told_to_nobody_else(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
+    told: list[str] = []
+    async with (
+        replica(sqlite_url, tell_others=lambda: told.append("by here")) as here,
+        replica(sqlite_url, tell_others=lambda: told.append("by there"), runs=False) as there,
+    ):
+        for revision in (1, 2, 3):
+            await there.mutate()
+            there.feed.wake()
+            here.feed.look()  # what the workers' parent makes of it
+            await here.reached(revision)
+        renewed = there.feed.leases_moved.next()
+        there.feed.leases_renewed()
+        assert renewed.is_set()
+    assert told == ["by there"] * 4
 
 
 async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(

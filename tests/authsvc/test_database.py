@@ -1,5 +1,6 @@
 """What the key service makes of its database's refusals and settings: at the start, and while it serves."""
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
@@ -106,6 +107,29 @@ async def test_a_database_that_refuses_is_unavailable_while_serving(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())
             assert (caught.value.code(), caught.value.details()) == (Code.UNAVAILABLE, "the database cannot answer now")
+
+
+async def test_a_standby_decides_nothing(tmp_path: Path, private_postgres: PostgresServer) -> None:
+    """It would admit a key whose revocation it has not heard of: neither at the start nor while serving."""
+    url = private_postgres.url("postgres")
+    async with migrated(tmp_path, url) as service:
+        issued = await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())
+        await asyncio.to_thread(private_postgres.stop)
+        await asyncio.to_thread(private_postgres.demote)
+        for _ in range(2):  # the first finds that its connection is gone
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await service.keys.Validate(pb.ValidateRequest(api_key=issued.api_key), metadata=service.token())
+            assert (caught.value.code(), caught.value.details()) == (Code.UNAVAILABLE, "the database cannot answer now")
+    with pytest.raises(StoreUnavailableError) as refused:
+        async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=url):
+            pass
+    assert "primary" in refused.value.reason
+
+
+@pytest.mark.parametrize("url", ["postgresql://[::1/x", "postgresql:///x?host=a&host=b", "mysql://localhost/x"])
+def test_what_is_no_address_of_a_database_is_refused_by_its_variable(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: "):
+        Database(url)
 
 
 async def test_a_server_without_fsync_stops_the_start(tmp_path: Path, private_postgres: PostgresServer) -> None:

@@ -1,7 +1,9 @@
 """Issue, Revoke and SetOrigins say by when their change holds everywhere, and wait for it as long as they are let."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import sqlite3
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from authsvc import app as app_module
 from authsvc import changes as changes_module
 from authsvc import watch as watch_module
 from authsvc.database import Database
@@ -131,6 +134,41 @@ async def test_the_callers_deadline_bounds_the_wait(service: Service, seconds: f
     assert names(revoked.propagation.pending) == ["bridge-1"]
     assert await validity(service, revoked.api_key) == pb.VERDICT_ALLOWED
     assert await validity(service, issued.api_key) == pb.VERDICT_INVALID_KEY
+
+
+@contextmanager
+def locked(service: Service) -> Iterator[None]:
+    """Let no one write to the service's database."""
+    file = service.state_dir / "authsvc.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+async def test_what_the_commit_took_is_no_more_there_to_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer keeps its time: nothing else shows the raw key."""
+    monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
+    watcher = Watcher(service)
+    await watcher.attach()
+    with locked(service):
+        waiting = asyncio.create_task(issue(service, wait_seconds=LONG, timeout=2.5))
+        await asyncio.sleep(1.2)
+    answer = await waiting
+    assert answer.api_key.startswith("dt_")
+    assert names(answer.propagation.pending) == ["bridge-1"]
+
+
+async def test_a_service_that_stops_answers_who_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its holders are told to go elsewhere, so it would hear no confirmation; and nothing else shows the raw key."""
+    monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 2.0)
+    watcher = Watcher(service)
+    await watcher.attach()
+    waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
+    await watcher.change()
+    service.stop.set()
+    answer = await waiting
+    assert answer.api_key.startswith("dt_")
+    assert names(answer.propagation.pending) == ["bridge-1"]
 
 
 async def test_renewals_without_the_change_extend_nothing(service: Service) -> None:
@@ -268,28 +306,51 @@ async def test_a_database_that_is_lost_while_a_call_waits_costs_it_nothing_but_t
 
 
 async def test_a_database_that_is_lost_before_the_holders_were_read_leaves_the_longest_lease(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the database's clock, whatever the service's own says."""
+
     async def lost(self: LeaseStore) -> None:
         raise StoreUnavailableError("the test says so")
 
     monkeypatch.setattr(LeaseStore, "rows", lost)
-    before = datetime.now(UTC)
-    answer = await issue(service, wait_seconds=0)
-    assert answer.api_key.startswith("dt_")
-    assert not answer.propagation.effective
-    assert before + LEASE_AND_MARGIN <= instant(answer.propagation.effective_by) <= datetime.now(UTC) + LEASE_AND_MARGIN
+    monkeypatch.setattr(app_module, "now", lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    async with replica(tmp_path / "state", postgres_url) as service:
+        before = datetime.now(UTC)
+        answer = await issue(service, wait_seconds=0)
+        assert answer.api_key.startswith("dt_")
+        assert not answer.propagation.effective
+        too_late = datetime.now(UTC) + LEASE_AND_MARGIN + timedelta(seconds=5)  # for a database that answers slowly
+        assert before + LEASE_AND_MARGIN <= instant(answer.propagation.effective_by) <= too_late
 
 
-async def test_a_database_that_hangs_does_not_outlast_the_wait(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_database_that_hangs_does_not_outlast_the_caller(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Someone has locked the leases: the raw key comes all the same, before the caller gives up."""
+    monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
     async with replica(tmp_path / "state", postgres_url) as service:
         database = Database(postgres_url)
         async with database.writing() as connection:
             await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
-            answer = await issue(service, wait_seconds=0.2)
+            answer = await issue(service, wait_seconds=0.2, timeout=1.5)
             assert answer.api_key.startswith("dt_")
             assert not answer.propagation.effective
             await connection.rollback()
         await database.close()
         assert (await revoke(service)).propagation.effective
+
+
+async def test_a_slow_look_at_the_leases_is_waited_for_beyond_the_wait(postgres_url: str, tmp_path: Path) -> None:
+    """An answer that names nobody is of little use to who has time."""
+    async with replica(tmp_path / "state", postgres_url) as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        database = Database(postgres_url)
+        async with database.writing() as connection:
+            await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
+            waiting = asyncio.create_task(issue(service, wait_seconds=0))
+            await watcher.change()
+            await asyncio.sleep(0.7)
+        assert names((await waiting).propagation.pending) == ["bridge-1"]
+        await database.close()

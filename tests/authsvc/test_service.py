@@ -5,7 +5,7 @@ import hashlib
 import re
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from authsvc.client.environment import ConfigurationError
-from authsvc.errors import KeyServiceError, StoreUnavailableError
+from authsvc.errors import InvalidArgumentError, KeyServiceError
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
@@ -54,7 +54,9 @@ async def test_a_key_is_issued_validated_revoked_and_replaced(service: Service) 
     assert not issued.key.HasField("revoke_time")
 
     allowed = await validate(service, issued.api_key)
+    assert re.fullmatch(r"[0-9a-f]{32}", allowed.epoch)
     assert MessageToDict(allowed) == {
+        "epoch": allowed.epoch,
         "verdict": "VERDICT_ALLOWED",
         "projectId": "demo",
         "keyId": issued.key.key_id,
@@ -94,6 +96,8 @@ async def test_a_key_is_issued_validated_revoked_and_replaced(service: Service) 
 async def test_a_bad_key_is_a_verdict_that_tells_nothing(service: Service, api_key: str) -> None:
     await issue(service)
     verdict = await validate(service, api_key, "https://example.com")
+    assert len(verdict.epoch) == (32 if api_key == UNKNOWN_KEY else 0)
+    verdict.ClearField("epoch")
     assert MessageToDict(verdict, always_print_fields_with_no_presence=True) == {
         "verdict": "VERDICT_INVALID_KEY",
         "projectId": "",
@@ -101,6 +105,7 @@ async def test_a_bad_key_is_a_verdict_that_tells_nothing(service: Service, api_k
         "anyOrigin": True,
         "cacheTtl": "5s",
         "revision": "1" if api_key == UNKNOWN_KEY else "0",
+        "epoch": "",
     }
 
 
@@ -278,11 +283,11 @@ async def test_an_unexpected_error_shows_its_text_to_neither_the_caller_nor_the_
 ) -> None:
     """The log says what it was and where it came from; its text may repeat what the caller sent."""
 
-    async def broken(self: KeyStore, digest: bytes) -> None:
+    async def broken(self: KeyStore, digests: Sequence[bytes]) -> None:
         try:
-            raise ValueError(digest.hex())
+            raise ValueError(digests[0].hex())
         except ValueError as error:
-            raise RuntimeError(digest.hex()) from error
+            raise RuntimeError(digests[0].hex()) from error
 
     monkeypatch.setattr(KeyStore, "lookup", broken)
     with capture_logs() as logged:
@@ -365,7 +370,7 @@ async def test_refused_callers_are_logged_once_a_second_with_their_number(servic
 
 
 @pytest.mark.parametrize(
-    ("base", "expected"), [(StoreUnavailableError, Code.UNAVAILABLE), (KeyServiceError, Code.INTERNAL)]
+    ("base", "expected"), [(InvalidArgumentError, Code.INVALID_ARGUMENT), (KeyServiceError, Code.INTERNAL)]
 )
 async def test_an_error_of_a_narrower_kind_has_the_status_of_its_kind(
     service: Service, monkeypatch: pytest.MonkeyPatch, base: type[Exception], expected: grpc.StatusCode

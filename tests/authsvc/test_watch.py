@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
+import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from authsvc import app as app_module
@@ -17,12 +18,13 @@ from authsvc.client.raw_key import RawKey
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
+from authsvc.database import Database
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revoke
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, blocked
 
 Code = grpc.StatusCode
 
@@ -270,6 +272,49 @@ async def test_a_lost_database_ends_the_streams_that_renew_and_they_come_back(
                     continue
         issued = await issue(service, wait_seconds=0)
         assert issued.propagation.pending
+
+
+async def test_no_error_of_the_database_ends_the_service(
+    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is: each of the endless tasks says so once, goes on, and says when it is over."""
+    monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
+    name = str(sa.make_url(postgres_url).database)
+    async with replica(tmp_path / "state", postgres_url) as service:
+        with capture_logs() as logs:
+
+            def said(*events: str) -> bool:
+                return {entry["event"] for entry in logs} >= set(events)
+
+            postgres_server.sql("ALTER TABLE leases RENAME TO gone; ALTER TABLE revision_counter RENAME TO away", name)
+            watcher = Watcher(service)
+            await watcher.renew()
+            assert (await ended(watcher.call))[0] == Code.UNAVAILABLE
+            await until(lambda: said("database_lost", "leases_lost", "sweep_lost"))
+            postgres_server.sql("ALTER TABLE gone RENAME TO leases; ALTER TABLE away RENAME TO revision_counter", name)
+            await until(lambda: said("database_back", "sweep_back"))
+            watcher.reopen()
+            await watcher.attach()
+            assert said("leases_back")
+        assert len([entry for entry in logs if entry["event"].endswith(("_lost", "_back"))]) == 6
+        assert {entry["error"] for entry in logs if entry["event"].endswith("_lost")} == {"ProgrammingError"}
+
+
+async def test_a_statement_that_is_cancelled_costs_one_look(postgres_url: str, tmp_path: Path) -> None:
+    """As by an operator, or a `statement_timeout`."""
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    async with replica(tmp_path / "state", postgres_url) as service:
+        database = Database(postgres_url)
+        with capture_logs() as logs:
+            async with database.writing() as connection:
+                await connection.exec_driver_sql("LOCK TABLE revision_counter IN ACCESS EXCLUSIVE MODE")
+                await blocked(connection, 1)
+                await connection.exec_driver_sql(cancel)
+            await until(lambda: any(entry["event"] == "database_back" for entry in logs))
+        await database.close()
+        [lost] = [entry for entry in logs if entry["event"] == "database_lost"]
+        assert lost["reason"] == "canceling statement due to user request"
+        await Watcher(service).attach()
 
 
 async def test_leases_that_expired_long_ago_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

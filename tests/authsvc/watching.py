@@ -96,9 +96,11 @@ def wait(seconds: float | None) -> Duration | None:
     return None if seconds is None else Duration(seconds=int(seconds), nanos=round(math.fmod(seconds, 1) * 1e9))
 
 
-async def issue(service: Service, project_id: str = "demo", wait_seconds: float | None = None) -> pb.IssueResponse:
+async def issue(
+    service: Service, project_id: str = "demo", wait_seconds: float | None = None, timeout: float | None = None
+) -> pb.IssueResponse:
     request = pb.IssueRequest(project_id=project_id, wait=wait(wait_seconds))
-    answer: pb.IssueResponse = await service.keys.Issue(request, metadata=service.token())
+    answer: pb.IssueResponse = await service.keys.Issue(request, metadata=service.token(), timeout=timeout)
     return answer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Dialog, Error, Page, Response, expect
 
-from tests.browser.conftest import RAW_KEY, Stack, elsewhere
+from tests.browser.stack import RAW_KEY, Stack, elsewhere
 
 # What the JavaScript SDK does, to the header.
 _SEND = """async ([url, key, message]) => {

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.holder import Renewal
 from authsvc.database import Database
@@ -19,7 +18,7 @@ from authsvc.lease_store import LeaseStore
 from authsvc.leases import LeaseRow
 from authsvc.migrations import upgrade
 from authsvc.store import CHANNEL, KeyStore, NewKey
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, blocked
 
 LEASE_SECONDS = 60.0
 MARGIN_SECONDS = 5.0
@@ -147,16 +146,6 @@ async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
     state = await leases.state()
     assert (state.epoch, state.revision, state.resumable_revision) == (first.epoch, 4, 1)
     assert state.time > first.time
-
-
-async def blocked(connection: AsyncConnection, count: int) -> None:
-    """Return once so many other connections to this database wait for a lock."""
-    query = sa.text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    async with asyncio.timeout(10):
-        while (await connection.execute(query)).scalar_one() < count:
-            await connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))
 
 
 async def test_the_clock_is_read_after_the_rows(postgres_url: str) -> None:

@@ -15,7 +15,7 @@ from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks import StoreSetupError, log_queries
 from httpbridge.sinks.log_queries import Activity, LogQueries
 from httpbridge.sinks.log_rows import LogFilter, LogRow, Position
-from httpbridge.sinks.log_tail import LogTail, newest_id
+from httpbridge.sinks.log_tail import LogTail, Mark, newest_mark
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.schema import logs
 from httpbridge.sinks.sql import SqlSink
@@ -346,7 +346,7 @@ async def test_activity_of_many_projects_at_once(store: Store, monkeypatch: pyte
 async def test_a_tail_returns_what_arrives_once_and_can_go_on_elsewhere(store: Store) -> None:
     await store.write(entry("before"))
     selection = LogFilter(project_id="demo", levels=frozenset({Level.INFO}), since=START)
-    tail = LogTail(store.reader, selection, await newest_id(store.reader))
+    tail = LogTail(store.reader, selection, await newest_mark(store.reader))
     assert (await tail.look()).rows == []
     await store.write(entry("a", 1), entry("b", 0), entry("no", 0, Level.ERROR), entry("too old", -1))
     await store.write(entry("other"), project_id="other")
@@ -356,29 +356,92 @@ async def test_a_tail_returns_what_arrives_once_and_can_go_on_elsewhere(store: S
     assert (await tail.look()).rows == []
     await store.write(entry("c"))
     assert [row.log.message for row in (await tail.look()).rows] == ["c"]
-    again = LogTail(store.reader, selection, first.id)
+    again = LogTail(store.reader, selection, first.mark)
     assert [row.log.message for row in (await again.look()).rows] == ["c"]
 
 
-async def test_a_tail_sees_what_became_visible_late(postgres_url: str) -> None:
-    """With several bridges a lower id may be committed after a higher one."""
+@asynccontextmanager
+async def committing_late(url: str, message: str) -> AsyncIterator[None]:
+    """Insert an entry on a connection of its own, as another bridge does; commit it at the end."""
+    engine = reading_engine(url)
+    async with engine.begin() as connection:
+        row = dict.fromkeys(("key_id", "service", "environment", "level"), "x")
+        values = row | {"project_id": "demo", "received_at": START, "timestamp": START, "message": message}
+        await connection.execute(logs.insert().values(values))
+        yield
+    await engine.dispose()
+
+
+async def test_a_tail_sees_what_became_visible_late_and_so_does_one_that_goes_on(postgres_url: str) -> None:
+    """With several bridges a lower id may be committed after a higher one: each tail returns it once, all the same."""
     async with store_on(postgres_url) as store:
-        tail = LogTail(store.reader, LogFilter(project_id="demo"), await newest_id(store.reader))
-        engine = reading_engine(postgres_url)
-        async with engine.begin() as slow:
-            row = dict.fromkeys(("key_id", "service", "environment", "level", "message"), "x")
-            values = row | {"project_id": "demo", "received_at": START, "timestamp": START}
-            await slow.execute(logs.insert().values(values | {"message": "slow"}))
+
+        async def found(tail: LogTail) -> list[str]:
+            return [row.log.message for row in (await tail.look()).rows]
+
+        def tail_from(mark: Mark | None) -> LogTail:
+            assert mark is not None
+            return LogTail(store.reader, LogFilter(project_id="demo"), mark)
+
+        await store.write(entry("before"))
+        tail = tail_from(await newest_mark(store.reader))
+        async with committing_late(postgres_url, "slow"), committing_late(postgres_url, "slower"):
             await store.write(entry("quick"))
-            assert [row.log.message for row in (await tail.look()).rows] == ["quick"]
-        await engine.dispose()
+            page = await newest_mark(store.reader)  # as of a page that shows `quick`, and the slow ones not
+            first = await tail.look()
+            assert [row.log.message for row in first.rows] == ["quick"]
+        await store.write(entry("after"))
+        for going_on in (tail, tail_from(first.mark), tail_from(Mark.read(str(first.mark))), tail_from(page)):
+            assert await found(going_on) == ["slow", "slower", "after"]
+            assert await found(going_on) == []
+        assert await found(tail_from(await newest_mark(store.reader))) == []
+
+
+async def test_a_tail_sees_what_was_under_way_at_several_looks(postgres_url: str) -> None:
+    async with store_on(postgres_url) as store:
+        tail = LogTail(store.reader, LogFilter(project_id="demo"), await newest_mark(store.reader))
+        async with committing_late(postgres_url, "slow"):
+            for message in ("quick", "later"):
+                await store.write(entry(message))
+                assert [row.log.message for row in (await tail.look()).rows] == [message]
         assert [row.log.message for row in (await tail.look()).rows] == ["slow"]
-        assert (await tail.look()).rows == []
+
+
+async def test_a_mark_of_too_many_transactions_repeats_rather_than_misses(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httpbridge.sinks.log_tail.RUNNING_MAX", 0)
+    async with store_on(postgres_url) as store:
+        async with committing_late(postgres_url, "slow"):
+            await store.write(entry("quick"))
+            mark = await newest_mark(store.reader)
+        tail = LogTail(store.reader, LogFilter(project_id="demo"), mark)
+        assert [row.log.message for row in (await tail.look()).rows] == ["slow", "quick"]
+
+
+async def test_a_tail_goes_on_by_id_where_the_mark_is_of_another_server(store: Store) -> None:
+    """One that was set up anew from a backup, or SQLite that became PostgreSQL."""
+    await store.write(entry("a"), entry("b"))
+    for mark in (Mark(1), Mark(1, 10**17), Mark(1, 10**17, (10**16,))):
+        tail = LogTail(store.reader, LogFilter(project_id="demo"), mark)
+        assert [row.log.message for row in (await tail.look()).rows] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "1_", "_1", "1__2", "1_x", "1.5", "١", "1" * 19, "1_" + "1" * 19, "_".join("1" * 300)]
+)
+def test_what_is_no_mark_is_none(text: str) -> None:
+    assert Mark.read(text) is None
+
+
+@pytest.mark.parametrize("mark", [Mark(0), Mark(7, 8), Mark(7, 8, (5, 6)), Mark(7, 8, tuple(range(200)))])
+def test_a_mark_is_read_back(mark: Mark) -> None:
+    assert Mark.read(str(mark)) == mark
 
 
 async def test_a_tail_is_bounded_and_says_what_it_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("httpbridge.sinks.log_tail.ARRIVALS_MAX", 3)
-    tail = LogTail(store.reader, LogFilter(project_id="demo"), 0)
+    tail = LogTail(store.reader, LogFilter(project_id="demo"), Mark(0))
     await store.write(*(entry(str(number)) for number in range(5)))
     first = await tail.look()
     assert ([row.log.message for row in first.rows], first.is_gap) == (["2", "3", "4"], True)
@@ -394,9 +457,9 @@ async def test_a_tail_is_bounded_and_says_what_it_left_out(store: Store, monkeyp
 async def test_a_store_that_no_bridge_has_made_is_one_clear_line(database_url: str) -> None:
     reader = ReadStore(database_url)
     with pytest.raises(StoreSetupError, match="no bridge has run with it yet"):
-        await newest_id(reader)
+        await newest_mark(reader)
     async with sink_on(database_url):
-        assert await newest_id(reader) == 0  # and found as soon as it is there
+        assert (await newest_mark(reader)).id == 0  # and found as soon as it is there
     await reader.close()
 
 
@@ -463,7 +526,7 @@ async def test_an_index_bounds_every_query(store: Store) -> None:
             assert "INDEX logs_newest_of_project (project_id=?" in plan
             assert "TEMP B-TREE FOR ORDER BY" not in plan
     async with plans_of(store.reader) as plans:
-        await LogTail(store.reader, LogFilter(project_id="p7", text="m"), 59_000).look()
+        await LogTail(store.reader, LogFilter(project_id="p7", text="m"), Mark(59_000)).look()
         await store.queries.row("p7", 30_000)
     assert len(plans) >= 3
     for plan in plans:

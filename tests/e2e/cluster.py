@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.e2e.administrator import Administrator, Keys
-from tests.e2e.processes import Service, System
+from tests.e2e.processes import Service, System, until
 
 
 @dataclass(slots=True)
@@ -39,13 +39,15 @@ class Cluster:
         return Administrator((replica or self.first).address, self.token("admin"), self.keys)
 
     async def bridge(self, name: str, **variables: str) -> Service:
-        """Start a bridge with a log store of its own, attached to the last replica."""
-        return await self.system.bridge(
+        """Start a bridge with a log store of its own, attached to the last replica; return when it has a lease."""
+        bridge = await self.system.bridge(
             HTTPBRIDGE_STATE_DIR=str(self.system.folder / name),
             HTTPBRIDGE_KEY_SERVICE_TOKEN=self.token("bridge"),
             HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="100000000",
             **{"HTTPBRIDGE_KEY_SERVICE": self.last.address} | variables,
         )
+        await until(f"{name} has a lease", lambda: "lease_granted" in bridge.stderr)
+        return bridge
 
     async def bridges(self, count: int) -> list[Service]:
         """Start several bridges at once."""

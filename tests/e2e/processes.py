@@ -22,7 +22,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 BIN = Path(sys.executable).parent
 OURS = ("AUTHSVC_", "HTTPBRIDGE_")
-DEADLINE_SECONDS = 20.0
+DEADLINE_SECONDS = 40.0
 _POLL_SECONDS = 0.01
 
 
@@ -163,6 +163,10 @@ class System:
         service = Service(name, arguments or ("serve",), self.environment(**variables), self.folder)
         self._services.append(service)
         return service
+
+    def running(self) -> list[Service]:
+        """Return the services that have not ended."""
+        return [service for service in self._services if service.is_running]
 
     async def key_service(self, **variables: str) -> Service:
         """Start `authsvc`; commands and bridges started later find it."""

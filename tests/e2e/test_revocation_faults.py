@@ -26,10 +26,8 @@ VICTIMS = 4
 LEASE_SECONDS = 2.0
 MARGIN_SECONDS = 0.5
 WAIT_SECONDS = 0.2
-ANSWER_SECONDS_MAX = 1.8
-"""For the call's way there and back on a busy machine, beyond what it was told to wait."""
-UNREAD_MAX = 2
-"""Revocations after which the leases could not be read in time: on a busy machine only."""
+ANSWER_SECONDS_MAX = 3.0
+"""Beyond what it was told to wait, on a busy machine: a look at the leases may take 2 s, and the call has its way."""
 SHOT_SECONDS = 0.1
 SHOTS_TOO_LATE = 3
 LEASES = {"AUTHSVC_LEASE_SECONDS": str(LEASE_SECONDS), "AUTHSVC_LEASE_MARGIN_SECONDS": str(MARGIN_SECONDS)}
@@ -99,7 +97,6 @@ class Trial:
     confirmed: int = 0
     """Revocations that the bystander confirmed in time; on a busy machine not all."""
     seconds: list[float] = field(default_factory=list)
-    named: int = 0
     accepted_meanwhile: int = 0
     """Requests with the old key that a victim accepted though Revoke had returned: before effective_by."""
 
@@ -140,9 +137,7 @@ async def revoke_under(trial: Trial, victim: Victim, fault: Fault, life: Life, h
             trial.seconds.append(revocation.seconds)
             assert WAIT_SECONDS <= revocation.seconds < WAIT_SECONDS + ANSWER_SECONDS_MAX
             assert not revocation.response.propagation.effective
-            trial.named += holder_id in revocation.pending
-            # Only where the leases could not be read in time is nobody named, and the latest possible instant said.
-            assert holder_id in revocation.pending or not revocation.pending
+            assert holder_id in revocation.pending
             assert revocation.effective_by < revocation.returned_at + LEASE_SECONDS + MARGIN_SECONDS
             bystander = await trial.traffic.shoot(trial.bystander.address, life.key)
             if trial.bystander_id in revocation.confirmed:
@@ -202,7 +197,6 @@ async def test_a_bridge_that_cannot_confirm_is_named_and_accepts_nothing_after_e
         for fault, trial in trials.items():
             cluster.keys.check(trial.traffic.attempts)
             assert len(trial.seconds) == ROUNDS
-            assert trial.named >= ROUNDS - UNREAD_MAX
             assert trial.confirmed > 0
             print_distribution(f"Revoke, {cluster}, a bridge {fault}, wait {WAIT_SECONDS} s", trial.seconds)
             print(  # noqa: T201

@@ -15,6 +15,9 @@ from tests.e2e.load import Load, check_stored, closes
 from tests.e2e.processes import System, until
 from tests.e2e.stored_logs import messages
 
+DRAIN_SECONDS = 10
+"""How long the key service waits for calls under way."""
+
 
 async def test_sigterm_under_load_answers_what_was_read_and_keeps_what_it_answered(system: System) -> None:
     await system.key_service()
@@ -104,3 +107,17 @@ async def test_sigterm_of_authsvc_under_load_refuses_no_valid_key(system: System
     assert set(verdicts) == {pb.VERDICT_ALLOWED}
     assert set(faults) <= {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     assert await key_service.ended() == 0
+
+
+async def test_sigterm_of_authsvc_waits_for_no_holder_that_is_frozen(system: System) -> None:
+    key_service = await system.key_service()
+    bridge = await system.bridge()
+    key = system.issue("demo")
+    async with Connection(bridge.address) as client:
+        client.send(request(key=key, body=BODY))
+        assert (await client.answer()).status == 200
+    bridge.send(signal.SIGSTOP)
+    key_service.send(signal.SIGTERM)
+    async with asyncio.timeout(DRAIN_SECONDS / 2):
+        assert await key_service.ended() == 0
+    bridge.send(signal.SIGCONT)

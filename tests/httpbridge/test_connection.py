@@ -236,9 +236,12 @@ async def test_a_connection_is_kept_when_the_client_wants_that(
 
 
 async def test_a_client_that_closes_its_sending_side_gets_every_answer(bridge: Bridge) -> None:
+    bridge.sink.gate.clear()
     client = await bridge.connect()
     client.send(request(body=BODY) * 3)
     client.writer.write_eof()
+    await bridge.exchange(request("GET", "/health", key=None))  # by then the server has seen the end, too
+    bridge.sink.gate.set()
     answers = [await client.answer() for _ in range(3)]
     assert [answer.status for answer in answers] == [200] * 3
     assert [answer.headers.get("connection") for answer in answers] == [None, None, "close"]

@@ -66,14 +66,14 @@ class Flight:
 class Stream:
     """One Watch stream, both directions."""
 
-    __slots__ = ("_last", "down", "number", "process", "replica", "up")
+    __slots__ = ("down", "last", "number", "process", "replica", "up")
 
     def __init__(self, process: "Process", replica: "Replica", number: int) -> None:
         world, host = process.world, process.host
         self.process = process
         self.replica = replica
         self.number = number
-        self._last: Renewal | None = None
+        self.last: Renewal | None = None
         self.up = Pipe(world.schedule, world.network, host.name, replica.name)
         self.down = Pipe(world.schedule, world.network, replica.name, host.name)
 
@@ -82,14 +82,14 @@ class Stream:
 
     def ask(self, renewal: Renewal) -> None:
         """Hand a renewal to the transport."""
-        self._last = renewal
+        self.last = renewal
         self.up.send(self.replica.receive, self, renewal)
 
     def come_late(self) -> None:
         """Let what the stream held back when it was given up come after all, now and then."""
         world = self.process.world
-        if self._last is not None and not world.network.is_healthy and world.random.random() < 0.5:
-            world.schedule.after(world.random.random() * _LATE_SECONDS_MAX, self.replica.receive, self, self._last)
+        if self.last is not None and not world.network.is_healthy and world.random.random() < 0.5:
+            world.schedule.after(world.random.random() * _LATE_SECONDS_MAX, self.replica.receive, self, self.last)
 
     def push(self, event: Event) -> None:
         """Send an event to the holder."""
@@ -164,7 +164,7 @@ class Process:
         self.clock = host.clock
         self.started_at = world.schedule.now
         self.cache = RecordingCache()
-        self.holder = world.protocol.holder(self.new_holder_id(), host.name, self.cache, host.clock)
+        self.holder = self.new_holder()
         self.stream: Stream | None = None
         self.flights: dict[tuple[Digest, str | None], Flight] = {}
         self.is_dead = False
@@ -176,6 +176,14 @@ class Process:
     def new_holder_id(self) -> str:
         """Rule 8: an id of its own for each process."""
         return self.world.new_id("holder")
+
+    def new_holder(self) -> Holder:
+        """Make this process's holder."""
+        return self.world.protocol.holder(self.new_holder_id(), self.host.name, self.cache, self.clock)
+
+    def pick_replica(self) -> "Replica":
+        """Return the replica to open a stream to."""
+        return self.world.pick_replica()
 
     def take(self, action: Callable[..., None], *arguments: Any) -> None:
         """Let something happen to this process, or after its pause, or never if it is dead."""
@@ -193,7 +201,7 @@ class Process:
         if self.stream is not None or self.holder.is_gone:
             return
         number, renewal = self.holder.open(self.clock())
-        self.stream = Stream(self, self.world.pick_replica(), number)
+        self.stream = Stream(self, self.pick_replica(), number)
         self.stream.ask(renewal)
         self._arm()
         self.world.stream_opened()
@@ -312,8 +320,8 @@ class Process:
         self.share(flight, answer, version)
 
     def may_keep(self, flight: Flight, answer: Answer) -> bool:
-        """Rule 4: only an answer that is as new as what was applied, and of the epoch that it was asked in."""
-        return self.holder.may_keep(answer.revision, flight.epoch)
+        """Rule 4: only an answer that is as new as what was applied, and of this epoch."""
+        return self.holder.may_keep(answer.revision, answer.epoch)
 
     def keep(self, flight: Flight, answer: Answer, version: int) -> None:
         """Cache an answer."""

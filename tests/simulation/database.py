@@ -28,6 +28,16 @@ class Project:
     origins: tuple[str, ...]
 
 
+def answer_for(project: Project | None, digest: Digest, origin: str | None, epoch: str, revision: int) -> Answer:
+    """Return the verdict on a key, None being nobody's, as of a revision."""
+    if project is None:
+        return Answer(INVALID_KEY, True, _TTL_SECONDS, revision, epoch)
+    is_admitted = not project.origins or origin is None or origin in project.origins
+    verdict = Verdict.ALLOWED if is_admitted else Verdict.ORIGIN_NOT_ALLOWED
+    decision = Decision(verdict, project.project_id, digest.decode())
+    return Answer(decision, not project.origins, _TTL_SECONDS, revision, epoch)
+
+
 @dataclass(frozen=True, slots=True)
 class _Backup:
     revision: int
@@ -58,13 +68,14 @@ class Database:
         """What was committed and is no more."""
         self.lost: set[str] = set()
         """The rows that stand in for lost ones, for the checker."""
-        self._term_seconds = lease_seconds + margin_seconds
+        self._lease_seconds = lease_seconds
+        self._margin_seconds = margin_seconds
         self._resumable_changes = resumable_changes
         self._backup: _Backup | None = None
 
-    def expiry(self) -> datetime:
+    def expiry(self, lease_seconds_max: float = float("inf")) -> datetime:
         """Return until when a lease that is granted now blocks revocations."""
-        return self.clock.time_after(self._term_seconds)
+        return self.clock.time_after(min(self._lease_seconds, lease_seconds_max) + self._margin_seconds)
 
     def renew(self, renewal: Renewal, expire_time: datetime) -> bool:
         """Insert or update a holder's lease; return whether it was not refused."""
@@ -99,7 +110,7 @@ class Database:
     def _sweep(self) -> None:
         now = self.clock.time()
         for holder_id, row in list(self.rows.items()):
-            if (now - row.expire_time).total_seconds() > 3 * self._term_seconds:
+            if (now - row.expire_time).total_seconds() > 3 * (self._lease_seconds + self._margin_seconds):
                 del self.rows[holder_id]
 
     def lease_rows(self) -> list[LeaseRow]:
@@ -110,16 +121,11 @@ class Database:
         """Read the counter and the clock."""
         return StoreState(self.epoch, self.revision, max(0, self.revision - self._resumable_changes), self.clock.time())
 
-    def validate(self, digest: Digest, origin: str | None) -> tuple[Answer, int]:
-        """Read the verdict and the revision in one snapshot; the version beside it is for the checker."""
+    def lookup(self, digest: Digest) -> tuple[Project | None, str, int, int]:
+        """Read a key and epoch and revision in one snapshot; the version beside them is for the checker."""
         project = self.projects.get(self.project_ids.get(digest, ""))
-        if project is None or project.active != digest:
-            return Answer(INVALID_KEY, True, _TTL_SECONDS, self.revision), self.version
-        is_admitted = not project.origins or origin is None or origin in project.origins
-        decision = Decision(
-            Verdict.ALLOWED if is_admitted else Verdict.ORIGIN_NOT_ALLOWED, project.project_id, digest.decode()
-        )
-        return Answer(decision, not project.origins, _TTL_SECONDS, self.revision), self.version
+        found = None if project is None or project.active != digest else project
+        return found, self.epoch, self.revision, self.version
 
     def issue(self, project_id: str, digest: Digest) -> tuple[Digest, ...]:
         """Make a project's first key."""

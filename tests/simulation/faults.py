@@ -32,6 +32,8 @@ class Trouble:
             self._step_clock,
             self._congest,
             self._restore,
+            self._retire_index,
+            self._pause_index,
         )
         """Those that are to be more frequent are repeated."""
 
@@ -43,6 +45,8 @@ class Trouble:
         world = self._world
         for host in world.hosts:
             host.start()
+        for replica in world.replicas:
+            replica.begin_index()
         world.request_some()
         world.call_some()
         self.storm()
@@ -70,6 +74,8 @@ class Trouble:
         for replica in world.replicas:
             replica.slow_until = replica.stalled_until = 0.0
             replica.start()
+            replica.index_host.resume()
+            replica.begin_index()
             world.schedule.after(world.random.random() * 0.25, replica.feed)
         for host in world.hosts:
             host.resume()
@@ -91,7 +97,7 @@ class Trouble:
         world = self._world
         if not world.is_recovered:
             return
-        for host in world.hosts:
+        for host in [*world.hosts, *(replica.index_host for replica in world.replicas)]:
             process = host.process
             if (
                 process is not None
@@ -158,6 +164,17 @@ class Trouble:
 
     def _slow_replica(self) -> None:
         self._world.pick_replica().slow_until = self._world.schedule.now + self._world.random.random() * 20.0
+
+    def _retire_index(self) -> None:
+        replica, world = self._world.pick_replica(), self._world
+        replica.retire_index()
+        world.schedule.after(world.random.random() * 4.0, replica.begin_index)
+
+    def _pause_index(self) -> None:
+        """Let an index hear of nothing for a while, though it is asked."""
+        host, world = self._world.pick_replica().index_host, self._world
+        host.pause()
+        world.schedule.after(world.random.random() * 8.0, host.resume)
 
     def _step_clock(self) -> None:
         world = self._world

@@ -10,7 +10,8 @@ from authsvc.client.verdicts import Answer
 from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
 from tests.simulation.bridge import Flight, MakeHolder, Process, Stream
 from tests.simulation.checker import Kind
-from tests.simulation.database import Database
+from tests.simulation.database import Database, Project, answer_for
+from tests.simulation.index import IndexProcess
 from tests.simulation.replica import Call, Replica
 from tests.simulation.schedule import Clock
 from tests.simulation.world import Protocol
@@ -21,7 +22,7 @@ class RevisionBeforeCommit(Replica):
 
     def begin(self, stream: Stream, renewal: Renewal) -> None:
         database = self.world.database
-        self._then(self._commit_with, stream, renewal, database.expiry(), database.state())
+        self._then(self._commit_with, stream, renewal, database.expiry(renewal.lease_seconds_max), database.state())
 
     def _commit_with(
         self, run: int, stream: Stream, renewal: Renewal, expire_time: datetime, state: StoreState
@@ -94,16 +95,46 @@ class UnfencedEpoch(Process):
         return self.holder.may_keep(answer.revision, self.holder.epoch)
 
 
+class EpochWhenAsked(Process):
+    """An answer is taken to be of the epoch in which it was asked for, whatever it says."""
+
+    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+        return self.holder.may_keep(answer.revision, flight.epoch)
+
+
+class IndexWithoutLease(IndexProcess):
+    """An index answers whether or not its lease is live."""
+
+    def is_live(self) -> bool:
+        return True
+
+
+class IndexLabelsCurrent(IndexProcess):
+    """An index labels its answers with the current revision, which it may not have applied."""
+
+    def label(self) -> int:
+        return self.world.database.revision
+
+
+class UnfencedIndex(IndexProcess):
+    """An index keeps whatever was read."""
+
+    def may_fill(self, revision: int, epoch: str) -> bool:
+        return not self.holder.is_gone
+
+
 class RevisionAfterVerdict(Replica):
     """Validate reads its revision after its verdict."""
 
     def reply(self, process: Process, flight: Flight) -> None:
-        read = self.world.database.validate(flight.starter.digest, flight.starter.origin)
-        self._then(self._reply_with, process, flight, *read)
+        project, epoch, _, version = self.world.database.lookup(flight.starter.digest)
+        self._then(self._reply_with, process, flight, project, epoch, version)
 
-    def _reply_with(self, run: int, process: Process, flight: Flight, answer: Answer, version: int) -> None:
-        late = Answer(answer.decision, answer.any_origin, answer.cache_ttl_seconds, self.world.database.revision)
-        self.respond(process, flight, late, version)
+    def _reply_with(
+        self, run: int, process: Process, flight: Flight, project: Project | None, epoch: str, version: int
+    ) -> None:
+        request, revision = flight.starter, self.world.database.revision
+        self.respond(process, flight, answer_for(project, request.digest, request.origin, epoch, revision), version)
 
 
 class SharedAnswer(Process):
@@ -282,6 +313,16 @@ class GoesBackToNoEpoch(Database):
         return renewal.epoch, renewal.applied_revision
 
 
+class RepeatsItself(Process):
+    """The network holds a copy of the first renewal back for a while, which harms nothing else."""
+
+    def connect(self) -> None:
+        super().connect()
+        if self.stream is not None and not self.holder.epoch:
+            seconds = 30.0 * self.world.random.random()
+            self.world.schedule.after(seconds, self.stream.replica.receive, self.stream, self.stream.last)
+
+
 class ClockBeforeRows(Replica):
     """The clock is read before the leases are."""
 
@@ -354,9 +395,13 @@ MUTATIONS = (
     Mutation("1", "grant sent before the lease is committed", _SAFETY, Protocol(replica=GrantBeforeCommit)),
     Mutation("2", "lease counts from the grant's arrival", _SAFETY, Protocol(holder=CountsFromArrival)),
     Mutation("2", "liveness by a timer", _SAFETY, Protocol(process=LivenessByTimer)),
+    Mutation("2", "index answers without a live lease", _SAFETY, Protocol(index=IndexWithoutLease)),
     Mutation("3", "lease counts before the holder caught up", _SAFETY, _holder(CountsAtOnce)),
     Mutation("4", "fills not fenced", _SAFETY, Protocol(process=UnfencedFills)),
     Mutation("4", "fills not fenced by the epoch", _SAFETY, Protocol(process=UnfencedEpoch)),
+    Mutation("4", "an index's answer kept in an epoch that is not its own", _SAFETY, Protocol(process=EpochWhenAsked)),
+    Mutation("4", "index labels with the current revision", _SAFETY, Protocol(index=IndexLabelsCurrent)),
+    Mutation("4", "fills of an index not fenced", _SAFETY, Protocol(index=UnfencedIndex)),
     Mutation("4", "revision read after the verdict", _SAFETY, Protocol(replica=RevisionAfterVerdict)),
     Mutation("4", "all who wait use an answer that is not cached", _SAFETY, Protocol(process=SharedAnswer)),
     Mutation("5", "negative verdicts outlive changes", _SAFETY, Protocol(holder=_valid_only)),
@@ -380,7 +425,12 @@ MUTATIONS = (
     Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
     Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),
     Mutation("9", "acknowledged revision goes down", _PROGRESS, Protocol(database=AcknowledgesLower)),
-    Mutation("9", "late renewal goes back to no epoch", _PROGRESS, Protocol(database=GoesBackToNoEpoch)),
+    Mutation(
+        "9",
+        "late renewal goes back to no epoch",
+        _PROGRESS,
+        Protocol(database=GoesBackToNoEpoch, process=RepeatsItself),
+    ),
     Mutation("10", "clock read before the leases", _SAFETY, Protocol(replica=ClockBeforeRows)),
     Mutation("10", "earliest expiry instead of the latest", _SAFETY, Protocol(propagation=EarliestExpiry)),
     Mutation("10", "extended by later renewals", _PROGRESS, Protocol(propagation=ExtendedByRenewals)),

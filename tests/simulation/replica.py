@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from authsvc.client.holder import Renewal
 from authsvc.client.raw_key import Digest
 from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
-from tests.simulation.bridge import Flight, Process, Stream
+from tests.simulation.bridge import Flight, Host, Process, Stream
+from tests.simulation.database import answer_for
+from tests.simulation.index import IndexProcess
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -56,6 +58,8 @@ class Replica:
         """The revision that the change feed has got to."""
         self.slow_until = 0.0
         self.stalled_until = 0.0
+        self.index_host = Host(world, f"{name}-index", world.make_clock())
+        self.index: IndexProcess | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -66,6 +70,9 @@ class Replica:
             return
         self.is_up = False
         self.run += 1
+        if self.index is not None:
+            self.world.unannounced.add(self.index.holder.holder_id)
+            self.end_index()
         for stream in self.sessions:
             if self.world.random.random() < 0.7:
                 stream.end()
@@ -78,6 +85,30 @@ class Replica:
             self.is_up = True
             self.known = 0
             self.feed()
+            self.begin_index()
+
+    # The index
+
+    def begin_index(self) -> None:
+        """Hold a lease: there is load."""
+        if self.is_up and self.index is None and self.world.setting.is_busy:
+            self.index = self.index_host.process = self.world.protocol.index(self.index_host, self)
+            self.index.connect()
+
+    def retire_index(self) -> None:
+        """Say goodbye: there is no load for a while."""
+        if self.index is not None and not self.index_host.is_paused:
+            if not self.world.is_recovered:
+                self.world.unannounced.add(self.index.holder.holder_id)
+            self.index.stop()
+            self.index = None
+
+    def end_index(self) -> None:
+        """End without a word."""
+        if self.index is not None:
+            self.index_host.resume()
+            self.index.die()
+            self.index = None
 
     def _then(self, action: Callable[..., None], *arguments: Any) -> None:
         """Take the next step of what is under way, a statement later."""
@@ -100,7 +131,8 @@ class Replica:
 
     def begin(self, stream: Stream, renewal: Renewal) -> None:
         """Take the first step: the statement reads the clock, and its row is seen when it is committed."""
-        self._then(self.commit_lease, stream, renewal, self.world.database.expiry())
+        expire_time = self.world.database.expiry(renewal.lease_seconds_max)
+        self._then(self.commit_lease, stream, renewal, expire_time)
 
     def commit_lease(self, run: int, stream: Stream, renewal: Renewal, expire_time: datetime) -> None:
         """Rule 1: commit the lease, and read the revision in a later transaction."""
@@ -145,15 +177,27 @@ class Replica:
     # Validate
 
     def validate(self, process: Process, flight: Flight) -> None:
-        """Read the verdict."""
-        if self.is_up:
+        """Answer from the index, or read the verdict."""
+        if not self.is_up:
+            self.world.schedule.after(0.01, process.take, process.fail, flight)
+            return
+        request = flight.starter
+        answer = None if self.index is None else self.index.recall(request.digest, request.origin)
+        if answer is None:
             self.reply(process, flight)
         else:
-            self.world.schedule.after(0.01, process.take, process.fail, flight)
+            self.respond(process, flight, *answer)
 
     def reply(self, process: Process, flight: Flight) -> None:
         """Rule 4: the revision is read in the same snapshot as the verdict."""
-        answer, version = self.world.database.validate(flight.starter.digest, flight.starter.origin)
+        request = flight.starter
+        project, epoch, revision, version = self.world.database.lookup(request.digest)
+        if self.index is not None:  # it hears of what was read a little later
+            delay = self.world.network.delay()
+            self.world.schedule.after(
+                delay, self.index.take, self.index.fill, request.digest, project, epoch, revision, version
+            )
+        answer = answer_for(project, request.digest, request.origin, epoch, revision)
         self.respond(process, flight, answer, version)
 
     def respond(self, process: Process, flight: Flight, *answer: Any) -> None:

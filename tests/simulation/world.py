@@ -15,6 +15,7 @@ from authsvc.leases import Propagation, WatchSession
 from tests.simulation.bridge import Host, MakeHolder, Process
 from tests.simulation.checker import Checker, Request
 from tests.simulation.database import Database
+from tests.simulation.index import IndexProcess
 from tests.simulation.network import Network
 from tests.simulation.replica import Call, Replica
 from tests.simulation.schedule import Clock, Schedule, seconds_of
@@ -40,6 +41,8 @@ class Setting:
     trouble: float
     resumable_changes: int
     clock_counts_suspend: bool
+    is_busy: bool
+    """There is load enough for the replicas to answer from an index."""
 
     @property
     def lease_seconds_max(self) -> float:
@@ -68,6 +71,7 @@ def draw_setting(random: Random, protocol: "Protocol") -> Setting:
         trouble=random.choice((0.0, 0.05, 0.2)),
         resumable_changes=random.choice((0, 2, 10_000)),
         clock_counts_suspend=protocol.clock_counts_suspend,
+        is_busy=random.random() < 0.5,
     )
 
 
@@ -84,6 +88,7 @@ class Protocol:
     propagation: type[Propagation] = Propagation
     process: type[Process] = Process
     replica: type[Replica] = Replica
+    index: type[IndexProcess] = IndexProcess
     database: type[Database] = Database
     margin_factor: float = 1.0
     drift_factor: float = 1.0
@@ -101,11 +106,11 @@ class World:
         self.network = Network(schedule, setting.in_order)
         self.network.trouble = setting.trouble
         self.database = protocol.database(
-            self._clock(), setting.lease_seconds, setting.margin_seconds, setting.resumable_changes
+            self.make_clock(), setting.lease_seconds, setting.margin_seconds, setting.resumable_changes
         )
         self.checker = Checker(schedule, self.database.clock)
         self.replicas = [protocol.replica(self, f"replica-{number}") for number in range(setting.replicas)]
-        self.hosts = [Host(self, f"bridge-{number}", self._clock()) for number in range(setting.hosts)]
+        self.hosts = [Host(self, f"bridge-{number}", self.make_clock()) for number in range(setting.hosts)]
         self.unannounced: set[str] = set()
         """The holders that ended without a goodbye that can be counted on."""
         self.is_recovered = False
@@ -118,7 +123,8 @@ class World:
     def __repr__(self) -> str:
         return "world"
 
-    def _clock(self) -> Clock:
+    def make_clock(self) -> Clock:
+        """Return a clock that is off by a little, or not."""
         rate = 1 + self.setting.drift * self.random.choice((-1.0, -1.0, 0.0, 1.0, 1.0))
         return Clock(self.schedule, rate, 1000.0)
 
@@ -140,7 +146,8 @@ class World:
         """Send a request with some key to some bridge, now and then again."""
         host = self.random.choice(self.hosts)
         self._request(host, self.random.choice(self.random.choice(self._digests)))
-        self.schedule.after(self.random.expovariate(6.0), self.request_some)
+        # What indexes do among themselves thins the traffic out.
+        self.schedule.after(self.random.expovariate(10.0 if self.setting.is_busy else 6.0), self.request_some)
 
     def _request(self, host: Host, digest: Digest) -> None:
         process = host.process

@@ -17,21 +17,26 @@ function showLocalTimes(root) {
 function prepareCopying() {
   for (const button of document.querySelectorAll("button[data-copy]")) {
     const label = button.innerHTML;
+    const announced = document.getElementById(`${button.dataset.copy}-copied`);
+    const say = (text) => { button.textContent = announced.textContent = text; };
     let timer;
     button.hidden = false;
     button.addEventListener("click", async () => {
       const source = document.getElementById(button.dataset.copy);
       try {
         await navigator.clipboard.writeText(source.textContent);
-        button.textContent = "Copied";
+        say("Copied");
         button.dispatchEvent(new CustomEvent("dashboard:copied", { bubbles: true }));
       } catch {
         // Not a secure context, or not allowed: select it, for the keyboard.
         getSelection().selectAllChildren(source);
-        button.textContent = "Press Ctrl+C";
+        say("Selected");
       }
       clearTimeout(timer);
-      timer = setTimeout(() => { button.innerHTML = label; }, 2000);
+      timer = setTimeout(() => {
+        button.innerHTML = label;
+        announced.textContent = "";
+      }, 2000);
     });
   }
 }
@@ -59,6 +64,17 @@ function prepareLeaving() {
   addEventListener("pageshow", (event) => { if (event.persisted) location.replace("/projects"); });
 }
 
+// Enter in a field that has a button of its own presses that, and not the form's first one.
+function prepareEnter() {
+  for (const field of document.querySelectorAll("input[data-enter]")) {
+    field.addEventListener("keydown", (event) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault();
+      document.getElementById(field.dataset.enter).click();
+    });
+  }
+}
+
 // A form that was sent is not sent again by a second click.
 function prepareForms() {
   for (const form of document.querySelectorAll("form[method=post]")) {
@@ -66,14 +82,14 @@ function prepareForms() {
       if (form.dataset.sent) event.preventDefault();
       form.dataset.sent = "yes";
       event.submitter?.setAttribute("aria-busy", "true");
+      setTimeout(revive, 15_000, form);  // whoever pressed Escape may try again
     });
   }
-  addEventListener("pageshow", () => {
-    for (const form of document.querySelectorAll("form[data-sent]")) {
-      delete form.dataset.sent;
-      for (const button of form.querySelectorAll("[aria-busy]")) button.removeAttribute("aria-busy");
-    }
-  });
+  function revive(form) {
+    delete form.dataset.sent;
+    for (const button of form.querySelectorAll("[aria-busy]")) button.removeAttribute("aria-busy");
+  }
+  addEventListener("pageshow", () => document.querySelectorAll("form[data-sent]").forEach(revive));
 }
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -81,5 +97,6 @@ document.addEventListener("DOMContentLoaded", () => {
   prepareCopying();
   prepareDialogs();
   prepareLeaving();
+  prepareEnter();
   prepareForms();
 });

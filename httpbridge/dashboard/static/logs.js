@@ -68,6 +68,7 @@ function prepareLiveTail() {
   const address = new URL(live.dataset.stream, location.href);
   const base = address.pathname.replace(/\/stream$/, "");
   let source = null;
+  let isWaiting = false;
 
   function show(text, label) {
     state.textContent = text;
@@ -85,6 +86,7 @@ function prepareLiveTail() {
     address.searchParams.set("after", event.lastEventId);  // where to go on after a pause
     const { entries, is_gap } = JSON.parse(event.data);
     const fresh = entries.filter((entry) => !list.querySelector(`[data-id="${entry.id}"]`));
+    if (fresh.length) document.querySelector("main > .empty")?.remove();  // it says that there is nothing
     list.prepend(...fresh.reverse().map((entry) => entryOf(entry, base)));
     while (list.children.length > ENTRIES_MAX) list.lastElementChild.remove();
     if (is_gap) gap.hidden = false;
@@ -105,8 +107,19 @@ function prepareLiveTail() {
   }
 
   button.addEventListener("click", () => {
+    isWaiting = false;
     if (source) stop("Paused", "Resume");
     else start();
+  });
+  // A browser has few connections to a site, and each tail keeps one: a tab that nobody sees gives its own up meanwhile.
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden && source) {
+      isWaiting = true;
+      stop("Paused while out of sight", "Resume");
+    } else if (!document.hidden && isWaiting) {
+      isWaiting = false;
+      start();
+    }
   });
   live.hidden = false;
   show("", "Live tail");

@@ -197,6 +197,7 @@ class ValidateResponse(_message.Message):
     ANY_ORIGIN_FIELD_NUMBER: _builtins.int
     CACHE_TTL_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     verdict: Global___Verdict.ValueType
     """The answer."""
     project_id: _builtins.str
@@ -209,6 +210,8 @@ class ValidateResponse(_message.Message):
     """The store's revision that the verdict was read at. 0 for a malformed key,
     which is refused without a look at the store.
     """
+    epoch: _builtins.str
+    """The epoch of revision: that of a ResetEvent. Empty for a malformed key."""
     @_builtins.property
     def cache_ttl(self) -> _duration_pb2.Duration:
         """How long the caller may reuse this verdict, counted from when it sent the
@@ -224,10 +227,11 @@ class ValidateResponse(_message.Message):
         any_origin: _builtins.bool = ...,
         cache_ttl: _duration_pb2.Duration | None = ...,
         revision: _builtins.int = ...,
+        epoch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cache_ttl", b"cache_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_origin", b"any_origin", "cache_ttl", b"cache_ttl", "key_id", b"key_id", "project_id", b"project_id", "revision", b"revision", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["any_origin", b"any_origin", "cache_ttl", b"cache_ttl", "epoch", b"epoch", "key_id", b"key_id", "project_id", b"project_id", "revision", b"revision", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -548,8 +552,8 @@ class Propagation(_message.Message):
 
     @_builtins.property
     def confirmed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
-        """The holders that were behind the change when it was made, or behind none, and
-        have confirmed it.
+        """The callers of Watch that were behind the change when it was made, or behind
+        none, and have confirmed it. The key service's own indexes are not named here.
         """
 
     @_builtins.property
@@ -577,7 +581,9 @@ Global___Propagation: _TypeAlias = Propagation  # noqa: Y015
 
 @_typing.final
 class Holder(_message.Message):
-    """Holder is a process that may reuse verdicts while its lease lasts."""
+    """Holder is a process that may reuse verdicts while its lease lasts: a caller of
+    Watch, or a replica of the key service that answers Validate from memory.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -589,7 +595,9 @@ class Holder(_message.Message):
     holder_id: _builtins.str
     """Random, made at each start of the process."""
     name: _builtins.str
-    """A label for people, such as a host name."""
+    """A label for people, such as a host name; `authsvc HOST:PID` for a replica of the
+    key service.
+    """
     acknowledged_revision: _builtins.int
     """It has applied every change up to this one."""
     @_builtins.property
@@ -638,7 +646,7 @@ class WatchRequest(_message.Message):
     """The epoch of applied_revision: that of the last reset; empty before the first."""
     holder_id: _builtins.str
     """16 to 64 characters, random, made at each start of the process, never used
-    again after a goodbye.
+    again after a goodbye. Must not begin with `index-`.
     """
     name: _builtins.str
     """A label for people, at most 128 characters."""

@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 from authsvc.client.raw_key import RawKey
 from protos.authsvc.v1 import key_service_pb2 as pb2
 
-Context: TypeAlias = "grpc.aio.ServicerContext[pb2.ValidateRequest, pb2.ValidateResponse]"
+Context: TypeAlias = "grpc.aio.ServicerContext[pb2.BatchValidateRequest, pb2.BatchValidateResponse]"
 
 
 def allowed(*, any_origin: bool = True, ttl_seconds: int = 60, revision: int = 1) -> pb2.ValidateResponse:
@@ -49,7 +49,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """A Validate that arrived."""
+    """A key that was asked about."""
 
     api_key: str
     origin: str | None
@@ -128,7 +128,7 @@ class Stream:
 
 @dataclass
 class FakeKeyService:
-    """Answers every Validate as `answer` or `status` says, once `gate` is open.
+    """Answers every call as `answer` or `status` says, once `gate` is open.
 
     Every renewal gets a lease of `lease_seconds`, after a reset if it is of another epoch; of 0: a test answers.
     """
@@ -136,9 +136,14 @@ class FakeKeyService:
     token: str = "the-token"
     answer: pb2.ValidateResponse = field(default_factory=allowed)
     next_answers: list[pb2.ValidateResponse] = field(default_factory=list)
-    """Given before `answer`, one to a call."""
+    """Given before `answer`, one to a key."""
+    answers_missing: int = 0
     status: grpc.StatusCode | None = None
     calls: list[Call] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    """How many keys each call asked about."""
+    peers: list[str] = field(default_factory=list)
+    """Which connection each call came over."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     epoch: str = "epoch-1"
@@ -152,12 +157,15 @@ class FakeKeyService:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    async def validate(self, request: pb2.ValidateRequest, context: "Context") -> pb2.ValidateResponse:
+    async def batch_validate(self, request: pb2.BatchValidateRequest, context: "Context") -> pb2.BatchValidateResponse:
         metadata = dict(context.invocation_metadata() or ())
         authorization = str(metadata.get("authorization", ""))
-        origin = request.origin if request.HasField("origin") else None
-        self.calls.append(Call(request.api_key, origin, authorization))
-        self._arrivals[len(self.calls)].set()
+        self.batches.append(len(request.requests))
+        self.peers.append(context.peer())
+        for entry in request.requests:
+            origin = entry.origin if entry.HasField("origin") else None
+            self.calls.append(Call(entry.api_key, origin, authorization))
+            self._arrivals[len(self.calls)].set()
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
@@ -167,10 +175,13 @@ class FakeKeyService:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no or wrong token")
         if self.status is not None:
             await context.abort(self.status, "the test says so")
-        return self.next_answers.pop(0) if self.next_answers else self.answer
+        count = len(request.requests) - self.answers_missing
+        return pb2.BatchValidateResponse(
+            responses=[self.next_answers.pop(0) if self.next_answers else self.answer for _ in range(count)]
+        )
 
     async def arrived(self, count: int) -> None:
-        """Return once so many calls have arrived."""
+        """Return once so many keys have been asked about."""
         await self._arrivals[count].wait()
 
     async def watch(self, requests: AsyncIterator[pb2.WatchRequest], context: Any) -> None:
@@ -221,16 +232,16 @@ def serve(
     """Return a server, yet to be started, and its port."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     handler = grpc.unary_unary_rpc_method_handler(
-        service.validate,
-        request_deserializer=pb2.ValidateRequest.FromString,
-        response_serializer=pb2.ValidateResponse.SerializeToString,
+        service.batch_validate,
+        request_deserializer=pb2.BatchValidateRequest.FromString,
+        response_serializer=pb2.BatchValidateResponse.SerializeToString,
     )
     watch_handler = grpc.stream_stream_rpc_method_handler(
         service.watch,
         request_deserializer=pb2.WatchRequest.FromString,
         response_serializer=pb2.WatchResponse.SerializeToString,
     )
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"Validate": handler, "Watch": watch_handler}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"BatchValidate": handler, "Watch": watch_handler}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("authsvc.v1.KeyService", handlers)])
     if credentials is None:
         return server, server.add_insecure_port(address)

@@ -1,4 +1,4 @@
-"""One Validate call: answers come back typed, and every fault says why in one line."""
+"""Calls of BatchValidate: answers come back typed and each by itself, and every fault says why in one line."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,13 +11,15 @@ from google.protobuf.duration_pb2 import Duration
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, Secret
-from authsvc.client.key_client import KeyClient, sendable_origin
+from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient, sendable_origin
 from authsvc.client.raw_key import RawKey
-from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.fake_key_service import Call, Clock, FakeKeyService, allowed, invalid, refused, serve
+from tests.authsvc.conftest import running
 
 KEY = RawKey("dt_0123456789abcdef01234567")
+OTHER = RawKey("dt_76543210fedcba9876543210")
 TOKEN = FixedToken(Secret("the-token"))
 
 
@@ -28,10 +30,18 @@ async def client(address: Address, clock: Clock) -> AsyncIterator[KeyClient]:
     await client.close()
 
 
+async def ask(client: KeyClient, origin: str | None) -> Answer:
+    """Ask about one key; raise the error if there is no answer."""
+    (answer,) = await client.validate([(KEY, origin)])
+    if isinstance(answer, KeyServiceUnavailableError):
+        raise answer
+    return answer
+
+
 async def fault(client: KeyClient) -> str:
     """Return why a call fails, which must be one short line without the key or the token."""
     with pytest.raises(KeyServiceUnavailableError) as caught:
-        await client.validate(KEY, None)
+        await ask(client, None)
     message = str(caught.value)
     assert message.isprintable()
     assert KEY.reveal() not in message
@@ -58,7 +68,7 @@ async def test_an_answer_comes_back_typed(
     revision: int,
 ) -> None:
     service.answer = response
-    answer = await client.validate(KEY, "https://example.com")
+    answer = await ask(client, "https://example.com")
     assert answer.decision == decision
     assert (answer.any_origin, answer.cache_ttl_seconds, answer.revision) == (any_origin, cache_ttl_seconds, revision)
     assert service.calls == [Call(KEY.reveal(), "https://example.com", "Bearer the-token")]
@@ -66,12 +76,12 @@ async def test_an_answer_comes_back_typed(
 
 async def test_a_ttl_below_a_second_is_kept(service: FakeKeyService, client: KeyClient) -> None:
     service.answer.cache_ttl.CopyFrom(Duration(seconds=1, nanos=500_000_000))
-    assert (await client.validate(KEY, None)).cache_ttl_seconds == 1.5
+    assert (await ask(client, None)).cache_ttl_seconds == 1.5
 
 
 async def test_no_origin_and_an_empty_one_are_told_apart(service: FakeKeyService, client: KeyClient) -> None:
-    await client.validate(KEY, None)
-    await client.validate(KEY, "")
+    await ask(client, None)
+    await ask(client, "")
     assert [call.origin for call in service.calls] == [None, ""]
 
 
@@ -91,7 +101,7 @@ async def test_no_origin_and_an_empty_one_are_told_apart(service: FakeKeyService
 async def test_an_origin_that_cannot_be_sent_is_sent_as_the_empty_one(
     service: FakeKeyService, client: KeyClient, origin: str | None, sent: str | None
 ) -> None:
-    await client.validate(KEY, sendable_origin(origin))
+    await ask(client, sendable_origin(origin))
     assert service.calls[0].origin == sent
 
 
@@ -103,7 +113,7 @@ async def test_a_status_other_than_ok_is_a_fault_and_never_a_verdict(
     message = await fault(client)
     assert "the test says so" not in message
     service.status = None
-    assert (await client.validate(KEY, None)).decision.verdict is Verdict.ALLOWED
+    assert (await ask(client, None)).decision.verdict is Verdict.ALLOWED
 
 
 @pytest.mark.parametrize(
@@ -137,7 +147,77 @@ async def test_an_answer_that_makes_no_sense_is_a_fault(
     service: FakeKeyService, client: KeyClient, response: pb2.ValidateResponse
 ) -> None:
     service.answer = response
-    assert "key service sent verdict" in await fault(client)
+    assert ("sent verdict" if response.verdict else "database") in await fault(client)
+
+
+async def test_each_question_of_a_call_is_answered_by_itself(service: FakeKeyService, client: KeyClient) -> None:
+    service.next_answers += [allowed(revision=7), pb2.ValidateResponse(), invalid(), pb2.ValidateResponse(verdict=99)]  # type: ignore[arg-type]  # a verdict of a later version
+    answers = await client.validate([(KEY, "https://example.com"), (KEY, None), (OTHER, ""), (OTHER, None)])
+    first, without_verdict, third, senseless = answers
+    assert isinstance(first, Answer)
+    assert (first.decision.verdict, first.revision) == (Verdict.ALLOWED, 7)
+    assert isinstance(third, Answer)
+    assert third.decision.verdict is Verdict.INVALID_KEY
+    assert isinstance(without_verdict, KeyServiceUnavailableError)
+    assert isinstance(senseless, KeyServiceUnavailableError)
+    assert [(call.api_key, call.origin) for call in service.calls] == [
+        (KEY.reveal(), "https://example.com"),
+        (KEY.reveal(), None),
+        (OTHER.reveal(), ""),
+        (OTHER.reveal(), None),
+    ]
+    assert service.batches == [4]
+
+
+async def test_the_service_takes_the_largest_call(tmp_path: Path, clock: Clock) -> None:
+    """Nobody can spoil a call for the others with long origins, or characters that take four bytes."""
+    async with running(tmp_path) as real:
+        token = FixedToken(Secret(real.token("bridge")[0][1].removeprefix("Bearer ")))
+        client = KeyClient(real.address, token, None, clock, deadline_seconds=30.0)
+        origin = sendable_origin("\N{GRINNING FACE}" * ORIGIN_CHARACTERS_MAX)
+        answers = await client.validate([(KEY, origin)] * KEYS_PER_CALL_MAX)
+        await client.close()
+    assert len(answers) == KEYS_PER_CALL_MAX
+    assert all(isinstance(answer, Answer) for answer in answers)
+
+
+async def test_a_service_that_answers_another_number_of_questions_is_a_fault(
+    service: FakeKeyService, client: KeyClient
+) -> None:
+    """Which answer belongs to which key is not known then."""
+    service.answers_missing = 1
+    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 questions"):
+        await client.validate([(KEY, None), (OTHER, None)])
+
+
+async def test_calls_at_once_go_over_several_connections(service: FakeKeyService, client: KeyClient) -> None:
+    """Each reaches a process of the key service of its own, if that has several."""
+    service.gate.clear()
+    calls = [asyncio.create_task(ask(client, None)) for _ in range(4)]
+    await service.arrived(4)
+    service.gate.set()
+    await asyncio.gather(*calls)
+    assert len(set(service.peers)) == 4
+
+
+async def test_a_connection_that_fails_is_spared_while_others_do_not(
+    service: FakeKeyService, client: KeyClient, clock: Clock
+) -> None:
+    """Otherwise one that fails fast would take most of the calls, always having the fewest under way."""
+    service.status = grpc.StatusCode.INTERNAL
+    await fault(client)
+    service.status = None
+    service.gate.clear()
+    calls = [asyncio.create_task(ask(client, None)) for _ in range(6)]
+    await service.arrived(7)
+    failed, *others = service.peers
+    assert failed not in others
+    clock.now += 1.0
+    calls.append(asyncio.create_task(ask(client, None)))
+    await service.arrived(8)
+    assert service.peers[-1] == failed
+    service.gate.set()
+    await asyncio.gather(*calls)
 
 
 async def test_a_call_that_grpc_itself_refuses_to_send_is_a_fault(address: Address, clock: Clock) -> None:
@@ -158,7 +238,7 @@ async def test_a_service_that_hangs_is_a_fault_at_the_deadline(
 
 async def test_cancelling_a_caller_cancels_its_call(service: FakeKeyService, client: KeyClient) -> None:
     service.gate.clear()
-    call = asyncio.create_task(client.validate(KEY, None))
+    call = asyncio.create_task(ask(client, None))
     await service.arrived(1)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -168,7 +248,7 @@ async def test_cancelling_a_caller_cancels_its_call(service: FakeKeyService, cli
 
 async def test_closing_ends_calls_on_their_way_with_a_fault(service: FakeKeyService, client: KeyClient) -> None:
     service.gate.clear()
-    call = asyncio.create_task(client.validate(KEY, None))
+    call = asyncio.create_task(ask(client, None))
     await service.arrived(1)
     await client.close()
     with pytest.raises(KeyServiceUnavailableError, match="closed"):
@@ -235,7 +315,7 @@ async def test_a_missing_token_file_is_a_fault_until_the_service_writes_it(
     client = KeyClient(address, TokenFile(path), None, clock)
     assert f"{path} does not exist" in await fault(client)
     path.write_text("the-token\n")
-    assert (await client.validate(KEY, None)).decision.verdict is Verdict.ALLOWED
+    assert (await ask(client, None)).decision.verdict is Verdict.ALLOWED
     await client.close()
 
 
@@ -245,14 +325,14 @@ async def test_a_replaced_token_is_found_without_a_failed_call(
     path = tmp_path / "bridge-token"
     path.write_text("the-token")
     client = KeyClient(address, TokenFile(path), None, clock)
-    await client.validate(KEY, None)
+    await ask(client, None)
     service.token = "another-token"
     assert "refuses our token" in await fault(client)
     path.write_text("another-token")
-    await client.validate(KEY, None)
+    await ask(client, None)
     service.token = "a-third-token"
     path.write_text("a-third-token")
-    await client.validate(KEY, None)
+    await ask(client, None)
     assert [call.authorization for call in service.calls[-2:]] == ["Bearer another-token", "Bearer a-third-token"]
     await client.close()
 
@@ -279,7 +359,7 @@ async def until_reached(client: KeyClient) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                await client.validate(KEY, None)
+                await ask(client, None)
             except KeyServiceUnavailableError:
                 continue
             return
@@ -290,6 +370,6 @@ async def until_lost(client: KeyClient) -> None:
     async with asyncio.timeout(10):
         while True:
             try:
-                await client.validate(KEY, None)
+                await ask(client, None)
             except KeyServiceUnavailableError:
                 return

@@ -13,7 +13,7 @@ from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
-from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials
 
 KEY = RawKey("dt_0123456789abcdef01234567")
@@ -76,11 +76,17 @@ async def start(service: FakeKeyService, authority: trustme.CA) -> AsyncIterator
         await server.stop(None)
 
 
+async def ask(client: KeyClient) -> Answer:
+    (answer,) = await client.validate([(KEY, None)])
+    assert isinstance(answer, Answer)
+    return answer
+
+
 async def outcome(address: Address, tls: ClientTls, clock: Clock) -> str:
     """Return the verdict, or why there is none."""
     client = KeyClient(address, FixedToken(Secret("the-token")), tls, clock)
     try:
-        message: str = (await client.validate(KEY, None)).decision.verdict
+        message: str = (await ask(client)).decision.verdict
     except KeyServiceUnavailableError as error:
         message = str(error)
     await client.close()
@@ -185,13 +191,13 @@ async def test_renewed_certificate_files_are_found_without_a_restart(
     tls = ClientTls(files.ca(authority), *files.client(client_authority, YESTERDAY))
     client = KeyClient(await start(client_authority), FixedToken(Secret("the-token")), tls, clock)
     with pytest.raises(KeyServiceUnavailableError, match="expired"):
-        await client.validate(KEY, None)
+        await ask(client)
     files.client(client_authority)
     clock.now += 10.0
     async with asyncio.timeout(10):
         while True:
             try:
-                answer = await client.validate(KEY, None)
+                answer = await ask(client)
                 break
             except KeyServiceUnavailableError:
                 continue

@@ -13,6 +13,7 @@ from authsvc.client.environment import Address, Secret
 from authsvc.client.raw_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from protos.authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")
@@ -43,12 +44,12 @@ async def test_the_ttl_counts_from_when_the_call_was_sent(
     service.gate.clear()
     asking = asyncio.create_task(validator.validate(KEY))
     await service.arrived(1)
-    clock.now += 40.0
+    clock.now += 1.5
     service.gate.set()
     await asking
-    clock.now += 19.0
+    clock.now += 58.0
     assert validator.cached(KEY) == ALLOWED
-    clock.now += 1.0
+    clock.now += 0.5
     assert validator.cached(KEY) is None
 
 
@@ -230,49 +231,120 @@ def asked(validator: KeyValidator, these: list[RawKey]) -> list["asyncio.Task[De
     return [asyncio.create_task(validator.validate(key)) for key in these]
 
 
+async def test_keys_that_are_asked_for_at_once_go_together(service: FakeKeyService, validator: KeyValidator) -> None:
+    """As many as a call takes, which is 256."""
+    assert await asyncio.gather(*asked(validator, keys(0, 300))) == [ALLOWED] * 300
+    assert sorted(service.batches) == [44, 256]
+
+
+async def test_what_is_asked_while_calls_are_under_way_goes_along_with_the_next_one(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """The first does not wait for company, nor do the others beyond the end of a call."""
+    service.gate.clear()
+    asking = []
+    for number in range(2):  # calls at once for keys that are not known
+        asking += asked(validator, keys(number, 1))
+        await service.arrived(number + 1)
+    for number in range(2, 40):
+        asking += asked(validator, keys(number, 1))
+        await asyncio.sleep(0)
+    service.gate.set()
+    assert await asyncio.gather(*asking) == [ALLOWED] * 40
+    assert service.batches == [1, 1, 38]
+
+
+async def test_a_key_without_a_verdict_does_not_spoil_the_others(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    service.next_answers += [allowed(), pb2.ValidateResponse(), invalid(), pb2.ValidateResponse(verdict=99)]  # type: ignore[arg-type]  # a verdict of a later version
+    outcomes = await asyncio.gather(*asked(validator, keys(0, 4)), return_exceptions=True)
+    assert service.batches == [4]
+    assert (outcomes[0], outcomes[2]) == (ALLOWED, INVALID)
+    assert isinstance(outcomes[1], KeyServiceUnavailableError)
+    assert isinstance(outcomes[3], KeyServiceUnavailableError)
+    assert validator.fault is None
+    service.answer = pb2.ValidateResponse()
+    with pytest.raises(KeyServiceUnavailableError):
+        await validator.validate(KEY)
+    assert "database" in str(validator.fault), "nobody gets a verdict"
+
+
 @pytest.fixture
 async def narrow(service: FakeKeyService, address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
-    """Make a validator that calls for 4 keys at once, one of them known, and lets 16 of each kind wait."""
-    async with KeyValidator(address, service.token, calls_max=4, clock=clock) as validator:
+    """Make a validator that makes 2 calls at once, one of them for known keys, and lets 16 keys of each kind wait."""
+    async with KeyValidator(address, service.token, calls_max=2, waiting_max=16, clock=clock) as validator:
         await until(lambda: validator.has_lease)
         yield validator
 
 
-async def test_calls_under_way_are_bounded_and_more_wait_for_their_turn(
+async def busy(
+    service: FakeKeyService, narrow: KeyValidator, waiting: int = 16
+) -> tuple[list["asyncio.Task[Decision]"], list["asyncio.Task[Decision]"]]:
+    """Have a call under way, about three keys, and so many keys waiting for the next one; return who asks for them."""
+    service.gate.clear()
+    before = len(service.calls)
+    under_way = asked(narrow, keys(0, 3))
+    await service.arrived(before + 3)
+    queue = asked(narrow, keys(3, waiting))
+    await asyncio.sleep(0)  # for them to ask
+    return under_way, queue
+
+
+async def test_keys_that_wait_are_bounded_and_beyond_that_callers_are_told_at_once(
     service: FakeKeyService, narrow: KeyValidator
 ) -> None:
-    """Beyond that a caller is told at once; cached verdicts and calls under way are not affected."""
+    """Cached verdicts are not affected, nor are those who ask for what is asked for already."""
     await narrow.validate(KEY)
-    service.gate.clear()
-    asking = asked(narrow, keys(0, 3 + 16))
-    await service.arrived(1 + 3)
-    with pytest.raises(KeyServiceUnavailableError, match="3 calls"):
-        await narrow.validate(OTHER)
+    under_way, queue = await busy(service, narrow)
+    with capture_logs() as logs:
+        for _ in range(3):
+            with pytest.raises(KeyServiceUnavailableError, match="16 keys wait"):
+                await narrow.validate(OTHER)
+    assert logs == [{"event": "key_service_calls_saturated", "log_level": "warning", "calls": 1, "waiting": 16}]
     assert await narrow.validate(KEY) == ALLOWED
-    asking += asked(narrow, keys(0, 1))
-    await asyncio.sleep(0)  # for it to join the call under way
-    assert len(service.calls) == 1 + 3
+    joined = asked(narrow, keys(0, 3 + 16))
+    await asyncio.sleep(0)  # for them to join
+    assert service.batches == [1, 3]
     service.gate.set()
-    assert await asyncio.gather(*asking) == [ALLOWED] * 20
+    assert await asyncio.gather(*under_way, *queue, *joined) == [ALLOWED] * 2 * 19
     assert await narrow.validate(OTHER) == ALLOWED
-    assert len(service.calls) == 1 + 19 + 1
+    assert service.batches == [1, 3, 16, 1]
 
 
-async def test_waiting_for_a_turn_ends_after_a_second_and_is_logged_once(
+async def test_nobody_waits_longer_than_two_seconds_in_all(
     service: FakeKeyService, narrow: KeyValidator, clock: Clock
 ) -> None:
-    service.gate.clear()
-    asking = asked(narrow, keys(0, 3 + 16))
-    await service.arrived(3)
-    with capture_logs() as logs:
-        clock.now += 1.0
-        outcomes = await asyncio.gather(*asking[3:], return_exceptions=True)
-        assert [type(outcome) for outcome in outcomes] == [KeyServiceUnavailableError] * 16
-        service.gate.set()
-        assert await asyncio.gather(*asking[:3]) == [ALLOWED] * 3
-        assert await narrow.validate(OTHER) == ALLOWED
-    saturated = {"event": "key_service_calls_saturated", "log_level": "warning", "calls": 3}
-    assert [entry for entry in logs if entry["event"] != "key_service_reached"] == [saturated]
+    """For the turn and the call together. What nobody waits for is not asked; an answer that comes late is kept."""
+    under_way, queue = await busy(service, narrow)
+    joined = asked(narrow, keys(0, 1))
+    clock.now += 1.9
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in [*under_way, *queue, *joined])
+    clock.now += 0.1
+    outcomes = await asyncio.gather(*under_way, *queue, *joined, return_exceptions=True)
+    assert [str(outcome) for outcome in outcomes] == ["there was no verdict within 2 s"] * 20
+    service.gate.set()
+    assert await narrow.validate(OTHER) == ALLOWED
+    assert service.batches == [3, 1]
+    assert [narrow.cached(key) for key in keys(0, 3)] == [ALLOWED] * 3
+
+
+async def test_who_goes_away_while_waiting_leaves_the_place_to_others(
+    service: FakeKeyService, narrow: KeyValidator
+) -> None:
+    under_way, queue = await busy(service, narrow)
+    joined = asked(narrow, keys(4, 1))
+    await asyncio.sleep(0)  # for it to join
+    for task in queue[:2]:
+        task.cancel()
+    await asyncio.wait(queue[:2])
+    in_place = asked(narrow, [OTHER])
+    await asyncio.sleep(0)
+    service.gate.set()
+    assert await asyncio.gather(*under_way, *queue[2:], *joined, *in_place) == [ALLOWED] * (3 + 14 + 1 + 1)
+    assert service.batches == [3, 16]
+    assert keys(3, 1)[0].reveal() not in {call.api_key for call in service.calls}
 
 
 @pytest.mark.parametrize("has_lease", [True, False])
@@ -286,23 +358,37 @@ async def test_a_flood_of_unknown_keys_does_not_keep_a_good_key_waiting(
     clock.now += 60.0 if has_lease else 600.0
     assert narrow.has_lease is has_lease
     assert narrow.cached(KEY, PAGE) is None
-    service.gate.clear()
-    asking = asked(narrow, keys(0, 3 + 16))
-    await service.arrived(1 + 3)
-    good = [asyncio.create_task(narrow.validate(KEY, PAGE))]
-    await service.arrived(1 + 4)
+    under_way, queue = await busy(service, narrow)
+    good = asyncio.create_task(narrow.validate(KEY, PAGE))
+    await service.arrived(1 + 3 + 1)
     assert service.calls[-1].api_key == KEY.reveal()
+    assert service.batches == [1, 3, 1]
     service.gate.set()
-    await asyncio.gather(*asking, *good)
+    await asyncio.gather(*under_way, *queue, good)
+
+
+async def test_good_keys_that_wait_go_before_all_others(
+    service: FakeKeyService, narrow: KeyValidator, clock: Clock
+) -> None:
+    good = keys(100, 3)
+    await asyncio.gather(*asked(narrow, good))
+    clock.now += 60.0
+    under_way, queue = await busy(service, narrow)
+    under_way += asked(narrow, good[:1])
+    await service.arrived(3 + 3 + 1)
+    queue += asked(narrow, good[1:])
+    await asyncio.sleep(0)
+    service.gate.set()
+    await asyncio.gather(*under_way, *queue)
+    assert service.batches == [3, 3, 1, 2, 16]
+    assert [call.api_key for call in service.calls[7:9]] == [key.reveal() for key in good[1:]]
 
 
 async def test_who_joins_a_call_that_waits_for_its_turn_uses_its_answer_through_the_cache_only(
     service: FakeKeyService, narrow: KeyValidator
 ) -> None:
     """Rule 4, as for a call that is under way."""
-    service.gate.clear()
-    asking = asked(narrow, keys(0, 3))
-    await service.arrived(3)
+    under_way, _ = await busy(service, narrow, waiting=0)
     first, joined = asked(narrow, [KEY, KEY])
     await asyncio.sleep(0)
     await service.mutate(KEY)
@@ -311,8 +397,8 @@ async def test_who_joins_a_call_that_waits_for_its_turn_uses_its_answer_through_
     service.gate.set()
     assert await first == ALLOWED
     assert await joined == INVALID
-    await asyncio.gather(*asking)
-    assert len(service.calls) == 5
+    await asyncio.gather(*under_way)
+    assert service.batches == [3, 1, 1]
 
 
 async def test_cached_verdicts_go_on_while_the_service_is_away(

@@ -46,15 +46,18 @@ async def test_without_a_lease_every_request_asks(service: FakeKeyService, addre
 async def test_without_a_lease_the_calls_are_bounded_too(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
-    validator = KeyValidator(address, service.token, calls_max=2, clock=clock)
+    validator = KeyValidator(address, service.token, calls_max=2, waiting_max=8, clock=clock)
     service.lease_seconds = 0
     service.gate.clear()
-    asking = [asyncio.create_task(validator.validate(KEY)) for _ in range(2 + 8)]
-    await service.arrived(2)
-    with pytest.raises(KeyServiceUnavailableError, match="2 calls"):
+    asking = [asyncio.create_task(validator.validate(KEY))]
+    await service.arrived(1)
+    asking += [asyncio.create_task(validator.validate(KEY)) for _ in range(8)]
+    await asyncio.sleep(0)  # for them to ask
+    with pytest.raises(KeyServiceUnavailableError, match="8 keys wait"):
         await validator.validate(KEY)
     service.gate.set()
     await asyncio.gather(*asking)
+    assert service.batches == [1, 8]
     await validator.close()
 
 
@@ -135,6 +138,22 @@ async def test_an_answer_from_before_an_applied_change_is_used_once_and_not_kept
     service.answer = allowed(revision=2)
     await validator.validate(KEY)
     assert validator.cached(KEY) == ALLOWED
+
+
+async def test_of_the_answers_of_one_call_each_is_kept_by_its_own_revision(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """One may have been read before a change that was applied, and its neighbour after it (rule 4)."""
+    service.gate.clear()
+    service.next_answers += [allowed(revision=1), allowed(revision=2)]
+    asking = [asyncio.create_task(validator.validate(key)) for key in (KEY, OTHER)]
+    await service.arrived(2)
+    await service.mutate(RawKey("dt_" + "f" * 24))
+    service.gate.set()
+    assert await asyncio.gather(*asking) == [ALLOWED, ALLOWED]
+    assert service.batches == [2]
+    assert validator.cached(KEY) is None
+    assert validator.cached(OTHER) == ALLOWED
 
 
 async def test_who_joins_a_call_that_began_before_a_change_asks_again(

@@ -10,8 +10,9 @@ from structlog.testing import capture_logs
 
 from authsvc.client.channel import ClientTls, TokenFile
 from authsvc.client.environment import Address
-from authsvc.client.raw_key import RawKey
+from authsvc.client.raw_key import Digest, RawKey
 from authsvc.client.validator import KeyValidator
+from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, Stream, serve, until
 
@@ -134,6 +135,27 @@ async def test_a_stream_without_a_lease_is_given_up_after_five_seconds(
     await reopened(service, clock, 2)
     await until(lambda: validator.has_lease)
     await validator.close()
+
+
+async def test_a_stream_of_changes_without_a_lease_is_given_up_too(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    """However many there are, and though the next one is always there."""
+
+    class SlowCache(VerdictCache):
+        """Takes a second for each change."""
+
+        def drop(self, digest: Digest) -> None:
+            clock.now += 1.0
+
+    async with KeyValidator(address, service.token, cache=SlowCache(), clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        stream = await service.stream()
+        service.lease_seconds = 0
+        await asyncio.gather(*(stream.change(revision, KEY) for revision in range(2, 102)), return_exceptions=True)
+        await stream.is_over.wait()
+        request = await (await reopened(service, clock, 2)).request(lambda _: True)
+        assert request.applied_revision < 10
 
 
 async def test_a_lease_whose_changes_do_not_come_is_none(
@@ -339,3 +361,27 @@ async def test_the_lease_is_logged_when_it_comes_and_when_it_is_lost(
         ("lease_lost", "warning"),
         ("lease_granted", "info"),
     ]
+
+
+async def test_a_lease_is_logged_as_lost_when_it_ends_whatever_the_stream_does(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    """Also while an answer is being waited for, which then brings the next one."""
+    service.lease_seconds = 3.0
+    with capture_logs() as logs:
+
+        def noted() -> list[str]:
+            return [entry["event"] for entry in logs if entry["log_level"] != "debug"]
+
+        async with KeyValidator(address, service.token, clock=clock) as validator:
+            await until(lambda: validator.has_lease)
+            stream = await service.stream()
+            service.lease_seconds = 0
+            clock.now += 1.0
+            renewal = await stream.request(lambda request: request.sequence == 3)
+            clock.now += 2.0
+            await until(lambda: noted() == ["lease_granted", "lease_lost"])
+            await stream.lease(renewal.sequence, 600.0, 1)
+            await until(lambda: validator.has_lease)
+            await until(lambda: noted() == ["lease_granted", "lease_lost", "lease_granted"])
+    assert len(service.streams) == 1

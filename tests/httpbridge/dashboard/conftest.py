@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -78,7 +78,18 @@ class Browser:
         pairs = [
             (name, one) for name, value in fields.items() for one in (value if isinstance(value, list) else [value])
         ]
-        async with self._session.post(self.url + path, data=pairs, allow_redirects=False) as response:
+        return await self.post_from("none", path, pairs)
+
+    async def post_from(self, site: str, path: str, pairs: Sequence[tuple[str, str]]) -> Answer:
+        """Send a form, saying whose page it stands on as browsers do."""
+        headers = {"Sec-Fetch-Site": site}
+        async with self._session.post(self.url + path, data=pairs, headers=headers, allow_redirects=False) as response:
+            return Answer(response, await response.text())
+
+    async def post_raw(self, path: str, body: bytes, **headers: str) -> Answer:
+        """Send bytes, on a connection of their own."""
+        headers["Connection"] = "close"
+        async with self._session.post(self.url + path, data=body, headers=headers, allow_redirects=False) as response:
             return Answer(response, await response.text())
 
     async def submit(self, page: str, path: str, **fields: Any) -> Answer:

@@ -15,6 +15,7 @@ from aiohttp import web
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks.log_rows import LogFilter
+from httpbridge.sinks.log_tail import Mark
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
@@ -67,7 +68,7 @@ class Streams:
         self._stack = AsyncExitStack()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        return await self.served.serve(request, LogFilter(project_id="demo"), int(request.query["after"]))
+        return await self.served.serve(request, LogFilter(project_id="demo"), Mark(int(request.query["after"])))
 
     async def open(self, after: int = 0, **options: Any) -> Events:
         session = await self._stack.enter_async_context(aiohttp.ClientSession(**options))

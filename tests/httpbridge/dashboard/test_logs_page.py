@@ -139,6 +139,8 @@ async def test_each_filter_is_in_the_address_and_in_the_form(browser: Browser, s
         ("?range=all", "c b a old"),
         ("?range=nonsense", "c b a"),
         ("?since=2h&until=1h", "old"),
+        ("?until=1h", "old"),  # the last hour before that
+        ("?until=1h&range=15m", ""),
         (f"?since={quote(instant)}", "c b"),
         (f"?until={quote(instant)}&range=24h", "a old"),
     ]:
@@ -180,6 +182,7 @@ async def test_a_time_that_makes_no_sense_is_said_beside_its_field(
         "before=%00_1", "text=%00a", "text=%ED%A0%80", "service=%FF", "text=" + "%25_/" * 1000, "level=", "since=%00",
         "before=0001-01-01T00:00:00+23:00_1", "before=9999-12-31T23:59:59.999999Z_999999999999999999",
         "since=0001-01-01&until=9999-12-31T23:59:59", "range=all&range=1h", "text=a&text=b", "%00=%00", "before=_",
+        "since=9999-12-31T23:59:59.999999Z", "until=0001-01-01T00:00:00Z", "until=9999-12-31T23:59:59.999999Z",
     ],
 )  # fmt: skip
 async def test_no_address_breaks_the_page(browser: Browser, sink: SqlSink, query: str) -> None:
@@ -229,25 +232,31 @@ async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browse
     await write(sink, *(entry("a", 5) for _ in range(3)), entry("b", 5, Level.ERROR), entry("c", 40, Level.ERROR))
     page = await browser.get(PAGE)
     match = re.search(
-        r'<svg [^>]*role="img" aria-labelledby="chart-title">\s*<title id="chart-title">(.*?)</title>',
+        r'<svg [^>]*role="group" aria-labelledby="chart-title">\s*<title id="chart-title">(.*?)</title>',
         page.text,
         re.DOTALL,
     )
     assert match
     title = " ".join(match[1].split())
     assert re.fullmatch(r"5 logs from \S+Z to \S+Z: 2 error, 0 warn, 3 info, 0 debug\. At most 4 per minute\.", title)
-    assert page.text.count("<rect ") == 3
+    assert page.text.count('<rect class="level-') == 3
     row = re.search(r'<tr><th scope="row"><a href="([^"]+)">.*?</tr>', page.text, re.DOTALL)
     assert row
+    bar = re.search(rf'<a href="{re.escape(row[1])}"[^>]*><rect class="column"[^>]*><title>(.*?)</title>', page.text)
+    assert bar
+    assert bar[1].endswith("Z: 4 logs, 3 info, 1 error")
     assert re.findall(r'<td class="number">([^<]*)', row[0]) == ["0", "3", "0", "1", "4"]
     zoomed = await browser.get(PAGE + unescape(row[1]))
     assert messages(zoomed) == ["b", "a", "a", "a"]
-    assert (await browser.get(PAGE + "?level=error")).text.count("<rect ") == 2
+    assert (await browser.get(PAGE + "?level=error")).text.count('<rect class="level-') == 2
 
 
 async def test_an_empty_page_says_what_to_do_next(browser: Browser, sink: SqlSink) -> None:
     page = await browser.get(PAGE)
     assert "No logs yet" in page.words
+    line = re.search(r'<pre id="curl-line"[^>]*><code>(.*?)</code>', page.text, re.DOTALL)
+    assert line
+    assert "Authorization: Bearer $DEEPTRACER_KEY" in unescape(line[1])
     assert 'href="/projects/demo/settings/keys"' in page.text
     await write(sink, entry("old", 600))
     page = await browser.get(PAGE)

@@ -5,6 +5,7 @@ import re
 import shlex
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ async def see_origins(state_dir: Path, *seen: tuple[str, int, int]) -> None:
     now = datetime.now(UTC)
     hour = now.replace(minute=0, second=0, microsecond=0)
     store = OriginStore(f"sqlite:///{state_dir / 'logs.db'}")
-    await store.add([OriginCount("demo", hour, *one) for one in seen], now)
+    if seen:
+        await store.add([OriginCount("demo", hour, *one) for one in seen], now)
     await store.close()
 
 
@@ -87,8 +89,7 @@ async def test_the_curl_line_names_the_bridge_and_is_one_command_for_a_shell(tmp
         made = await browser.create("demo")
         line = re.search(r"(curl .*?)</code>", made.text, re.DOTALL)
         assert line
-        command = line[1].replace("&#39;", "'").replace("&#34;", '"').replace("&amp;", "&")
-        words = shlex.split(command)
+        words = shlex.split(unescape(line[1]))
         assert "https://logs.example/deep/ingest/logs" in words
         assert f"Authorization: Bearer {made.raw_key}" in words
 
@@ -135,6 +136,9 @@ async def test_without_javascript_a_page_asks_before_revoking(browser: Browser) 
     page = await browser.get(f"{KEYS}/revoke?key={key_id}")
     assert (page.status, page.key_id) == (200, key_id)
     assert (await browser.get(f"{KEYS}/revoke?key=another")).status == 404
+    await browser.submit(KEYS, f"{KEYS}/revoke", key_id=key_id)
+    stale = await browser.get(f"{KEYS}/revoke?key={key_id}")
+    assert (stale.status, "was revoked already" in stale.words) == (409, True)
 
 
 async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_the_latest(
@@ -220,6 +224,26 @@ async def test_a_list_that_another_saved_meanwhile_is_not_overwritten_unseen(das
     assert again.status == 303
 
 
+async def test_of_two_people_who_save_at_once_the_second_is_told(dashboard: Dashboard) -> None:
+    """However closely they follow each other; what the second typed is kept."""
+    people = [await dashboard.browser(name=name) for name in ("Ann", "Bob", "Cyd", "Dan")]
+    await people[0].create("demo")
+    tokens = [(await person.get(ORIGINS)).form_token for person in people]
+    lists = [f"list-{number}.example" for number in range(len(people))]
+    answers = await asyncio.gather(
+        *(
+            person.post(ORIGINS, form_token=token, action="save", entry=[entry], base="", reviewed=entry)
+            for person, token, entry in zip(people, tokens, lists, strict=True)
+        )
+    )
+    assert sorted(answer.status for answer in answers) == [200, 200, 200, 303]
+    for entry, answer in zip(lists, answers, strict=True):
+        if answer.status == 200:
+            assert "Somebody saved another list meanwhile" in answer.words
+            assert f'value="{entry}"' in answer.text
+    assert (await people[0].get("/audit")).text.count("changed the allowed origins") == 1
+
+
 @pytest.mark.parametrize(
     ("entries", "tried", "expected"),
     [
@@ -227,7 +251,12 @@ async def test_a_list_that_another_saved_meanwhile_is_not_overwritten_unseen(das
         (["b.example", "*.example"], "https://a.example", "Admitted https://a.example , by *.example ."),
         (["b.example"], "https://a.example", "Blocked No entry admits https://a.example ."),
         (["*.example"], "null", "Blocked No entry admits null ."),
-        (["*.example"], "https://a.example/path", "Blocked No entry admits"),
+        (["b.example"], "https://a.example/path?a=b#c", "Blocked No entry admits https://a.example ."),
+        (["shop.example"], "https://Shop.example:443/", "Admitted https://Shop.example:443 , by shop.example ."),
+        (["shop.example"], "chrome-extension://abc", "Blocked No entry admits chrome-extension://abc ."),
+        (["shop.example"], "shop.example", "This is not an origin."),
+        (["shop.example"], "https://a@shop.example", "This is not an origin."),
+        ([], "<b>", "This is not an origin."),
     ],
 )
 async def test_an_origin_is_tried_against_the_list_in_the_form(
@@ -245,11 +274,50 @@ async def test_before_saving_the_origins_that_it_would_block_are_listed_with_the
         dashboard.state_dir, ("https://shop.example", 1200, 0), ("https://old.example", 7, 3), ("null", 0, 1)
     )
     review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base="")
-    assert "It would block 2 origins that were seen in the last 24 hours" in review.words
-    assert "https://old.example : 10 requests, 3 of them blocked already" in review.words
-    assert "null : 1 request, blocked already" in review.words
+    assert "It would block 2 origins that are admitted now, and were seen in the last 24 hours" in review.words
+    assert "https://old.example : 10 requests, 3 of them blocked null : 1 request" in review.words
     assert 'value="add:https://old.example"' in review.text
     assert "https://shop.example 1,200 0 Admitted by shop.example" in review.words
+    saved = {"entry": ["shop.example", "old.example"], "base": "", "reviewed": "shop.example\nold.example"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **saved)).status == 303
+    again = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base=saved["reviewed"])
+    assert "It would block 1 origin that is admitted now, and was seen in the last 24 hours" in again.words
+    assert (
+        "1 origin seen in the last 24 hours is blocked already, and would go on to be null : 1 request" in again.words
+    )
+
+
+async def test_emptying_the_list_is_warned_about(dashboard: Dashboard, browser: Browser) -> None:
+    """It opens the project to every page there is, also to those that were blocked."""
+    await browser.create("demo")
+    saved = {"entry": ["shop.example"], "base": "", "reviewed": "shop.example"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **saved)).status == 303
+    await see_origins(dashboard.state_dir, ("https://shop.example", 7, 0), ("https://evil.example", 0, 5))
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=[""], base="shop.example")
+    expected = "Pages of every origin may send logs then , also of the 1 origin that is blocked now"
+    assert expected in review.words
+    assert "It blocks none" not in review.words
+
+
+async def test_what_was_edited_after_a_review_is_reviewed_again(browser: Browser) -> None:
+    await browser.create("demo")
+    reviewed = {"entry": ["a.example"], "base": "", "reviewed": "a.example"}
+    for action, entries, is_reviewed in [
+        ("try", ["a.example"], True),
+        ("try", ["b.example"], False),
+        ("add:", ["a.example"], False),
+        ("remove:0", ["a.example"], False),
+    ]:
+        page = await browser.submit(ORIGINS, ORIGINS, action=action, **reviewed | {"entry": entries})
+        assert ("Before saving" in page.words, 'name="reviewed"' in page.text) == (is_reviewed, is_reviewed), action
+
+
+async def test_an_empty_table_of_origins_says_how_to_send_from_one(dashboard: Dashboard, browser: Browser) -> None:
+    await browser.create("demo")
+    await see_origins(dashboard.state_dir)
+    page = await browser.get(ORIGINS)
+    assert "no web page has sent logs" in page.words
+    assert "-H 'Origin: https://app.example.com'" in unescape(page.text)
 
 
 async def test_projects_are_listed_with_their_activity_and_found_by_name(
@@ -340,6 +408,8 @@ async def test_without_the_key_service_each_page_says_what_to_do(tmp_path: Path)
             assert (answer.status, answer.headers["Cache-Control"]) == (503, "no-store")
             assert "refuses connections" in answer.words
             assert "authsvc serve" in answer.words
+            assert ('aria-label="Project demo"' in answer.text) == ("demo" in path)  # the other pages may work
+        assert "<script>" not in (await browser.get("/projects/%3Cscript%3E/settings/keys")).text
         assert (await browser.create("demo")).status == 503
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import trustme
+from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address, ConfigurationError
 from httpbridge.config import Config
@@ -19,8 +20,9 @@ from httpbridge.dashboard.attempts import (
     TooManyAttemptsError,
 )
 from httpbridge.dashboard.sign_in import own_path
+from httpbridge.dashboard.signed_out import SignedOut
 from tests.httpbridge.conftest import FakeClock
-from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
+from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Dashboard, running
 
 NOWHERE = Address("127.0.0.1", 1)
 
@@ -66,7 +68,10 @@ async def test_under_https_cookies_are_secure(tmp_path: Path) -> None:
             assert "; Secure" in answer.headers["Set-Cookie"]
 
 
-@pytest.mark.parametrize(("name", "token", "status"), [("Ann", "wrong", 403), ("", TOKEN, 400), ("x" * 65, TOKEN, 400)])
+@pytest.mark.parametrize(
+    ("name", "token", "status"),
+    [("Ann", "wrong", 403), ("", TOKEN, 400), ("x" * 65, TOKEN, 400), ("nn\u202eA", TOKEN, 400)],
+)
 async def test_a_wrong_token_or_no_name_is_told_beside_its_field(
     dashboard: Dashboard, name: str, token: str, status: int
 ) -> None:
@@ -128,6 +133,47 @@ async def test_signing_out_ends_the_session_wherever_its_cookie_was_copied_to(da
     assert (await thief.get("/projects")).status == 303
 
 
+async def test_a_copied_cookie_stays_dead_when_the_dashboard_starts_again(tmp_path: Path) -> None:
+    """Who did not sign out stays signed in, though; and dashboards that share a state folder know it at once."""
+    async with running(tmp_path, NOWHERE) as dashboard, running(tmp_path, NOWHERE) as beside:
+        browser, other = await dashboard.browser(), await dashboard.browser()
+        copied, kept = browser.cookies, other.cookies
+        thief = await beside.browser(is_signed_in=False)
+        thief.set_cookies(copied)
+        assert (await thief.get("/projects/new")).status == 200
+        await browser.submit("/projects/new", "/sign-out")
+        assert (await thief.get("/projects/new")).status == 303
+    async with running(tmp_path, NOWHERE) as dashboard:
+        for cookies, status in ((copied, 303), (kept, 200)):
+            somebody = await dashboard.browser(is_signed_in=False)
+            somebody.set_cookies(cookies)
+            assert (await somebody.get("/projects/new")).status == status
+
+
+async def test_signing_out_works_without_a_state_folder_to_write_to(tmp_path: Path) -> None:
+    """Until the dashboard ends."""
+    (tmp_path / "file").touch()
+    async with running(tmp_path / "file" / "state", NOWHERE, HTTPBRIDGE_ADMIN_TOKEN="x") as dashboard:
+        browser, thief = await dashboard.browser(), await dashboard.browser(is_signed_in=False)
+        thief.set_cookies(browser.cookies)
+        with capture_logs() as logged:
+            assert (await browser.submit("/projects/new", "/sign-out")).status == 303
+        assert [event["event"] for event in logged] == ["sign-out not stored"]
+        assert (await thief.get("/projects/new")).status == 303
+
+
+def test_what_is_kept_of_sign_outs_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions that are over are forgotten, and of too many those that end first."""
+    monkeypatch.setattr("httpbridge.dashboard.signed_out.KEPT_MAX", 3)
+    signed_out = SignedOut(tmp_path)
+    for number in range(5):
+        signed_out.add(f"{number}", until=100 + number, now=50)
+    assert [signed_out.has(f"{number}", 100 + number) for number in range(5)] == [False, False, True, True, True]
+    signed_out.add("later", until=200, now=104)
+    assert len(list((tmp_path / "signed-out").iterdir())) == 2
+    assert signed_out.has("4", 104)
+
+
 async def test_another_token_ends_every_session_at_once(tmp_path: Path) -> None:
     async with running(tmp_path, NOWHERE, HTTPBRIDGE_DASHBOARD_TOKEN="") as dashboard:
         kept = tmp_path / "dashboard-token"
@@ -137,6 +183,14 @@ async def test_another_token_ends_every_session_at_once(tmp_path: Path) -> None:
         assert (await browser.get("/projects/new")).status == 200
         kept.write_text("another\n")
         assert (await browser.get("/projects/new")).status == 303
+
+
+@pytest.mark.parametrize("name", ["", " \t", "x" * 65, "nn\u202eA", "Ann\x00", "\x1b[31mAnn"])
+def test_a_link_is_for_a_name_that_can_be_seen(tmp_path: Path, name: str) -> None:
+    sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)}))
+    with pytest.raises(ValueError, match="A name is needed"):
+        sessions.link(name)
+    assert sessions.name_of_link(sessions.link(" Ann  Ängström ")) == "Ann Ängström"
 
 
 def test_sessions_and_links_end_in_time(tmp_path: Path) -> None:
@@ -205,34 +259,10 @@ async def test_signing_in_leads_to_no_other_site(dashboard: Dashboard) -> None:
     assert (await browser.sign_in(next_path="//evil.example/")).location == "/"
 
 
-async def test_a_form_from_elsewhere_changes_nothing(dashboard: Dashboard, browser: Browser) -> None:
-    stranger = await dashboard.browser(name="Eve")
-    theirs = (await stranger.get("/projects/new")).form_token
-    for form_token in ("", "x", "é", theirs):
-        answer = await browser.post("/projects/new", form_token=form_token, project_id="demo")
-        assert answer.status == 403
-        assert "Nothing was changed" in answer.words
-    assert (await browser.post("/projects/new", project_id="demo")).status == 403
-    assert "No projects yet" in (await browser.get("/projects")).words
-    nobody = await dashboard.browser(is_signed_in=False)
-    assert (await nobody.post("/sign-in", name="Ann", token=TOKEN)).status == 403
-
-
 async def test_a_link_on_another_site_finds_the_session_by_loading_again(dashboard: Dashboard) -> None:
     stranger = await dashboard.browser(is_signed_in=False)
     answer = await stranger.get("/projects", **{"Sec-Fetch-Site": "cross-site"})
     assert (answer.status, 'http-equiv="refresh"' in answer.text) == (200, True)
-
-
-async def test_a_form_of_a_session_that_is_over_says_so_and_changes_nothing(
-    dashboard: Dashboard, browser: Browser
-) -> None:
-    page = await browser.get("/projects/new")
-    stranger = await dashboard.browser(is_signed_in=False)
-    answer = await stranger.post("/projects/new", form_token=page.form_token, project_id="demo")
-    assert answer.status == 403
-    assert "Your session is over" in answer.words
-    assert "No projects yet" in (await browser.get("/projects")).words
 
 
 @pytest.mark.parametrize(

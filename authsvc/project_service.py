@@ -1,0 +1,98 @@
+"""ProjectService: projects and keys as messages, page by page.
+
+Registered by `app`, called by gRPC behind `interceptors`.
+"""
+
+import base64
+import binascii
+
+from authsvc import messages
+from authsvc.errors import InvalidArgumentError
+from authsvc.keys import parse_project_id
+from authsvc.messages import Context
+from authsvc.origins import ENTRIES_MAX, OriginEntryError, OriginList, normalise_entry
+from authsvc.store import KeyStore, Project, Revision
+from protos.authsvc.v1 import key_service_pb2 as pb
+from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+_CHECKED_ORIGINS_MAX = 1000
+
+
+class ProjectService(pb_grpc.ProjectServiceServicer):
+    """Reads projects and keys."""
+
+    def __init__(self, store: KeyStore) -> None:
+        """Read from the store, which stays the caller's to close."""
+        self._store = store
+
+    async def GetProject(self, request: pb.GetProjectRequest, context: Context) -> pb.GetProjectResponse:
+        """Return one project."""
+        project = await self._store.project(parse_project_id(request.project_id))
+        return pb.GetProjectResponse(project=_project(project))
+
+    async def ListProjects(self, request: pb.ListProjectsRequest, context: Context) -> pb.ListProjectsResponse:
+        """Return a page of projects."""
+        size = messages.page_size(request.page_size)
+        after = parse_project_id(_page_position(request.page_token)) if request.page_token else ""
+        if "\0" in request.query:  # which PostgreSQL cannot compare
+            raise InvalidArgumentError("query: must not contain U+0000")
+        projects = await self._store.projects(after=after, limit=size + 1, containing=request.query)
+        token = _page_token(projects[size - 1].project_id) if len(projects) > size else ""
+        return pb.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
+
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:
+        """Return a page of a project's keys."""
+        project_id = parse_project_id(request.project_id)
+        size = messages.page_size(request.page_size)
+        before = None
+        if request.page_token:
+            position = _page_position(request.page_token)
+            if not position.isdecimal() or len(position) > 18:
+                raise InvalidArgumentError("page_token: not one that a response carried")
+            before = Revision(int(position))
+        keys = await self._store.keys(project_id, before=before, limit=size + 1)
+        token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
+        return pb.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
+
+    async def CheckOrigins(self, request: pb.CheckOriginsRequest, context: Context) -> pb.CheckOriginsResponse:
+        """Say what a list would be stored as, and which origins it would admit."""
+        if len(request.entries) > ENTRIES_MAX or len(request.origins) > _CHECKED_ORIGINS_MAX:
+            raise InvalidArgumentError(
+                f"{len(request.entries)} origin entries and {len(request.origins)} origins: "
+                f"{ENTRIES_MAX} and {_CHECKED_ORIGINS_MAX} are the most"
+            )
+        checks = [_entry_check(entry) for entry in request.entries]
+        entries = [check.entry for check in checks if check.entry]
+        listed = OriginList(entries)
+        answer = pb.CheckOriginsResponse(entries=checks)
+        for origin in request.origins:
+            admitting = listed.admitting_entries(origin)
+            first = next((entry for entry in entries if entry in admitting), "")
+            answer.origins.add(admitted=bool(first) or not checks, entry=first)
+        return answer
+
+
+def _entry_check(entry: str) -> pb.EntryCheck:
+    try:
+        return pb.EntryCheck(entry=normalise_entry(entry))
+    except OriginEntryError as error:
+        return pb.EntryCheck(error=error.reason)
+
+
+def _page_token(position: str) -> str:
+    return base64.urlsafe_b64encode(position.encode()).decode()
+
+
+def _page_position(token: str) -> str:
+    try:
+        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError("page_token: not one that a response carried") from None
+
+
+def _project(project: Project) -> pb.Project:
+    message = pb.Project(project_id=project.project_id, origins=project.origins)
+    message.create_time.CopyFrom(messages.timestamp(project.create_time))
+    if project.active_key is not None:
+        message.active_key.CopyFrom(messages.key(project.active_key))
+    return message

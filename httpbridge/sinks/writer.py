@@ -1,0 +1,117 @@
+"""The one process that writes to a SQLite log store for several workers: `httpbridge log-writer`.
+
+`cli` runs it. Workers send it their groups of rows (`remote_store`), which it commits, again in groups: there is one
+connection that writes logs, as with one process, and nobody waits for SQLite's lock.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from authsvc.client.event_log import traceback_without_text
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.sinks.group_commit import GroupCommit
+from httpbridge.sinks.origin_store import OriginStore
+from httpbridge.sinks.remote_store import (
+    BUFFER_BYTES,
+    LENGTH_BYTES,
+    AddCounts,
+    Answer,
+    Message,
+    Outcome,
+    Probe,
+    WriteRows,
+    received,
+)
+from httpbridge.sinks.rows import Rows
+from httpbridge.sinks.sqlite_store import SqliteStore
+
+_log = structlog.get_logger("httpbridge.sinks")
+
+
+async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Callable[[], None]) -> None:
+    """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set.
+
+    A store that is out of reach now is no error, as workers are told so until it is back. Raises StoreSetupError.
+    """
+    store = SqliteStore(sa.make_url(url))
+    writer = Writer(store, OriginStore(url))
+    try:
+        with suppress(StoreUnavailableError):
+            await store.open()
+        listener = await asyncio.start_unix_server(writer.serve, path, limit=BUFFER_BYTES)
+        try:
+            started()
+            await stop.wait()
+        finally:
+            listener.close()
+    finally:
+        await writer.close()
+
+
+class Writer:
+    """What workers' messages do. Each worker waits for its answers, so what waits here is bounded by their number."""
+
+    def __init__(self, store: SqliteStore, origins: OriginStore) -> None:
+        """Both stay closed until they are used, and are closed by `close`."""
+        self._store = store
+        self._origins = origins
+        self._commits = GroupCommit(store.commit)
+        self._workers: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one worker's messages until it hangs up."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        self._workers[task] = writer
+        try:
+            while True:
+                answer = self._encoder.encode(await self._answer(self._decoder.decode(await received(reader))))
+                writer.write(len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            return  # it has ended, or was killed
+        finally:
+            del self._workers[task]
+            writer.transport.abort()
+
+    async def close(self) -> None:
+        """Hang up on all workers, commit what was taken, and let go of the store."""
+        for writer in self._workers.values():
+            writer.transport.abort()
+        try:
+            await self._commits.close()
+            if self._workers:
+                await asyncio.wait(self._workers)
+        finally:
+            await self._store.close()
+            await self._origins.close()
+
+    async def _answer(self, message: Message) -> Answer:
+        try:
+            await self._do(message)
+        except BatchRefusedError as error:
+            return Answer(Outcome.REFUSED, str(error))
+        except StoreUnavailableError as error:
+            return Answer(Outcome.UNAVAILABLE, str(error))
+        except Exception as error:  # noqa: BLE001 - a defect, and the other messages shall be stored
+            _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
+            return Answer(Outcome.UNAVAILABLE, "the log writer failed")
+        return Answer(Outcome.DONE)
+
+    async def _do(self, message: Message) -> None:
+        match message:
+            case WriteRows(rows, weight):
+                await self._commits.submit(Rows(rows, weight), weight)
+            case AddCounts(counts, now):
+                await self._origins.add(counts, now)
+            case Probe():
+                await self._store.probe()

@@ -1,0 +1,188 @@
+"""The parent of workers, with real processes that do as little as a worker can."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from authsvc.client.environment import Address
+from authsvc.client.workers import RESTART_SECONDS_MAX, Parent, Place, Role, StartFailedError, restart_seconds
+from tests.e2e.processes import until
+
+# A worker as the parent sees it. It appends what happens to a file, and does what files of its name tell it.
+WORKER = """
+import os, signal, socket, sys
+from pathlib import Path
+
+folder, place = Path(sys.argv[1]), sys.argv[2]
+name, fd, address = place.split(":", 2)
+link = socket.socket(fileno=int(fd))
+
+def note(event):
+    with (folder / "events").open("a") as events:
+        events.write(f"{name} {event}\\n")
+
+def stop(*_):
+    note("stopped")
+    os._exit(0)
+
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, lambda *_: link.send(b"n"))
+note("began")
+if (folder / f"{name}-fails").exists():
+    sys.exit(int((folder / f"{name}-fails").read_text()))
+if not (folder / f"{name}-hangs").exists():
+    note("ready")
+    link.send(b"r")
+while said := link.recv(100):
+    note("heard news")
+note("was hung up on")
+"""
+PROGRAM = (sys.executable, "-ISc", WORKER)
+
+
+class Family:
+    """A parent that runs, and what its workers did."""
+
+    def __init__(self, folder: Path, *names: str, helpers: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.stop = asyncio.Event()
+        self.starts = 0
+        parent = Parent(Address("127.0.0.1", 8080), time.monotonic, PROGRAM)
+        roles = {name: Role(name, (str(folder),)) for name in (*names, *helpers)}
+        workers, helping = [roles[name] for name in names], [roles[name] for name in helpers]
+        self.life = asyncio.create_task(parent.run(workers, self.stop, self._started, helping))
+
+    def _started(self) -> None:
+        self.starts += 1
+        self.note("all are ready")
+
+    def note(self, event: str) -> None:
+        with (self.folder / "events").open("a") as events:
+            events.write(f"parent: {event}\n")
+
+    @property
+    def events(self) -> list[str]:
+        path = self.folder / "events"
+        return path.read_text().splitlines() if path.exists() else []
+
+    async def saw(self, event: str, times: int = 1) -> None:
+        """Return when it has happened so often; fail when the parent ends before."""
+        await until(f"{event!r} {times} times", lambda: self.events.count(event) >= times or self.life.done())
+        if self.life.done():
+            self.life.result()
+        assert self.events.count(event) == times
+
+
+@asynccontextmanager
+async def family(folder: Path, *names: str, helpers: Sequence[str] = ()) -> AsyncIterator[Family]:
+    """Run workers; afterwards stop them, which ends them in order."""
+    running = Family(folder, *names, helpers=helpers)
+    try:
+        await running.saw("parent: all are ready")
+        yield running
+    finally:
+        running.stop.set()
+        await running.life
+
+
+def worker_pid(name: str) -> int:
+    """Find the worker of that name among this process's children."""
+    for child in Path("/proc/self/task").glob(f"{os.getpid()}/children"):
+        for pid in child.read_text().split():
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[-2].startswith(name.encode() + b":"):
+                return int(pid)
+    raise AssertionError(f"no worker {name}")
+
+
+async def test_the_first_worker_starts_alone_and_helpers_with_it_and_they_end_after_all(tmp_path: Path) -> None:
+    async with family(tmp_path, "1", "2", "3", helpers=["writer"]) as running:
+        begun = running.events
+    assert sorted(begun[:4]) == ["1 began", "1 ready", "writer began", "writer ready"]
+    assert sorted(begun[4:-1]) == ["2 began", "2 ready", "3 began", "3 ready"]
+    assert begun[-1] == "parent: all are ready"
+    ended = running.events[len(begun) :]
+    assert sorted(ended[:3]) == ["1 stopped", "2 stopped", "3 stopped"]
+    assert ended[3:] == ["writer was hung up on"]
+    assert running.starts == 1
+
+
+async def test_a_worker_that_ends_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
+    async with family(tmp_path, "1", "2") as running:
+        os.kill(worker_pid("2"), signal.SIGKILL)
+        await running.saw("2 ready", times=2)
+        os.kill(worker_pid("1"), signal.SIGTERM)
+        await running.saw("1 ready", times=2)
+    assert running.events.count("1 stopped") == 2
+    assert running.events.count("2 stopped") == 1
+    assert running.starts == 1
+
+
+async def test_a_worker_that_cannot_start_again_is_tried_until_it_can(tmp_path: Path) -> None:
+    """Its service runs on without it: what is wrong with it may pass."""
+    async with family(tmp_path, "1", "2") as running:
+        (tmp_path / "2-fails").write_text("2")
+        os.kill(worker_pid("2"), signal.SIGKILL)
+        await running.saw("2 began", times=3)
+        (tmp_path / "2-fails").unlink()
+        await running.saw("2 ready", times=2)
+    assert running.events.count("1 began") == 1
+
+
+@pytest.mark.parametrize("status", [1, 2, 3])
+async def test_a_worker_that_fails_at_the_start_ends_all_with_its_status(tmp_path: Path, status: int) -> None:
+    (tmp_path / "2-fails").write_text(str(status))
+    running = Family(tmp_path, "1", "2")
+    with pytest.raises(StartFailedError) as raised:
+        await running.life
+    assert raised.value.status == status
+    assert running.starts == 0
+    assert running.events == ["1 began", "1 ready", "2 began", "1 stopped"]
+
+
+async def test_a_stop_while_they_start_ends_those_that_began_and_starts_no_other(tmp_path: Path) -> None:
+    (tmp_path / "1-hangs").touch()
+    running = Family(tmp_path, "1", "2")
+    await running.saw("1 began")
+    running.stop.set()
+    await running.life
+    assert running.events == ["1 began", "1 stopped"]
+    assert running.starts == 0
+
+
+async def test_news_of_one_reaches_all_others(tmp_path: Path) -> None:
+    async with family(tmp_path, "1", "2", "3") as running:
+        os.kill(worker_pid("2"), signal.SIGUSR1)
+        await running.saw("1 heard news")
+        await running.saw("3 heard news")
+    assert "2 heard news" not in running.events
+
+
+@pytest.mark.parametrize(
+    ("before_seconds", "served_seconds", "expected_seconds"),
+    [
+        (0.0, 0.0, 0.1),
+        (0.1, 0.0, 0.2),
+        (0.2, 9.9, 0.4),
+        (4.0, 0.0, RESTART_SECONDS_MAX),
+        (RESTART_SECONDS_MAX, 0.0, RESTART_SECONDS_MAX),
+        (RESTART_SECONDS_MAX, 10.0, 0.0),
+    ],
+)
+def test_who_ends_young_waits_longer_each_time(
+    before_seconds: float, served_seconds: float, expected_seconds: float
+) -> None:
+    assert restart_seconds(before_seconds, served_seconds) == expected_seconds
+
+
+@pytest.mark.parametrize("text", ["", "1", "1:2", "1:x:127.0.0.1:80", "1:999999:127.0.0.1:80", "1:0:nowhere"])
+def test_a_place_that_no_parent_wrote_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of whatever text
+        Place.parse(text)

@@ -1,0 +1,215 @@
+"""The log store of several workers: what each of them stores by way of the one writer of a SQLite file."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.logs import Level, LogBatch, LogEntry
+from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.origin_store import OriginCount
+from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
+from httpbridge.sinks.sql import SqlSink
+from httpbridge.sinks.writer import serve_writer
+
+NOW = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
+
+
+class Clock:
+    """Moves on at each look, so that every check is a probe."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 10
+        return self.seconds
+
+
+@dataclass
+class Files:
+    """Where the store is, and where its writer listens."""
+
+    store: Path
+    socket: Path
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.store}"
+
+    def rows(self, columns: str = "message", table: str = "logs") -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.store)) as connection:
+            return connection.execute(f"SELECT {columns} FROM {table}").fetchall()
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    """Name the files; the socket's path is relative, as long ones cannot be bound."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    return Files(tmp_path / "logs.db", Path("log-writer"))
+
+
+@asynccontextmanager
+async def writing(files: Files) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the writer; give its task, to cancel for a sudden end."""
+    stop, started = asyncio.Event(), asyncio.Event()
+    task = asyncio.create_task(serve_writer(files.url, files.socket, stop, started.set))
+    waiting = asyncio.create_task(started.wait())
+    await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if task.done():
+        task.result()
+    try:
+        yield task
+    finally:
+        stop.set()
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+@asynccontextmanager
+async def worker(files: Files) -> AsyncIterator[SqlSink]:
+    sink = remote_sink(files.socket, monotonic=Clock())
+    try:
+        yield sink
+    finally:
+        await sink.close()
+
+
+def batch(*messages: str, **fields: Any) -> LogBatch:
+    entries = [LogEntry(Level.INFO, message, **fields) for message in messages]
+    return LogBatch("demo", "key-1", NOW, "api", "production", None, entries)
+
+
+async def test_batches_of_all_workers_are_stored_whole(files: Files) -> None:
+    async with writing(files), worker(files) as first, worker(files) as second:
+        batches = [[f"{number} {part}" for part in "abc"] for number in range(300)]
+        await asyncio.gather(
+            *((first, second)[number % 2].write(batch(*messages)) for number, messages in enumerate(batches))
+        )
+        await first.check()
+    stored = [message for (message,) in files.rows()]
+    assert sorted(stored[i : i + 3] for i in range(0, len(stored), 3)) == sorted(batches)
+    assert first.commits < 20
+    assert second.commits < 20
+
+
+async def test_every_field_is_stored_as_it_came(files: Files) -> None:
+    entry = LogEntry(Level.ERROR, "päng 🚀 \x01", NOW, '{"e": 1.0E+2, "a":1, "a":2}', "t", "s", "r", "v", "c", "1.0")
+    async with writing(files), worker(files) as sink:
+        await sink.write(LogBatch("demo", "key-1", NOW, "sørvice", "test", "0.9", [entry]))
+    (row,) = files.rows("*")
+    instant = "2026-11-23 20:15:00.123456"
+    assert row[1:] == (
+        "demo", "key-1", instant, "sørvice", "test", "1.0", "error", entry.message, instant, entry.metadata,
+        "t", "s", "r", "v", "c",
+    )  # fmt: skip
+
+
+async def test_the_largest_batch_fits(files: Files) -> None:
+    message = "x" * 5_242_880
+    async with writing(files), worker(files) as sink:
+        await sink.write(batch(message, *("y" * 999)))
+    assert files.rows("count(*), max(length(message))") == [(1000, len(message))]
+
+
+@pytest.mark.parametrize("refused", ["half a pair \ud83d", "x" * 3000])
+async def test_a_batch_that_cannot_be_stored_is_refused_alone(files: Files, refused: str) -> None:
+    """The others of its group, and of other workers, are stored. The second text breaks a rule of the table's."""
+    async with writing(files), worker(files) as first, worker(files) as second:
+        with closing(sqlite3.connect(files.store)) as connection:
+            connection.executescript(
+                "CREATE TRIGGER short BEFORE INSERT ON logs WHEN length(NEW.message) > 2000 "
+                "BEGIN SELECT RAISE(ABORT, 'too long'); END"
+            )
+        messages = ["1", "2", refused, "3", "4"]
+        outcomes = await asyncio.gather(
+            *(sink.write(batch(message)) for sink in (first, second) for message in messages), return_exceptions=True
+        )
+    assert [type(outcome) for outcome in outcomes] == [type(None), type(None), BatchRefusedError, *[type(None)] * 2] * 2
+    assert sorted(files.rows()) == [(number,) for number in "11223344"]
+
+
+async def test_a_store_that_is_locked_is_unavailable_to_every_worker_until_it_is_back(files: Files) -> None:
+    async with writing(files), worker(files) as first, worker(files) as second:
+        with closing(sqlite3.connect(files.store, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            outcomes = await asyncio.gather(first.write(batch("a")), second.write(batch("b")), return_exceptions=True)
+            assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
+            with pytest.raises(StoreUnavailableError, match="locked"):
+                await first.check()
+        await first.write(batch("a"))
+        await second.check()
+    assert files.rows() == [("a",)]
+
+
+async def test_without_a_writer_all_is_unavailable_and_the_next_writer_is_found(files: Files) -> None:
+    async with worker(files) as sink:
+        with pytest.raises(StoreUnavailableError, match="not running"):
+            await sink.write(batch("too early"))
+        async with writing(files) as task:
+            await sink.write(batch("first"))
+            task.cancel()
+        with pytest.raises(StoreUnavailableError, match="not running"):
+            await sink.check()
+        with pytest.raises(StoreUnavailableError, match="not running"):
+            await sink.write(batch("between"))
+        async with writing(files):
+            await sink.write(batch("second"))
+            await sink.check()
+            await sink.close()
+    assert files.rows() == [("first",), ("second",)]
+
+
+async def test_what_waits_when_the_writer_ends_is_unavailable(files: Files) -> None:
+    """The commit is held by a lock meanwhile, and so is the writer's end."""
+    async with worker(files) as sink, writing(files) as task:
+        await sink.check()
+        with closing(sqlite3.connect(files.store, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            writes = [asyncio.create_task(sink.write(batch(str(number)))) for number in range(3)]
+            while not sink.commits:
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait(writes)
+    for write in writes:
+        assert isinstance(write.exception(), StoreUnavailableError)
+
+
+async def test_origins_are_counted_by_way_of_the_writer(files: Files) -> None:
+    hour = NOW.replace(minute=0, second=0, microsecond=0)
+    stores = [RemoteOriginStore(files.socket) for _ in range(2)]
+    async with writing(files):
+        for store in stores:
+            await store.add([OriginCount("demo", hour, "https://a.example", 2, 1)], NOW)
+            await store.close()
+    assert files.rows("origin, allowed, blocked", "origin_counts") == [("https://a.example", 4, 2)]
+    with pytest.raises(StoreUnavailableError):
+        await stores[0].add([], NOW)
+
+
+async def test_a_store_that_cannot_be_used_ends_the_writer(files: Files) -> None:
+    files.store.write_text("not a database, and long enough to be taken for one " * 20)
+    with pytest.raises(StoreSetupError):
+        async with writing(files):
+            pass
+
+
+async def test_a_worker_that_breaks_off_disturbs_nobody(files: Files) -> None:
+    async with writing(files), worker(files) as sink:
+        for data in (b"\0\0", b"\0\0\0\7half", b""):
+            _, torn = await asyncio.open_unix_connection(files.socket)
+            torn.write(data)
+            torn.close()
+            await torn.wait_closed()
+        await sink.write(batch("whole"))
+    assert files.rows() == [("whole",)]
