@@ -42,7 +42,7 @@ async def main(pace: Pace) -> Report:
                 rig.folder,
                 server.address,
                 body=one,
-                key=key(0),
+                keys=[key(0)],
                 per_second=peak.requests / peak.seconds / SHARE_OF_PEAK,
                 seconds=pace.seconds,
             )
