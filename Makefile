@@ -1,6 +1,6 @@
 # `make run` and `make test` work on a fresh clone: they set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup proto released fmt lint type test bench migrate run lock clean
+.PHONY: help setup proto released fmt lint type test bench cost migrate run lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -48,8 +48,11 @@ type: $(STAMP) ## mypy, strict
 test: $(STAMP) ## run every test
 	$(BIN)/pytest
 
-bench: $(STAMP) ## run the benchmarks; each prints ratios to a baseline of the same run
+bench: $(STAMP) ## measure against the targets, and write docs/performance.md: twelve minutes, and needs wrk
 	$(BIN)/python -m benchmarks
+
+cost: $(STAMP) ## count the instructions of a cached ingest request; needs valgrind
+	$(BIN)/python -m benchmarks.cost
 
 migrate: $(STAMP) ## bring the key service's database to this version's schema
 	$(BIN)/authsvc migrate

@@ -71,8 +71,9 @@ def verdict(measured: Cost, recorded: Cost) -> str | None:
     if factor <= FACTOR_MAX:
         return None
     return (
-        f"a cached ingest request takes {factor:.2f} × the instructions that were recorded, {FACTOR_MAX} × is the most. "
-        "Find what made it dearer; if it is worth it, run `python -m benchmarks.cost --record`, and say why."
+        f"a cached ingest request takes {factor:.2f} × the instructions that were recorded, {FACTOR_MAX} × is "
+        "the most. "
+        "Find what made it dearer; where it is worth it, record it (python -m benchmarks.cost --record), and say why."
     )
 
 

@@ -1,26 +1,30 @@
 """How fast are logs taken in, by batch size and store?"""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from benchmarks.rig.bulk_writes import measure
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, count, throughput
+from benchmarks.rig.traffic import body, key
+from benchmarks.rig.wrk import Traffic, count, throughput
 
-SIZES = (1, 50, 1000)
+SIZES = {1: 32, 50: 32, 1000: 8}
+"""Connections by logs a request."""
 COMPARED_SIZE = 50
 """The batch whose rows are written without us, too."""
 BARE, NULL, SQLITE, POSTGRES = "bare aiohttp", "nothing stored", "SQLite", "PostgreSQL"
 ALONE = "`executemany` alone"
 
 HOW = """\
-wrk sends over 32 connections, with one key whose verdict is cached. Bare aiohttp is a `web.Application` on uvloop whose
-handler reads the body and answers with `json_response`; "nothing stored" is the bridge with a sink that forgets. The
-bridge has a core to itself; PostgreSQL shares the other one with wrk. `executemany` alone is Python's `sqlite3` writing
-the rows of as many requests, prepared, into the same table with the same durability, in transactions as large as the
-bridge's are on average, on the bridge's core. The wall clock is the fairer one here: who stores waits for the disk."""
+wrk sends over 32 connections (8 with 1,000 logs), with one key whose verdict is cached. Bare aiohttp is a
+`web.Application` on uvloop whose handler reads the body and answers with `json_response`; "nothing stored" is the
+bridge with a sink that forgets. The bridge has a core to itself; PostgreSQL shares the other one with wrk.
+`executemany` alone is Python's `sqlite3` writing the rows of as many requests, prepared, into the same table with the
+same durability, in transactions as large as the bridge's are on average, on the bridge's core. The wall clock is the
+fairer one here: who stores waits for the disk."""
 
 
 async def main(pace: Pace) -> Report:
@@ -30,7 +34,7 @@ async def main(pace: Pace) -> Report:
         postgres, file = rig.postgres(), f"sqlite:///{rig.new_folder()}/logs.db"
 
         async def send(server: Server, size: int) -> Throughput:
-            return await throughput(rig.folder, server, Traffic(body(size), [key(0)]), pace.seconds)
+            return await throughput(rig.folder, server, Traffic(body(size), [key(0)], SIZES[size]), pace.seconds)
 
         async def alone() -> Throughput:
             written = await measure("driver", file, COMPARED_SIZE, rows_a_commit, pace.seconds)
@@ -45,7 +49,9 @@ async def main(pace: Pace) -> Report:
                 SQLITE: await rig.bridge(),  # with a new file, like the one that is written without it
                 POSTGRES: await rig.bridge(HTTPBRIDGE_LOG_STORE_URL=postgres),
             }
-            contenders = {name: partial(send, server, size) for name, server in servers.items()}
+            contenders: dict[str, Callable[[], Awaitable[Throughput]]] = {
+                name: partial(send, server, size) for name, server in servers.items()
+            }
             if size == COMPARED_SIZE:
                 contenders[ALONE] = alone
             comparisons[size] = await interleaved(contenders, pace.rounds)
@@ -56,7 +62,7 @@ async def main(pace: Pace) -> Report:
         for size, results in comparisons.items()
     ]
     return Report(
-        "How fast are logs taken in, by batch size and store?",
+        __doc__ or "",
         f"{HOW} (That is {rows_a_commit:,} rows here.)",
         tables,
         {

@@ -12,11 +12,10 @@ from authsvc.client import Decision, Verdict
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
-from benchmarks.rig.processes import Server
+from benchmarks.rig.comparison import Comparison
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import key, unknown_key
 from benchmarks.rig.services import Rig
-from benchmarks.rig.wrk import Comparison, Throughput
+from benchmarks.rig.traffic import key, unknown_key
 from benchmarks.validate import COLUMNS, call
 from protos.authsvc.v1 import key_service_pb2 as pb
 
@@ -27,10 +26,10 @@ STRIDE = 7919
 
 HOW = """\
 Two key services, with a thousand keys and with a million, are asked by a client with 32 calls in flight: for the same
-thousand keys in turn, and for unknown keys, each another, so that the store is looked into. The last row asks for all of the
-million in turn, which nothing can keep at hand. Ratios are of the service's processor time a call. The memory of a verdict
-is what a process grows by when its cache takes 50,000 verdicts of a bridge, divided by their number; the minimal entry is a
-dictionary's with the digest as key and a tuple of two texts."""
+thousand keys in turn, and for unknown keys, each another, so that the store is looked into. The last row asks for all
+of the million in turn, which nothing can keep at hand. Ratios are of the service's processor time a call. The memory
+of a verdict is what a process grows by when its cache takes 50,000 verdicts of a bridge, divided by their number; the
+minimal entry is a dictionary's with the digest as key and a tuple of two texts."""
 
 
 async def main(pace: Pace) -> Report:
@@ -50,7 +49,10 @@ async def main(pace: Pace) -> Report:
         results_known = await interleaved(known, pace.rounds)
         results_strange = await interleaved(strange, pace.rounds)
     baseline, measured, _ = known
-    compared = {"the same thousand": Comparison(results_known, baseline), "unknown": Comparison(results_strange, baseline)}
+    compared = {
+        "the same thousand": Comparison(results_known, baseline),
+        "unknown": Comparison(results_strange, baseline),
+    }
     verdict_bytes, minimal_bytes = await _memory("verdicts"), await _memory("minimal")
     memory = Table(
         "memory of one cached verdict",
@@ -61,7 +63,7 @@ async def main(pace: Pace) -> Report:
         ],
     )
     return Report(
-        "What does a key more cost: in the store of the key service, and in the cache of a bridge?",
+        __doc__ or "",
         HOW,
         [*(Table(f"Validate of {what} keys", COLUMNS, each.rows()) for what, each in compared.items()), memory],
         {

@@ -6,8 +6,8 @@ from benchmarks.rig import open_loop
 from benchmarks.rig.open_loop import Latencies
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, key
 from benchmarks.rig.wrk import Traffic, throughput
 
 BARE, SQLITE, POSTGRES = "bare aiohttp", "SQLite", "PostgreSQL"
@@ -15,9 +15,10 @@ SECONDS_A_ROUND = 2
 """Times the pace: checkpoints of SQLite's log come every few seconds."""
 
 HOW = """\
-The peak is what wrk reaches over 32 connections with batches of one log. Then requests arrive at half of that rate, evenly,
-whatever becomes of those before; each latency is counted from the instant when the request was due, so that waiting for a
-free connection counts, too (no coordinated omission). PostgreSQL shares the core of the load."""
+The peak is the most that wrk reaches over 32 connections with batches of one log. Then requests arrive at half of
+that rate, evenly, whatever becomes of those before; each latency is counted from the instant when the request was
+due, so that waiting for a free connection counts, too (no coordinated omission). PostgreSQL shares the core of the
+load."""
 
 
 async def main(pace: Pace) -> Report:
@@ -31,16 +32,17 @@ async def main(pace: Pace) -> Report:
         }
         traffic = Traffic(one, [key(0)])
         peaks = await interleaved(
-            {name: partial(throughput, rig.folder, each, traffic, pace.seconds) for name, each in servers.items()}, 1
+            {name: partial(throughput, rig.folder, each, traffic, pace.seconds) for name, each in servers.items()},
+            pace.rounds,
         )
-        rates = {name: round(peak[0].per_second / 2) for name, peak in peaks.items()}
+        rates = {name: round(max(each.per_second for each in rounds) / 2) for name, rounds in peaks.items()}
 
         async def arrive(name: str, server: Server) -> Latencies:
             return await open_loop.measure(
                 rig.folder,
                 server.address,
                 body=one,
-                key=key(0),
+                keys=[key(0)],
                 per_second=rates[name],
                 seconds=pace.seconds * SECONDS_A_ROUND,
             )
@@ -60,7 +62,7 @@ async def main(pace: Pace) -> Report:
     columns = [("requests/s", ",.0f"), ("p50 ms", ".2f"), ("p90 ms", ".2f"), ("p99 ms", ".2f"), ("max ms", ".1f")]
     columns += [("p99 / p50", ".1f"), ("failed", ".0f")]
     return Report(
-        "How long does a durable request take at half of the peak rate?",
+        __doc__ or "",
         HOW,
         [Table("arriving at half of the peak", columns, rows)],
         {"latency_tail": tails[SQLITE]},

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+from benchmarks.rig.traffic import body, key
+from benchmarks.rig.wrk import Traffic, throughput
 
 BARE = "bare aiohttp and bare grpc.aio, one call a request"
 FIRST, EXPIRED, UNKNOWN_TO_ALL = "keys never seen before", "verdicts expired, keys seen before", "never seen, durable"
@@ -18,10 +19,10 @@ KEYS_A_SECOND_MAX = 15_000
 """More than can be served: every request of a round has a key of its own."""
 
 HOW = """\
-wrk sends batches of one log, each with another key. Keys never seen before are in the key service's database only; expired
-verdicts are those of a bridge that caches none, of a thousand keys that the key service has answered for. Both services
-share one core, and so do the two of the baseline; nothing is stored but in the last row. At 32 connections the ratio is of
-the processor time of both, at one it is of the wall clock: that one is about waiting."""
+wrk sends batches of one log, each with another key. Keys never seen before are in the key service's database only;
+expired verdicts are those of a bridge that caches none, of a thousand keys that the key service has answered for.
+Both services share one core, and so do the two of the baseline; nothing is stored but in the last row. At 32
+connections the ratio is of the processor time of both, at one it is of the wall clock: that one is about waiting."""
 
 
 async def main(pace: Pace) -> Report:
@@ -54,7 +55,7 @@ async def main(pace: Pace) -> Report:
             }
             compared[connections] = Comparison(await interleaved(contenders, pace.rounds), BARE)
     return Report(
-        "How fast are requests taken in whose keys' verdicts are not cached?",
+        __doc__ or "",
         HOW,
         [Table(f"{number} in flight", COLUMNS, comparison.rows()) for number, comparison in compared.items()],
         {"uncached_32": compared[32].cpu(FIRST), "uncached_1": compared[1].wall(FIRST)},

@@ -2,11 +2,12 @@
 
 from functools import partial
 
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import FOREIGN_ORIGIN, MALFORMED_KEY, body, key, unknown_key
 from benchmarks.rig.services import Rig
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+from benchmarks.rig.traffic import FOREIGN_ORIGIN, MALFORMED_KEY, body, key, unknown_key
+from benchmarks.rig.wrk import Traffic, throughput
 
 BARE = "bare aiohttp, which serves"
 MALFORMED, UNKNOWN = "malformed key, 401", "unknown key, cached, 401"
@@ -31,7 +32,7 @@ async def main(pace: Pace) -> Report:
 
         results = await interleaved(
             {
-                BARE: lambda: throughput(rig.folder, bare, Traffic(one, [key(0)]), pace.seconds),
+                BARE: partial(throughput, rig.folder, bare, Traffic(one, [key(0)]), pace.seconds),
                 MALFORMED: partial(refuse, bridge, MALFORMED_KEY),
                 UNKNOWN: partial(refuse, bridge, unknown_key(0)),
                 ORIGIN: partial(refuse, bridge, blocked, FOREIGN_ORIGIN),
@@ -41,7 +42,7 @@ async def main(pace: Pace) -> Report:
         )
     compared = Comparison(results, BARE)
     return Report(
-        "What does refusing a request cost, against serving one without any check?",
+        __doc__ or "",
         HOW,
         [Table("refused for", COLUMNS, compared.rows())],
         {

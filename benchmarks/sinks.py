@@ -38,7 +38,7 @@ async def main(pace: Pace) -> Report:
         rows.append((f"{store}, the sink", [median_of(sink), _cpu(results[store, "sink"]), ratio(sink, driver)]))
     columns = [("rows/s", ",.0f"), ("CPU µs a row", ".2f"), ("ratio", ".2f")]
     table = Table(f"{ROWS} rows a commit", columns, rows)
-    return Report("How much of its driver's speed does a sink keep, at 500 rows a commit?", HOW, [table], measured)
+    return Report(__doc__ or "", HOW, [table], measured)
 
 
 def _cpu(results: list[Written]) -> float:

@@ -5,14 +5,15 @@ import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
-from benchmarks.rig.requests import body, head, key
 from benchmarks.rig.services import Rig
+from benchmarks.rig.traffic import body, head, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 
 ROUNDS_A_ROUND = 2
 HOW = """\
-The wall clock from the start of the process: to the answer to Validate, with an empty state folder and with one in use; and
-to the 200 for a first batch that a bridge stored, the key service running already. Each alone, on the servers' core."""
+The wall clock from the start of the process: to the answer to Validate, with an empty state folder and with one in
+use; and to the 200 for a first batch that a bridge stored, the key service running already. Each alone, on the
+servers' core."""
 
 
 async def main(pace: Pace) -> Report:
@@ -49,12 +50,17 @@ async def main(pace: Pace) -> Report:
         pace.rounds * ROUNDS_A_ROUND,
         warm_up=False,
     )
-    rows: list[tuple[str, list[float | None]]] = [(name, [median_of(times), max(times)]) for name, times in results.items()]
+    rows: list[tuple[str, list[float | None]]] = [
+        (name, [median_of(times), max(times)]) for name, times in results.items()
+    ]
     return Report(
-        "How long from the start of a service to its first answer?",
+        __doc__ or "",
         HOW,
         [Table("from start to first answer", [("median s", ".2f"), ("longest s", ".2f")], rows)],
-        {"startup_service": median_of(results["key service, the first time"]), "startup_bridge": median_of(results["bridge"])},
+        {
+            "startup_service": median_of(results["key service, the first time"]),
+            "startup_bridge": median_of(results["bridge"]),
+        },
     )
 
 

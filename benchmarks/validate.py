@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 
+from benchmarks.rig.comparison import Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import MALFORMED_KEY, key, unknown_key
 from benchmarks.rig.services import Rig
-from benchmarks.rig.wrk import Comparison, Throughput
+from benchmarks.rig.traffic import MALFORMED_KEY, key, unknown_key
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
@@ -25,9 +25,10 @@ COLUMNS = [("calls/s", ",.0f"), ("CPU µs", ",.1f"), ("ratio, wall clock", ".2f"
 NEW_A_SECOND_MAX = 10_000
 
 HOW = """\
-A client on grpc.aio keeps 32 calls in flight to the server, which has a core to itself. The bare echo is grpc.aio on uvloop
-answering with the same messages, made ahead. Found keys are a thousand in turn; unknown ones are each another. The ratio is
-of the server's processor time: the client is as dear as the server, so that the wall clock measures both."""
+A client on grpc.aio keeps 32 calls in flight to the server, which has a core to itself. The bare echo is grpc.aio on
+uvloop answering with the same messages, made ahead. Found keys are a thousand in turn; unknown ones are each another.
+The ratio is of the server's processor time: the client is as dear as the server, so that the wall clock measures
+both."""
 
 
 async def main(pace: Pace) -> Report:
@@ -62,7 +63,7 @@ async def main(pace: Pace) -> Report:
             )
     one, many = Comparison(single, ECHO), Comparison(batch, ECHO)
     return Report(
-        "What does a verdict cost the key service, one a call and 32 a call?",
+        __doc__ or "",
         HOW,
         [Table("Validate", COLUMNS, one.rows()), Table(f"BatchValidate of {BATCH}", COLUMNS, many.rows())],
         {"validate": one.cpu(FOUND), "batch_validate": many.cpu(FOUND)},

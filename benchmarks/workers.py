@@ -4,19 +4,21 @@ from functools import partial
 
 import msgspec
 
+from benchmarks.rig.comparison import COLUMNS, Comparison, Throughput
 from benchmarks.rig.processes import LOAD_CORE, SERVER_CORE, Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
-from benchmarks.rig.requests import body, key
 from benchmarks.rig.services import Rig
-from benchmarks.rig.wrk import COLUMNS, Comparison, Throughput, Traffic, throughput
+from benchmarks.rig.traffic import body, key
+from benchmarks.rig.wrk import Traffic, throughput
 from httpbridge.config import Config
 
 ONE, TWO = "one worker", "two workers"
 VARIABLE = "HTTPBRIDGE_WORKERS"
 
 HOW = """\
-wrk sends batches of one log over 64 connections; nothing is stored. Both bridges may use both cores, which the load uses,
-too, so that requests a second say little: the ratio is of processor time, of the workers and their parent together."""
+wrk sends batches of one log over 64 connections; nothing is stored. Both bridges may use both cores, which the load
+uses, too, so that requests a second say little: the ratio is of processor time, of the workers and their parent
+together."""
 
 
 async def main(pace: Pace) -> Report:
@@ -39,7 +41,7 @@ async def main(pace: Pace) -> Report:
         rows = Comparison(results, ONE).rows()
         measured = 1 / Comparison(results, ONE).cpu(TWO)
     return Report(
-        "What do two workers of a bridge cost a request more than one?",
+        __doc__ or "",
         HOW,
         [Table("workers", COLUMNS, rows)],
         {"workers": measured},

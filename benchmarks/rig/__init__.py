@@ -1,4 +1,4 @@
-"""What the questions in `benchmarks` share: servers to measure, baselines, load, reports. Nothing here is a benchmark."""
+"""What the questions in `benchmarks` share: servers to measure, baselines, load, reports. No benchmark is here."""
 
 import os
 

@@ -9,16 +9,16 @@ service, made ahead; `aiohttp-grpc` is the first with one Validate call to the s
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import uvloop
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
 
-from benchmarks.rig.requests import INGEST, key
+from benchmarks.rig.traffic import INGEST, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
@@ -37,8 +37,10 @@ def ingest_application(validate: Any = None) -> web.Application:
     return application
 
 
-class Echo(pb_grpc.KeyServiceServicer):
-    """Answers at once, with as many verdicts as were asked for."""
+class Echo:
+    """Answers at once, with as many verdicts as were asked for; the other methods are not called."""
+
+    Issue = Revoke = SetOrigins = Watch = None
 
     def __init__(self) -> None:
         ttl = Duration()
@@ -74,7 +76,7 @@ async def _serve_http(validate: Any = None) -> AsyncIterator[str]:
 
 async def _serve_grpc() -> AsyncIterator[str]:
     server = grpc.aio.server()
-    pb_grpc.add_KeyServiceServicer_to_server(Echo(), server)
+    pb_grpc.add_KeyServiceServicer_to_server(cast(Any, Echo()), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -92,8 +94,12 @@ async def _serve_both(address: str) -> AsyncIterator[str]:
 async def main(name: str, *addresses: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    serving = {"aiohttp": _serve_http, "grpc": _serve_grpc, "aiohttp-grpc": _serve_both}[name](*addresses)
-    async for address in serving:
+    servers: dict[str, Callable[..., AsyncIterator[str]]] = {
+        "aiohttp": _serve_http,
+        "grpc": _serve_grpc,
+        "aiohttp-grpc": _serve_both,
+    }
+    async for address in servers[name](*addresses):
         print(f"{name} listening address={address}", flush=True)
         await stop.wait()
 

@@ -1,10 +1,12 @@
-"""The bridge as `httpbridge serve` runs it, but for its sink: one that stores nothing, or one whose commits are counted.
+"""The command `httpbridge`, but for its sink: it stores nothing, or its commits are counted.
 
-Usage: python -m benchmarks.rig.bridge null | counted, with the environment of `httpbridge serve`
+Usage: BENCH_SINK=null | counted python -m benchmarks.rig.bridge serve
 
-`counted` prints `commits=N` at its end.
+`counted` prints `commits=N` at its end. Workers are started by this program again, with another command and the same
+environment.
 """
 
+import os
 import sys
 import time
 from functools import partial
@@ -20,21 +22,22 @@ async def open_null_sink(_config: Config) -> NullSink:
     return NullSink()
 
 
-def main(kind: str) -> None:
-    """Run the command `serve` on an app that opens another sink."""
+def main() -> None:
+    """Run the command on an app that opens another sink."""
     sinks: list[SqlSink] = []
 
     async def open_counted_sink(config: Config) -> SqlSink:
         sinks.append(await open_sql_sink(config.sink_url(), monotonic=time.monotonic))
         return sinks[0]
 
-    app.serve = partial(app.serve, open_sink={"null": open_null_sink, "counted": open_counted_sink}[kind])  # type: ignore[assignment]
+    is_null = os.environ["BENCH_SINK"] == "null"
+    app.serve = partial(app.serve, open_sink=open_null_sink if is_null else open_counted_sink)
     try:
-        cli.main(["serve"])
+        cli.main(sys.argv[1:])
     finally:
         for sink in sinks:
             print(f"commits={sink.commits}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

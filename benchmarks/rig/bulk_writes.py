@@ -21,7 +21,7 @@ import msgspec
 import uvloop
 
 from benchmarks.rig.processes import SERVER_CORE, pin
-from benchmarks.rig.requests import body
+from benchmarks.rig.traffic import body
 from httpbridge import logs
 from httpbridge.sinks.group_commit import Bounds
 from httpbridge.sinks.schema import WRITTEN_COLUMNS
@@ -50,7 +50,15 @@ class Written(msgspec.Struct, frozen=True):
 async def measure(kind: str, url: str, entries: int, rows: int, seconds: float) -> Written:
     """Run the process on the servers' core."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.rig.bulk_writes", kind, url, str(entries), str(rows), str(seconds), stdout=PIPE
+        sys.executable,
+        "-m",
+        "benchmarks.rig.bulk_writes",
+        kind,
+        url,
+        str(entries),
+        str(rows),
+        str(seconds),
+        stdout=PIPE,
     )
     pin(process.pid, [SERVER_CORE])
     output, _ = await process.communicate()
@@ -91,7 +99,9 @@ async def _rows_of_sink(url: str, entries: int) -> None:
     await sink.close()
 
 
-async def _repeat(commit: Callable[[list[Any]], Awaitable[None]], rows: list[Any], count: int, seconds: float) -> Written:
+async def _repeat(
+    commit: Callable[[list[Any]], Awaitable[None]], rows: list[Any], count: int, seconds: float
+) -> Written:
     transaction = (rows * (count // len(rows) + 1))[:count]
     written = 0
     started, cpu = time.perf_counter(), time.process_time()

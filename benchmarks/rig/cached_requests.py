@@ -26,7 +26,7 @@ from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.null_sink import NullSink
-from benchmarks.rig.requests import body, head, key
+from benchmarks.rig.traffic import body, head, key
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, Budget
 from httpbridge.ingest import Ingest
@@ -72,12 +72,12 @@ class _Validator:
         now = self._clock()
         return self._cache.get(api_key.digest, origin, now) if self._holder.is_live(now) else None
 
-    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:
+    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:  # noqa: ARG002
         raise AssertionError("the verdict is cached")
 
 
 class _Origins:
-    def count(self, project_id: str, origin: str, is_allowed: bool) -> None:
+    def count(self, project_id: str, origin: str, is_allowed: bool) -> None:  # noqa: ARG002
         raise AssertionError("the requests have no origin")
 
 

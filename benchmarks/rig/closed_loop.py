@@ -1,10 +1,10 @@
-"""Requests one after the other over keep-alive connections, each noted; for `revocation`, where it is the last that counts."""
+"""Requests one after the other over keep-alive connections, each noted. For `revocation`: the last one counts."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
 
-from benchmarks.rig.requests import body, head
+from benchmarks.rig.traffic import body, head
 
 
 @dataclass(slots=True)

@@ -5,13 +5,13 @@ from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
-from benchmarks.rig.requests import key
+from benchmarks.rig.traffic import key
 
 _CREATED = "2026-01-31 08:00:00.000000"
 
 
 def store_keys(database: Path, count: int) -> None:
-    """Add `count` projects with the keys `requests.key(0)` and on to a migrated SQLite file: 15 s a million."""
+    """Add `count` projects with the keys `traffic.key(0)` and on to a migrated SQLite file: 15 s a million."""
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA synchronous=OFF")  # it is a scratch file
         connection.execute("PRAGMA cache_size=-500000")
@@ -24,7 +24,8 @@ def store_keys(database: Path, count: int) -> None:
             for number in range(count)
         )
         connection.executemany(
-            f"INSERT INTO keys (digest, key_id, project_id, create_revision, create_time) VALUES (?, ?, ?, 0, '{_CREATED}')",
+            "INSERT INTO keys (digest, key_id, project_id, create_revision, create_time) "
+            f"VALUES (?, ?, ?, 0, '{_CREATED}')",
             rows,
         )
         connection.commit()

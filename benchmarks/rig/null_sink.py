@@ -14,4 +14,3 @@ class NullSink:
 
     async def close(self) -> None:
         """Nothing is held."""
-

@@ -1,6 +1,6 @@
 """Latency at a fixed arrival rate: requests are due at instants that nothing moves, and waiting for them counts.
 
-Usage: python -m benchmarks.rig.open_loop ADDRESS REQUESTS_A_SECOND SECONDS BODY_FILE KEY
+Usage: python -m benchmarks.rig.open_loop ADDRESS REQUESTS_A_SECOND SECONDS BODY_FILE KEYS_FILE STATUS
 
 A closed loop asks less of a server that is slow, and so leaves out just the requests that would have waited
 (coordinated omission). Here request n is due at n / rate whatever became of those before, and its latency is counted
@@ -16,12 +16,12 @@ import sys
 import time
 from asyncio.subprocess import PIPE
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.rig.requests import head
+from benchmarks.rig.traffic import head
 
 CONNECTIONS = 128
 _RECEIVE_BYTES = 65_536
@@ -29,7 +29,7 @@ _GIVE_UP_SECONDS = 10.0
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """In milliseconds, of requests that were answered with 200; `failed` were not."""
+    """In milliseconds, of requests that were answered with the status expected; `failed` were not."""
 
     requests: int
     failed: int
@@ -41,16 +41,18 @@ class Latencies(msgspec.Struct, frozen=True):
 
 def drive(
     address: tuple[str, int],
-    request: bytes,
+    request: Callable[[int], bytes],
     *,
     per_second: float,
     seconds: float,
+    status: int = 200,
     connections: int = CONNECTIONS,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float | None]:
     """Send for so many seconds; return each request's latency in seconds, in the order they were due.
 
-    None for what was not answered with 200, or not within ten seconds of the end. An answer has to fit into 64 KiB.
+    `request` makes the one with that number. None for what was not answered with `status`, or not within ten seconds
+    of the end. An answer has to fit into 64 KiB.
     """
     total = round(per_second * seconds)
     latencies: list[float | None] = [None] * total
@@ -75,7 +77,7 @@ def drive(
                 break
             while due_next < total and idle and due_next / per_second <= now:
                 connection = idle.popleft()
-                connection.sendall(request)
+                connection.sendall(request(due_next))
                 carried[connection.fileno()] = due_next
                 due_next += 1
             wait = max(0.0, due_next / per_second - (clock() - started)) if due_next < total and idle else 1.0
@@ -85,7 +87,7 @@ def drive(
             for file, _ in poll.poll(0):
                 answer = by_file[file].recv(_RECEIVE_BYTES)
                 number = carried.pop(file)
-                if answer.startswith(b"HTTP/1.1 200 "):
+                if answer.startswith(b"HTTP/1.1 %d " % status):
                     latencies[number] = clock() - started - number / per_second
                 if answer:
                     idle.append(by_file[file])
@@ -99,20 +101,27 @@ def drive(
 
 
 def summary(latencies: list[float | None]) -> Latencies:
-    """Return the quantiles of what was answered; a request that failed has none, and is counted."""
-    ordered = sorted(seconds for seconds in latencies if seconds is not None) or [float("nan")]
-    quantile = {percent: ordered[(len(ordered) - 1) * percent // 100] * 1000 for percent in (50, 90, 99, 100)}
-    answered = sum(seconds is not None for seconds in latencies)
-    return Latencies(
-        len(latencies), len(latencies) - answered, quantile[50], quantile[90], quantile[99], quantile[100]
-    )
+    """Return the quantiles of what was answered, something at least; what failed has none, and is counted."""
+    ordered = sorted(seconds for seconds in latencies if seconds is not None)
+    p50, p90, p99, longest = (ordered[(len(ordered) - 1) * percent // 100] * 1000 for percent in (50, 90, 99, 100))
+    return Latencies(len(latencies), len(latencies) - len(ordered), p50, p90, p99, longest)
 
 
-async def measure(folder: Path, address: str, *, body: bytes, key: str, per_second: float, seconds: float) -> Latencies:
-    """Drive from a process of its own, on this one's core."""
-    file = folder / "open-loop-body"
-    file.write_bytes(body)
-    arguments = [address, str(per_second), str(seconds), str(file), key]
+async def measure(
+    folder: Path,
+    address: str,
+    *,
+    body: bytes,
+    keys: Sequence[str],
+    per_second: float,
+    seconds: float,
+    status: int = 200,
+) -> Latencies:
+    """Drive from a process of its own, on this one's core, with each key in turn; `folder` takes what it reads."""
+    body_file, keys_file = folder / "open-loop-body", folder / "open-loop-keys"
+    body_file.write_bytes(body)
+    keys_file.write_text("\n".join(keys))
+    arguments = [address, str(per_second), str(seconds), str(body_file), str(keys_file), str(status)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.rig.open_loop", *arguments, stdout=PIPE
     )
@@ -121,13 +130,20 @@ async def measure(folder: Path, address: str, *, body: bytes, key: str, per_seco
     return msgspec.json.decode(output, type=Latencies)
 
 
-def main(address: str, per_second: str, seconds: str, body_file: str, key: str) -> None:
+def main(address: str, per_second: str, seconds: str, body_file: str, keys_file: str, status: str) -> None:
     host, _, port = address.rpartition(":")
     body = Path(body_file).read_bytes()
+    keys = Path(keys_file).read_text().split()
+
+    def request(number: int) -> bytes:
+        return head(keys[number % len(keys)], len(body)) + body
+
     gc.disable()
     latencies = drive(
-        (host, int(port)), head(key, len(body)) + body, per_second=float(per_second), seconds=float(seconds)
+        (host, int(port)), request, per_second=float(per_second), seconds=float(seconds), status=int(status)
     )
+    if all(latency is None for latency in latencies):
+        sys.exit(f"of {len(latencies)} requests none was answered with {status}")
     print(msgspec.json.encode(summary(latencies)).decode())
 
 

@@ -1,4 +1,4 @@
-"""Servers as processes: started on a core of their own, watched for what they use, and stopped. Used by `rig.services`."""
+"""Servers as processes: started on a core of their own, watched for what they use, stopped. Used by `rig.services`."""
 
 import asyncio
 import os

@@ -5,6 +5,7 @@ Every question is a module with `async def main(pace: Pace) -> Report`, and ends
 """
 
 import asyncio
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import TypeVar
 
 import msgspec
 import uvloop
+
+from benchmarks.rig.processes import LOAD_CORE, pin
 
 RESULTS = Path(__file__).parent.parent / "results"
 """Of this machine's last runs, by question; not in version control."""
@@ -47,7 +50,10 @@ class Table(msgspec.Struct, frozen=True):
         heading = [self.title, *(name for name, _ in self.columns)]
         formats = [spec for _, spec in self.columns]
         return [heading] + [
-            [name, *("n/a" if value is None else format(value, spec) for value, spec in zip(values, formats, strict=True))]
+            [
+                name,
+                *("n/a" if value is None else format(value, spec) for value, spec in zip(values, formats, strict=True)),
+            ]
             for name, values in self.rows
         ]
 
@@ -89,12 +95,13 @@ def median_of(values: Sequence[float]) -> float:
     return median(values)
 
 
-def show(table: Table) -> str:
-    """Return the table as text in columns."""
-    lines = table.lines()
+def show(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines of cells as text in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.ljust(width) if index == 0 else cell.rjust(width) for index, (cell, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
         for line in lines
     )
 
@@ -104,13 +111,20 @@ def run(main: Callable[[Pace], Awaitable[Report]]) -> None:
     pace = QUICK if "--quick" in sys.argv[1:] else FULL
 
     async def answer() -> Report:
+        this = asyncio.current_task()
+        assert this is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)  # so that servers are stopped, too
         return await main(pace)
 
+    pin(0, [LOAD_CORE])  # and with it all that is started, until it is put elsewhere
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        report = runner.run(answer())
+        try:
+            report = runner.run(answer())
+        except asyncio.CancelledError:
+            sys.exit("stopped")
     name = Path(sys.argv[0]).stem
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
     print(f"\n{report.question}\n")
     for table in report.tables:
-        print(show(table) + "\n")
+        print(show(table.lines()) + "\n")

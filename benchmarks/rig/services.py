@@ -14,12 +14,13 @@ import grpc
 
 from authsvc.client.channel import TokenFile, authorization
 from benchmarks.rig.keys import store_keys
-from benchmarks.rig.processes import LOAD_CORE, SERVER_CORE, Server, pin, start
+from benchmarks.rig.processes import SERVER_CORE, Server, start
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.postgres import PostgresServer
 
 _BIN = Path(sys.executable).parent
+_ROOT = Path(__file__).parent.parent.parent
 _OURS = ("AUTHSVC_", "HTTPBRIDGE_")
 
 
@@ -35,11 +36,11 @@ class Rig:
         """What an admin sends with each call."""
 
     async def __aenter__(self) -> Self:
-        pin(0, [LOAD_CORE])
         self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         self.state = self.folder / "state"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.environ = kept | {
+            "PYTHONPATH": str(_ROOT),  # for workers, which are started by a file's name
             "AUTHSVC_STATE_DIR": str(self.state),
             "AUTHSVC_LISTEN": "127.0.0.1:0",
             "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
@@ -79,7 +80,8 @@ class Rig:
         """
         command: list[str | Path] = [_BIN / "httpbridge", "serve"]
         if sink:
-            command = [sys.executable, "-m", "benchmarks.rig.bridge", sink]
+            command = [sys.executable, "-m", "benchmarks.rig.bridge", "serve"]
+            variables["BENCH_SINK"] = sink
         return await self._start(command, {"HTTPBRIDGE_STATE_DIR": str(self.new_folder())} | variables, cores)
 
     async def bare(self, name: str, *arguments: str) -> Server:

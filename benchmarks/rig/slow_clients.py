@@ -2,16 +2,17 @@
 
 Usage: python -m benchmarks.rig.slow_clients ADDRESS IDLE SLOW
 
-Prints how many are open, and how many were closed at once; IDLE of them send nothing, SLOW a byte of a body each second.
+Prints how many are open, and how many were closed at once. IDLE send nothing, SLOW a byte of a body each second.
 """
 
 import asyncio
 import resource
 import sys
+from typing import cast
 
 import uvloop
 
-from benchmarks.rig.requests import head, key
+from benchmarks.rig.traffic import head, key
 
 _BODY_BYTES = 100_000
 _OPENING = 100
@@ -26,8 +27,7 @@ class _Client(asyncio.Protocol):
         self.is_open = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self.is_open = False

@@ -4,15 +4,14 @@ import asyncio
 import shutil
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import msgspec
 
+from benchmarks.rig.comparison import Throughput
 from benchmarks.rig.processes import Server
-from benchmarks.rig.report import ratio
 
 _SCRIPT = Path(__file__).with_name("load.lua")
 
@@ -27,15 +26,6 @@ class Count(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Throughput:
-    """How fast a server answered, and what an answer cost it."""
-
-    per_second: float
-    cpu_microseconds: float
-    """Processor time a request, of the servers that were watched."""
-
-
-@dataclass(frozen=True, slots=True)
 class Traffic:
     """What is sent: each key in turn, from each of the connections."""
 
@@ -45,16 +35,21 @@ class Traffic:
     origin: str | None = None
 
 
+def program() -> str:
+    """Return wrk's path; exit, saying what to install, where there is none."""
+    path = shutil.which("wrk")
+    if path is None:
+        sys.exit("wrk is missing: it makes the load (on Debian: apt-get install wrk)")
+    return path
+
+
 async def count(folder: Path, address: str, traffic: Traffic, seconds: float) -> Count:
     """Send for so many seconds; `folder` takes the files that the script reads."""
-    program = shutil.which("wrk")
-    if program is None:
-        sys.exit("wrk is missing: it makes the load (on Debian: apt-get install wrk)")
     body, keys = folder / "body", folder / "keys"
     body.write_bytes(traffic.body)
     keys.write_text("".join(f"{key}\n" for key in traffic.keys))
     process = await asyncio.create_subprocess_exec(
-        program, "--threads=1", f"--connections={traffic.connections}", f"--duration={max(1, round(seconds))}s",
+        program(), "--threads=1", f"--connections={traffic.connections}", f"--duration={max(1, round(seconds))}s",
         "--timeout=10s", f"--script={_SCRIPT}", f"http://{address}", "--", body, keys,
         *([] if traffic.origin is None else [traffic.origin]), stdout=PIPE,
     )  # fmt: skip
@@ -85,39 +80,3 @@ async def throughput(
     assert seen.broken == 0, seen
     assert abs(seen.refused - expected) <= (seen.requests // 100 if refused else 0), seen
     return Throughput(seen.requests / seen.seconds, cpu_seconds * 1e6 / seen.requests)
-
-
-COLUMNS = [("requests/s", ",.0f"), ("CPU µs", ",.1f"), ("ratio, wall clock", ".2f"), ("ratio, CPU", ".2f")]
-
-
-class Comparison:
-    """Servers' rounds beside those of a baseline."""
-
-    def __init__(self, results: Mapping[str, list[Throughput]], baseline: str) -> None:
-        self._results = results
-        self._baseline = results[baseline]
-
-    def wall(self, name: str) -> float:
-        """Return the ratio of requests a second."""
-        return ratio([each.per_second for each in self._results[name]], [each.per_second for each in self._baseline])
-
-    def cpu(self, name: str) -> float:
-        """Return the ratio of requests a second of processor time."""
-        return ratio(
-            [each.cpu_microseconds for each in self._baseline], [each.cpu_microseconds for each in self._results[name]]
-        )
-
-    def rows(self) -> list[tuple[str, list[float | None]]]:
-        """Return a table's rows for COLUMNS."""
-        return [
-            (
-                name,
-                [
-                    median(each.per_second for each in rounds),
-                    median(each.cpu_microseconds for each in rounds),
-                    self.wall(name),
-                    self.cpu(name),
-                ],
-            )
-            for name, rounds in self._results.items()
-        ]

@@ -1,0 +1,48 @@
+"""docs/performance.md, made of the results of a whole run. Called by `__main__`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+from benchmarks.rig.report import Report
+from benchmarks.rig.targets import HEADING, rows
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "performance.md"
+
+_INTRODUCTION = """\
+# Performance
+
+Written by `make bench`, which measures all of this anew in about twelve minutes; `python -m benchmarks NAME…` answers
+some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a baseline
+that does the least that could be called the same work, in the same rounds: every contender has a turn in each round,
+and a ratio is the median of the rounds'. Servers have one core; load and PostgreSQL have the other.
+
+`make cost`, a part of the checks, counts instructions instead, which no other work on the machine changes: it fails
+when a cached ingest request takes 1.3 × what `benchmarks/cost.json` records, as a ratio to the bare handler's.
+"""
+
+
+def write(reports: Mapping[str, Report], facts: Sequence[tuple[str, str]], today: date) -> str:
+    """Return the document."""
+    measured = {name: value for report in reports.values() for name, value in report.measured.items()}
+    parts = [
+        _INTRODUCTION,
+        "## Targets\n",
+        _table([HEADING, *rows(measured, questions=set(reports))]),
+        f"## Where and when\n\n{today.isoformat()}. State is in temporary files; everything talks over the loopback.\n",
+        _table([("", ""), *facts]),
+    ]
+    for name, report in reports.items():
+        parts.append(f"## {report.question}\n\n`python -m benchmarks.{name}`. {report.how}\n")
+        parts += [_table(table.lines()) for table in report.tables]
+    return "\n".join(parts)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    heading, *rest = lines
+    rule = ["---"] + ["---:" if _is_number(rest, column) else "---" for column in range(1, len(heading))]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *rest))
+
+
+def _is_number(lines: Sequence[Sequence[str]], column: int) -> bool:
+    return all(line[column].replace(",", "").replace(".", "").isdigit() or line[column] == "n/a" for line in lines)

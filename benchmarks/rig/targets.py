@@ -1,0 +1,100 @@
+"""What is to be reached: the targets of issue 5, in its order. Pure; read by `__main__` and `rig.document`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Bound(Enum):
+    """Which side of the target is the good one."""
+
+    AT_LEAST = "≥"
+    AT_MOST = "≤"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One row of the contract. `name` is where a report has what was measured; `unit` follows the number."""
+
+    name: str
+    question: str
+    """The module that measures it."""
+    what: str
+    baseline: str
+    bound: Bound
+    number: float
+    unit: str = "×"
+
+    def is_met(self, value: float) -> bool:
+        """Whether what was measured will do."""
+        return value >= self.number if self.bound is Bound.AT_LEAST else value <= self.number
+
+    def text(self, value: float) -> str:
+        """Return a number with its unit."""
+        return f"{value:,.0f} {self.unit}" if self.unit == "bytes" else f"{value:.2f} {self.unit}"
+
+
+_UP, _DOWN = Bound.AT_LEAST, Bound.AT_MOST
+_ECHO = "bare grpc.aio echo"
+_BARE = "bare aiohttp + uvloop"
+_FLOOD = "cached traffic while unknown keys flood in"
+
+TARGETS = (
+    Target("ingest_durable", "ingest", "ingest, cached key, 1 log, durable: requests/s", _BARE, _UP, 0.8),
+    Target(
+        "ingest_rows",
+        "ingest",
+        "ingest, cached key, 50 logs, durable: rows/s",
+        "`sqlite3.executemany` alone",
+        _UP,
+        0.5,
+    ),
+    Target("latency_tail", "latency", "durable ingest at half of the peak, p99", "p50 in the same run", _DOWN, 10),
+    Target("refused_malformed", "refusals", "refusal of a malformed key, CPU", _BARE, _UP, 1),
+    Target("refused_unknown", "refusals", "refusal of an unknown key, cached, CPU", _BARE, _UP, 1),
+    Target("refused_origin", "refusals", "refusal of a blocked origin, CPU", _BARE, _UP, 1),
+    Target("refused_limit", "refusals", "refusal over the limit, CPU", _BARE, _UP, 1),
+    Target(
+        "uncached_32",
+        "misses",
+        "ingest, every key uncached, 32 in flight, CPU",
+        "bare aiohttp, one grpc.aio call each",
+        _UP,
+        3,
+    ),
+    Target(
+        "uncached_1",
+        "misses",
+        "the same, 1 in flight: requests/s",
+        "bare aiohttp, one grpc.aio call each",
+        _UP,
+        0.8,
+    ),
+    Target("validate", "validate", "`Validate`, CPU", _ECHO, _UP, 0.85),
+    Target("batch_validate", "validate", "`BatchValidate` of 32, CPU", "32-key bare echo", _UP, 0.5),
+    Target("sink_sqlite", "sinks", "sink, 500 rows a commit, SQLite: rows/s", "`executemany` alone", _UP, 0.6),
+    Target("sink_postgresql", "sinks", "sink, 500 rows a commit, PostgreSQL: rows/s", "`COPY` alone", _UP, 0.6),
+    Target("keys_known", "keys", "a million keys in the store, CPU a call: the same keys", "1,000 keys", _DOWN, 1.2),
+    Target("keys_unknown", "keys", "a million keys in the store, CPU a call: unknown keys", "1,000 keys", _DOWN, 1.2),
+    Target("verdict_bytes", "keys", "memory of a cached verdict", "", _DOWN, 600, "bytes"),
+    Target("flood_p99", "flood", f"{_FLOOD}: p99", "as many requests with a good key", _DOWN, 1.5),
+    Target("flood_memory", "flood", f"{_FLOOD}: memory of the bridge", "after the first flood", _DOWN, 1.1),
+    Target("workers", "workers", "two workers, nothing stored, CPU a request", "one worker", _DOWN, 1.15),
+    Target("startup_service", "startup", "key service, from start to first answer", "", _DOWN, 1.5, "s"),
+    Target("startup_bridge", "startup", "bridge, from start to first answer", "", _DOWN, 1.5, "s"),
+)
+
+HEADING = ("what", "against", "measured", "target", "")
+
+
+def rows(measured: Mapping[str, float | None], *, questions: set[str]) -> list[tuple[str, ...]]:
+    """Return a row for each target of these questions, in order: as HEADING says, with whether it is met."""
+    lines: list[tuple[str, ...]] = []
+    for target in TARGETS:
+        if target.question not in questions:
+            continue
+        value = measured.get(target.name)
+        met = "not there yet" if value is None else "met" if target.is_met(value) else "not met"
+        shown = "n/a" if value is None else target.text(value)
+        lines.append((target.what, target.baseline, shown, f"{target.bound.value} {target.text(target.number)}", met))
+    return lines
