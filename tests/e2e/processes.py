@@ -151,6 +151,7 @@ class System:
             "HTTPBRIDGE_STATE_DIR": str(self.state_dir),
             "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
             "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
+            "HTTPBRIDGE_RATE_LIMIT_PER_MINUTE": "100000000",  # a load must not reach it, however fast the machine is
         }
         """The environment of every process started from now on, besides what is neutral."""
 

@@ -162,8 +162,8 @@ async def test_services_write_no_raw_key_and_no_token(system: System, log_format
     assert (await get(bridge.address, "/ready")).status == 503
     await bridge.stop()
 
-    for service in (key_service, bridge):
-        assert service.stderr.count("milliseconds") > 60, "it logs each request at DEBUG"
+    for service, least in ((key_service, 20), (bridge, 60)):  # a bridge asks about several keys in one call
+        assert service.stderr.count("milliseconds") > least, "it logs each request at DEBUG"
     assert (system.state_dir / "logs.db").exists()
     secrets = [old, key, UNKNOWN_KEY, WRONG_TOKEN, admin, token]
     check_secret_nowhere(secrets, system)

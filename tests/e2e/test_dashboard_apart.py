@@ -97,7 +97,7 @@ class Situation:
 
     async def start(self) -> None:
         self.key_service = await self.system.key_service()
-        self.bridge = await self.system.bridge()
+        self.bridge = await self.system.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="100000000")
         self.key = self.system.issue("shop")
         rows = (
             (f"2026-01-01 00:{number // 3000:02}:00.000000", f"message {number} " + "x" * 100, f'{{"n": {number}}}')
