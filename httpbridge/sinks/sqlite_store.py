@@ -10,7 +10,7 @@ idle interpreter).
 import asyncio
 import itertools
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from datetime import datetime
 from typing import Any
@@ -29,6 +29,9 @@ BUSY_SECONDS_MAX = 2.0
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """After about so much new WAL it is copied into the database: four times SQLite's own measure, and so less often."""
+
+_WAL_CHECKPOINTS_MAX = 4
+"""After so many times as much new WAL while a checkpoint is under way, commits wait for it: the WAL stays bounded."""
 
 _COMMIT_WAL_BYTES = 16 * 1024
 """What a commit of one short row adds to the WAL: a page of the table, of the index, and what is above them."""
@@ -63,7 +66,8 @@ class SqliteStore:
         self._checkpointer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._connection: sa.PoolProxiedConnection | None = None
         self._wal_bytes = 0
-        self._is_checkpointing = False
+        self._checkpoint: Future[None] | None = None
+        """The one under way."""
         row = f"({','.join('?' * len(WRITTEN_COLUMNS))})"
         self._inserts = [
             f"INSERT INTO logs ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * rows)}"  # noqa: S608 - no input
@@ -141,16 +145,18 @@ class SqliteStore:
                 raise StoreUnavailableError(str(failure)) from None
             raise failure from None
         self._wal_bytes += _COMMIT_WAL_BYTES + 2 * weight
-        if self._wal_bytes > CHECKPOINT_BYTES and not self._is_checkpointing:
-            self._is_checkpointing = True
-            self._checkpointer.submit(self._checkpoint)
+        if self._checkpoint is None and self._wal_bytes > CHECKPOINT_BYTES:
+            self._checkpoint = self._checkpointer.submit(self._copy_wal)
+        elif self._checkpoint is not None and self._wal_bytes > _WAL_CHECKPOINTS_MAX * CHECKPOINT_BYTES:
+            # Behind this commit in the thread's queue, so that its callers have their answer first.
+            self._thread.submit(wait, [self._checkpoint])
 
     def _insert_rows(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
         for start in range(0, len(rows), _STATEMENT_ROWS_MAX):
             some = rows[start : start + _STATEMENT_ROWS_MAX]
             connection.execute(self._inserts[len(some)], list(itertools.chain.from_iterable(some)))
 
-    def _checkpoint(self) -> None:
+    def _copy_wal(self) -> None:
         """Copy the WAL into the database, in a thread and over a connection of its own, while commits go on.
 
         Within a commit, as SQLite would do it by itself, whoever waits for that commit would pay for it.
@@ -167,7 +173,7 @@ class SqliteStore:
     def _restart_wal(self) -> None:
         """Copy what little was committed meanwhile; with nothing left to copy, the next commit starts the WAL anew."""
         self._wal_bytes = 0
-        self._is_checkpointing = False
+        self._checkpoint = None
         if self._connection is not None:
             with suppress(sqlite3.Error):
                 self._driver().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -201,7 +207,7 @@ def _set_durable(driver: sqlite3.Connection, _record: object) -> None:
     if driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         driver.execute("PRAGMA journal_mode=WAL")
     driver.execute("PRAGMA synchronous=FULL")
-    driver.execute("PRAGMA wal_autocheckpoint=0")  # see _checkpoint
+    driver.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
     driver.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
     for setting, needed, meaning in (("journal_mode", "wal", "wal"), ("synchronous", 2, "2 (FULL)")):
         value = driver.execute(f"PRAGMA {setting}").fetchone()[0]
