@@ -45,8 +45,8 @@ lint: $(STAMP) ## ruff, import-linter, buf lint and breaking
 type: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
 
-test: $(STAMP) ## run every test
-	$(BIN)/pytest
+test: $(STAMP) ## run every test, or those that TESTS names
+	$(BIN)/pytest $(TESTS)
 
 bench: $(STAMP) ## measure against the targets, and write docs/performance.md: twelve minutes, and needs wrk
 	$(BIN)/python -m benchmarks

@@ -106,7 +106,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
         assert int(limited["headers"]["x-ratelimit-reset"]) > 0
 
         # Revoke, by the dialog.
-        await page.get_by_role("link", name="API Keys").click()
+        await page.get_by_role("navigation").get_by_role("link", name="API Keys").click()
         await page.get_by_role("link", name="Revoke…").click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("stops working for good")
