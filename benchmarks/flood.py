@@ -34,8 +34,8 @@ Batches of one log with a cached key arrive at a fixed rate, a tenth of what the
 SQLite; latencies count from when they were due. Besides, well-formed keys arrive that nobody issued, each another
 one, at a fixed rate of a quarter of what the bridge could serve; or, for comparison, as many requests with the good
 key. The last two rows have no rate: 32 connections send whenever they are answered, so the bridge's core is always
-busy. The same cached traffic is served throughout; the target compares the flood without a rate with no flood. The key service runs on the load's core. Memory is the bridge's
-resident set after each flood."""
+busy. The same cached traffic is served throughout; the target compares the flood without a rate
+with no flood. The key service runs on the load's core. Memory is the bridge's resident set after each flood."""
 
 
 class Traffics:
