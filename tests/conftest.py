@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.postgres import PostgresServer
 # Before gRPC is imported: the PostgreSQL server is started by a fork (`subprocess` needs one to change the user), and
 # gRPC's own handlers for forks crash the child when its threads are busy.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
+
+# A shell starts its background jobs with SIGINT ignored, and what they start inherits that: tests interrupt programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI what has passed must pass again; elsewhere each run looks at other examples. How long one takes is no matter.
 hypothesis.settings.register_profile("ours", derandomize=bool(os.environ.get("CI")), deadline=None)
