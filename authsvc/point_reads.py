@@ -8,7 +8,7 @@ the short way is open again with the next read.
 
 import asyncio
 import sqlite3
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -24,6 +24,9 @@ UsualWay: TypeAlias = Callable[[str, tuple[Any, ...]], Awaitable[Sequence[Row]]]
 
 _VALUES_MAX = 1024
 """In one statement on PostgreSQL."""
+
+_WAITING_VALUES_MAX = 64 * _VALUES_MAX
+"""For the statements after the one that is under way."""
 
 
 class PointReads(Protocol):
@@ -79,7 +82,11 @@ class SqliteReads:
 
 
 class PostgresReads:
-    """On PostgreSQL. While a statement is under way, values gather for the next; one that is idle waits for nobody."""
+    """On PostgreSQL. While a statement is under way, values gather for the next; one that is idle waits for nobody.
+
+    As in a group commit: what waits is bounded, who goes away leaves nothing behind, and a database that does not
+    answer fails all who wait by then, so that nobody waits for several failures.
+    """
 
     def __init__(
         self, connect: Callable[[], Awaitable["asyncpg.Connection[Any]"]], sql: str, usual_way: UsualWay
@@ -90,31 +97,54 @@ class PostgresReads:
         self._usual_way = usual_way
         self._connection: asyncpg.Connection[Any] | None = None
         self._statement: Any = None
-        self._waiting: deque[tuple[Sequence[bytes], asyncio.Future[Rows]]] = deque()
+        self._waiting: OrderedDict[asyncio.Future[Rows], Sequence[bytes]] = OrderedDict()
+        self._waiting_values = 0
         self._reading: asyncio.Task[None] | None = None
 
     async def rows(self, values: Sequence[bytes]) -> Rows:
-        """Read with all that wait."""
+        """Read with all that wait. Raises StoreUnavailableError at once when they are too many."""
+        if self._waiting_values + len(values) > _WAITING_VALUES_MAX:
+            raise StoreUnavailableError(f"{self._waiting_values} keys wait to be read already")
         done: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
-        self._waiting.append((values, done))
+        self._waiting[done] = values
+        self._waiting_values += len(values)
         if self._reading is None or self._reading.done():
             self._reading = asyncio.create_task(self._read_all())
-        return await done
+        try:
+            return await done
+        finally:
+            self._take(done)
+
+    def _take(self, done: asyncio.Future[Rows]) -> Sequence[bytes]:
+        """Return what waits to be read for this caller, which then waits no longer."""
+        values = self._waiting.pop(done, ())
+        self._waiting_values -= len(values)
+        return values
+
+    def _next_group(self) -> dict[asyncio.Future[Rows], Sequence[bytes]]:
+        group: dict[asyncio.Future[Rows], Sequence[bytes]] = {}
+        count = 0
+        while self._waiting:
+            done, values = next(iter(self._waiting.items()))
+            count += len(values)
+            if group and count > _VALUES_MAX:
+                break
+            group[done] = self._take(done)
+        return group
 
     async def _read_all(self) -> None:
         while self._waiting:
-            group = [self._waiting.popleft()]
-            count = len(group[0][0])
-            while self._waiting and (count := count + len(self._waiting[0][0])) <= _VALUES_MAX:
-                group.append(self._waiting.popleft())
+            group = self._next_group()
             try:
-                rows = _by_value(await self._read([value for values, _ in group for value in values]))
+                rows = _by_value(await self._read([value for values in group.values() for value in values]))
             except Exception as error:  # noqa: BLE001 - each of those who wait raises it
-                for _, done in group:
+                failed = [*group, *self._waiting] if isinstance(error, StoreUnavailableError) else [*group]
+                for done in failed:
+                    self._take(done)
                     if not done.done():
                         done.set_exception(error)
             else:
-                for _, done in group:
+                for done in group:
                     if not done.done():  # its caller has gone
                         done.set_result(rows)
 
