@@ -31,7 +31,10 @@ CHECKPOINT_BYTES = 16 * 1024 * 1024
 """After about so much new WAL it is copied into the database: four times SQLite's own measure, and so less often."""
 
 _WAL_CHECKPOINTS_MAX = 4
-"""After so many times as much new WAL while a checkpoint is under way, commits wait for it: the WAL stays bounded."""
+"""After so many times as much new WAL while a checkpoint is under way, commits wait for it: the disk may be slow."""
+
+_WAL_CHECKPOINTS_NORMAL = 8
+"""A WAL of so many times as much, with something in it that cannot be copied, is what a reader makes of it."""
 
 _COMMIT_WAL_BYTES = 16 * 1024
 """What a commit of one short row adds to the WAL: a page of the table, of the index, and what is above them."""
@@ -65,7 +68,10 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log store")
         self._checkpointer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._connection: sa.PoolProxiedConnection | None = None
-        self._wal_bytes = 0
+        self._new_wal_bytes = 0
+        """About so much was written since the last checkpoint."""
+        self._is_wal_held = False
+        """Whether a reader keeps the WAL growing, as the last checkpoint found."""
         self._checkpoint: Future[None] | None = None
         """The one under way."""
         row = f"({','.join('?' * len(WRITTEN_COLUMNS))})"
@@ -144,10 +150,10 @@ class SqliteStore:
                 self._disconnect()
                 raise StoreUnavailableError(str(failure)) from None
             raise failure from None
-        self._wal_bytes += _COMMIT_WAL_BYTES + 2 * weight
-        if self._checkpoint is None and self._wal_bytes > CHECKPOINT_BYTES:
+        self._new_wal_bytes += _COMMIT_WAL_BYTES + 2 * weight
+        if self._checkpoint is None and self._new_wal_bytes > CHECKPOINT_BYTES:
             self._checkpoint = self._checkpointer.submit(self._copy_wal)
-        elif self._checkpoint is not None and self._wal_bytes > _WAL_CHECKPOINTS_MAX * CHECKPOINT_BYTES:
+        elif self._checkpoint is not None and self._new_wal_bytes > _WAL_CHECKPOINTS_MAX * CHECKPOINT_BYTES:
             # Behind this commit in the thread's queue, so that its callers have their answer first.
             self._thread.submit(wait, [self._checkpoint])
 
@@ -171,12 +177,28 @@ class SqliteStore:
             self._thread.submit(self._restart_wal)
 
     def _restart_wal(self) -> None:
-        """Copy what little was committed meanwhile; with nothing left to copy, the next commit starts the WAL anew."""
-        self._wal_bytes = 0
+        """Copy what little was committed meanwhile; with nothing left to copy, the next commit starts the WAL anew.
+
+        Unless somebody reads: what was committed after a reader began is not copied before it ends, and with it the
+        WAL goes on. No reader can be turned out, but the log tells of it.
+        """
+        self._new_wal_bytes = 0
         self._checkpoint = None
         if self._connection is not None:
             with suppress(sqlite3.Error):
-                self._driver().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                ((is_busy, pages, copied),) = self._driver().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                ((page_bytes,),) = self._driver().execute("PRAGMA page_size").fetchall()
+                if not is_busy:  # with a checkpoint of the counts of origins, which then knows what this one does not
+                    self._note_wal(pages * page_bytes, has_rest=copied < pages)
+
+    def _note_wal(self, wal_bytes: int, *, has_rest: bool) -> None:
+        is_large = wal_bytes > _WAL_CHECKPOINTS_NORMAL * CHECKPOINT_BYTES
+        if is_large and has_rest and not self._is_wal_held:
+            self._is_wal_held = True
+            _log.warning("log_wal_held", file=f"{self._path}-wal", bytes=wal_bytes, by="a reader of the log store")
+        elif self._is_wal_held and not is_large:
+            self._is_wal_held = False
+            _log.info("log_wal_released")
 
     def _driver(self) -> sqlite3.Connection:
         assert self._connection is not None  # noqa: S101 - for the type checker

@@ -4,11 +4,13 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from httpbridge.errors import StoreUnavailableError
@@ -151,6 +153,77 @@ async def test_the_wal_stays_bounded_under_writes_without_a_pause(
             await sink.write(batch("x" * 200_000))
         assert 0 < size(path) < 6_000_000
     assert size(path) == 0
+
+
+@contextmanager
+def held_checkpoints() -> Iterator[threading.Event]:
+    """Hold what copies the WAL where it connects, as a disk does that is slow, until the event is set."""
+    go_on = threading.Event()
+
+    def hold(_driver: object, _record: object) -> None:
+        if threading.current_thread().name.startswith("checkpoint"):
+            go_on.wait()
+
+    sa.event.listen(sa.Pool, "connect", hold)
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        sa.event.remove(sa.Pool, "connect", hold)
+
+
+async def test_commits_wait_for_a_checkpoint_that_they_are_far_ahead_of(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 100_000)
+    path = sqlite_url.removeprefix("sqlite:///") + "-wal"
+    async with sink_on(sqlite_url) as sink:
+
+        async def write() -> None:
+            for _ in range(60):
+                await sink.write(batch("x" * 20_000))
+
+        with held_checkpoints() as go_on:
+            writing = asyncio.create_task(write())
+            await asyncio.wait([writing], timeout=2.0)
+            assert not writing.done()
+            assert 100_000 < size(path) < 600_000
+            go_on.set()
+            await writing
+    assert len(await stored_messages(sqlite_url)) == 60
+
+
+def reader(url: str) -> sqlite3.Connection:
+    """Begin to read: what is committed from now on cannot be copied out of the WAL before this ends."""
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+    connection.execute("BEGIN")
+    connection.execute("SELECT count(*) FROM logs").fetchall()
+    return connection
+
+
+@pytest.mark.parametrize("takes_turns", [False, True], ids=["one", "one after the other"])
+async def test_a_wal_that_readers_keep_growing_is_told_of_once_and_once_that_it_is_small_again(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, takes_turns: bool
+) -> None:
+    """Readers that overlap keep it, too, though each of them ends."""
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 100_000)
+    path = sqlite_url.removeprefix("sqlite:///") + "-wal"
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("first"))
+        readers = [reader(sqlite_url)]
+        with structlog.testing.capture_logs() as lines:
+            for _ in range(100):
+                await sink.write(batch("x" * 50_000))
+                readers.append(reader(sqlite_url))
+                readers.pop(0 if takes_turns and len(readers) > 2 else -1).close()
+            assert [line["event"] for line in lines] == ["log_wal_held"]
+            assert lines[0]["file"] == path
+            assert 800_000 < lines[0]["bytes"] <= size(path)
+            for left in readers:
+                left.close()
+            for _ in range(50):
+                await sink.write(batch("x" * 50_000))
+            assert [line["event"] for line in lines] == ["log_wal_held", "log_wal_released"]
 
 
 def size(path: str) -> int:
