@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import structlog
@@ -35,6 +36,9 @@ _CALLS_MAX = 3
 more of the processor's time; with one less, a key waits for a whole call before its own."""
 _WAITING_MAX = 8 * KEYS_PER_CALL_MAX
 """Of either kind: what calls of some ten milliseconds answer well within the time that a caller waits."""
+
+_JOINS_MAX = 2
+"""Of callers who ask for the same: an answer that a change overtook is not cached, and the next one mostly is."""
 
 _GOODBYE_SECONDS_MAX = 2.0
 _BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -149,8 +153,10 @@ class KeyValidator:
         if decision is not None:
             return decision
         give_up_at = self._loop.time() + CALL_SECONDS_MAX
-        asked = self._questions.get(api_key.digest, origin)
-        if asked is not None and self.has_lease:
+        for _ in range(_JOINS_MAX):
+            asked = self._questions.get(api_key.digest, origin)
+            if asked is None or not self.has_lease:
+                break
             await self._wait(asked.join(), give_up_at)
             # Rule 4: its call may have begun before this request, and before a change that this request must see. The
             # answer counts here only if it was fit to be cached.
@@ -185,21 +191,27 @@ class KeyValidator:
         while questions := self._questions.begin_call():
             call = asyncio.create_task(self._answer(questions))
             self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            call.add_done_callback(partial(self._call_ended, questions))
 
     async def _answer(self, questions: list[Question]) -> None:
         """Ask all of them in one call, tell who waits, and begin the next call."""
         sent_at, epoch = self._clock(), self._holder.epoch
-        outcomes: Sequence[Answer | Exception] = [_closed()] * len(questions)
+        outcomes: Sequence[Answer | Exception]
         try:
             outcomes = await self._call([(question.api_key, question.origin) for question in questions])
         except Exception as error:  # noqa: BLE001 - who waits gets it
             outcomes = [error] * len(questions)
-        finally:
-            self._questions.end_call(questions)
-            for question, outcome in zip(questions, outcomes, strict=True):
-                self._settle(question, outcome, sent_at, epoch)
+        self._questions.end_call(questions)
+        for question, outcome in zip(questions, outcomes, strict=True):
+            self._settle(question, outcome, sent_at, epoch)
         self._begin_calls()
+
+    def _call_ended(self, questions: list[Question], call: asyncio.Task[None]) -> None:
+        """Let go of a call; where `close` cancelled it, perhaps before it ran at all, nobody is left waiting."""
+        self._calls.discard(call)
+        if call.cancelled():
+            for question in questions:
+                question.fail(_closed())
 
     def _settle(self, question: Question, outcome: Answer | Exception, sent_at: float, epoch: str) -> None:
         if isinstance(outcome, Exception):

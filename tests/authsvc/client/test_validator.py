@@ -401,6 +401,29 @@ async def test_who_joins_a_call_that_waits_for_its_turn_uses_its_answer_through_
     assert service.batches == [3, 1, 1]
 
 
+async def test_those_who_joined_an_answer_that_is_not_kept_share_the_next_one(
+    service: FakeKeyService, narrow: KeyValidator
+) -> None:
+    """Through the cache, as before; however many they are, they take one place of those that wait."""
+    service.gate.clear()
+    asking = asked(narrow, [KEY] * 100)
+    await service.arrived(1)
+    await service.mutate(KEY)
+    service.next_answers.append(allowed(revision=1))
+    service.answer = invalid(revision=2)
+    service.gate.set()
+    assert await asyncio.gather(*asking) == [ALLOWED, *[INVALID] * 99]
+    assert service.batches == [1, 1]
+
+
+async def test_who_joined_answers_that_are_never_kept_asks_in_the_end(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    await service.mutate()
+    assert await asyncio.gather(*asked(validator, [KEY] * 5)) == [ALLOWED] * 5
+    assert service.batches == [1, 1, 3]
+
+
 async def test_cached_verdicts_go_on_while_the_service_is_away(
     service: FakeKeyService, validator: KeyValidator, clock: Clock
 ) -> None:
@@ -516,6 +539,28 @@ async def test_closing_ends_the_wait_for_a_call_too(service: FakeKeyService, nar
     outcomes = await asyncio.gather(*under_way, *queue, return_exceptions=True)
     assert [str(outcome) for outcome in outcomes] == ["this validator is closed"] * 20
     assert service.batches == [3]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
+    address: Address, clock: Clock, turns: int
+) -> None:
+    """Calls that fail without a connection begin one after the other, one in each turn of the event loop."""
+
+    class BrokenToken:
+        def read(self) -> Secret:
+            raise ZeroDivisionError
+
+        def forget(self) -> None:
+            raise NotImplementedError
+
+    validator = KeyValidator(address, BrokenToken(), clock=clock)
+    asking = asked(validator, keys(0, 2048))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await validator.close()
+    outcomes = await asyncio.gather(*asking, return_exceptions=True)
+    assert {str(outcome) for outcome in outcomes} <= {"", "this validator is closed"}
 
 
 async def test_a_service_of_ones_own_connects_in_one_line(service: FakeKeyService, address: Address) -> None:
