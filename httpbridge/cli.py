@@ -78,6 +78,8 @@ def worker(place: Place, log_writer: Path | None) -> None:
 @click.argument("place", type=PLACE)
 def log_writer(path: Path, place: Place) -> None:
     """Be the process that stores the logs of the workers of `serve`, which starts it."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
+        signal.signal(number, signal.SIG_IGN)
     config = _service_config(place)
     from httpbridge.sinks.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
@@ -87,8 +89,6 @@ def log_writer(path: Path, place: Place) -> None:
         with Link(place, stop.set) as link:
             await serve_writer(config.sink_url(), path, stop, link.ready)
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
-        signal.signal(number, signal.SIG_IGN)
     _run(run())
     with suppress(OSError):  # a parent that was killed cannot do it
         path.unlink()

@@ -10,6 +10,7 @@ it has news, which the parent passes on to the others. Its end tells either that
 """
 
 import asyncio
+import math
 import os
 import signal
 import socket
@@ -35,8 +36,11 @@ RESTART_SECONDS_MAX = 5.0
 GROWN_UP_SECONDS = 10.0
 """A worker that served so long did not fail at starting; its successor is started at once."""
 
+START_SECONDS_MAX = 60.0
+"""For a worker to be ready, which takes far less unless it hangs; then it is killed, and another one started."""
+
 STOP_SECONDS_MAX = 60.0
-"""For a worker to drain, which takes far less unless it hangs; then it is killed."""
+"""For a worker to drain, likewise."""
 
 _READY, _NEWS = b"r", b"n"
 
@@ -160,9 +164,9 @@ class Parent:
         """Run the workers until `stop` is set, and return when all have drained.
 
         The first starts alone, so that what is wrong with the configuration is said once. `started` is called when
-        all are ready. Raises StartFailedError when one ends before that; those that end later are restarted,
-        whatever they ended with. Helpers, which serve the workers, start with the first and are told to end, by the
-        end of their pair of sockets, after the last.
+        all are ready. Raises StartFailedError when one ends before that, unless `stop` is set by then; those that end
+        later are restarted, whatever they ended with, as are those that hang at their start. Helpers, which serve the
+        workers, start with the first and are told to end, by the end of their pair of sockets, after the last.
         """
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -172,6 +176,9 @@ class Parent:
             if not stop.is_set():
                 started()
                 await self._until(stopping)
+        except StartFailedError:
+            if not stop.is_set():  # else the signal may have reached the worker, too
+                raise
         finally:
             stopping.cancel()
             await _end([worker for worker in self._workers if worker.role not in helpers], _Worker.terminate)
@@ -220,8 +227,8 @@ class _Worker:
         self._command = command
         self._pass_on = pass_on
         self._monotonic = monotonic
-        self._ready_at: float | None = None
-        """When the process that runs now said so; None before."""
+        self._ready_at = math.inf
+        """When the process that runs now said so; infinite before."""
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._stopping = asyncio.Event()
@@ -248,9 +255,11 @@ class _Worker:
     async def _live(self) -> None:
         """Start a process, and another one whenever it ends, until stopped."""
         wait_seconds = 0.0
-        while True:
+        while not self._stopping.is_set():
             try:
                 status = await self._run()
+            except TimeoutError:
+                _log.error("worker_killed", worker=self.role.name, reason=f"not ready in {START_SECONDS_MAX:g} s")
             except OSError as error:
                 reason = error.strerror or str(error)
                 if not self.was_ready.is_set():
@@ -262,15 +271,16 @@ class _Worker:
                 if not self.was_ready.is_set():
                     raise StartFailedError(status)
                 _log.warning("worker_ended", worker=self.role.name, status=status)
-            served_seconds = 0.0 if self._ready_at is None else self._monotonic() - self._ready_at
-            wait_seconds = restart_seconds(wait_seconds, served_seconds)
+            wait_seconds = restart_seconds(wait_seconds, self._monotonic() - self._ready_at)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), wait_seconds)
-                return
 
     async def _run(self) -> int:
-        """Start a process; return its exit status when it has ended. Killed when cancelled. Raises OSError."""
-        self._ready_at = None
+        """Start a process; return its exit status when it has ended. Raises OSError, and TimeoutError when it hangs.
+
+        Killed when this raises, or is cancelled.
+        """
+        self._ready_at = math.inf
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -283,13 +293,15 @@ class _Worker:
             try:
                 ours.setblocking(False)
                 self._link = ours
-                while said := await _received(ours):
-                    if _READY in said:
-                        self._ready_at = self._monotonic()
-                        self.was_ready.set()
-                        _log.info("worker_started", worker=self.role.name, pid=process.pid)
-                    if _NEWS in said:
-                        self._pass_on(self)
+                async with asyncio.timeout(START_SECONDS_MAX) as starting:
+                    while said := await _received(ours):
+                        if _READY in said:
+                            starting.reschedule(None)
+                            self._ready_at = self._monotonic()
+                            self.was_ready.set()
+                            _log.info("worker_started", worker=self.role.name, pid=process.pid)
+                        if _NEWS in said:
+                            self._pass_on(self)
                 return await asyncio.to_thread(process.wait)
             finally:
                 self._link = None
@@ -319,7 +331,7 @@ async def _end(workers: Sequence[_Worker], how: Callable[[_Worker], None]) -> No
     _, late = await asyncio.wait([worker.life for worker in workers], timeout=STOP_SECONDS_MAX)
     for worker in workers:
         if worker.life in late:
-            _log.error("worker_killed", worker=worker.role.name)
+            _log.error("worker_killed", worker=worker.role.name, reason=f"not ended in {STOP_SECONDS_MAX:g} s")
             worker.life.cancel()
     await asyncio.gather(*(worker.life for worker in workers), return_exceptions=True)
 

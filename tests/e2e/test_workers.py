@@ -176,6 +176,16 @@ async def test_a_signal_drains_all_workers(system: System, number: signal.Signal
     check_stored([message for message in stored if message != "hello"], load.sent)
 
 
+@pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
+async def test_a_signal_to_each_process_while_they_start_is_no_failure(system: System, name: str) -> None:
+    service = system.launch(name)
+    await until("the first of them is there", lambda: bool(workers(service)))
+    for process in (*workers(service).values(), psutil.Process(service.pid)):
+        process.terminate()
+    assert await service.ended() == 0
+    assert service.stdout == ""
+
+
 async def test_a_signal_drains_the_key_service(system: System) -> None:
     key_service = await system.key_service()
     system.issue("demo")

@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address
 from authsvc.client.workers import RESTART_SECONDS_MAX, Parent, Place, Role, StartFailedError, restart_seconds
@@ -155,6 +158,66 @@ async def test_a_stop_while_they_start_ends_those_that_began_and_starts_no_other
     await running.life
     assert running.events == ["1 began", "1 stopped"]
     assert running.starts == 0
+
+
+async def test_a_worker_that_hangs_at_its_start_is_killed_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("authsvc.client.workers.START_SECONDS_MAX", 1.0)
+    (tmp_path / "2-hangs").touch()
+    with capture_logs() as logs:
+        async with asyncio.timeout(60):
+            running = Family(tmp_path, "1", "2")
+            await until("2 is tried again", lambda: running.events.count("2 began") >= 2)
+            assert running.starts == 0
+            (tmp_path / "2-hangs").unlink()
+            await running.saw("parent: all are ready")
+            running.stop.set()
+            await running.life
+    told = {"event": "worker_killed", "log_level": "error", "worker": "2", "reason": "not ready in 1 s"}
+    assert told in logs
+
+
+async def test_what_stops_the_service_may_reach_a_worker_that_starts_before_its_parent(tmp_path: Path) -> None:
+    """As when a supervisor signals all processes: it is no failure to start."""
+    (tmp_path / "1-fails").write_text("1")
+    running = Family(tmp_path, "1", "2")
+    await asyncio.sleep(0)  # for it to start the first
+    (life,) = (task for task in asyncio.all_tasks() if task.get_name() == "worker 1")
+    life.add_done_callback(lambda _: running.stop.set())
+    await running.life
+    assert running.events == ["1 began"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_stop_while_the_parent_looks_at_the_end_of_a_worker_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """One that served long is replaced without a wait."""
+    monkeypatch.setattr("authsvc.client.workers.STOP_SECONDS_MAX", 10.0)
+    monkeypatch.setattr("authsvc.client.workers.GROWN_UP_SECONDS", 0.0)
+    loop = asyncio.get_running_loop()
+
+    def count_down(left: int) -> None:
+        loop.call_soon(count_down, left - 1) if left else running.stop.set()
+
+    def notice(_logger: object, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        events.append(event["event"])
+        if event["event"] == "worker_ended":
+            count_down(turns)
+        raise structlog.DropEvent
+
+    events: list[str] = []
+    before = structlog.get_config()
+    structlog.configure(processors=[notice])
+    try:
+        running = Family(tmp_path, "1")
+        await running.saw("parent: all are ready")
+        os.kill(worker_pid("1"), signal.SIGKILL)
+        await running.life
+    finally:
+        structlog.configure(**before)
+    assert "worker_killed" not in events
 
 
 async def test_news_of_one_reaches_all_others(tmp_path: Path) -> None:
