@@ -54,13 +54,12 @@ async def serve(
     *,
     is_worker: bool = False,
     log_writer: Path | None = None,
-    open_sink: Callable[[Config], Awaitable[LogSink]] | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
 
     `started` is called once, with the bound address, when requests are answered. A worker shares the port with others,
-    and stores by way of the log writer that listens on the socket `log_writer`, if there is one. `open_sink` is for
-    benchmarks. Raises ConfigurationError when the bridge cannot start as configured.
+    and stores by way of the log writer that listens on the socket `log_writer`, if there is one. Raises
+    ConfigurationError when the bridge cannot start as configured.
     """
     config.check_exposure()
     tls = server_tls(config)
@@ -72,7 +71,7 @@ async def serve(
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
-        sink = await (_open_sink(config, log_writer) if open_sink is None else open_sink(config))
+        sink = await _open_sink(config, log_writer)
         stack.push_async_callback(sink.close)
         origins = OriginCounts(
             OriginStore(config.sink_url()) if log_writer is None else RemoteOriginStore(log_writer), now=now

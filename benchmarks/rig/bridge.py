@@ -9,34 +9,45 @@ environment.
 import os
 import sys
 import time
-from functools import partial
+from pathlib import Path
 
 from benchmarks.rig.null_sink import NullSink
 from httpbridge import app, cli
 from httpbridge.config import Config
-from httpbridge.sinks.sql import SqlSink, open_sql_sink
+from httpbridge.sinks.rows import Rows
+from httpbridge.sinks.sql import SqlSink, store_at
 
 
-async def open_null_sink(_config: Config) -> NullSink:
+async def open_null_sink(_config: Config, _log_writer: Path | None) -> NullSink:
     """Store nothing."""
     return NullSink()
 
 
 def main() -> None:
     """Run the command on an app that opens another sink."""
-    sinks: list[SqlSink] = []
-
-    async def open_counted_sink(config: Config) -> SqlSink:
-        sinks.append(await open_sql_sink(config.sink_url(), monotonic=time.monotonic))
-        return sinks[0]
-
     is_null = os.environ["BENCH_SINK"] == "null"
-    app.serve = partial(app.serve, open_sink=open_null_sink if is_null else open_counted_sink)
+    commits = 0
+
+    async def open_counted_sink(config: Config, _log_writer: Path | None) -> SqlSink:
+        store = store_at(config.sink_url())
+        commit = store.commit
+
+        async def counted(group: list[Rows]) -> None:
+            nonlocal commits
+            commits += 1
+            await commit(group)
+
+        store.commit = counted  # type: ignore[method-assign]
+        sink = SqlSink(store, monotonic=time.monotonic, bounds=None)
+        await sink.open()
+        return sink
+
+    app._open_sink = open_null_sink if is_null else open_counted_sink  # type: ignore[assignment]
     try:
         cli.main(sys.argv[1:])
     finally:
-        for sink in sinks:
-            print(f"commits={sink.commits}")
+        if not is_null:
+            print(f"commits={commits}")
 
 
 if __name__ == "__main__":

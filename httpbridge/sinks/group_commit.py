@@ -85,8 +85,6 @@ class GroupCommit(Generic[T]):
         self._wake = asyncio.Event()
         self._closing = False
         self._is_full = False
-        self.commits = 0
-        """How many commits were tried."""
         self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
 
     async def submit(self, item: T, weight: int) -> None:
@@ -169,7 +167,6 @@ class GroupCommit(Generic[T]):
 
     async def _write_apart(self, group: list[_Waiting[T]]) -> None:
         """Commit the group; when that is refused, each half by itself: log(n) commits more for one refused item."""
-        self.commits += 1
         try:
             await self._commit([waiting.item for waiting in group])
         except BatchRefusedError as error:

@@ -95,11 +95,6 @@ class SqlSink:
         self._known_at = float("-inf")
         self._probe: asyncio.Task[None] | None = None
 
-    @property
-    def commits(self) -> int:
-        """How many commits were tried; with the batches written it says how well they share."""
-        return self._group_commit.commits
-
     async def open(self) -> None:
         """Try the store; see `open_sql_sink`."""
         try:
