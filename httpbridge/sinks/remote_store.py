@@ -21,6 +21,9 @@ from httpbridge.sinks.sqlite_store import SqliteStore
 
 _AWAY = "the log writer is not running"
 
+ANSWER_SECONDS_MAX = 10.0
+"""For an answer, connecting included: the writer itself waits for less, so it hangs."""
+
 LENGTH_BYTES = 4
 """Before each message: how long it is, big-endian."""
 
@@ -75,8 +78,8 @@ class RemoteStore:
 
     encode_instant = staticmethod(SqliteStore.encode_instant)
 
-    def __init__(self, path: Path) -> None:
-        self._writer = _Conversation(path)
+    def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
+        self._writer = _Conversation(path, answer_seconds_max)
 
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
@@ -99,7 +102,7 @@ class RemoteOriginStore:
     """Adds counts of origins by way of the writer, in a conversation of its own: no log waits for them."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = _Conversation(path)
+        self._writer = _Conversation(path, ANSWER_SECONDS_MAX)
 
     async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
         """See `origin_counts.OriginCounterStore`."""
@@ -113,8 +116,9 @@ class RemoteOriginStore:
 class _Conversation:
     """One message at a time, and its answer. Connected at the first, and again after the writer was away."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, answer_seconds_max: float) -> None:
         self._path = path
+        self._answer_seconds_max = answer_seconds_max
         self._turn = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._encoder = msgspec.msgpack.Encoder()
@@ -128,7 +132,13 @@ class _Conversation:
             raise BatchRefusedError("The log store cannot hold text that is not valid Unicode") from None
         async with self._turn:
             try:
-                answer = await self._exchange(data)
+                async with asyncio.timeout(self._answer_seconds_max):
+                    answer = await self._exchange(data)
+            except TimeoutError:
+                self.close()
+                raise StoreUnavailableError(
+                    f"no answer from the log writer in {self._answer_seconds_max:g} s"
+                ) from None
             except (OSError, asyncio.IncompleteReadError):
                 self.close()
                 raise StoreUnavailableError(_AWAY) from None

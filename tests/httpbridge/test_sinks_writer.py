@@ -1,7 +1,10 @@
 """The log store of several workers: what each of them stores by way of the one writer of a SQLite file."""
 
 import asyncio
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
@@ -15,9 +18,10 @@ from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.origin_store import OriginCount
-from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
+from httpbridge.sinks.remote_store import ANSWER_SECONDS_MAX, RemoteOriginStore, RemoteStore
 from httpbridge.sinks.sql import SqlSink
 from httpbridge.sinks.writer import serve_writer
+from tests.contract.test_log_sink import counted
 
 NOW = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
 
@@ -77,8 +81,11 @@ async def writing(files: Files) -> AsyncIterator[asyncio.Task[None]]:
 
 
 @asynccontextmanager
-async def worker(files: Files) -> AsyncIterator[SqlSink]:
-    sink = remote_sink(files.socket, monotonic=Clock())
+async def worker(
+    files: Files, store: RemoteStore | None = None, answer_seconds_max: float = ANSWER_SECONDS_MAX
+) -> AsyncIterator[SqlSink]:
+    store = store or RemoteStore(files.socket, answer_seconds_max)
+    sink = SqlSink(store, monotonic=Clock(), bounds=None)
     try:
         yield sink
     finally:
@@ -91,7 +98,9 @@ def batch(*messages: str, **fields: Any) -> LogBatch:
 
 
 async def test_batches_of_all_workers_are_stored_whole(files: Files) -> None:
-    async with writing(files), worker(files) as first, worker(files) as second:
+    stores = [RemoteStore(files.socket) for _ in range(2)]
+    groups = [counted(store) for store in stores]
+    async with writing(files), worker(files, stores[0]) as first, worker(files, stores[1]) as second:
         batches = [[f"{number} {part}" for part in "abc"] for number in range(300)]
         await asyncio.gather(
             *((first, second)[number % 2].write(batch(*messages)) for number, messages in enumerate(batches))
@@ -99,8 +108,7 @@ async def test_batches_of_all_workers_are_stored_whole(files: Files) -> None:
         await first.check()
     stored = [message for (message,) in files.rows()]
     assert sorted(stored[i : i + 3] for i in range(0, len(stored), 3)) == sorted(batches)
-    assert first.commits < 20
-    assert second.commits < 20
+    assert [len(sizes) < 20 for sizes in groups] == [True, True]
 
 
 async def test_every_field_is_stored_as_it_came(files: Files) -> None:
@@ -172,17 +180,48 @@ async def test_without_a_writer_all_is_unavailable_and_the_next_writer_is_found(
 
 async def test_what_waits_when_the_writer_ends_is_unavailable(files: Files) -> None:
     """The commit is held by a lock meanwhile, and so is the writer's end."""
-    async with worker(files) as sink, writing(files) as task:
+    store = RemoteStore(files.socket)
+    groups = counted(store)
+    async with worker(files, store) as sink, writing(files) as task:
         await sink.check()
         with closing(sqlite3.connect(files.store, isolation_level=None)) as lock:
             lock.execute("BEGIN IMMEDIATE")
             writes = [asyncio.create_task(sink.write(batch(str(number)))) for number in range(3)]
-            while not sink.commits:
+            while not groups:
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait(writes)
     for write in writes:
         assert isinstance(write.exception(), StoreUnavailableError)
+
+
+# A log writer in a process of its own.
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from httpbridge.sinks.writer import serve_writer
+asyncio.run(serve_writer(sys.argv[1], Path(sys.argv[2]), asyncio.Event(), lambda: print("listens", flush=True)))
+"""
+
+
+async def test_a_writer_that_hangs_is_unavailable_in_time_until_it_goes_on(files: Files) -> None:
+    command = [sys.executable, "-c", WRITER, files.url, str(files.socket)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:  # noqa: ASYNC220 - it begins at once
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"listens\n"
+            async with worker(files) as patient, worker(files, answer_seconds_max=0.2) as hasty:
+                await patient.check()
+                writer.send_signal(signal.SIGSTOP)
+                async with asyncio.timeout(20):
+                    writes = [hasty.write(batch(str(number))) for number in range(3)]
+                    outcomes = await asyncio.gather(*writes, hasty.check(), return_exceptions=True)
+                assert [str(outcome) for outcome in outcomes] == ["no answer from the log writer in 0.2 s"] * 4
+                writer.send_signal(signal.SIGCONT)
+                await patient.write(batch("afterwards"))
+        finally:
+            writer.kill()
+    assert ("afterwards",) in files.rows()
 
 
 async def test_origins_are_counted_by_way_of_the_writer(files: Files) -> None:
