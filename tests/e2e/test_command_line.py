@@ -151,6 +151,7 @@ def test_tables_are_for_people(system: System) -> None:
         (["authsvc", "keys", "nobody"], 1),
         (["authsvc", "--version"], 0),
         (["httpbridge", "logs"], 2),
+        (["httpbridge", "logs", "\udcff"], 2),  # a byte that is not UTF-8
         (["httpbridge", "--help"], 0),
     ],
 )
