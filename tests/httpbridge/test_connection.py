@@ -5,6 +5,7 @@ import gzip
 import logging
 import socket
 import ssl
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -341,6 +342,32 @@ async def test_a_bomb_is_refused_without_being_unpacked() -> None:
         bomb = gzip.compress(bytes(200 * LIMIT_BYTES))
         answer = await bridge.exchange(request("POST", "/ingest/logs", "Content-Encoding: gzip", body=bomb))
         assert answer.status == 413
+
+
+LARGE_BODY = b'{"padding": "%b", "logs": [{"level": "info", "message": "hello"}]}' % (b"x" * 4_000_000)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(body=LARGE_BODY),
+        request("POST", "/ingest/logs", "Content-Encoding: gzip", body=gzip.compress(LARGE_BODY)),
+    ],
+    ids=["as it is", "gzip"],
+)
+async def test_no_body_is_held_while_the_store_takes_its_time(bridge: Bridge, sent: bytes) -> None:
+    bridge.sink.gate.clear()
+    client = await bridge.connect()
+    tracemalloc.start()
+    try:
+        client.send(sent)
+        await bridge.sink.writing.wait()
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    bridge.sink.gate.set()
+    assert (await client.answer()).status == 200
+    assert held_bytes < 1024 * 1024
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_a_503_to_be_sent_again() -> None:
