@@ -224,6 +224,50 @@ async def test_a_flood_on_one_connection_leaves_others_their_turn(bridge: Bridge
     assert [(await flood.answer()).status for _ in range(count)] == [401] * count
 
 
+@pytest.mark.parametrize(
+    "follower",
+    [
+        request(key=None, body=bytes(500_000)),
+        request("GET", "/health", *(f"X-{number}: {'x' * 8000}" for number in range(90)), key=None),
+    ],
+    ids=["bodies", "headers"],
+)
+async def test_a_connection_holds_little_of_what_follows_a_request_that_waits(bridge: Bridge, follower: bytes) -> None:
+    """However large the requests are, and although all of them are answered in the end."""
+    count = 40
+    unsent = memoryview(follower * count)
+    bridge.validator.gate.clear()
+    loop = asyncio.get_running_loop()
+    other = await bridge.connect()
+    with socket.create_connection(("127.0.0.1", bridge.port)) as client:
+        client.setblocking(False)
+        client.send(request(body=BODY))
+        await bridge.validator.is_asked.wait()
+        tracemalloc.start()
+        try:
+            stalls = 0
+            while unsent and stalls < 3:
+                try:
+                    unsent = unsent[client.send(unsent[:65536]) :]
+                    stalls = 0
+                except BlockingIOError:
+                    stalls += 1
+                other.send(request("GET", "/health", key=None))  # by its answer the server has read what it would
+                await other.answer()
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        bridge.validator.gate.set()
+        sending = asyncio.create_task(loop.sock_sendall(client, unsent))
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") <= count:
+            received = await loop.sock_recv(client, 65536)
+            assert received
+            answers += received
+        await sending
+    assert held_bytes < 4 * 1024 * 1024
+
+
 @pytest.mark.parametrize("body", [None, BODY])
 @pytest.mark.parametrize(
     "first",
