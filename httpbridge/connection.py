@@ -100,8 +100,12 @@ class Request:
         self.version = message.version
         self.headers = message.headers
         self.is_cross_origin = hdrs.ORIGIN in self.headers
-        self.closes = message.should_close
-        """Whether the connection ends with the answer."""
+        self.closes = message.should_close or message.upgrade
+        """Whether the connection ends with the answer.
+
+        It does after an offer to speak another protocol, which nobody here takes up: aiohttp drops what it read
+        together with such a request, so that what comes next need not be the beginning of one.
+        """
         self.leaves_body_unasked = (
             not payload.is_eof()
             and self.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
@@ -177,7 +181,7 @@ class Connection(BaseProtocol):
         self._arrival: asyncio.Future[None] | None = None
         """Done when something was parsed, or the connection is lost."""
         self._is_broken = False
-        """What comes is not HTTP, and discarded."""
+        """What comes is discarded: it is not HTTP, or nobody knows where its next request begins."""
         self._is_half_closed = False
         self._work: asyncio.Task[None] | None = None
         self._idle_since = 0.0
@@ -231,12 +235,8 @@ class Connection(BaseProtocol):
         if self._is_broken:
             return
         try:
-            messages, is_upgrade, rest = self._parser.feed_data(data)
+            messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
             self._queue += messages
-            while is_upgrade:  # which nobody here agrees to: what follows is the next request
-                self._parser.set_upgraded(False)
-                messages, is_upgrade, rest = self._parser.feed_data(rest)
-                self._queue += messages
         except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
             self._is_broken = True
             # A body that was being read will not go on; nobody else tells its reader.

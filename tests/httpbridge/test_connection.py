@@ -268,30 +268,46 @@ async def test_a_connection_holds_little_of_what_follows_a_request_that_waits(br
     assert held_bytes < 4 * 1024 * 1024
 
 
-@pytest.mark.parametrize("body", [None, BODY])
+HTTP_2 = request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: h2c", body=BODY)
+WEBSOCKET = request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: websocket", body=BODY)
+
+
+@pytest.mark.parametrize("following", [b"", request(body=BODY), request("GET", "/health")[:20]])
 @pytest.mark.parametrize(
-    "first",
+    ("offer", "status"),
     [
-        request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: websocket", body=BODY),
-        request("CONNECT", "bridge.example:443", key=None),
+        (HTTP_2, 200),
+        (WEBSOCKET, 200),
+        (request("GET", "/health", "Connection: upgrade", "Upgrade: h2c"), 200),
+        (request("CONNECT", "bridge.example:443"), 404),
     ],
 )
-async def test_nothing_is_upgraded_and_what_follows_is_the_next_request(
-    bridge: Bridge, first: bytes, body: bytes | None
+async def test_an_offer_of_another_protocol_is_answered_in_this_one_and_ends_the_connection(
+    bridge: Bridge, offer: bytes, status: int, following: bytes
 ) -> None:
+    """Where the next request begins is not known then, so nothing that follows is taken for one."""
     client = await bridge.connect()
-    following = request("PUT", body=body)
-    client.send(first + following + first + following)
-    status = 404 if first.startswith(b"CONNECT") else 200
-    assert [(await client.answer()).status for _ in range(4)] == [status, 405] * 2
+    client.send(request("PUT") + offer + following)
+    answers = [await client.answer() for _ in range(2)]
+    assert [answer.status for answer in answers] == [405, status]
+    assert [answer.headers.get("connection") for answer in answers] == [None, "close"]
+    assert await client.rest() == b""
+    assert len(bridge.sink.batches) == (1 if offer.startswith(b"POST") else 0)
 
 
-async def test_an_offer_of_http_2_is_passed_over(bridge: Bridge) -> None:
+@pytest.mark.parametrize("offer", [HTTP_2, WEBSOCKET])
+async def test_what_comes_while_such_an_offer_is_worked_on_is_not_answered(bridge: Bridge, offer: bytes) -> None:
+    bridge.validator.gate.clear()
     client = await bridge.connect()
-    for _ in range(2):
-        client.send(request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: h2c", body=BODY))
-        answer = await client.answer()
-        assert (answer.status, answer.headers.get("connection")) == (200, None)
+    client.send(offer)
+    await bridge.validator.is_asked.wait()
+    client.send(request(body=BODY))
+    await bridge.exchange(request("GET", "/health", key=None))  # by then the server has read it
+    bridge.validator.gate.set()
+    answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert await client.rest() == b""
+    assert len(bridge.sink.batches) == 1
 
 
 @pytest.mark.parametrize(
