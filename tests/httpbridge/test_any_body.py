@@ -1,17 +1,24 @@
-"""Any bytes at all as a body get a 200, 400, 413 or 415, and a 200 stores what another reader of JSON finds in it."""
+"""Any bytes at all as a body get a 200, 400, 413 or 415, and a 200 stores what another reader of JSON finds in it.
+
+On the stores, too: what was taken is written to each, and read back.
+"""
 
 import asyncio
 import gzip
 import json
 import zlib
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
+import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from httpbridge.logs import LogBatch
+from httpbridge.sinks.schema import logs
+from tests.contract.test_log_sink import query, sink_on
 from tests.httpbridge.conftest import Bridge, request, running_bridge
 
 LIMIT_BYTES = 100_000
@@ -98,6 +105,33 @@ def check_is_what_the_body_says(batch: LogBatch, body: bytes) -> None:
         assert not any("\0" in text for text in kept if text)
 
 
+def expected_rows(batch: LogBatch) -> Iterator[dict[str, Any]]:
+    """Fill in what an entry leaves to its batch."""
+    for entry in batch.entries:
+        yield {
+            "project_id": batch.project_id,
+            "key_id": batch.key_id,
+            "received_at": batch.received_at,
+            "service": batch.service,
+            "environment": batch.environment,
+            "level": entry.level.value,
+            "message": entry.message,
+            "timestamp": entry.timestamp or batch.received_at,
+            "metadata": entry.metadata,
+            **{name: getattr(entry, name) for name in OPTIONAL_TEXTS},
+            "release": batch.release if entry.release is None else entry.release,
+        }
+
+
+async def check_is_stored(url: str, batches: list[LogBatch]) -> None:
+    """Write them, many to a commit, and compare what the store has then."""
+    async with sink_on(url) as sink:
+        await asyncio.gather(*(sink.write(batch) for batch in batches))
+    columns = [column for column in logs.columns if column is not logs.c.id]
+    stored = await query(url, sa.select(*columns).order_by(logs.c.id))
+    assert stored == [row for batch in batches for row in expected_rows(batch)]
+
+
 async def post(bridge: Bridge, body: bytes, encoding: str, announced: str) -> None:
     bridge.sink.batches.clear()
     sent = request("POST", "/ingest/logs", f"Content-Encoding: {announced}", body=_encode(body, encoding))
@@ -113,11 +147,12 @@ async def post(bridge: Bridge, body: bytes, encoding: str, announced: str) -> No
         assert json.loads(answer.body)["error"]
 
 
-def test_any_body_is_refused_or_stored_faithfully() -> None:
+def test_any_body_is_refused_or_stored_faithfully(sqlite_url: str, postgres_url: str) -> None:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         bridge = runner.run(stack.enter_async_context(running_bridge(rate_limit=10**9, body_bytes_max=LIMIT_BYTES)))
         outcomes: set[bool] = set()
+        taken: list[LogBatch] = []
 
         @given(bodies(), st.sampled_from(["identity", "gzip", "deflate"]), st.booleans())
         @example(b"[" * (LIMIT_BYTES - 1), "identity", True)
@@ -130,9 +165,12 @@ def test_any_body_is_refused_or_stored_faithfully() -> None:
         def check(body: bytes, encoding: str, is_announced: bool) -> None:
             runner.run(post(bridge, body, encoding, encoding if is_announced else "identity"))
             outcomes.add(bool(bridge.sink.batches))
+            taken.extend(bridge.sink.batches)
 
         try:
             check()
             assert outcomes == {True, False}  # or the strategy is too tame, or too wild
+            for url in (sqlite_url, postgres_url):
+                runner.run(check_is_stored(url, taken))
         finally:
             runner.run(stack.aclose())
