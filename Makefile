@@ -16,9 +16,15 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: $$($(PYTHON) --version) found; try make PYTHON=python3.11" >&2; exit 1; }
 	@echo "setting up .venv (once, about a minute)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement requirements-dev.lock
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	  $(PYTHON) -m venv .venv && pip="$(BIN)/pip"; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -m venv --without-pip .venv && pip="$(PYTHON) -m pip --python $(BIN)/python"; \
+	else \
+	  echo "$(PYTHON) has neither ensurepip nor pip: on Debian, apt-get install python3-venv" >&2; exit 1; \
+	fi && \
+	$$pip install -qq --disable-pip-version-check --require-hashes --no-deps --requirement requirements-dev.lock && \
+	$$pip install -qq --disable-pip-version-check --no-build-isolation --no-deps --editable .
 	@touch $@
 
 proto: $(STAMP) ## generate code from protos/

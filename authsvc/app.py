@@ -42,7 +42,7 @@ _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_nam
 _MESSAGE_BYTES_MAX = 512 * 1024
 _OTHER_FILES_MAX = 100  # the database's, and the system's
 _DRAIN_SECONDS = 10.0
-_SWEEP_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 """Between two looks at whether a call is still under way."""
 _LAST_ANSWERS_SECONDS = 0.5
 """For what was answered to be sent."""
@@ -153,7 +153,7 @@ async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
     """Let the calls under way be answered, and wait for nobody else: a holder may be frozen, or cut off."""
     stopping = asyncio.create_task(server.stop(_DRAIN_SECONDS))
     while guard.calls and not stopping.done():
-        await asyncio.wait([stopping], timeout=_SWEEP_SECONDS)
+        await asyncio.wait([stopping], timeout=_POLL_SECONDS)
     await server.stop(_LAST_ANSWERS_SECONDS)
     await stopping
 

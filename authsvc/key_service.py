@@ -21,7 +21,7 @@ from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, Reset
 from authsvc.client.raw_key import Digest, RawKey, digest_of
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.index import Index, IndexedKey
-from authsvc.keys import ProjectId, generate_key_id, generate_raw_key, parse_project_id
+from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key, parse_key_id, parse_project_id
 from authsvc.leases import INDEX_ID_PREFIX
 from authsvc.messages import Context
 from authsvc.origins import OriginEntryError, normalise_list
@@ -111,7 +111,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
     async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeResponse:
         """End a key and issue the next."""
         project_id = parse_project_id(request.project_id)
-        key_id = request.key_id if request.HasField("key_id") else None
+        key_id = parse_key_id(request.key_id) if request.HasField("key_id") else None
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         raw_key, new_key = _new_key()
         outcome = await self._finish(self._revoke(project_id, key_id, new_key, _caller(context)))
@@ -174,7 +174,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         _log.info("key_issued", project_id=project_id, key_id=key.key_id, caller=caller, revision=revision)
         return key, origins, revision
 
-    async def _revoke(self, project_id: ProjectId, key_id: str | None, new_key: NewKey, caller: str) -> Revoked:
+    async def _revoke(self, project_id: ProjectId, key_id: KeyId | None, new_key: NewKey, caller: str) -> Revoked:
         outcome = await self._store.revoke(project_id, key_id, new_key, caller)
         if outcome.next_key is not None:
             ids = {"key_id": outcome.key.key_id, "next_key_id": outcome.next_key.key_id}

@@ -1,4 +1,4 @@
-"""Making keys: raw keys, key ids, and the rule for project ids. Pure but for randomness.
+"""Making keys: raw keys, key ids; the rules for key ids and project ids. Pure but for randomness.
 
 The format and digest of a raw key, which callers of the service need too, are in
 `authsvc.client.raw_key`.
@@ -9,11 +9,12 @@ import secrets
 from typing import NewType
 
 from authsvc.client.raw_key import PREFIX, RawKey
-from authsvc.errors import InvalidArgumentError
+from authsvc.errors import InvalidArgumentError, NotFoundError
 
 KeyId = NewType("KeyId", str)
 ProjectId = NewType("ProjectId", str)
 
+_KEY_ID = re.compile(r"key_[0-9a-f]{16}")
 _PROJECT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -25,6 +26,13 @@ def generate_raw_key() -> RawKey:
 def generate_key_id() -> KeyId:
     """Return a new key id, `key_` and 16 hex digits. It is public, and only has to be unique."""
     return KeyId("key_" + secrets.token_hex(8))
+
+
+def parse_key_id(text: str) -> KeyId:
+    """Return the text as a key id; raise NotFoundError when it is not one, and so no key's."""
+    if _KEY_ID.fullmatch(text) is None:
+        raise NotFoundError(f"no key {text[:40]!r}")
+    return KeyId(text)
 
 
 def parse_project_id(text: str) -> ProjectId:

@@ -207,7 +207,7 @@ class KeyStore:
             await self._record(connection, revision, ChangeKind.ISSUE, project_id, [key.digest], caller, now)
         return stored, tuple(origins), revision
 
-    async def revoke(self, project_id: ProjectId, key_id: str | None, next_key: NewKey, caller: str) -> Revoked:
+    async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Revoked:
         """Revoke the named key, or else the active one, and store the project's next key.
 
         A key that is revoked already changes nothing. Raises NotFoundError for an unknown project or key.
@@ -217,7 +217,7 @@ class KeyStore:
         async with self._mutating() as (connection, revision, now):
             row = (await connection.execute(query)).one_or_none()
             if row is None:
-                what = "active key" if key_id is None else f"key {key_id[:40]!r}"
+                what = "active key" if key_id is None else f"key {key_id!r}"
                 raise NotFoundError(f"no {what} in a project {project_id!r}")
             if row.revoke_time is not None:
                 await connection.rollback()  # rule 11

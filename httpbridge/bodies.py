@@ -18,7 +18,10 @@ from multidict import MultiMapping
 from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
 
 BUDGET_BYTES = 256 * 1024 * 1024
-"""For the bodies that are being read and inflated, all together: fifty of the largest, as they come and inflated."""
+"""For the bodies that are being read and inflated, all together: fifty of the largest, as they come and inflated.
+
+A body that came along with its headers takes a share only as it is inflated.
+"""
 
 _INPUT_STEP_BYTES = 16 * 1024
 """Inflated at a time. zlib hands back what it did not use as a copy: over the whole body that would be quadratic."""

@@ -158,8 +158,17 @@ def sign_in_link(name: str | None, url: str | None) -> None:
     click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
 
 
+def _stored_text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Refuse bytes that are not UTF-8, which Python hands over as half surrogate pairs, and no store takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("is not UTF-8") from None
+    return value
+
+
 @main.command()
-@click.argument("project")
+@click.argument("project", callback=_stored_text)
 @click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
 @click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
 @click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")

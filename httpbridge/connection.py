@@ -32,7 +32,10 @@ HEADER_BYTES_MAX = 8190
 HEADERS_MAX = 100
 
 PIPELINED_MAX = 32
-"""Requests parsed ahead; beyond it the connection is not read."""
+"""Requests parsed ahead; beyond it the connection is not read until their turn has come."""
+
+READ_AHEAD_BYTES_MAX = 512 * 1024
+"""Of requests that wait for those before them, headers and bodies; beyond it likewise."""
 
 _BODY_BUFFER_BYTES = 256 * 1024
 """Of a body that comes faster than it is read; beyond twice of it the connection is not read."""
@@ -97,8 +100,12 @@ class Request:
         self.version = message.version
         self.headers = message.headers
         self.is_cross_origin = hdrs.ORIGIN in self.headers
-        self.closes = message.should_close
-        """Whether the connection ends with the answer."""
+        self.closes = message.should_close or message.upgrade
+        """Whether the connection ends with the answer.
+
+        It does after an offer to speak another protocol, which nobody here takes up: aiohttp drops what it read
+        together with such a request, so that what comes next need not be the beginning of one.
+        """
         self.leaves_body_unasked = (
             not payload.is_eof()
             and self.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
@@ -144,6 +151,7 @@ class Connection(BaseProtocol):
         "_is_broken",
         "_is_half_closed",
         "_queue",
+        "_read_ahead_bytes",
         "_request",
         "_timer",
         "_work",
@@ -166,12 +174,14 @@ class Connection(BaseProtocol):
         self._parser: HttpRequestParser
         self.host = host
         self._queue: deque[_Message] = deque()
+        self._read_ahead_bytes = 0
+        """Came before its turn since reading was last paused for that: at least what waits now."""
         self._request: Request | None = None
         """The one that is worked on; None while waiting for the next."""
         self._arrival: asyncio.Future[None] | None = None
         """Done when something was parsed, or the connection is lost."""
         self._is_broken = False
-        """What comes is not HTTP, and discarded."""
+        """What comes is discarded: it is not HTTP, or nobody knows where its next request begins."""
         self._is_half_closed = False
         self._work: asyncio.Task[None] | None = None
         self._idle_since = 0.0
@@ -225,12 +235,8 @@ class Connection(BaseProtocol):
         if self._is_broken:
             return
         try:
-            messages, is_upgrade, rest = self._parser.feed_data(data)
+            messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
             self._queue += messages
-            while is_upgrade:  # which nobody here agrees to: what follows is the next request
-                self._parser.set_upgraded(False)
-                messages, is_upgrade, rest = self._parser.feed_data(rest)
-                self._queue += messages
         except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
             self._is_broken = True
             # A body that was being read will not go on; nobody else tells its reader.
@@ -240,8 +246,8 @@ class Connection(BaseProtocol):
             self._queue.append((None, EMPTY_PAYLOAD))
         if self._queue:
             self._wake()
-            if len(self._queue) >= PIPELINED_MAX and not self._buffer_paused:
-                self._pause_reading_for_buffer()
+            if self._request is not None or len(self._queue) >= PIPELINED_MAX:
+                self._count_ahead(len(data))
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Read on, if it was paused: aiohttp calls this at the end of every body."""
@@ -280,7 +286,7 @@ class Connection(BaseProtocol):
             if self._queue:
                 message = self._queue.popleft()
                 self._parser.message_consumed()
-                if self._buffer_paused and len(self._queue) <= PIPELINED_MAX // 2:
+                if self._buffer_paused and not self._queue:
                     await asyncio.sleep(0)  # so many were answered in a row, perhaps: others have their turn
                     self._parse_on()
                 return message
@@ -336,8 +342,16 @@ class Connection(BaseProtocol):
                     await payload.readany()
         return payload.is_eof()
 
+    def _count_ahead(self, count: int) -> None:
+        """Count bytes that came before their turn; when these or the requests are too many, no more are read."""
+        self._read_ahead_bytes += count
+        is_far_ahead = len(self._queue) >= PIPELINED_MAX or self._read_ahead_bytes > READ_AHEAD_BYTES_MAX
+        if is_far_ahead and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+
     def _parse_on(self) -> None:
         """Let the parser go on with what it kept back, and the connection be read again if that was all."""
+        self._read_ahead_bytes = 0
         self.data_received(b"")
         if len(self._queue) < PIPELINED_MAX:
             self._resume_reading_for_buffer()

@@ -30,7 +30,7 @@ BODY_TIMEOUT_SECONDS = 120.0
 CONNECTIONS_MAX = 10_000
 """Open at once: bounds what buffers and idle clients take. Each is an open file."""
 
-_SWEEP_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
 
 _ANSWERS: Mapping[type, Response] = {
@@ -134,7 +134,7 @@ class PublicServer:
                 while self._connections:
                     for connection in self._connections:
                         connection.close_if_idle()
-                    await asyncio.sleep(_SWEEP_SECONDS)
+                    await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             self._log.warning("requests_cancelled", connections=len(self._connections))
             await asyncio.gather(*(connection.cancel() for connection in self._connections))

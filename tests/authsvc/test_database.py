@@ -163,3 +163,15 @@ async def test_the_database_is_its_users_alone_wherever_it_lies(tmp_path: Path) 
         assert modes(tmp_path) == {"keys.db": 0o600, "keys.db-wal": 0o600, "keys.db-shm": 0o600}
     with closing(sqlite3.connect(tmp_path / "keys.db")) as connection:
         assert connection.execute("SELECT count(*) FROM keys").fetchone() == (1,)
+
+
+async def test_revoking_what_is_no_key_id_is_not_found(tmp_path: Path, database_url: str) -> None:
+    """Whatever the database could make of it, such as U+0000, which PostgreSQL does not take."""
+    async with migrated(tmp_path, database_url) as service:
+        admin = service.token()
+        await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=admin)
+        for key_id in ("", "\0", "key_0123456789abcde\0", "key_0123456789abcdef\0", "key_0123456789ABCDEF", "ä" * 1000):
+            request = pb.RevokeRequest(project_id="demo", key_id=key_id)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await service.keys.Revoke(request, metadata=admin)
+            assert caught.value.code() is Code.NOT_FOUND, key_id

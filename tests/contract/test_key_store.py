@@ -18,7 +18,7 @@ from authsvc.client.environment import ConfigurationError
 from authsvc.client.raw_key import RawKey
 from authsvc.database import Database
 from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
-from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
+from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key
 from authsvc.migrations import upgrade
 from authsvc.store import SCHEMA_VERSION, ActiveKey, ChangeKind, KeyStore, NewKey, Revision
 from tests.postgres import PostgresServer
@@ -179,7 +179,7 @@ async def test_unknown_projects_and_keys_are_not_found(store: KeyStore) -> None:
     with pytest.raises(NotFoundError, match="nobody"):
         await store.revoke(ProjectId("nobody"), None, new_key()[1], "tester")
     with pytest.raises(NotFoundError, match="key_0000"):
-        await store.revoke(DEMO, "key_0000", new_key()[1], "tester")
+        await store.revoke(DEMO, KeyId("key_0000"), new_key()[1], "tester")
     with pytest.raises(NotFoundError):
         await store.revoke(DEMO, other_key.key_id, new_key()[1], "tester")  # another project's
     with pytest.raises(NotFoundError):

@@ -340,6 +340,12 @@ def test_logs_are_selected_by_time_and_level(system: System, bridge: Service, op
 def test_logs_of_another_project_are_not_shown(system: System, bridge: Service) -> None:
     done = system.run("httpbridge", "logs", "nobody")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "no logs of project nobody\n")
+
+
+def test_logs_of_a_project_that_is_not_utf_8_are_wrong_usage(system: System, bridge: Service) -> None:
+    done = system.run("httpbridge", "logs", "\udcff")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not UTF-8" in done.stderr
     assert shown(system, "nobody") == []
 
 

@@ -168,7 +168,7 @@ async def shoot_until(
     while too_late < SHOTS_TOO_LATE:
         too_late += trial.traffic.now() > unix_seconds
         shots.add(asyncio.create_task(trial.traffic.shoot(victim.service.address, life.key)))
-        await asyncio.sleep(SHOT_SECONDS)
+        await asyncio.sleep(SHOT_SECONDS)  # the rate: a stopped bridge answers nothing that could be waited for
 
 
 async def test_a_bridge_that_cannot_confirm_is_named_and_accepts_nothing_after_effective_by(

@@ -1,17 +1,24 @@
-"""Any bytes at all as a body get a 200, 400, 413 or 415, and a 200 stores what another reader of JSON finds in it."""
+"""Any bytes at all as a body get a 200, 400, 413 or 415, and a 200 stores what another reader of JSON finds in it.
+
+On the stores, too: what was taken is written to each, and read back.
+"""
 
 import asyncio
 import gzip
 import json
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from httpbridge.logs import LogBatch
+from httpbridge.sinks.schema import logs
+from tests.contract.test_log_sink import query, sink_on
 from tests.httpbridge.conftest import Bridge, request, running_bridge
 
 LIMIT_BYTES = 100_000
@@ -20,33 +27,54 @@ LIMIT_BYTES = 100_000
 TEXTS = (
     st.text() | st.text(st.sampled_from('a"\\u0d8/{}[]\0\x1f\x7f\ufeff\ufffd😀')) | st.text(min_size=120, max_size=300)
 )
-VALUES: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
-    max_leaves=8,
-)
-TIMESTAMPS = st.datetimes(timezones=st.none() | st.timezones()).map(datetime.isoformat)
+FITTING_TEXTS = TEXTS.filter(lambda text: "\0" not in text)
+
+
+def values(texts: st.SearchStrategy[str], numbers: st.SearchStrategy[float]) -> st.SearchStrategy[Any]:
+    """Draw what JSON can say."""
+    return st.recursive(
+        st.none() | st.booleans() | st.integers() | numbers | texts,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+        max_leaves=8,
+    )
+
+
+VALUES = values(TEXTS, st.floats())
+FITTING_VALUES = values(FITTING_TEXTS, st.floats(allow_nan=False, allow_infinity=False))
+OFFSETS = st.integers(-1439, 1439).map(lambda minutes: timezone(timedelta(minutes=minutes)))
 OPTIONAL_TEXTS = ("trace_id", "span_id", "request_id", "vercel_id", "context", "release")
+
+Wrongly = Callable[[st.SearchStrategy[Any]], st.SearchStrategy[Any]]
 
 
 def sometimes_wrong(fitting: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    return st.one_of(*[fitting] * 6, VALUES)
+    return st.one_of(*[fitting] * 6, VALUES, TEXTS)
 
 
-ENTRIES = st.fixed_dictionaries(
-    {"level": sometimes_wrong(st.sampled_from(["debug", "info", "warn", "error"])), "message": sometimes_wrong(TEXTS)},
-    optional={
-        "timestamp": sometimes_wrong(TIMESTAMPS),
-        "metadata": sometimes_wrong(st.dictionaries(TEXTS, VALUES, max_size=3)),
-        **{name: sometimes_wrong(st.none() | TEXTS) for name in OPTIONAL_TEXTS},
-        "product": VALUES,
-    },
-)
-BATCHES = st.fixed_dictionaries(
-    {"logs": sometimes_wrong(st.lists(sometimes_wrong(ENTRIES), min_size=1, max_size=3))},
-    optional={name: sometimes_wrong(st.none() | TEXTS) for name in ("service", "environment", "release")}
-    | {"x": VALUES},
-)
+def batches(wrongly: Wrongly) -> st.SearchStrategy[Any]:
+    """Draw batches as the contract has them, but for what `wrongly` makes of their fields."""
+    names = wrongly(st.none() | FITTING_TEXTS.map(lambda text: text[:256] or "x"))
+    releases = wrongly(st.none() | FITTING_TEXTS.map(lambda text: text[:128]))
+    entries = st.fixed_dictionaries(
+        {
+            "level": wrongly(st.sampled_from(["debug", "info", "warn", "error"])),
+            "message": wrongly(FITTING_TEXTS),
+        },
+        optional={
+            "timestamp": wrongly(st.datetimes(timezones=st.none() | OFFSETS).map(datetime.isoformat)),
+            "metadata": wrongly(st.dictionaries(FITTING_TEXTS, FITTING_VALUES, max_size=3)),
+            **{name: wrongly(st.none() | FITTING_TEXTS) for name in OPTIONAL_TEXTS},
+            "release": releases,
+            "product": FITTING_VALUES,
+        },
+    )
+    return st.fixed_dictionaries(
+        {"logs": wrongly(st.lists(wrongly(entries), min_size=1, max_size=3))},
+        optional={"service": names, "environment": names, "release": releases, "x": FITTING_VALUES},
+    )
+
+
+BATCHES = batches(lambda fitting: fitting) | batches(sometimes_wrong)
 
 
 @st.composite
@@ -98,6 +126,33 @@ def check_is_what_the_body_says(batch: LogBatch, body: bytes) -> None:
         assert not any("\0" in text for text in kept if text)
 
 
+def expected_rows(batch: LogBatch) -> Iterator[dict[str, Any]]:
+    """Fill in what an entry leaves to its batch."""
+    for entry in batch.entries:
+        yield {
+            "project_id": batch.project_id,
+            "key_id": batch.key_id,
+            "received_at": batch.received_at,
+            "service": batch.service,
+            "environment": batch.environment,
+            "level": entry.level.value,
+            "message": entry.message,
+            "timestamp": entry.timestamp or batch.received_at,
+            "metadata": entry.metadata,
+            **{name: getattr(entry, name) for name in OPTIONAL_TEXTS},
+            "release": batch.release if entry.release is None else entry.release,
+        }
+
+
+async def check_is_stored(url: str, batches: list[LogBatch]) -> None:
+    """Write them, many to a commit, and compare what the store has then."""
+    async with sink_on(url) as sink:
+        await asyncio.gather(*(sink.write(batch) for batch in batches))
+    columns = [column for column in logs.columns if column is not logs.c.id]
+    stored = await query(url, sa.select(*columns).order_by(logs.c.id))
+    assert stored == [row for batch in batches for row in expected_rows(batch)]
+
+
 async def post(bridge: Bridge, body: bytes, encoding: str, announced: str) -> None:
     bridge.sink.batches.clear()
     sent = request("POST", "/ingest/logs", f"Content-Encoding: {announced}", body=_encode(body, encoding))
@@ -113,11 +168,11 @@ async def post(bridge: Bridge, body: bytes, encoding: str, announced: str) -> No
         assert json.loads(answer.body)["error"]
 
 
-def test_any_body_is_refused_or_stored_faithfully() -> None:
+def test_any_body_is_refused_or_stored_faithfully(sqlite_url: str, postgres_url: str) -> None:
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         bridge = runner.run(stack.enter_async_context(running_bridge(rate_limit=10**9, body_bytes_max=LIMIT_BYTES)))
-        outcomes: set[bool] = set()
+        taken: list[LogBatch] = []
 
         @given(bodies(), st.sampled_from(["identity", "gzip", "deflate"]), st.booleans())
         @example(b"[" * (LIMIT_BYTES - 1), "identity", True)
@@ -129,10 +184,12 @@ def test_any_body_is_refused_or_stored_faithfully() -> None:
         @settings(max_examples=300, deadline=None)
         def check(body: bytes, encoding: str, is_announced: bool) -> None:
             runner.run(post(bridge, body, encoding, encoding if is_announced else "identity"))
-            outcomes.add(bool(bridge.sink.batches))
+            taken.extend(bridge.sink.batches)
 
         try:
             check()
-            assert outcomes == {True, False}  # or the strategy is too tame, or too wild
+            assert 30 <= len(taken) <= 200  # or the strategy is too wild, or too tame
+            for url in (sqlite_url, postgres_url):
+                runner.run(check_is_stored(url, taken))
         finally:
             runner.run(stack.aclose())

@@ -5,6 +5,7 @@ import gzip
 import logging
 import socket
 import ssl
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -223,30 +224,90 @@ async def test_a_flood_on_one_connection_leaves_others_their_turn(bridge: Bridge
     assert [(await flood.answer()).status for _ in range(count)] == [401] * count
 
 
-@pytest.mark.parametrize("body", [None, BODY])
 @pytest.mark.parametrize(
-    "first",
+    "follower",
     [
-        request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: websocket", body=BODY),
-        request("CONNECT", "bridge.example:443", key=None),
+        request(key=None, body=bytes(500_000)),
+        request("GET", "/health", *(f"X-{number}: {'x' * 8000}" for number in range(90)), key=None),
+    ],
+    ids=["bodies", "headers"],
+)
+async def test_a_connection_holds_little_of_what_follows_a_request_that_waits(bridge: Bridge, follower: bytes) -> None:
+    """However large the requests are, and although all of them are answered in the end."""
+    count = 40
+    unsent = memoryview(follower * count)
+    bridge.validator.gate.clear()
+    loop = asyncio.get_running_loop()
+    other = await bridge.connect()
+    with socket.create_connection(("127.0.0.1", bridge.port)) as client:
+        client.setblocking(False)
+        client.send(request(body=BODY))
+        await bridge.validator.is_asked.wait()
+        tracemalloc.start()
+        try:
+            stalls = 0
+            while unsent and stalls < 3:
+                try:
+                    unsent = unsent[client.send(unsent[:65536]) :]
+                    stalls = 0
+                except BlockingIOError:
+                    stalls += 1
+                other.send(request("GET", "/health", key=None))  # by its answer the server has read what it would
+                await other.answer()
+            held_bytes, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        bridge.validator.gate.set()
+        sending = asyncio.create_task(loop.sock_sendall(client, unsent))
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") <= count:
+            received = await loop.sock_recv(client, 65536)
+            assert received
+            answers += received
+        await sending
+    assert held_bytes < 4 * 1024 * 1024
+
+
+HTTP_2 = request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: h2c", body=BODY)
+WEBSOCKET = request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: websocket", body=BODY)
+
+
+@pytest.mark.parametrize("following", [b"", request(body=BODY), request("GET", "/health")[:20]])
+@pytest.mark.parametrize(
+    ("offer", "status"),
+    [
+        (HTTP_2, 200),
+        (WEBSOCKET, 200),
+        (request("GET", "/health", "Connection: upgrade", "Upgrade: h2c"), 200),
+        (request("CONNECT", "bridge.example:443"), 404),
     ],
 )
-async def test_nothing_is_upgraded_and_what_follows_is_the_next_request(
-    bridge: Bridge, first: bytes, body: bytes | None
+async def test_an_offer_of_another_protocol_is_answered_in_this_one_and_ends_the_connection(
+    bridge: Bridge, offer: bytes, status: int, following: bytes
 ) -> None:
+    """Where the next request begins is not known then, so nothing that follows is taken for one."""
     client = await bridge.connect()
-    following = request("PUT", body=body)
-    client.send(first + following + first + following)
-    status = 404 if first.startswith(b"CONNECT") else 200
-    assert [(await client.answer()).status for _ in range(4)] == [status, 405] * 2
+    client.send(request("PUT") + offer + following)
+    answers = [await client.answer() for _ in range(2)]
+    assert [answer.status for answer in answers] == [405, status]
+    assert [answer.headers.get("connection") for answer in answers] == [None, "close"]
+    assert await client.rest() == b""
+    assert len(bridge.sink.batches) == (1 if offer.startswith(b"POST") else 0)
 
 
-async def test_an_offer_of_http_2_is_passed_over(bridge: Bridge) -> None:
+@pytest.mark.parametrize("offer", [HTTP_2, WEBSOCKET])
+async def test_what_comes_while_such_an_offer_is_worked_on_is_not_answered(bridge: Bridge, offer: bytes) -> None:
+    bridge.validator.gate.clear()
     client = await bridge.connect()
-    for _ in range(2):
-        client.send(request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: h2c", body=BODY))
-        answer = await client.answer()
-        assert (answer.status, answer.headers.get("connection")) == (200, None)
+    client.send(offer)
+    await bridge.validator.is_asked.wait()
+    client.send(request(body=BODY))
+    await bridge.exchange(request("GET", "/health", key=None))  # by then the server has read it
+    bridge.validator.gate.set()
+    answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert await client.rest() == b""
+    assert len(bridge.sink.batches) == 1
 
 
 @pytest.mark.parametrize(
@@ -341,6 +402,32 @@ async def test_a_bomb_is_refused_without_being_unpacked() -> None:
         bomb = gzip.compress(bytes(200 * LIMIT_BYTES))
         answer = await bridge.exchange(request("POST", "/ingest/logs", "Content-Encoding: gzip", body=bomb))
         assert answer.status == 413
+
+
+LARGE_BODY = b'{"padding": "%b", "logs": [{"level": "info", "message": "hello"}]}' % (b"x" * 4_000_000)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request(body=LARGE_BODY),
+        request("POST", "/ingest/logs", "Content-Encoding: gzip", body=gzip.compress(LARGE_BODY)),
+    ],
+    ids=["as it is", "gzip"],
+)
+async def test_no_body_is_held_while_the_store_takes_its_time(bridge: Bridge, sent: bytes) -> None:
+    bridge.sink.gate.clear()
+    client = await bridge.connect()
+    tracemalloc.start()
+    try:
+        client.send(sent)
+        await bridge.sink.writing.wait()
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    bridge.sink.gate.set()
+    assert (await client.answer()).status == 200
+    assert held_bytes < 1024 * 1024
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_a_503_to_be_sent_again() -> None:
