@@ -4,19 +4,27 @@
 commit there is no timer: who asks while calls are under way goes with the next one, and nobody else waits.
 
 Whoever has no key can send any number of well-formed ones, each of which must be asked for. So keys that were good
-lately have a queue and calls of their own, which go first, and one call is kept for them.
+lately have a queue and calls of their own, which go first, and one call is kept for them. And so many invalid keys that
+only a flood has them are asked for a few at a time, at a rate that leaves the processor to the others.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
 import structlog
 
 from authsvc.client.raw_key import Digest, RawKey
-from authsvc.client.verdicts import Decision, KeyServiceUnavailableError
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
+
+_INVALID_PER_SECOND = 1000.0
+"""Invalid keys, in the long run: what a tenth of a core answers."""
+_INVALID_AT_ONCE = 512.0
+"""As many as may be under way, whatever they turn out to be: two full calls."""
+_FLOOD_KEYS = 32
+"""Keys a call while that is used up: all that come with a call delay others by a millisecond."""
 
 _LOG_INTERVAL_SECONDS = 10.0
 
@@ -86,6 +94,8 @@ class Questions:
         self._known: _Waiting = OrderedDict()
         self._strangers: _Waiting = OrderedDict()
         self._latest: dict[tuple[Digest, str | None], Question] = {}
+        self._invalid_left = _INVALID_AT_ONCE  # a token bucket, filled up as of the time beside it
+        self._invalid_left_at = clock()
         self._logged_at = float("-inf")
 
     def get(self, digest: Digest, origin: str | None) -> Question | None:
@@ -96,9 +106,7 @@ class Questions:
         """Let a question wait for its call; raise KeyServiceUnavailableError when too many do already."""
         waiting = self._waiting_with(question)
         if len(waiting) >= self._waiting_max:
-            if self._clock() - self._logged_at >= _LOG_INTERVAL_SECONDS:  # it may be a flood
-                self._logged_at = self._clock()
-                _log.warning("key_service_calls_saturated", calls=self._calls, waiting=len(waiting))
+            self._warn("key_service_calls_saturated")
             raise KeyServiceUnavailableError(f"{len(waiting)} keys wait for a call to the key service already")
         waiting[question] = None
         self._latest[_route(question)] = question
@@ -115,20 +123,34 @@ class Questions:
 
         Keys that are known and others are not mixed: the database is read for the latter, and may be slow.
         """
-        for waiting, calls_max in ((self._known, self._calls_max), (self._strangers, self._calls_max - 1)):
-            if waiting and self._calls < calls_max:
-                self._calls += 1
-                questions = list(islice(waiting, self._keys_max))
-                for question in questions:
-                    del waiting[question]
-                return questions
+        if self._known and self._calls < self._calls_max:
+            return self._taken(self._known, self._keys_max)
+        if self._strangers and self._calls < self._calls_max - 1 and self.pause_seconds() <= 0:
+            questions = self._taken(self._strangers, min(self._keys_max, int(self._invalid_left)))
+            self._invalid_left -= len(questions)  # any of them may be
+            return questions
         return []
 
-    def end_call(self, questions: list[Question]) -> None:
-        """Make room for the next call."""
+    def pause_seconds(self) -> float:
+        """Return how long the strangers who wait have to do so because of invalid keys: 0 or less if they need not."""
+        if not self._strangers:
+            return 0.0
+        now = self._clock()
+        refill = (now - self._invalid_left_at) * _INVALID_PER_SECOND
+        self._invalid_left = min(self._invalid_left + refill, _INVALID_AT_ONCE)
+        self._invalid_left_at = now
+        return (_FLOOD_KEYS - self._invalid_left) / _INVALID_PER_SECOND
+
+    def end_call(self, questions: list[Question], outcomes: Sequence[Answer | Exception]) -> None:
+        """Make room for the next call, and note how many of the keys were invalid."""
         self._calls -= 1
         for question in questions:
             self._answered(question)
+        if not questions[0].is_known:
+            invalid = sum(isinstance(each, Answer) and each.decision is INVALID_KEY for each in outcomes)
+            self._invalid_left += len(questions) - invalid
+            if invalid and self.pause_seconds() > 0:
+                self._warn("invalid_keys_flood")
 
     def fail(self, error: Exception) -> None:
         """Raise the error in all who wait for a call."""
@@ -137,6 +159,19 @@ class Questions:
                 question.fail(error)
                 self._answered(question)
             waiting.clear()
+
+    def _taken(self, waiting: _Waiting, keys_max: int) -> list[Question]:
+        self._calls += 1
+        questions = list(islice(waiting, keys_max))
+        for question in questions:
+            del waiting[question]
+        return questions
+
+    def _warn(self, event: str) -> None:
+        now = self._clock()
+        if now - self._logged_at >= _LOG_INTERVAL_SECONDS:  # it may be a flood
+            self._logged_at = now
+            _log.warning(event, calls=self._calls, waiting=len(self._known) + len(self._strangers))
 
     def _waiting_with(self, question: Question) -> _Waiting:
         return self._known if question.is_known else self._strangers

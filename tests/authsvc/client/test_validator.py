@@ -254,6 +254,29 @@ async def test_what_is_asked_while_calls_are_under_way_goes_along_with_the_next_
     assert service.batches == [1, 1, 38]
 
 
+async def test_many_invalid_keys_are_asked_for_a_few_at_a_time(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    """Keys that were good lately do not wait for them, nor do new ones once few are invalid."""
+    service.next_answers = [allowed(ttl_seconds=1)]
+    await validator.validate(KEY)
+    clock.now += 1.0
+    service.answer = invalid()
+    with capture_logs() as logs:
+        flood = asked(validator, keys(0, 600))
+        await until(lambda: sum(task.done() for task in flood) == 512)
+    assert [each["event"] for each in logs] == ["invalid_keys_flood"]
+    service.next_answers = [allowed()]
+    assert await validator.validate(KEY) == ALLOWED
+    assert service.batches == [1, 256, 256, 1]
+    clock.now += 0.0325
+    await until(lambda: sum(task.done() for task in flood) == 544)
+    service.answer = allowed()
+    clock.now += 0.0325
+    assert (await asyncio.gather(*flood)).count(ALLOWED) == 56
+    assert service.batches[4:] == [32, 33, 23]
+
+
 async def test_a_key_without_a_verdict_does_not_spoil_the_others(
     service: FakeKeyService, validator: KeyValidator
 ) -> None:
