@@ -18,10 +18,12 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.event_log import traceback_without_text
+from httpbridge.dashboard.log_stream import OVER
 from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.read_store import StoreSlowError
 
 SESSION_COOKIE = "dashboard_session"
 VISITOR_COOKIE = "dashboard_visitor"
@@ -44,6 +46,8 @@ _SECURITY_HEADERS = {
 }
 
 _PROJECT_ID = re.compile("[a-z0-9-]{1,63}")
+
+_READING = ("GET", "HEAD")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -75,15 +79,21 @@ class Guard:
             return self._http(request, answer)
         except KeyServiceUnavailableError as error:
             return self._out_of_reach(request, "key_service_down.html", error)
+        except StoreSlowError as error:
+            return self._out_of_reach(request, "log_store_slow.html", error)
         except (StoreUnavailableError, StoreSetupError) as error:
             return self._out_of_reach(request, "log_store_down.html", error)
         except RefusedError as error:
-            is_absent = error.refusal is Refusal.NOT_FOUND or request.method == "GET"
+            is_absent = error.refusal is Refusal.NOT_FOUND or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {error}.")
         except ConnectionError:  # who asked is gone
             raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
+            _log.error("not set up", reason=str(error))
+            # Without what the dashboard token signs, as that may be the one.
+            for known in (SESSION, VISITOR):
+                request.pop(known, None)
             return self._failure(request, 503, "Not set up", str(error))
         except Exception as error:  # noqa: BLE001 - shown as a page that says nothing of it
             # Neither the path nor the error's text is ours: they may repeat what somebody sent.
@@ -128,7 +138,9 @@ class Guard:
             # and then the request is our own.
             return self._pages.render(request, "again.html")
         if not request.path.startswith(OPEN_PATHS):
-            if request.method in ("GET", "HEAD"):
+            if request.method in _READING:
+                if request.path.endswith("/logs/stream"):
+                    return web.Response(text=OVER, content_type="text/event-stream", charset="utf-8")
                 return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)

@@ -30,6 +30,9 @@ HEARTBEAT_SECONDS = 15.0
 WRITE_SECONDS_MAX = 10.0
 """A reader who takes nothing for so long is disconnected."""
 
+OVER = "event: over\ndata: \n\n"
+"""Says that the session is over; for a browser that connects again without one, too, which cannot read a page."""
+
 _RETRY_MILLISECONDS = 2000
 
 _log = structlog.get_logger("httpbridge.dashboard")
@@ -93,7 +96,7 @@ class LogStreams:
         is_lost = False
         while not self._closing.is_set():
             if not self._is_signed_in(request):
-                await self._write(response, "event: over\ndata: \n\n")
+                await self._write(response, OVER)
                 return
             event = ""
             try:

@@ -238,7 +238,8 @@ async def test_the_dashboard_streams_what_the_filter_admits_until_one_signs_out(
                     assert event, "the stream ended without a word"
                     assert '"4"' not in event.get("data", "")
         async with aiohttp.ClientSession() as session, session.get(path, allow_redirects=False) as response:
-            assert response.status == 303
+            assert (response.status, response.content_type) == (200, "text/event-stream")
+            assert await Events(response).ended() == [{"event": "over", "data": ""}]
 
 
 async def test_the_dashboard_ends_at_once_while_streams_are_open(dashboard: Dashboard) -> None:
