@@ -4,6 +4,7 @@ Under `sql_reader` (the command `logs`), `log_queries` and `origin_store` (the d
 between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
 """
 
+import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator
@@ -127,7 +128,7 @@ def _limit_statements(engine: AsyncEngine, seconds: float) -> None:
     """Have SQLite give up a statement after so long: a thread works at it, which nothing else can stop."""
 
     def set_up(driver: Any, record: Any) -> None:
-        record.info["ends"] = ends = [0.0]  # when, by the monotonic clock
+        record.info["ends"] = ends = [math.inf]  # when, by the monotonic clock
         driver.run_async(lambda sqlite: sqlite.set_progress_handler(lambda: time.monotonic() >= ends[0], _STEPS))
 
     def begin(connection: sa.Connection, *_: Any) -> None:
