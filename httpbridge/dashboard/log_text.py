@@ -7,6 +7,7 @@ so that no number, repeated key or escape changes.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 INDENT_LEVELS_MAX = 24
 """Deeper nesting is laid out at this depth: brackets alone could make a page of spaces otherwise."""
@@ -65,6 +66,7 @@ def visible(text: str, characters_max: int) -> tuple[str, int]:
     return "".join(parts) + rest, end + len(rest)
 
 
+@lru_cache(maxsize=4096)
 def _escaped(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
 
