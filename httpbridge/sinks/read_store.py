@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
+from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, driver_error, postgres_engine, translated
 from httpbridge.sinks.schema import check_version, logs
 
 LATE_IDS = 32_768
@@ -139,8 +139,7 @@ def _limit_statements(engine: AsyncEngine, seconds: float) -> None:
 
 
 def _is_slow(error: BaseException) -> bool:
-    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
-        error = error.orig.__cause__ or error.orig
+    error = driver_error(error)
     is_interrupted = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
     return is_interrupted or isinstance(error, (asyncpg.QueryCanceledError, sa.exc.TimeoutError))
 
