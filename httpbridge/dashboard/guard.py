@@ -18,7 +18,6 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.event_log import traceback_without_text
-from httpbridge.dashboard.log_stream import OVER
 from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
 from httpbridge.errors import StoreUnavailableError
@@ -31,6 +30,9 @@ FORM_SECONDS_MAX = 20.0
 """How long a form may take to arrive: 256 KiB on a slow phone."""
 
 OPEN_PATHS = ("/sign-in", "/static/")
+
+STREAM_OVER = "event: over\ndata: \n\n"
+"""Says to a live tail that the session is over; when it connects again, too, as it cannot read a page."""
 
 _SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -140,7 +142,7 @@ class Guard:
         if not request.path.startswith(OPEN_PATHS):
             if request.method in _READING:
                 if request.path.endswith("/logs/stream"):
-                    return web.Response(text=OVER, content_type="text/event-stream", charset="utf-8")
+                    return web.Response(text=STREAM_OVER, content_type="text/event-stream", charset="utf-8")
                 return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)

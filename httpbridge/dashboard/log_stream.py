@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from authsvc.client.environment import ConfigurationError
+from httpbridge.dashboard.guard import STREAM_OVER
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -29,9 +30,6 @@ HEARTBEAT_SECONDS = 15.0
 
 WRITE_SECONDS_MAX = 10.0
 """A reader who takes nothing for so long is disconnected."""
-
-OVER = "event: over\ndata: \n\n"
-"""Says that the session is over; for a browser that connects again without one, too, which cannot read a page."""
 
 _RETRY_MILLISECONDS = 2000
 
@@ -96,7 +94,7 @@ class LogStreams:
         is_lost = False
         while not self._closing.is_set():
             if not self._is_signed_in(request):
-                await self._write(response, OVER)
+                await self._write(response, STREAM_OVER)
                 return
             event = ""
             try:

@@ -313,7 +313,7 @@ async def test_a_key_service_that_hangs_keeps_no_log_waiting(tmp_path: Path, mon
         return b""
 
     server = grpc.aio.server()
-    hanging = {"GetProject": grpc.unary_unary_rpc_method_handler(hang)}
+    hanging: dict[str, Any] = {"GetProject": grpc.unary_unary_rpc_method_handler(hang)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("authsvc.v1.ProjectService", hanging)])
     address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
     await server.start()
