@@ -42,7 +42,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
     dashboard_listen: Address = Address("127.0.0.1", 8081)
-    dashboard_token: Secret | None = None
+    dashboard_token: Token | None = None
     admin_token: Token | None = None
     public_url: str | None = None
     log_level: LogLevel = LogLevel.INFO

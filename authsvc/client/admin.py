@@ -35,7 +35,6 @@ class Refusal(StrEnum):
     NOT_FOUND = "not_found"
     ALREADY_EXISTS = "already_exists"
     INVALID = "invalid"
-    OTHER = "other"
 
 
 _REFUSALS = {
@@ -228,16 +227,18 @@ class AdminClient:
         answer = await self._call(lambda stubs, **options: stubs.projects.ListKeys(request, **options))
         return [_key(key) for key in answer.keys], answer.next_page_token
 
-    async def changes(self, *, project_id: str = "", before_revision: int = 0) -> list[Change]:
-        """Return PAGE_SIZE changes, newest first: of one project or all, before a revision or from the last on."""
+    async def changes(self, *, project_id: str = "", before_revision: int = 0) -> tuple[list[Change], int]:
+        """Return PAGE_SIZE changes of one project or all, newest first, and `before_revision` of the next page or 0."""
+        # One more than are returned: whether there is a next page.
         request = pb.ListChangesRequest(
-            project_id=project_id, before_revision=before_revision, newest_first=True, page_size=PAGE_SIZE
+            project_id=project_id, before_revision=before_revision, newest_first=True, page_size=PAGE_SIZE + 1
         )
         answer = await self._call(lambda stubs, **options: stubs.operations.ListChanges(request, **options))
-        return [
+        changes = [
             Change(change.revision, change.kind, change.project_id, change.caller, _instant(change.create_time))
-            for change in answer.changes
+            for change in answer.changes[:PAGE_SIZE]
         ]
+        return changes, changes[-1].revision if len(answer.changes) > PAGE_SIZE else 0
 
     async def _call(self, call: Callable[..., Awaitable[_T]], caller: str = "") -> _T:
         token = self._token.read()
@@ -272,9 +273,9 @@ class AdminClient:
                 self._retire()
                 reason = await diagnose(self._address, self._tls, _DIAGNOSIS_SECONDS)
                 return KeyServiceUnavailableError(reason or f"{who} can be reached, but says: {details}")
-            case grpc.StatusCode.UNIMPLEMENTED | grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
-                return KeyServiceUnavailableError(f"{who} answered {code.name}: {details}")
-        return RefusedError(details, _REFUSALS.get(code, Refusal.OTHER))
+        if code in _REFUSALS:
+            return RefusedError(details, _REFUSALS[code])
+        return KeyServiceUnavailableError(f"{who} answered {code.name}: {details}")
 
     def _retire(self) -> None:
         """Connect anew at the next call: without the old channel's back-off, and with certificates read again."""

@@ -37,6 +37,7 @@ from httpbridge.tls import key_service_tls, server_tls
 _FORM_BYTES_MAX = 256 * 1024  # 100 origin entries of 260 characters, each escaped, are 80 KB
 _SHUTDOWN_SECONDS = 2.0
 _STORE_CONNECTIONS_MAX = 4
+_STATEMENT_SECONDS_MAX = 5.0
 
 
 def now() -> datetime:
@@ -57,7 +58,11 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         token = FixedToken(config.admin_token) if config.admin_token else TokenFile(config.state_dir / ADMIN_TOKEN_FILE)
         admin = AdminClient(config.key_service, token, key_service_tls(config))
         stack.push_async_callback(admin.close)
-        store = ReadStore(config.sink_url(), connections_max=_STORE_CONNECTIONS_MAX)
+        store = ReadStore(
+            config.sink_url(),
+            connections_max=_STORE_CONNECTIONS_MAX,
+            statement_seconds_max=_STATEMENT_SECONDS_MAX,
+        )
         stack.push_async_callback(store.close)
         pages = Pages(sessions, now)
         reveal = KeyReveal(pages, config.clients_url())

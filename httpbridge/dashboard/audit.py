@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from authsvc.client.admin import PAGE_SIZE, AdminClient
+from authsvc.client.admin import AdminClient
 from httpbridge.dashboard.pages import Pages
 
 _KINDS = {
@@ -30,12 +30,12 @@ class Audit:
             raise web.HTTPNotFound
         if project_id:
             await self._admin.project(project_id)  # 404 for one that is not there
-        changes = await self._admin.changes(project_id=project_id, before_revision=int(before))
+        changes, older = await self._admin.changes(project_id=project_id, before_revision=int(before))
         return self._pages.render(
             request,
             "audit_of_project.html" if project_id else "audit.html",
             project_id=project_id,
             changes=changes,
             kinds=_KINDS,
-            older=changes[-1].revision if len(changes) == PAGE_SIZE else 0,
+            older=older,
         )

@@ -22,6 +22,7 @@ from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.read_store import StoreSlowError
 
 SESSION_COOKIE = "dashboard_session"
 VISITOR_COOKIE = "dashboard_visitor"
@@ -29,6 +30,9 @@ FORM_SECONDS_MAX = 20.0
 """How long a form may take to arrive: 256 KiB on a slow phone."""
 
 OPEN_PATHS = ("/sign-in", "/static/")
+
+STREAM_OVER = "event: over\ndata: \n\n"
+"""Says to a live tail that the session is over; when it connects again, too, as it cannot read a page."""
 
 _SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -44,6 +48,8 @@ _SECURITY_HEADERS = {
 }
 
 _PROJECT_ID = re.compile("[a-z0-9-]{1,63}")
+
+_READING = ("GET", "HEAD")
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -75,15 +81,21 @@ class Guard:
             return self._http(request, answer)
         except KeyServiceUnavailableError as error:
             return self._out_of_reach(request, "key_service_down.html", error)
+        except StoreSlowError as error:
+            return self._out_of_reach(request, "log_store_slow.html", error)
         except (StoreUnavailableError, StoreSetupError) as error:
             return self._out_of_reach(request, "log_store_down.html", error)
         except RefusedError as error:
-            is_absent = error.refusal is Refusal.NOT_FOUND or request.method == "GET"
+            is_absent = error.refusal is Refusal.NOT_FOUND or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {error}.")
         except ConnectionError:  # who asked is gone
             raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
+            _log.error("not set up", reason=str(error))
+            # Without what the dashboard token signs, as that may be the one.
+            for known in (SESSION, VISITOR):
+                request.pop(known, None)
             return self._failure(request, 503, "Not set up", str(error))
         except Exception as error:  # noqa: BLE001 - shown as a page that says nothing of it
             # Neither the path nor the error's text is ours: they may repeat what somebody sent.
@@ -128,7 +140,9 @@ class Guard:
             # and then the request is our own.
             return self._pages.render(request, "again.html")
         if not request.path.startswith(OPEN_PATHS):
-            if request.method in ("GET", "HEAD"):
+            if request.method in _READING:
+                if request.path.endswith("/logs/stream"):
+                    return web.Response(text=STREAM_OVER, content_type="text/event-stream", charset="utf-8")
                 return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)
@@ -158,12 +172,15 @@ async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearr
     refusal = web.HTTPBadRequest(text="This is not what a form here sends.")
     if request.content_type != "application/x-www-form-urlencoded":
         raise refusal
+    # Python decodes more than characters, some of it in quadratic time; browsers name no character set at all.
+    if (request.charset or "utf-8").lower() != "utf-8":
+        raise web.HTTPBadRequest(text="Forms are taken in UTF-8, and in no other character set.")
     try:
         async with asyncio.timeout(FORM_SECONDS_MAX):
             return await request.post()
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The form took too long to arrive.") from None
-    except (ValueError, LookupError, web.RequestPayloadError):  # not UTF-8, no such character set, not gzip
+    except (ValueError, web.RequestPayloadError):  # not UTF-8, not gzip
         raise refusal from None
 
 

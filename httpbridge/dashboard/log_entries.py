@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from httpbridge.dashboard.log_text import Shown, headline, laid_out_json, shown
+from httpbridge.dashboard.log_text import headline, laid_out_json, shown
 from httpbridge.log_view import rfc3339
 from httpbridge.sinks.log_queries import ROW_CHARACTERS_MAX
 from httpbridge.sinks.log_rows import LogRow
@@ -18,6 +18,9 @@ NO_TEXT = "(no text)"
 
 TEXT_CHARACTERS_MAX = 4_000
 """Of each text of an entry among others."""
+
+ENTRY_TEXTS_MAX = 4
+"""An entry is shown as far as so many texts of the greatest length go, so that a page stays small."""
 
 _FIELDS = ("service", "environment", "release", "trace_id", "span_id", "request_id", "vercel_id", "context")
 
@@ -52,18 +55,17 @@ def entry_of(row: LogRow, *, is_alone: bool = False) -> Entry:
     """Return what is shown of a row; more of it when it is alone on its page."""
     log = row.log
     characters_max = ROW_CHARACTERS_MAX if is_alone else TEXT_CHARACTERS_MAX
-
-    def characters(name: str, text: str) -> int:
-        return row.characters.get(name, len(text))
-
-    parts = [_part("message", shown(log.message, characters("message", log.message), characters_max), is_block=True)]
-    if log.metadata is not None:
-        laid_out = laid_out_json(log.metadata, characters("metadata", log.metadata), 2 * characters_max)
-        parts.append(_part("metadata", laid_out, is_block=True))
-    for name in _FIELDS:
+    room = ENTRY_TEXTS_MAX * characters_max
+    parts: list[Part] = []
+    for name in ("message", "metadata", *_FIELDS):
         text = getattr(log, name)
-        if text is not None:
-            parts.append(_part(name, shown(text, characters(name, text), characters_max)))
+        if text is None:
+            continue
+        is_json = name == "metadata"
+        lay_out, most = (laid_out_json, 2 * characters_max) if is_json else (shown, characters_max)
+        seen = lay_out(text, row.characters.get(name, len(text)), min(most, room))
+        room -= len(seen.text)
+        parts.append(Part(name, seen.text, seen.missing, is_block=is_json or name == "message"))
     parts.append(Part("key_id", log.key_id))
     return Entry(
         log.id,
@@ -75,7 +77,3 @@ def entry_of(row: LogRow, *, is_alone: bool = False) -> Entry:
         parts,
         is_short=any(part.missing for part in parts),
     )
-
-
-def _part(name: str, text: Shown, *, is_block: bool = False) -> Part:
-    return Part(name, text.text, text.missing, is_block)

@@ -14,6 +14,7 @@ import structlog
 from aiohttp import web
 
 from authsvc.client.environment import ConfigurationError
+from httpbridge.dashboard.guard import STREAM_OVER
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -93,7 +94,7 @@ class LogStreams:
         is_lost = False
         while not self._closing.is_set():
             if not self._is_signed_in(request):
-                await self._write(response, "event: over\ndata: \n\n")
+                await self._write(response, STREAM_OVER)
                 return
             event = ""
             try:

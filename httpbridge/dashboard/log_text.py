@@ -7,10 +7,12 @@ so that no number, repeated key or escape changes.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 INDENT_LEVELS_MAX = 24
 """Deeper nesting is laid out at this depth: brackets alone could make a page of spaces otherwise."""
 
+_UNUSUAL = re.compile(r"\r\n|(?:[^\r\n\t -~]|\r(?!\n))+")
 _JSON_WORD = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
@@ -23,38 +25,64 @@ class Shown:
 
 
 def shown(text: str, characters: int, characters_max: int) -> Shown:
-    """Cut and escape a text, of which `characters` are stored; line breaks and tabs stay."""
-    cut = text[:characters_max]
-    return Shown(visible(cut), characters - len(cut))
+    """Escape a text, of which `characters` are stored, as far as it fits; line breaks and tabs stay."""
+    seen, taken = visible(text, characters_max)
+    return Shown(seen, characters - taken)
 
 
 def headline(text: str, characters_max: int) -> str:
     """Return the beginning of a text as one line."""
-    cut = text[:characters_max]
-    line = visible(" ".join(cut.split()))
-    return line + "…" if len(text) > len(cut) else line
+    line = " ".join(text[:characters_max].split())
+    seen, taken = visible(line, characters_max)
+    return seen + "…" if taken < len(line) or len(text) > characters_max else seen
 
 
-def visible(text: str) -> str:
-    """Escape what does not print, but for line breaks and tabs; such a page shows it as it was sent."""
-    text = text.replace("\r\n", "\n")
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
-    )
+def visible(text: str, characters_max: int) -> tuple[str, int]:
+    """Escape what does not print, but for line breaks and tabs; such a page shows it as it was sent.
+
+    Return at most `characters_max`, and how many characters of the text these stand for: an escape has up to ten.
+    """
+    parts: list[str] = []
+    room = characters_max
+    end = 0
+    for match in _UNUSUAL.finditer(text):
+        run = match[0]
+        if run.isprintable():
+            continue
+        plain = match.start() - end
+        if plain >= room:
+            break
+        parts.append(text[end : match.start()])
+        room -= plain
+        end = match.start()
+        for char in (run,) if run == "\r\n" else run:
+            escaped = "\n" if char == "\r\n" else _escaped(char)
+            if len(escaped) > room:
+                return "".join(parts), end
+            parts.append(escaped)
+            room -= len(escaped)
+            end += len(char)
+    rest = text[end : end + room]
+    return "".join(parts) + rest, end + len(rest)
+
+
+@lru_cache(maxsize=4096)
+def _escaped(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode()
 
 
 def laid_out_json(text: str, characters: int, characters_max: int) -> Shown:
     """Lay a JSON text out, a value a line, whole or cut anywhere; `characters` of it are stored.
 
-    At most `characters_max` come out, but for the escapes; the count of missing ones is of the text as it is stored.
+    At most `characters_max` come out; the count of missing ones is of the text as it is stored.
     """
     parts: list[str] = []
     length = depth = 0
     end = 0
     before = ""
-    for match in _JSON_WORD.finditer(text):
+    text = text.replace("\r", "\n")  # between two words; in a string it is an escape already
+    escaped, taken = visible(text, characters_max)  # what does not print is in a string, and its escape stays there
+    for match in _JSON_WORD.finditer(escaped):
         word = match[0]
         part = word
         if word in "}]":
@@ -77,8 +105,10 @@ def laid_out_json(text: str, characters: int, characters_max: int) -> Shown:
         end = match.end()
         before = word
     else:
-        end = len(text)
-    return Shown(visible("".join(parts)), characters - end)
+        end = len(escaped)
+    if end < len(escaped):
+        _, taken = visible(text, end)
+    return Shown("".join(parts), characters - taken)
 
 
 def _new_line(depth: int) -> str:

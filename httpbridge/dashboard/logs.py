@@ -26,6 +26,9 @@ from httpbridge.sinks.log_rows import LogFilter
 from httpbridge.sinks.log_tail import Mark, newest_mark
 from httpbridge.sinks.read_store import ReadStore
 
+_PROJECT_SECONDS_MAX = 1.0
+"""How long logs wait for the key service, which they do not need."""
+
 
 class Logs:
     """`/projects/{project}/logs`, and below it `/stream` and `/{id}`."""
@@ -68,10 +71,13 @@ class Logs:
         mark = await newest_mark(self._store)
         # Going on with a search for a text counts nothing again: that is as much work as the search.
         is_counted = before is None or not selection.text
-        async with asyncio.TaskGroup() as group:
-            asking_page = group.create_task(self._queries.page(selection, before))
-            asking_names = group.create_task(self._queries.names(selection))
-            asking_chart = group.create_task(self._chart(selection, now)) if is_counted else None
+        try:
+            async with asyncio.TaskGroup() as group:
+                asking_page = group.create_task(self._queries.page(selection, before, is_counted=is_counted))
+                asking_names = group.create_task(self._queries.names(selection))
+                asking_chart = group.create_task(self._chart(selection, now)) if is_counted else None
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None  # of one store: the others say the same
         page = asking_page.result()
         services, environments = asking_names.result()
         older = query.url(before=position_text(page.older)) if page.older is not None else ""
@@ -132,6 +138,8 @@ class Logs:
         project_id = request.match_info["project"]
         if "\0" in project_id or not project_id.isprintable():
             raise web.HTTPNotFound
-        with suppress(KeyServiceUnavailableError):  # then whoever guesses a name sees an empty project
-            await self._admin.project(project_id)
+        # Where nobody knows, whoever guesses a name sees an empty project.
+        with suppress(KeyServiceUnavailableError, TimeoutError):
+            async with asyncio.timeout(_PROJECT_SECONDS_MAX):
+                await self._admin.project(project_id)
         return project_id

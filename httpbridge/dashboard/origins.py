@@ -9,16 +9,17 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from aiohttp import web
+from markupsafe import Markup
 from multidict import MultiMapping
 
 from authsvc.client.admin import AdminClient, OriginCheck, OriginsCheck, Propagation
 from httpbridge.dashboard.curl_line import curl_line
-from httpbridge.dashboard.pages import Pages, counted, session_of, whole_second
+from httpbridge.dashboard.pages import Pages, counted, instant, session_of, whole_second
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 
@@ -46,7 +47,19 @@ class SeenCount(Protocol):
         """Requests that it blocked."""
 
 
-ReadSeen = Callable[[str, datetime], Awaitable[Sequence[SeenCount]]]
+class SeenCounts(Protocol):
+    """What was seen of a project."""
+
+    @property
+    def origins(self) -> Sequence[SeenCount]:
+        """As many as are read."""
+
+    @property
+    def others(self) -> int:
+        """How many there are beside them."""
+
+
+ReadSeen = Callable[[str, datetime], Awaitable[SeenCounts]]
 """The origins of a project since an instant; raises StoreUnavailableError, StoreSetupError."""
 
 
@@ -157,7 +170,7 @@ class AllowedOrigins:
             return await self._page(request, saved, shown, is_stale=is_stale, focus="review")
         project_id = request.match_info["project"]
         stored = await self._admin.set_origins(project_id, normalised, caller=session_of(request).name)
-        return self._pages.redirect(request, request.path, notice=f"Saved. {_by_when(stored.propagation)}")
+        return self._pages.redirect(request, request.path, notice=Markup("Saved. ") + _by_when(stored.propagation))
 
     async def _page(
         self,
@@ -172,9 +185,11 @@ class AllowedOrigins:
         """Return the page; `focus` is the id of what the browser puts the cursor on."""
         project_id = request.match_info["project"]
         counts: Sequence[SeenCount] = ()
+        unread = 0
         store_failure = ""
         try:
-            counts = await self._seen(project_id, self._now() - _SEEN)
+            read = await self._seen(project_id, self._now() - _SEEN)
+            counts, unread = read.origins, read.others
         except (StoreUnavailableError, StoreSetupError) as error:
             store_failure = str(error)
         filled = draft.filled()[:ENTRIES_MAX]
@@ -205,6 +220,7 @@ class AllowedOrigins:
             entries_max=ENTRIES_MAX,
             tried_origin=tried_origin,
             tried=check.origins[0] if tried else None,
+            unread=unread,
             seen=sorted(seen, key=lambda one: one.check.is_admitted),
             newly_blocked=[one for one in seen if one.was_admitted and not one.check.is_admitted],
             still_blocked=[one for one in seen if not one.was_admitted and not one.check.is_admitted],
@@ -236,11 +252,12 @@ def _errors(draft: Draft, check: OriginsCheck) -> list[str]:
 
 
 def _by_when(propagation: Propagation) -> str:
+    """Return by when a change holds; Markup where that is a time."""
     if propagation.is_effective:
         holders = propagation.confirmed_count
         return f"It holds everywhere: {counted(holders, 'bridge')} confirmed." if holders else "It holds everywhere."
     late = ", ".join(holder.name or "a bridge without a name" for holder in propagation.pending[:_NAMED_MAX])
     if more := propagation.pending_count - len(propagation.pending[:_NAMED_MAX]):
         late += f" and {counted(more, 'other')}"
-    by = f"It holds everywhere at {whole_second(propagation.effective_by).astimezone(UTC):%H:%M:%S} UTC at the latest"
-    return f"{by}: no answer yet from {late}." if late else f"{by}."
+    by = Markup("It holds everywhere at {} at the latest").format(instant(whole_second(propagation.effective_by)))
+    return by + (f": no answer yet from {late}." if late else ".")

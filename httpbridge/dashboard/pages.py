@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from httpbridge.dashboard.sessions import Session, Sessions
 
@@ -53,7 +53,8 @@ class Pages:
         """Return a page. Templates also see `session`, `form_token` and `notice`."""
         session = request.get(SESSION)
         visitor = request.get(VISITOR)
-        notice = self._sessions.read_notice(request.cookies.get(NOTICE_COOKIE)) if session else ""
+        # Escaped when it was signed.
+        notice = Markup(self._sessions.read_notice(request.cookies.get(NOTICE_COOKIE)) if session else "")  # noqa: S704
         text = self._environment.get_template(template).render(
             session=session,
             form_token=self._sessions.form_token(visitor) if visitor else "",
@@ -67,12 +68,15 @@ class Pages:
         return response
 
     def redirect(self, request: web.Request, location: str, *, notice: str = "") -> web.Response:
-        """Return what sends the browser to a page of ours, which shows the notice: the answer to a form."""
+        """Return what sends the browser to a page of ours, which shows the notice: the answer to a form.
+
+        The notice is text, or Markup where it has a time.
+        """
         response = web.Response(status=303, headers={"Location": location})
         if notice:
             response.set_cookie(
                 NOTICE_COOKIE,
-                self._sessions.notice(notice),
+                self._sessions.notice(escape(notice)),
                 httponly=True,
                 samesite="Strict",
                 secure=is_https(request),
@@ -94,8 +98,12 @@ def session_of(request: web.Request) -> Session:
 
 
 def is_https(request: web.Request) -> bool:
-    """Whether the browser speaks HTTPS, to us or to a proxy; believing a liar only costs the liar a cookie."""
-    return request.secure or request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+    """Whether the browser speaks HTTPS, to us or to a proxy; believing a liar only costs the liar a cookie.
+
+    Of several proxies the browser's own is named first.
+    """
+    browsers = request.headers.get("X-Forwarded-Proto", "").partition(",")[0]
+    return request.secure or browsers.strip().lower() == "https"
 
 
 def instant(value: datetime) -> Markup:

@@ -96,7 +96,7 @@ class Sessions:
         return self._serializer(purpose).dumps(fields | {"until": self._unix() + seconds})
 
     def _read(self, purpose: str, text: str | None) -> dict[str, Any] | None:
-        if not text or len(text) > _TEXT_CHARACTERS_MAX:
+        if not text or len(text) > _TEXT_CHARACTERS_MAX or not text.isascii():
             return None
         try:
             fields: dict[str, Any] = self._serializer(purpose).loads(text)

@@ -23,7 +23,7 @@ from httpbridge.sinks.schema import logs
 PAGE_ROWS = 100
 
 TEXT_ROWS_MAX = 100_000
-"""Rows searched for a text at a time."""
+"""Rows searched for a text at a time: half of them by a page and half by its chart, or all by a page without one."""
 
 ROWS_MAX = 250_000
 """Rows looked at for anything cheaper than a text at a time: on SQLite 0.2 to 0.4 s, measured."""
@@ -32,7 +32,10 @@ SEARCH_SECONDS_MAX = 2.0
 """After so long a search stops at the next stretch, whatever rows are left to it."""
 
 STRETCH_ROWS_MIN, STRETCH_ROWS_MAX = 500, 20_000
-"""A search begins with short stretches, as rows may have 5 MiB, and doubles them."""
+"""A search begins with short stretches, as rows may have 5 MiB, and doubles them while they are quick."""
+
+STRETCH_SECONDS_MAX = 0.2
+"""After a slower stretch the next one is no longer."""
 
 NAMES_ROWS_MAX, NAMES_MAX = 20_000, 200
 """Services and environments are those of so many newest rows; so many pairs of them at most."""
@@ -87,13 +90,18 @@ class _Budget:
     rows: int
     deadline: float
     monotonic: Callable[[], float]
-    stretch: int
+    stretch: int = 0
+    began: float = 0.0
 
     def next_stretch(self) -> int:
         """Return how many rows to look at next."""
-        rows = min(self.stretch, self.rows)
-        self.stretch = min(2 * self.stretch, STRETCH_ROWS_MAX)
-        return rows
+        now = self.monotonic()
+        if self.stretch == 0:
+            self.stretch = STRETCH_ROWS_MIN
+        elif now - self.began <= STRETCH_SECONDS_MAX:
+            self.stretch = min(2 * self.stretch, STRETCH_ROWS_MAX)
+        self.began = now
+        return min(self.stretch, self.rows)
 
     @property
     def is_used_up(self) -> bool:
@@ -107,10 +115,17 @@ class LogQueries:
         self._store = store
         self._monotonic = monotonic
 
-    async def page(self, selection: LogFilter, before: Position | None = None, rows_max: int = PAGE_ROWS) -> LogPage:
-        """Return the newest matching entries, or those before a position."""
+    async def page(
+        self,
+        selection: LogFilter,
+        before: Position | None = None,
+        rows_max: int = PAGE_ROWS,
+        *,
+        is_counted: bool = False,
+    ) -> LogPage:
+        """Return the newest matching entries, or those before a position; `is_counted`: beside `bars` of the same."""
         end = selection.end if before is None else min(before, selection.end)
-        budget = self._budget(selection)
+        budget = self._budget(selection, is_shared=is_counted)
         budget_rows = budget.rows
         found: list[LogRow] = []
         async with self._store.connection() as connection:
@@ -142,7 +157,7 @@ class LogQueries:
         budget did not reach are absent, from the oldest on.
         """
         ends = [*edges[1:], None] if selection.until is None else edges[1:]
-        budget = self._budget(selection)
+        budget = self._budget(selection, is_shared=True)
         bars: list[Bar] = []
         async with self._store.connection() as connection:
             for start, end in reversed(list(zip(edges, ends, strict=False))):
@@ -179,9 +194,11 @@ class LogQueries:
                 activity[project_id] = Activity(count, last_log_time)
         return activity
 
-    def _budget(self, selection: LogFilter) -> _Budget:
-        rows = TEXT_ROWS_MAX if selection.text else ROWS_MAX
-        return _Budget(rows, self._monotonic() + SEARCH_SECONDS_MAX, self._monotonic, STRETCH_ROWS_MIN)
+    def _budget(self, selection: LogFilter, *, is_shared: bool) -> _Budget:
+        rows = ROWS_MAX
+        if selection.text:
+            rows = TEXT_ROWS_MAX // 2 if is_shared else TEXT_ROWS_MAX
+        return _Budget(rows, self._monotonic() + SEARCH_SECONDS_MAX, self._monotonic)
 
 
 def _newest_first(statement: sa.Select[Any]) -> sa.Select[Any]:

@@ -101,7 +101,7 @@ class LogTail:
         return Arrivals(rows, now, is_gap=floor > last.id or len(ids) > ARRIVALS_MAX)
 
     async def _ids(self, above: int, last: Mark, now: Mark) -> list[int]:
-        """Return the ids that match, newest first, read by the primary key."""
+        """Return the ids that match, newest first, read by the primary key: ARRIVALS_MAX, and one more if there is."""
         selection = self._selection
         # The concatenation keeps the planner from the index of the project, all of which it would read.
         statement = sa.select(logs.c.id).where(
@@ -116,7 +116,8 @@ class LogTail:
             statement = statement.where(logs.c.timestamp < selection.until)
         if (condition := matches(selection)) is not None:
             statement = statement.where(condition)
-        return [id_ for (id_,) in await self._store.rows(statement.order_by(logs.c.id.desc()))]
+        newest = statement.order_by(logs.c.id.desc()).limit(ARRIVALS_MAX + 1)
+        return [id_ for (id_,) in await self._store.rows(newest)]
 
     async def _rows(self, ids: Sequence[int]) -> list[LogRow]:
         if not ids:

@@ -55,6 +55,13 @@ class SeenOrigin(msgspec.Struct, frozen=True):
     """Requests that were answered with 403."""
 
 
+class SeenOrigins(msgspec.Struct, frozen=True):
+    """The origins of a project's requests, and how many there are beside those that were read."""
+
+    origins: Sequence[SeenOrigin]
+    others: int
+
+
 class OriginStore:
     """Adds counts to the table `origin_counts`, which the sink has made, at the sink's address.
 
@@ -97,21 +104,28 @@ class OriginStore:
         await self._engine.dispose()
 
 
-async def seen_origins(store: ReadStore, project_id: str, since: datetime) -> list[SeenOrigin]:
+async def seen_origins(store: ReadStore, project_id: str, since: datetime) -> SeenOrigins:
     """Return the origins of a project since the hour that `since` lies in, the most frequent first.
 
-    At most SEEN_MAX. Raises as ReadStore does.
+    At most SEEN_MAX, and those that were admitted before those that never were, of which anybody can send any number.
+    Raises as ReadStore does.
     """
     hour = since.replace(minute=0, second=0, microsecond=0)
     allowed, blocked = sa.func.sum(origin_counts.c.allowed), sa.func.sum(origin_counts.c.blocked)
     statement = (
-        sa.select(origin_counts.c.origin, sa.cast(allowed, sa.BigInteger), sa.cast(blocked, sa.BigInteger))
+        sa.select(
+            sa.func.count().over(),
+            origin_counts.c.origin,
+            sa.cast(allowed, sa.BigInteger),
+            sa.cast(blocked, sa.BigInteger),
+        )
         .where(origin_counts.c.project_id == project_id, origin_counts.c.hour >= hour)
         .group_by(origin_counts.c.origin)
-        .order_by((allowed + blocked).desc(), origin_counts.c.origin)
+        .order_by((allowed > 0).desc(), (allowed + blocked).desc(), origin_counts.c.origin)
         .limit(SEEN_MAX)
     )
-    return [SeenOrigin(*row) for row in await store.rows(statement)]
+    rows = await store.rows(statement)
+    return SeenOrigins([SeenOrigin(*row[1:]) for row in rows], rows[0][0] - len(rows) if rows else 0)
 
 
 def _sqlite_engine(url: sa.URL) -> AsyncEngine:

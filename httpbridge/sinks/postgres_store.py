@@ -194,10 +194,16 @@ class PostgresStore:
             await connection.close()
 
 
+def driver_error(error: BaseException) -> BaseException:
+    """Return what the driver raised: SQLAlchemy wraps its errors twice."""
+    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
+        return error.orig.__cause__ or error.orig
+    return error
+
+
 def translated(error: BaseException) -> Exception:
     """Say what a driver's error means to the sink; no text of a row gets into it."""
-    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
-        error = error.orig.__cause__ or error.orig  # SQLAlchemy wraps the driver's errors twice
+    error = driver_error(error)
     if isinstance(error, StoreSetupError):
         return error
     if isinstance(error, UnicodeEncodeError):

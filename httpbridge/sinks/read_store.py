@@ -4,19 +4,22 @@ Under `sql_reader` (the command `logs`), `log_queries` and `origin_store` (the d
 between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
 """
 
+import math
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
+from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, driver_error, postgres_engine, translated
 from httpbridge.sinks.schema import check_version, logs
 
 LATE_IDS = 32_768
@@ -30,14 +33,22 @@ a higher one. A transaction that ends after this many later rows is missed while
 WAIT_SECONDS_MAX = 5.0
 """How long a statement waits for one of the connections."""
 
+_STEPS = 10_000
+"""Of SQLite's machine, between two looks at the clock: 0.2 ms, or a few hundred rows."""
+
+
+class StoreSlowError(StoreUnavailableError):
+    """The store is there, and took longer than it may: somebody asked for too much, or too many did."""
+
 
 class ReadStore:
     """The store at a sink's address (`sqlite:///path` or `postgresql://…`); it connects when it is first used.
 
-    Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once.
+    Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once, and
+    `statement_seconds_max` how long the store works at each statement.
     """
 
-    def __init__(self, url: str, *, connections_max: int = 1) -> None:
+    def __init__(self, url: str, *, connections_max: int = 1, statement_seconds_max: float | None = None) -> None:
         try:
             parsed = sa.make_url(url)
         except (sa.exc.ArgumentError, ValueError):
@@ -50,9 +61,14 @@ class ReadStore:
             case "sqlite":
                 self._path = Path(parsed.database or ":memory:")
                 self._engine = _sqlite_engine(self._path, connections_max)
+                if statement_seconds_max is not None:
+                    _limit_statements(self._engine, statement_seconds_max)
             case "postgresql":
                 dsn = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-                self._engine = postgres_engine(dsn, connections_max=connections_max, default_transaction_read_only="on")
+                settings = {"default_transaction_read_only": "on"}
+                if statement_seconds_max is not None:
+                    settings["statement_timeout"] = str(int(statement_seconds_max * 1000))
+                self._engine = postgres_engine(dsn, connections_max=connections_max, **settings)
                 self.late_ids = LATE_IDS
             case other:
                 raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
@@ -75,8 +91,8 @@ class ReadStore:
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """Lend a connection, for statements that follow each other closely.
 
-        Raises StoreSetupError when there is no table of logs yet or a newer version made it, and
-        StoreUnavailableError when the store cannot be read.
+        Raises StoreSetupError when there is no table of logs yet or a newer version made it, StoreSlowError when a
+        statement or the wait for a connection takes too long, and StoreUnavailableError when the store cannot be read.
         """
         self.check_exists()
         try:
@@ -86,6 +102,8 @@ class ReadStore:
                     self._is_checked = True
                 yield connection
         except (*EXPECTED_ERRORS, sqlite3.Error) as error:
+            if _is_slow(error):
+                raise StoreSlowError("the log store takes too long to answer") from None
             self._is_checked = False  # whatever it was, the store may be another one when it is back
             failure = translated(error)
             if isinstance(failure, StoreSetupError):
@@ -104,6 +122,26 @@ def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
         pool_timeout=WAIT_SECONDS_MAX,
         hide_parameters=True,
     )
+
+
+def _limit_statements(engine: AsyncEngine, seconds: float) -> None:
+    """Have SQLite give up a statement after so long: a thread works at it, which nothing else can stop."""
+
+    def set_up(driver: Any, record: Any) -> None:
+        record.info["ends"] = ends = [math.inf]  # when, by the monotonic clock
+        driver.run_async(lambda sqlite: sqlite.set_progress_handler(lambda: time.monotonic() >= ends[0], _STEPS))
+
+    def begin(connection: sa.Connection, *_: Any) -> None:
+        connection.info["ends"][0] = time.monotonic() + seconds
+
+    sa.event.listen(engine.sync_engine, "connect", set_up)
+    sa.event.listen(engine.sync_engine, "before_cursor_execute", begin)
+
+
+def _is_slow(error: BaseException) -> bool:
+    error = driver_error(error)
+    is_interrupted = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
+    return is_interrupted or isinstance(error, (asyncpg.QueryCanceledError, sa.exc.TimeoutError))
 
 
 def _check(connection: sa.Connection) -> None:

@@ -105,6 +105,16 @@ async def test_more_than_is_shown_is_said(stack: Stack) -> None:
     await expect(page.get_by_text("More arrived than is shown here.")).to_be_visible()
 
 
+async def test_a_tail_that_connects_again_after_the_session_says_that_it_is_over(stack: Stack) -> None:
+    page, _ = await live(stack)
+    await page.get_by_role("button", name="Pause").click()
+    await page.context.clear_cookies()
+    await page.get_by_role("button", name="Resume").click()
+    await expect(page.locator("#live-state")).to_have_text("Your session is over; reload the page to sign in")
+    await page.reload()
+    await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
 async def test_a_store_that_is_away_and_a_session_that_ends_are_said(stack: Stack) -> None:
     """The first mends itself; the second shows nothing more."""
     page, key = await live(stack)

@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import Dialog, Error, Page, Response, expect
 
 from tests.browser.stack import RAW_KEY, Stack, elsewhere
+from tests.browser.tour import ORIGINS, haystack, until_shown
 from tests.browser.tour import send as post_logs
 
 # What the JavaScript SDK does, to the header.
@@ -166,7 +167,7 @@ async def test_two_people_who_revoke_at_once_revoke_one_key(stack: Stack) -> Non
 
 
 async def test_everything_but_copying_works_without_javascript(stack: Stack) -> None:
-    """Sign in with the token, issue, revoke by a page that asks, change origins, sign out."""
+    """Sign in with the token, issue, revoke by a page that asks, try and change origins, sign out."""
     page = await stack.page(is_signed_in=False, java_script_enabled=False)
     await page.goto(stack.url + "/audit")
     await page.get_by_label("Your name").fill("Ann")
@@ -185,6 +186,12 @@ async def test_everything_but_copying_works_without_javascript(stack: Stack) -> 
     await page.get_by_role("link", name="Allowed origins").click()
     await page.get_by_role("button", name="Add entry").click()
     await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("textbox", name="Try an origin").fill("https://evil.example/page")
+    await page.get_by_role("button", name="Try", exact=True).click()
+    await expect(page.locator(".try-result")).to_contain_text("No entry admits https://evil.example")
+    await page.get_by_role("textbox", name="Try an origin").fill("https://shop.example")
+    await page.get_by_role("button", name="Try", exact=True).click()
+    await expect(page.locator(".try-result")).to_contain_text("https://shop.example, by shop.example")
     await page.get_by_role("button", name="Review changes").click()
     await page.get_by_role("button", name="Save", exact=True).click()
     await expect(page.get_by_role("status").first).to_contain_text("Saved. It holds everywhere")
@@ -194,6 +201,97 @@ async def test_everything_but_copying_works_without_javascript(stack: Stack) -> 
     await page.get_by_role("button", name="Sign out").click()
     await page.goto(stack.url + "/projects")
     await expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+@pytest.mark.parametrize("has_javascript", [True, False])
+async def test_logs_are_filtered_opened_and_followed_back(stack: Stack, has_javascript: bool) -> None:
+    """By filters, the chart and its numbers, Older, Newest and Go on searching, with JavaScript or without."""
+    page = await stack.page(java_script_enabled=has_javascript)
+    page.on("dialog", lambda dialog: dialog.accept())
+    key = await stack.create(page)
+    entries = page.locator("details.entry")
+
+    # Pages.
+    await post_logs(stack, key, *({"level": "info", "message": f"number {number}"} for number in range(250)))
+    await page.goto(stack.url + "/projects/shop/logs")
+    assert await page.locator("#live").is_visible() is has_javascript
+    seen = []
+    for count in (100, 100, 50):
+        await expect(entries).to_have_count(count)
+        seen += await page.locator("details.entry .headline").all_inner_texts()
+        if count == 100:
+            await page.get_by_role("link", name="Older").click()
+    assert sorted(seen) == sorted(f"number {number}" for number in range(250))
+    await expect(page.get_by_role("link", name="Older")).to_have_count(0)
+    await page.get_by_role("link", name="Newest").click()
+    await expect(page).to_have_url(re.compile(r"/logs\??$"))
+
+    # Filters, and an entry.
+    await post_logs(stack, key, {"level": "error", "message": "in staging", "metadata": {"order": 7}}, environment="x")
+    await page.goto(stack.url + "/projects/shop/logs")
+    await page.get_by_label("Environment").fill("x")
+    await page.get_by_role("button", name="Show").click()
+    await expect(entries).to_have_count(1)
+    assert "environment=x" in page.url
+    await expect(page.get_by_text('"order": 7')).to_be_hidden()
+    await entries.locator("summary").click()
+    await expect(page.get_by_text('"order": 7')).to_be_visible()
+    await page.get_by_role("link", name="by itself").click()
+    await expect(page.get_by_role("heading", name="Entry 251")).to_be_visible()
+
+    # The chart: by a bar, and by its numbers.
+    await page.goto(stack.url + "/projects/shop/logs?environment=x")
+    title = await page.locator(".chart .column title").text_content() or ""
+    assert ("Z: 1 log" in title) is not has_javascript  # the script makes it local
+    assert re.match(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:00", title)
+    await page.locator(".chart a").first.click()
+    await expect(page).to_have_url(re.compile("since="))
+    await expect(entries).to_have_count(1)
+    await page.goto(stack.url + "/projects/shop/logs?environment=x")
+    await page.get_by_text("The numbers").click()
+    await page.locator(".chart tbody a").first.click()
+    await expect(page).to_have_url(re.compile("since="))
+    await expect(entries).to_have_count(1)
+
+    # A search that takes several pages.
+    await haystack(stack, key)
+    await page.goto(stack.url + "/projects/shop/logs")
+    await page.get_by_label("Text").fill("number 249")
+    await page.get_by_role("button", name="Show").click()
+    await expect(page.get_by_text("Nothing was found in the newest 50,000 entries")).to_be_visible()
+    await expect(page.get_by_text("There is too much to count at once")).to_be_visible()
+    await page.get_by_role("link", name="Go on searching").click()
+    await expect(entries).to_have_count(1)
+    await expect(entries).to_contain_text("number 249")
+
+
+async def test_projects_are_found_with_their_activity_and_their_blocked_origins(stack: Stack) -> None:
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    key = await stack.create(page)
+    await stack.create(page, "other")
+    await page.goto(stack.url + ORIGINS)
+    await page.get_by_role("button", name="Add entry").click()
+    await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("button", name="Review changes").click()
+    await page.get_by_role("button", name="Save", exact=True).click()
+    await expect(page.get_by_role("status").first).to_contain_text("Saved.")
+    for origin, status in (("https://shop.example", 200), ("https://evil.example", 403), ("https://evil.example", 403)):
+        assert await post_logs(stack, key, origin=origin) == status
+    await until_shown(page, "https://evil.example")
+    seen = page.get_by_role("row").filter(has_text="https://evil.example")
+    await expect(seen.get_by_role("cell")).to_have_text(["0", "2", re.compile("Blocked")])
+    await seen.get_by_role("button", name="Add https://evil.example to the list").click()
+    await expect(page.get_by_role("textbox", name="Entry 2")).to_have_value("https://evil.example")
+
+    await page.get_by_role("link", name="Projects").first.click()
+    rows = page.locator("tbody tr")
+    await expect(rows).to_have_count(2)
+    await page.get_by_role("searchbox").fill("SHO")
+    await page.keyboard.press("Enter")
+    await expect(rows).to_have_count(1)
+    await expect(rows).to_contain_text("shop.example")
+    await expect(rows.get_by_role("cell").filter(has_text=re.compile(r"^1$"))).to_have_count(1)
 
 
 async def test_a_link_on_another_site_leads_to_the_page_without_signing_in_again(stack: Stack) -> None:

@@ -16,6 +16,10 @@ from typing import TypeAlias
 from playwright.async_api import Page, expect
 
 from httpbridge.dashboard.attempts import ATTEMPTS_PER_ADDRESS_MAX
+from httpbridge.dashboard.origins import ENTRIES_MAX
+from httpbridge.logs import LOGS_MAX
+from httpbridge.sinks.log_queries import TEXT_ROWS_MAX
+from httpbridge.sinks.log_tail import ARRIVALS_MAX
 from tests.browser.stack import Stack
 from tests.e2e.http_exchange import exchange, request
 from tests.e2e.processes import until
@@ -32,10 +36,23 @@ async def signed_in(stack: Stack, name: str = "Ann Example") -> Page:
     return page
 
 
-async def send(stack: Stack, key: str, *entries: Mapping[str, object], origin: str | None = None) -> int:
+async def send(
+    stack: Stack,
+    key: str,
+    *entries: Mapping[str, object],
+    origin: str | None = None,
+    environment: str = "production",
+) -> int:
     """Send logs of a shop's checkout to the bridge; return the status of the answer."""
-    body = json.dumps({"service": "checkout", "logs": entries or ({"level": "info", "message": "hello"},)}).encode()
+    logs = entries or ({"level": "info", "message": "hello"},)
+    body = json.dumps({"service": "checkout", "environment": environment, "logs": logs}).encode()
     return (await exchange(stack.bridge.address, request(key=key, origin=origin, body=body))).status
+
+
+async def haystack(stack: Stack, key: str) -> None:
+    """Send more logs than a page searches at a time."""
+    for _ in range(TEXT_ROWS_MAX // 2 // LOGS_MAX + 1):
+        assert await send(stack, key, *({"level": "debug", "message": "hay"} for _ in range(LOGS_MAX))) == 200
 
 
 def an_hour_of_logs() -> list[Mapping[str, object]]:
@@ -78,6 +95,13 @@ async def way_in(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         await page.get_by_role("button", name="Sign in").click()
         await expect(page.get_by_text("Too many attempts. Try again in")).to_be_visible()
         yield "sign-in, too many attempts", page
+    # From a link on another site: this page loads itself again at once, so it is shown without that.
+    arrived = await page.context.request.get(stack.url + "/audit", headers={"Sec-Fetch-Site": "cross-site"})
+    again = re.sub(r'<meta http-equiv="refresh"[^>]*>', "", await arrived.text())
+    await page.route("**/again", lambda route: route.fulfill(body=again, content_type="text/html"))
+    await page.goto(stack.url + "/again")
+    await expect(page.get_by_role("link", name="Go on to the dashboard")).to_be_visible()
+    yield "from another site", page
     page = await signed_in(stack)
     yield "no projects", page
     await page.goto(stack.url + "/projects/new")
@@ -144,6 +168,12 @@ async def keys(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     yield "already revoked", other
     await page.goto(stack.url + KEYS)
     yield "API keys, with history", page
+    await page.get_by_role("link", name="Revoke…").click()
+    await page.evaluate("document.querySelector('dialog form').action = '/projects/Shop/settings/keys/revoke'")
+    await page.get_by_role("button", name="Revoke key").click()
+    await expect(page.get_by_role("heading", name="Refused")).to_be_visible()
+    yield "refused", page
+    await page.goto(stack.url + KEYS)
     stack.bridge.send(signal.SIGSTOP)  # a bridge that does not answer: revoking waits two seconds for it
     await page.get_by_role("link", name="Revoke…").click()
     await page.get_by_role("button", name="Revoke key").click()
@@ -202,6 +232,29 @@ async def logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         yield name, page
 
 
+async def many_logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
+    """Look at more than is shown at once: older pages, a gap in live tail, a search that goes on."""
+    page = await signed_in(stack)
+    key = await stack.create(page)
+    await page.goto(stack.url + LOGS)
+    await page.get_by_role("button", name="Live tail").click()
+    await expect(page.locator("#live-state")).to_have_text("Live")
+    await page.get_by_role("button", name="Pause").click()
+    await send(stack, key, *({"level": "info", "message": str(number)} for number in range(2 * ARRIVALS_MAX + 50)))
+    await page.get_by_role("button", name="Resume").click()
+    await expect(page.get_by_text("More arrived than is shown here.")).to_be_visible()
+    yield "live tail, a gap", page
+    await page.goto(stack.url + LOGS)
+    await page.get_by_role("link", name="Older").click()
+    await expect(page.get_by_role("link", name="Newest")).to_be_visible()
+    yield "logs, an older page", page
+    await haystack(stack, key)
+    await page.goto(stack.url + LOGS + "?text=nothing-like-it")
+    await expect(page.get_by_text("There are older ones.")).to_be_visible()
+    await expect(page.get_by_text("There is too much to count at once")).to_be_visible()
+    yield "logs, a search that is not done", page
+
+
 async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     """Edit allowed origins: empty, wrong, tried, reviewed, saved, overtaken."""
     page, other = await signed_in(stack), await signed_in(stack, "Bob")
@@ -242,6 +295,21 @@ async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await page.get_by_role("button", name="Review changes").click()
     await expect(page.get_by_text("Pages of every origin may send logs then")).to_be_visible()
     yield "origins, before removing all", page
+    await page.goto(stack.url + ORIGINS)
+    await page.evaluate(
+        """(count) => {
+          const list = document.querySelector(".entries");
+          for (let number = 0; number < count; number++) {
+            const entry = list.firstElementChild.cloneNode(true);
+            entry.querySelector("input").value = `shop-${number}.example`;
+            list.append(entry);
+          }
+        }""",
+        ENTRIES_MAX,
+    )
+    await page.get_by_role("button", name="Review changes").click()
+    await expect(page.get_by_role("alert")).to_contain_text(f"{ENTRIES_MAX} entries are the most.")
+    yield "origins, too many", page
 
 
 async def until_shown(page: Page, text: str) -> None:
@@ -289,4 +357,4 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
 
 
-WALKS: tuple[Walk, ...] = (way_in, keys, logs, origins, failures)
+WALKS: tuple[Walk, ...] = (way_in, keys, logs, many_logs, origins, failures)

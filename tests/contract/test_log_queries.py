@@ -16,7 +16,7 @@ from httpbridge.sinks import StoreSetupError, log_queries
 from httpbridge.sinks.log_queries import Activity, LogQueries
 from httpbridge.sinks.log_rows import LogFilter, LogRow, Position
 from httpbridge.sinks.log_tail import LogTail, Mark, newest_mark
-from httpbridge.sinks.read_store import ReadStore
+from httpbridge.sinks.read_store import ReadStore, StoreSlowError
 from httpbridge.sinks.schema import logs
 from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
@@ -262,6 +262,51 @@ async def test_a_slow_search_stops_after_a_while(store: Store) -> None:
     assert await queries.bars(LogFilter(project_id="demo", text="needle"), edges) == []
 
 
+async def test_stretches_grow_while_they_are_quick(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row after which a search stops tells how far each stretch went."""
+    monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 10)
+    await store.write(*(entry("hay", minutes=number) for number in range(1000)))
+    for stretch_seconds, searched in ((0.9, 10 + 20 + 40), (1.1, 10 + 10 + 10)):
+        store.clock.seconds = 0
+        looks = 0
+
+        def tick(seconds: float = stretch_seconds) -> float:
+            nonlocal looks
+            looks += 1  # at the begin of the search, then before and after each stretch
+            return (looks - 1) // 2 * seconds
+
+        monkeypatch.setattr(log_queries, "STRETCH_SECONDS_MAX", 1.0)
+        monkeypatch.setattr(log_queries, "SEARCH_SECONDS_MAX", 2.5 * stretch_seconds)
+        page = await LogQueries(store.reader, monotonic=tick).page(LogFilter(project_id="demo", text="needle"))
+        assert page.searched_rows == searched
+
+
+async def test_a_statement_that_takes_too_long_is_stopped(database_url: str) -> None:
+    """In the store, where it would go on although nobody waits for it; the next one is answered."""
+    endless = sa.text("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x % 9 + 1 FROM c) SELECT count(*) FROM c")
+    reader = ReadStore(database_url, statement_seconds_max=0.1)
+    async with sink_on(database_url):
+        for _ in range(2):
+            assert (await newest_mark(reader)).id == 0
+            with pytest.raises(StoreSlowError, match="too long"):
+                async with reader.connection() as connection:
+                    await connection.execute(endless)
+        assert (await newest_mark(reader)).id == 0
+    await reader.close()
+
+
+async def test_who_waits_too_long_for_a_connection_is_told_that_the_store_is_slow(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httpbridge.sinks.read_store.WAIT_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("httpbridge.sinks.postgres_store.CONNECT_SECONDS_MAX", 0.5)
+    reader = ReadStore(database_url)
+    async with sink_on(database_url), reader.connection():
+        with pytest.raises(StoreSlowError):
+            await newest_mark(reader)
+    await reader.close()
+
+
 async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest bar of an open range has what comes later, too; what was not counted is known."""
     await store.write(entry("a", -1), entry("b", 0), entry("c", 0.5, Level.ERROR))
@@ -278,7 +323,7 @@ async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: p
     closed = await store.queries.bars(LogFilter(project_id="demo", until=edges[3]), edges)
     assert [sum(bar.counts.values()) for bar in closed] == [2, 1, 1]
     monkeypatch.setattr(log_queries, "ROWS_MAX", 3)
-    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 2)
+    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 4)
     bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
     assert [(bar.start, sum(bar.counts.values()), bar.is_complete) for bar in bars] == [
         (edges[1], 1, True), (edges[2], 1, True), (edges[3], 1, True),
@@ -292,7 +337,10 @@ async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: p
     monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 1)  # several stretches a bar
     bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
     assert [(sum(bar.counts.values()), bar.is_complete) for bar in bars] == [(22, True), *[(1, True)] * 3]
-    assert len(await store.queries.bars(LogFilter(project_id="demo", text="x"), edges)) == 2
+    text = LogFilter(project_id="demo", text="x")  # a page has the other half of its rows
+    assert len(await store.queries.bars(text, edges)) == 2
+    assert (await store.queries.page(text, is_counted=True)).searched_rows == 2
+    assert (await store.queries.page(text)).searched_rows == 4
 
 
 async def test_long_texts_are_cut_in_the_database(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

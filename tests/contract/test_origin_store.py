@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import origin_store
-from httpbridge.sinks.origin_store import OriginCount, OriginStore, SeenOrigin, seen_origins
+from httpbridge.sinks.origin_store import OriginCount, OriginStore, SeenOrigin, SeenOrigins, seen_origins
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.schema import log_store, logs, origin_counts, tables
 from tests.contract.test_log_sink import batch, query, reading_engine, sink_on, stored_messages
@@ -48,9 +48,9 @@ async def test_counts_add_up_over_flushes_bridges_and_hours(database_url: str) -
         await store.add([OriginCount("demo", before, "https://a.example", 20, 4)], NOW)
         await other_bridge.close()
         a, b = SeenOrigin("https://a.example", 31, 7), SeenOrigin("https://b.example", 0, 5)
-        assert await seen_origins(reader, "demo", NOW - timedelta(hours=1)) == [a, b]
-        assert await seen_origins(reader, "demo", NOW) == [SeenOrigin("https://a.example", 11, 3), b]
-        assert await seen_origins(reader, "nobody", NOW) == []
+        assert await seen_origins(reader, "demo", NOW - timedelta(hours=1)) == SeenOrigins([a, b], 0)
+        assert (await seen_origins(reader, "demo", NOW)).origins == [SeenOrigin("https://a.example", 11, 3), b]
+        assert await seen_origins(reader, "nobody", NOW) == SeenOrigins([], 0)
 
 
 async def test_old_counts_are_forgotten(database_url: str) -> None:
@@ -67,7 +67,18 @@ async def test_many_counts_are_added_whole_and_read_bounded(database_url: str) -
     async with stores_on(database_url) as (store, reader):
         await store.add([OriginCount("demo", HOUR, f"https://{n}.example", n, 0) for n in range(1234)], NOW)
         seen = await seen_origins(reader, "demo", NOW)
-        assert [origin.allowed for origin in seen] == list(range(1233, 733, -1))
+        assert [origin.allowed for origin in seen.origins] == list(range(1233, 733, -1))
+        assert seen.others == 734
+
+
+async def test_origins_that_are_blocked_push_out_none_that_is_admitted(database_url: str) -> None:
+    """Whoever has the key can send any number of them, as often as the rate limit lets through."""
+    async with stores_on(database_url) as (store, reader):
+        await store.add([OriginCount("demo", HOUR, f"https://{n}.evil.example", 0, 9) for n in range(2400)], NOW)
+        await store.add([OriginCount("demo", HOUR, "https://quiet.example", 1, 0)], NOW)
+        seen = await seen_origins(reader, "demo", NOW)
+        assert seen.origins[0] == SeenOrigin("https://quiet.example", 1, 0)
+        assert (len(seen.origins), seen.others) == (500, 1901)
 
 
 async def test_bridges_that_add_the_same_at_once_all_count(database_url: str) -> None:
@@ -77,7 +88,7 @@ async def test_bridges_that_add_the_same_at_once_all_count(database_url: str) ->
         counts = [OriginCount("demo", HOUR, f"https://{n}.example", 1, 0) for n in range(300)]
         await asyncio.gather(*(store.add(counts[:: (-1) ** n], NOW) for n, store in enumerate(bridges)))
         await asyncio.gather(*(store.close() for store in bridges))
-        assert {origin.allowed for origin in await seen_origins(reader, "demo", NOW)} == {4}
+        assert {origin.allowed for origin in (await seen_origins(reader, "demo", NOW)).origins} == {4}
 
 
 async def test_a_store_without_the_table_is_unavailable_until_it_is_there(database_url: str) -> None:
@@ -86,7 +97,7 @@ async def test_a_store_without_the_table_is_unavailable_until_it_is_there(databa
         await store.add([OriginCount("demo", HOUR, "https://a.example", 1, 0)], NOW)
     async with stores_on(database_url) as (_, reader):
         await store.add([OriginCount("demo", HOUR, "https://a.example", 1, 0)], NOW)
-        assert await seen_origins(reader, "demo", NOW) == [SeenOrigin("https://a.example", 1, 0)]
+        assert (await seen_origins(reader, "demo", NOW)).origins == [SeenOrigin("https://a.example", 1, 0)]
     await store.close()
 
 

@@ -12,7 +12,10 @@ def test_a_token_that_cannot_be_sent_stops_the_start() -> None:
         Config.from_environment({"HTTPBRIDGE_KEY_SERVICE_TOKEN": "käse"})
 
 
-def test_a_token_may_end_with_a_line_feed() -> None:
-    token = Config.from_environment({"HTTPBRIDGE_KEY_SERVICE_TOKEN": "secret\n"}).key_service_token
-    assert token is not None
+@pytest.mark.parametrize("name", ["key_service_token", "dashboard_token", "admin_token"])
+def test_white_space_around_a_token_does_not_count(name: str) -> None:
+    variable = f"HTTPBRIDGE_{name.upper()}"
+    token = getattr(Config.from_environment({variable: " secret\n"}), name)
     assert token.reveal() == "secret"
+    with pytest.raises(ConfigurationError, match=f"^{variable}: expected a token"):
+        Config.from_environment({variable: " \n"})

@@ -10,6 +10,13 @@ function localText(instant) {
   );
 }
 
+// What can hold no <time>, the titles of a picture.
+function showLocalTitles() {
+  for (const title of document.querySelectorAll("svg title")) {
+    title.textContent = title.textContent.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, (text) => localText(new Date(text)));
+  }
+}
+
 // Every <time> has UTC as its text; show the browser's zone, and leave UTC to hovering. Also called by logs.js.
 function showLocalTimes(root) {
   for (const time of root.querySelectorAll("time[datetime]")) {
@@ -124,6 +131,7 @@ function prepareForms() {
 
 document.addEventListener("DOMContentLoaded", () => {
   showLocalTimes(document);
+  showLocalTitles();
   prepareCopying();
   prepareDialogs();
   prepareLeaving();

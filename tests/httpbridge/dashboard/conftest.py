@@ -16,7 +16,7 @@ from httpbridge.config import Config
 from httpbridge.dashboard import app
 from tests.authsvc.conftest import running as running_key_service
 
-TOKEN = "the dashboard's token"
+TOKEN = "the-dashboard's-token"
 _FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]+)"')
 _RAW_KEY = re.compile(r"dt_[0-9a-f]{24}")
 
@@ -72,6 +72,11 @@ class Browser:
         url = URL(self.url + path, encoded=True)
         async with self._session.get(url, allow_redirects=False, headers=headers) as response:
             return Answer(response, await response.text())
+
+    async def head(self, path: str) -> int:
+        """Return the status alone."""
+        async with self._session.head(URL(self.url + path, encoded=True), allow_redirects=False) as response:
+            return response.status
 
     async def beginning(self, path: str, text: str) -> str:
         """Return the beginning of an answer that does not end, up to the line with a text."""

@@ -82,6 +82,7 @@ async def test_a_dashboard_token_in_a_refused_form_is_not_repeated(dashboard: Da
             {"Content-Type": "multipart/form-data; boundary=x"},
         ),
         (b"a=b", {"Content-Type": "application/x-www-form-urlencoded; charset=nonsense"}),
+        (b"a=b-" + b"9" * 1000, {"Content-Type": "application/x-www-form-urlencoded; charset=punycode"}),
         (b"a=\xff", {"Content-Type": "application/x-www-form-urlencoded"}),
         (b"nonsense", {"Content-Type": "application/x-www-form-urlencoded", "Content-Encoding": "gzip"}),
         (b"nonsense", {"Content-Type": "nonsense/nonsense"}),
@@ -101,3 +102,19 @@ async def test_what_is_no_form_is_refused_and_is_no_error_of_ours(
                     assert 400 <= answer.status < 500
                     assert "nonsense" not in answer.text
     assert [event for event in logged if event["event"] != "signed in"] == []
+
+
+@pytest.mark.parametrize("charset", ["punycode", "raw_unicode_escape", "utf-16", "latin-1", "utf-7", "nonsense"])
+async def test_a_form_in_another_character_set_is_refused_before_it_is_decoded(
+    dashboard: Dashboard, charset: str
+) -> None:
+    """Whoever sends it chooses the work: a form that decodes in quadratic time would stop all pages for minutes."""
+    stranger = await dashboard.browser(is_signed_in=False)
+    form_token = (await stranger.get("/sign-in")).form_token
+    body = f"form_token={form_token}&name=\\ud800&token=x".encode()
+    content_type = "application/x-www-form-urlencoded; charset="
+    refused = await stranger.post_raw("/sign-in", body, **{"Content-Type": content_type + charset})
+    assert (refused.status, "Forms are taken in UTF-8" in refused.words) == (400, True)
+    assert charset not in refused.text
+    taken = await stranger.post_raw("/sign-in", body, **{"Content-Type": content_type + "UTF-8"})
+    assert (taken.status, "This is not the dashboard token." in taken.words) == (403, True)

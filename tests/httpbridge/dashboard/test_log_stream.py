@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -61,6 +61,8 @@ class Streams:
     def __init__(self, store: ReadStore, **options: Any) -> None:
         self.clock = Clock()
         self.is_signed_in = True
+        self.ended = asyncio.Semaphore(0)
+        """Released for each that was answered to its end, refused ones included."""
         self.served = LogStreams(
             store, is_signed_in=lambda _: self.is_signed_in, monotonic=self.clock, **({"look_seconds": 0.005} | options)
         )
@@ -68,7 +70,10 @@ class Streams:
         self._stack = AsyncExitStack()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        return await self.served.serve(request, LogFilter(project_id="demo"), Mark(int(request.query["after"])))
+        try:
+            return await self.served.serve(request, LogFilter(project_id="demo"), Mark(int(request.query["after"])))
+        finally:
+            self.ended.release()
 
     async def open(self, after: int = 0, **options: Any) -> Events:
         session = await self._stack.enter_async_context(aiohttp.ClientSession(**options))
@@ -77,10 +82,6 @@ class Streams:
 
     async def close(self) -> None:
         await self._stack.aclose()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -147,8 +148,10 @@ async def test_streams_are_few(sqlite_url: str, sink: SqlSink) -> None:
         first, _ = await streams.open(), await streams.open()
         refused = await streams.open()
         assert (refused.response.status, refused.response.headers["Retry-After"]) == (503, "5")
+        await streams.ended.acquire()
         first.response.close()
-        await streams.until(lambda: streams.served.open == 1)
+        await streams.ended.acquire()
+        assert streams.served.open == 1
         assert (await streams.open()).response.status == 200
 
 
@@ -178,11 +181,11 @@ async def test_a_reader_who_takes_nothing_is_disconnected(sqlite_url: str, sink:
         host, port = streams.url.removeprefix("http://").split(":")
         _, writer = await asyncio.open_connection(host, int(port), limit=1024)
         writer.write(b"GET /?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
-        await streams.until(lambda: streams.served.open == 1)
+        disconnecting = asyncio.create_task(streams.ended.acquire())
         large = [LogEntry(Level.INFO, "x" * 4000, metadata="{" + '"k":1,' * 600 + '"k":1}') for _ in range(100)]
-        while streams.served.open:
+        while not disconnecting.done():
             await sink.write(batch(entries=large))
-            await asyncio.sleep(0.005)
+        assert streams.served.open == 0
         writer.close()
 
 
@@ -238,7 +241,8 @@ async def test_the_dashboard_streams_what_the_filter_admits_until_one_signs_out(
                     assert event, "the stream ended without a word"
                     assert '"4"' not in event.get("data", "")
         async with aiohttp.ClientSession() as session, session.get(path, allow_redirects=False) as response:
-            assert response.status == 303
+            assert (response.status, response.content_type) == (200, "text/event-stream")
+            assert await Events(response).ended() == [{"event": "over", "data": ""}]
 
 
 async def test_the_dashboard_ends_at_once_while_streams_are_open(dashboard: Dashboard) -> None:

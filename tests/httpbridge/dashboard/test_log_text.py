@@ -34,8 +34,29 @@ def test_what_does_not_print_becomes_visible(text: str, seen: str) -> None:
 
 def test_long_texts_are_cut_and_counted() -> None:
     assert shown("abcdef", 1_000_000, 4) == Shown("abcd", 999_996)
-    assert headline("two\n lines  \x1b[31m" + "x" * 100, 20) == "two lines \\x1b[31mxxx…"
+    assert headline("two\n lines  \x1b[31m" + "x" * 100, 20) == "two lines \\x1b[31mxx…"
     assert headline("short", 20) == "short"
+
+
+def test_what_becomes_longer_by_escapes_is_cut_at_a_whole_one() -> None:
+    assert shown("\U000e0001" * 100, 100, 25) == Shown("\\U000e0001" * 2, 98)
+    assert shown("ab\x07\x07cd", 6, 7) == Shown("ab\\x07", 3)
+    assert shown("ab\r\n\x07", 5, 3) == Shown("ab\n", 1)
+    assert shown("\x07", 1, 0) == Shown("", 1)
+    assert headline("\U000e0001" * 3, 29) == "\\U000e0001" * 2 + "…"
+    text = '["' + "\u202e" * 10 + '"]'
+    assert laid_out_json(text, len(text), 24) == Shown('[\n  "' + "\\u202e" * 3, 9)
+
+
+@given(st.text(st.characters() | st.sampled_from("\r\n\x07\U000e0001")), st.integers(0, 40))
+def test_any_text_is_shown_within_its_bound_and_the_rest_is_counted(text: str, characters_max: int) -> None:
+    seen = shown(text, len(text), characters_max)
+    assert len(seen.text) <= characters_max
+    assert seen.text.replace("\n", "").replace("\t", "").isprintable()
+    taken = text[: len(text) - seen.missing]
+    assert shown(taken, len(taken), 10 * len(text)) == Shown(seen.text, 0)
+    if seen.missing:
+        assert len(shown(text[: len(taken) + 1], 0, 10 * len(text)).text) > characters_max or text[len(taken)] == "\r"
 
 
 def test_json_is_laid_out_as_it_was_written() -> None:
@@ -87,5 +108,5 @@ def test_hostile_json_is_laid_out_quickly_and_short(text: str) -> None:
 
 
 def test_json_shows_what_does_not_print() -> None:
-    text = '{"a": "\u202e\x7f"}'
+    text = '{"a":\r\n\r"\u202e\x7f"}'
     assert laid_out_json(text, len(text), 100).text == '{\n  "a": "\\u202e\\x7f"\n}'

@@ -1,5 +1,6 @@
 """Project > Logs over HTTP, on a real key service and a store that a real sink wrote."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,15 +10,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import grpc
 import pytest
+import sqlalchemy as sa
 
 from authsvc.client.environment import Address
+from httpbridge.dashboard import app
+from httpbridge.dashboard import logs as logs_view
 from httpbridge.dashboard.log_filters import position_text, read_position
 from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks import log_queries
 from httpbridge.sinks.log_rows import Position
 from httpbridge.sinks.sql import SqlSink
-from tests.contract.test_log_sink import batch, sink_on
+from tests.contract.test_log_sink import batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Answer, Browser, Dashboard, running
 
 PAGE = "/projects/demo/logs"
@@ -121,6 +126,20 @@ async def test_long_entries_are_shortened_and_more_is_one_click_away(browser: Br
     assert "800,000 more characters are not shown here." in alone.words
 
 
+async def test_entries_of_nothing_that_prints_make_no_larger_page(browser: Browser, sink: SqlSink) -> None:
+    """An escape is ten times as long as what it stands for."""
+    text = "\U000e0001" * 5000
+    fields: dict[str, Any] = dict.fromkeys(("trace_id", "span_id", "request_id", "vercel_id", "context"), text)
+    entries = [entry(text, 1, metadata=f'{{"k":"{text}"}}', **fields) for _ in range(100)]
+    await write(sink, *entries, service=text[:256], environment=text[:256], release=text[:256])
+    page = await browser.get(PAGE)
+    assert len(messages(page)) == 100
+    assert len(page.text) < 3_000_000
+    assert "4,600 more characters are not shown here." in page.words
+    (found, *_) = _ENTRY.findall(page.text)
+    assert len((await browser.get(f"{PAGE}/{found[1]}")).text) < 1_000_000
+
+
 async def test_each_filter_is_in_the_address_and_in_the_form(browser: Browser, sink: SqlSink) -> None:
     await write(sink, entry("old", 90), entry("a", 3), entry("b", 2, Level.ERROR))
     await write(sink, entry("c", 1, Level.DEBUG, metadata='{"user": "Ann"}'), service="w&b", environment="st aging")
@@ -216,7 +235,7 @@ async def test_older_pages_follow_without_a_gap_and_keep_the_filter(browser: Bro
 async def test_a_long_search_says_how_far_it_got_and_goes_on_at_a_click(
     browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 500)
+    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 1000)  # half of it for the chart of the first page
     await write(sink, *(entry("hay", 1) for _ in range(600)))
     await write(sink, entry("needle", 2))
     page = await browser.get(PAGE + "?text=needle")
@@ -284,6 +303,55 @@ async def test_logs_are_shown_while_the_key_service_is_down(tmp_path: Path) -> N
         browser = await dashboard.browser()
         await write(sink, entry("a"))
         assert messages(await browser.get(PAGE)) == ["a"]
+
+
+async def test_a_key_service_that_hangs_keeps_no_log_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs_view, "_PROJECT_SECONDS_MAX", 0.05)
+
+    async def hang(request: bytes, context: Any) -> bytes:
+        await asyncio.Event().wait()
+        return b""
+
+    server = grpc.aio.server()
+    hanging: dict[str, Any] = {"GetProject": grpc.unary_unary_rpc_method_handler(hang)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("authsvc.v1.ProjectService", hanging)])
+    address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
+    await server.start()
+    async with running(tmp_path, address, HTTPBRIDGE_ADMIN_TOKEN="x") as dashboard, sink_in(tmp_path) as sink:
+        browser = await dashboard.browser()
+        await write(sink, entry("a"))
+        async with asyncio.timeout(5):  # half the time that other pages wait for it
+            assert messages(await browser.get(PAGE)) == ["a"]
+            assert '"headline":"a"' in await browser.beginning(PAGE + "/stream?after=0", "headline")
+    await server.stop(None)
+
+
+async def test_a_store_that_fails_in_the_middle_of_a_page_is_a_page_that_says_so(
+    dashboard: Dashboard, browser: Browser, sink: SqlSink
+) -> None:
+    """It answers the first statement, and several at once fail after that."""
+    await write(sink, entry("a"))
+    engine = reading_engine(f"sqlite:///{dashboard.state_dir / 'logs.db'}")
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("ALTER TABLE logs RENAME COLUMN context TO away"))
+        await connection.execute(sa.text("ALTER TABLE logs RENAME COLUMN service TO gone"))
+    await engine.dispose()
+    page = await browser.get(PAGE)
+    assert (page.status, "The log store is out of reach" in page.words) == (503, True)
+
+
+async def test_a_statement_that_takes_too_long_is_stopped_and_the_page_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_STATEMENT_SECONDS_MAX", 0.0)
+    async with running(tmp_path, Address("127.0.0.1", 1)) as dashboard, sink_in(tmp_path) as sink:
+        browser = await dashboard.browser()
+        await write(sink, entry("a"))
+        assert messages(await browser.get(PAGE)) == ["a"]  # too little work to look at the clock
+        await write(sink, *(entry("hay") for _ in range(3000)))
+        page = await browser.get(PAGE + "?text=needle")
+        assert (page.status, "The log store is slow" in page.words) == (503, True)
+        assert (await browser.get(link(page, "The last 15 minutes"))).status in (200, 503)
 
 
 async def test_a_log_store_that_is_not_there_is_a_page_that_says_so(browser: Browser) -> None:

@@ -9,14 +9,17 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address
+from authsvc.interceptors import CallLimits
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks.origin_store import OriginCount, OriginStore
 from httpbridge.sinks.sql import open_sql_sink
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service
 from tests.authsvc.conftest import running as running_key_service
+from tests.authsvc.test_limits import watching_health
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import Browser, Dashboard, running
 
@@ -163,6 +166,31 @@ async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_
     assert "bridge-&lt;7&gt; has not answered since" in revoked.words
 
 
+async def test_a_notice_says_a_time_as_every_page_does(system: tuple[Service, Dashboard]) -> None:
+    """The script shows it in the browser's zone; names of bridges in it stay text."""
+    service, dashboard = system
+    browser = await dashboard.browser()
+    await browser.create("demo")
+
+    async def requests() -> AsyncIterator[pb.WatchRequest]:
+        yield pb.WatchRequest(holder_id="h" * 32, name="bridge-<7>", sequence=1)
+        await asyncio.Event().wait()
+
+    stream = service.keys.Watch(requests(), metadata=service.token("bridge"))
+    while not (await stream.read()).HasField("reset"):
+        pass
+    fields = {"entry": ["a.example"], "base": "", "reviewed": "a.example"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **fields)).status == 303
+    stream.cancel()
+    notice = re.search(r'<p class="notice good" role="status">(.*?)</p>', (await browser.get(ORIGINS)).text)
+    assert notice
+    assert re.fullmatch(
+        r'Saved\. It holds everywhere at <time datetime="[^"]*Z" title="[^"]* UTC">[^<]* UTC</time> at the latest: '
+        r"no answer yet from bridge-&lt;7&gt;\.",
+        notice[1],
+    )
+
+
 async def test_errors_stand_beside_the_entries_that_caused_them_and_nothing_is_lost(browser: Browser) -> None:
     await browser.create("demo")
     entries = ["https://Good.example", "https://bad.example/path", "", '"><script>alert(1)</script>']
@@ -288,6 +316,26 @@ async def test_before_saving_the_origins_that_it_would_block_are_listed_with_the
     )
 
 
+async def test_a_flood_of_blocked_origins_hides_no_admitted_one_and_the_page_says_that_it_is_one(
+    dashboard: Dashboard, browser: Browser
+) -> None:
+    await browser.create("demo")
+    saved = {"entry": ["quiet.example"], "base": "", "reviewed": "quiet.example"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **saved)).status == 303
+    flood = [(f"https://{number}.evil.example", 0, 9) for number in range(600)]
+    await see_origins(dashboard.state_dir, ("https://quiet.example", 1, 0), *flood)
+    page = await browser.get(ORIGINS)
+    assert "https://quiet.example 1 0 Admitted by quiet.example" in page.words
+    assert "101 other origins are not shown" in page.words
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["x.example"], base="quiet.example")
+    assert "It would block 1 origin that is admitted now" in review.words
+    assert "Too many origins were seen to look at all: 101 others may be blocked too." in review.words
+    entries = ["x.example", "quiet.example"]
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=entries, base="quiet.example")
+    assert "Of those that were looked at and are admitted now, it blocks none." in review.words
+    assert "It blocks none of the origins" not in review.words
+
+
 async def test_emptying_the_list_is_warned_about(dashboard: Dashboard, browser: Browser) -> None:
     """It opens the project to every page there is, also to those that were blocked."""
     await browser.create("demo")
@@ -398,6 +446,7 @@ async def test_what_is_not_there_is_a_page_that_says_so(browser: Browser, path: 
     answer = await browser.get(path)
     assert answer.status == 404
     assert "All projects" in answer.words
+    assert await browser.head(path) == 404
     assert "<script>" not in answer.text
 
 
@@ -412,6 +461,52 @@ async def test_without_the_key_service_each_page_says_what_to_do(tmp_path: Path)
             assert ('aria-label="Project demo"' in answer.text) == ("demo" in path)  # the other pages may work
         assert "<script>" not in (await browser.get("/projects/%3Cscript%3E/settings/keys")).text
         assert (await browser.create("demo")).status == 503
+
+
+async def test_an_overloaded_key_service_is_down_and_not_without_the_page(tmp_path: Path) -> None:
+    """For HEAD as for GET; logs are shown all the same."""
+    async with (
+        running_key_service(tmp_path, CallLimits(calls_max=3)) as service,
+        running(tmp_path, service.address) as dashboard,
+    ):
+        browser = await dashboard.browser()
+        await browser.create("demo")
+        await store_logs(tmp_path, "hello")
+        async with watching_health(service, 3):
+            for path in ("/projects", KEYS, ORIGINS, "/audit"):
+                answer = await browser.get(path)
+                assert (answer.status, "The key service is out of reach" in answer.words) == (503, True), path
+                assert "RESOURCE_EXHAUSTED" in answer.words
+                assert await browser.head(path) == 503
+            assert (await browser.create("other")).status == 503
+            logs = await browser.get("/projects/demo/logs")
+            assert (logs.status, "hello" in logs.words) == (200, True)
+
+
+@pytest.mark.parametrize("is_signed_in", [True, False])
+async def test_a_spoilt_dashboard_token_is_a_page_that_says_so_and_is_logged(
+    tmp_path: Path, is_signed_in: bool
+) -> None:
+    """It signs forms and sessions, so the page does without."""
+    async with running(tmp_path, NOWHERE, HTTPBRIDGE_DASHBOARD_TOKEN="") as dashboard:
+        browser = await dashboard.browser(is_signed_in=False)
+        kept = tmp_path / "dashboard-token"
+        token = kept.read_text()
+        if is_signed_in:
+            assert (await browser.sign_in(token=token)).status == 303
+        kept.write_text("two words\n")
+        for path in ("/sign-in", "/projects/new", "/nowhere"):
+            with capture_logs() as logged:
+                answer = await browser.get(path)
+            if answer.status == 303:  # to sign in
+                continue
+            assert (answer.status, "Not set up" in answer.words) == (503, True)
+            assert answer.headers["X-Frame-Options"] == "DENY"
+            assert [(event["event"], "dashboard-token" in event["reason"]) for event in logged] == [
+                ("not set up", True)
+            ]
+        kept.write_text(token)
+        assert (await browser.get("/sign-in")).status == 200
 
 
 async def test_a_wrong_admin_token_is_told_without_showing_it(tmp_path: Path) -> None:

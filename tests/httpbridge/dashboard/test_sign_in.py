@@ -39,6 +39,15 @@ async def test_the_token_and_a_name_sign_in_and_lead_to_the_page_that_was_asked_
     assert "Ann" in (await browser.get(signed_in.location)).words
 
 
+async def test_a_cookie_that_is_no_text_is_no_session(dashboard: Dashboard) -> None:
+    host, port = dashboard.url.removeprefix("http://").split(":")
+    for name in (b"dashboard_session", b"dashboard_visitor", b"dashboard_notice"):
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /projects HTTP/1.1\r\nHost: x\r\nCookie: " + name + b"=\xff\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"303"
+        writer.close()
+
+
 async def test_the_session_cookie_is_kept_from_scripts_and_other_sites(dashboard: Dashboard) -> None:
     browser = await dashboard.browser(is_signed_in=False)
     answer = await browser.sign_in()
@@ -48,10 +57,16 @@ async def test_the_session_cookie_is_kept_from_scripts_and_other_sites(dashboard
     assert TOKEN not in cookie
 
 
-async def test_cookies_are_secure_behind_a_proxy_that_speaks_https(dashboard: Dashboard) -> None:
+@pytest.mark.parametrize(
+    ("header", "is_secure"),
+    [("https", True), ("https, http", True), ("HTTPS ,http", True), ("http, https", False), ("", False), (",", False)],
+)
+async def test_cookies_are_secure_behind_proxies_the_first_of_which_speaks_https(
+    dashboard: Dashboard, header: str, is_secure: bool
+) -> None:
     browser = await dashboard.browser(is_signed_in=False)
-    answer = await browser.get("/sign-in", **{"X-Forwarded-Proto": "https"})
-    assert "; Secure" in answer.headers["Set-Cookie"]
+    answer = await browser.get("/sign-in", **{"X-Forwarded-Proto": header})
+    assert ("; Secure" in answer.headers["Set-Cookie"]) is is_secure
 
 
 async def test_under_https_cookies_are_secure(tmp_path: Path) -> None:
@@ -216,7 +231,7 @@ def test_what_was_signed_for_one_purpose_is_worth_nothing_for_another(tmp_path: 
     assert sessions.read(sessions.link("Ann")) is None
     assert sessions.read(sessions.notice("x")) is None
     forged = cookie[:9] + ("A" if cookie[9] != "A" else "B") + cookie[10:]
-    for other in (forged, "", ".", "x.y", "é", "a" * 5000):
+    for other in (forged, "", ".", "x.y", "é", "\udcff", "a" * 5000):  # the last but one: no UTF-8
         assert sessions.read(other) is None
 
 
