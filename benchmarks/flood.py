@@ -1,9 +1,9 @@
 """What do floods of requests that are refused do to the traffic of good keys, and to others who ask the key service?"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from statistics import median
 from typing import Any
 
@@ -53,17 +53,17 @@ when a call was due, too, and have a timer's millisecond in them."""
 class Traffics:
     """What is sent to one bridge; each kind of it is a method without parameters."""
 
-    def __init__(self, rig: Rig, bridge: Server, per_second: float, seconds: int) -> None:
+    def __init__(self, rig: Rig, bridge: Server, unknown: Iterator[str], per_second: float, seconds: int) -> None:
         """`per_second` is what the bridge could serve; `seconds` is how long the cached traffic is watched.
 
-        What is sent besides goes on for a second more.
+        What is sent besides goes on for a second more; of `unknown`, no key is sent twice.
         """
         self._rig = rig
         self._bridge = bridge
         self._peak_per_second = per_second
         self._seconds = seconds
         self._good = [key(number) for number in range(GOOD_KEYS)]
-        self._floods = count()
+        self._unknown = unknown
         self.resident_bytes: list[int] = []
         """Of the bridge, after each flood of unknown keys."""
 
@@ -87,7 +87,10 @@ class Traffics:
 
     async def among(self, others: Traffic) -> Seen:
         """Serve the cached traffic among others, which are sent as fast as they are answered."""
-        return await self._among(self.as_fast_as_answered(others))
+        await wrk.probe(self._bridge.address, others)
+        seen = await self._among(self.as_fast_as_answered(others))
+        await wrk.probe(self._bridge.address, others)
+        return seen
 
     async def as_fast_as_answered(self, traffic: Traffic) -> float:
         """Return how many requests a second were answered."""
@@ -124,9 +127,7 @@ class Traffics:
         )
 
     def _strangers(self) -> list[str]:
-        number = KEYS_A_SECOND_MAX * (self._seconds + 1)
-        first = next(self._floods) * number
-        return [unknown_key(first + each) for each in range(number)]
+        return list(islice(self._unknown, KEYS_A_SECOND_MAX * (self._seconds + 1)))
 
 
 async def main(pace: Pace) -> Report:
@@ -136,12 +137,13 @@ async def main(pace: Pace) -> Report:
         bridge, limited = await rig.bridge(), await rig.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE=str(LIMIT_PER_MINUTE))
         peak = await wrk.count(rig.folder, bridge.address, Traffic(body(1), [key(0)]), pace.seconds)
         per_second = peak.requests / peak.seconds
-        watched = Traffics(rig, bridge, per_second, pace.seconds + 1)
+        unknown = (unknown_key(number) for number in count())
+        watched = Traffics(rig, bridge, unknown, per_second, pace.seconds + 1)
         await watched.flood_full()  # for everything to be warm, and what is bounded to be full
         watched.resident_bytes.clear()
         over = Traffic(body(1), [key(GOOD_KEYS)], CONNECTIONS, status=429, served_a_minute=LIMIT_PER_MINUTE)
-        of_limited = Traffics(rig, limited, per_second, pace.seconds)
-        short = Traffics(rig, bridge, per_second, pace.seconds)
+        of_limited = Traffics(rig, limited, unknown, per_second, pace.seconds)
+        short = Traffics(rig, bridge, unknown, per_second, pace.seconds)
         malformed = Traffic(body(1), [MALFORMED_KEY], CONNECTIONS, status=401)
         foreign = Traffic(body(1), [blocked], CONNECTIONS, FOREIGN_ORIGIN, status=403)
         turns: dict[str, Callable[[], Awaitable[Seen]]] = {

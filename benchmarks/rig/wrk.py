@@ -62,14 +62,12 @@ async def count(folder: Path, address: str, traffic: Traffic, seconds: float) ->
     body, keys = folder / "body", folder / "keys"
     body.write_bytes(traffic.body)
     keys.write_text("".join(f"{key}\n" for key in traffic.keys))
-    await _probe(address, traffic)
     output = await output_of(
         program(), "--threads=1", f"--connections={traffic.connections}", f"--duration={max(1, round(seconds))}s",
         "--timeout=10s", f"--script={_SCRIPT}", f"http://{address}", "--", body, keys,
         *([] if traffic.origin is None else [traffic.origin]),
     )  # fmt: skip
     seen = msgspec.json.decode(output.splitlines()[-1], type=Count)
-    await _probe(address, traffic)
     if (reason := flaw(traffic, seen)) is not None:
         raise VoidError(reason)
     return seen
@@ -89,8 +87,11 @@ def flaw(traffic: Traffic, seen: Count) -> str | None:
     return None
 
 
-async def _probe(address: str, traffic: Traffic) -> None:
-    """Fail unless refusals are of the kind that is meant: wrk counts any status from 400 on. The last key is used."""
+async def probe(address: str, traffic: Traffic) -> None:
+    """Raise VoidError unless refusals are of the kind that is meant: wrk counts any status from 400 on.
+
+    The last key is used. One that is to be over its limit is, afterwards.
+    """
     if traffic.status < _REFUSED_FROM:
         return
     tries = _MINUTES_MAX * traffic.served_a_minute + 1
@@ -102,9 +103,11 @@ async def _probe(address: str, traffic: Traffic) -> None:
 async def throughput(
     folder: Path, server: Server, traffic: Traffic, seconds: float, *, also: Sequence[Server] = ()
 ) -> Throughput:
-    """Measure, as `count` does; `also` are servers whose processor time counts besides."""
+    """Measure, as `count` does, and probe before and after; `also` are servers whose processor time counts besides."""
+    await probe(server.address, traffic)
     watched = (server, *also)
     before = sum(each.cpu_seconds() for each in watched)
     seen = await count(folder, server.address, traffic, seconds)
     cpu_seconds = sum(each.cpu_seconds() for each in watched) - before
+    await probe(server.address, traffic)
     return Throughput(seen.requests / seen.seconds, cpu_seconds * 1e6 / seen.requests)
