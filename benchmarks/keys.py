@@ -76,7 +76,7 @@ async def main(pace: Pace) -> Report:
         __doc__ or "",
         HOW,
         [*(Table(f"Validate of {what}", COLUMNS, each.rows()) for what, each in compared.items()), memory],
-        {name: 1 / each.cpu(many_name) for name, each in targets.items()} | {"verdict_bytes": verdict_bytes},
+        {"verdict_bytes": verdict_bytes, **{name: 1 / each.cpu(many_name) for name, each in targets.items()}},
         {name: 1 / each.wall(many_name) for name, each in targets.items()},
     )
 
