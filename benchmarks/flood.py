@@ -43,11 +43,13 @@ Batches of one log with cached keys, twenty in turn, arrive at a fixed rate, a t
 are stored in SQLite; latencies count from when they were due. Besides, well-formed keys arrive that nobody issued, each
 another one, at a fixed rate of a quarter of what the bridge could serve; or, for comparison, as many requests with good
 keys. The other rows have no rate: 32 connections send whenever they are answered, so the bridge's core is always busy.
-The target compares the flood of unknown keys without a rate with no flood; it is missed, too, when a request of the
-cached traffic fails, or less than 99 % of its rate is served. The key service runs on the load's core. Memory is the
-bridge's resident set after each flood of unknown keys. At last another caller asks the key service for a good key, 200
-times a second, with `Validate`, while unknown keys flood the bridge and while nothing does; its latencies count from
-when a call was due, too, and have a timer's millisecond in them."""
+What is refused without a question to the key service is refused so fast that the load's core is busy, too: there, what
+floods gives way to what sends the cached traffic, which would be late otherwise. The target compares the flood of
+unknown keys without a rate with no flood; it is missed, too, when a request of the cached traffic fails, or less than
+99 % of its rate is served. The key service runs on the load's core. Memory is the bridge's resident set after each
+flood of unknown keys. At last another caller asks the key service for a good key, 200 times a second, with `Validate`,
+while unknown keys flood the bridge and while nothing does; its latencies count from when a call was due, too, and have
+a timer's millisecond in them."""
 
 
 class Traffics:
@@ -141,11 +143,13 @@ async def main(pace: Pace) -> Report:
         watched = Traffics(rig, bridge, unknown, per_second, pace.seconds + 1)
         await watched.flood_full()  # for everything to be warm, and what is bounded to be full
         watched.resident_bytes.clear()
-        over = Traffic(body(1), [key(GOOD_KEYS)], CONNECTIONS, status=429, served_a_minute=LIMIT_PER_MINUTE)
+        over = Traffic(
+            body(1), [key(GOOD_KEYS)], CONNECTIONS, status=429, served_a_minute=LIMIT_PER_MINUTE, gives_way=True
+        )
         of_limited = Traffics(rig, limited, unknown, per_second, pace.seconds)
         short = Traffics(rig, bridge, unknown, per_second, pace.seconds)
-        malformed = Traffic(body(1), [MALFORMED_KEY], CONNECTIONS, status=401)
-        foreign = Traffic(body(1), [blocked], CONNECTIONS, FOREIGN_ORIGIN, status=403)
+        malformed = Traffic(body(1), [MALFORMED_KEY], CONNECTIONS, status=401, gives_way=True)
+        foreign = Traffic(body(1), [blocked], CONNECTIONS, FOREIGN_ORIGIN, status=403, gives_way=True)
         turns: dict[str, Callable[[], Awaitable[Seen]]] = {
             QUIET: watched.quiet,
             SERVED: watched.served,

@@ -2,7 +2,7 @@
 
 Usage: python -m benchmarks.rig.slow_clients ADDRESS IDLE SLOW SENT_BYTES
 
-Prints how many are open, and how many were closed at once. IDLE send nothing; SLOW send so many bytes of a body, and
+Prints how many are open, and how many were refused at once. IDLE send nothing; SLOW send so many bytes of a body, and
 then one each second.
 """
 
@@ -27,9 +27,13 @@ class _Client(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.is_open = True
+        """Neither closed nor answered, which is a refusal here."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002
+        self.is_open = False
 
     def is_sending(self) -> bool:
         return self.is_open and self.transport is not None and self.transport.get_write_buffer_size() > 0

@@ -44,6 +44,8 @@ class Traffic:
     """Of requests to be refused: so many are served first, in each minute."""
     is_each_key_new: bool = False
     """Whether no key may be sent twice."""
+    gives_way: bool = False
+    """Whether wrk leaves its core to whatever else wants it."""
 
 
 def program() -> str:
@@ -63,6 +65,7 @@ async def count(folder: Path, address: str, traffic: Traffic, seconds: float) ->
     body.write_bytes(traffic.body)
     keys.write_text("".join(f"{key}\n" for key in traffic.keys))
     output = await output_of(
+        *(("nice", "-n", "19") if traffic.gives_way else ()),
         program(), "--threads=1", f"--connections={traffic.connections}", f"--duration={max(1, round(seconds))}s",
         "--timeout=10s", f"--script={_SCRIPT}", f"http://{address}", "--", body, keys,
         *([] if traffic.origin is None else [traffic.origin]),
