@@ -39,8 +39,7 @@ def main(arguments: list[str]) -> None:
             failed.append(name)
             continue
         reports[name] = msgspec.json.decode((RESULTS / f"{name}.json").read_bytes(), type=Report)
-    measured = {name: value for report in reports.values() for name, value in report.measured.items()}
-    print(show([HEADING, *rows(measured, questions=set(reports))]))
+    print(show([HEADING, *rows(reports)]))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
     if is_whole:

@@ -19,22 +19,26 @@ from httpbridge.server import CONNECTIONS_MAX
 IDLE, SLOW = 4_000, 1_000
 MORE = 200
 """Connections beyond the bound."""
+LARGE, LARGE_BYTES = 80, 4_000_000
+"""Slow bodies that have come so far: more together than a bridge holds of bodies."""
 SHARE_OF_PEAK = 4
 
 HOW = """\
-Two bridges: one has 4,000 connections that send nothing, and 1,000 that send a byte of a body each second; the other
-has none. Batches of one log with a cached key arrive at each, in turn, at a fixed rate of a quarter of the peak,
-stored in SQLite. Then more connections are opened to the first than it takes. That idle connections and slow bodies
-are ended (after 75 and 120 seconds) is not waited for here; tests do."""
+Three bridges: one has 4,000 connections that send nothing, and 1,000 that send a byte of a body each second; one has 80
+that sent 4 MB of a body of 5 MB, and go on with a byte each second; the last has none. Batches of one log with a cached
+key arrive at each, in turn, at a fixed rate of a quarter of the peak, stored in SQLite. Bodies together are bounded by
+256 MiB: of the large ones some are refused. Then more connections are opened to the first bridge than it takes. That
+idle connections and slow bodies are ended (after 75 and 120 seconds) is not waited for here; tests do."""
 
 
 async def main(pace: Pace) -> Report:
     one = body(1)
     async with Rig() as rig:
         await rig.key_service(keys=1)
-        calm, crowded = await rig.bridge(), await rig.bridge()
+        calm, crowded, laden = [await rig.bridge() for _ in range(3)]
         peak = await count(rig.folder, calm.address, Traffic(one, [key(0)]), pace.seconds)
-        await count(rig.folder, crowded.address, Traffic(one, [key(0)]), pace.seconds)
+        for server in (crowded, laden):
+            await count(rig.folder, server.address, Traffic(one, [key(0)]), pace.seconds)
 
         async def arrive(server: Server) -> tuple[Latencies, float]:
             cpu = server.cpu_seconds()
@@ -48,11 +52,19 @@ async def main(pace: Pace) -> Report:
             )
             return latencies, (server.cpu_seconds() - cpu) * 1e6 / latencies.requests
 
-        before = crowded.resident_bytes()
-        async with _clients(crowded, IDLE, SLOW) as (opened, _):
+        before, laden_before = crowded.resident_bytes(), laden.resident_bytes()
+        async with (
+            _clients(crowded, IDLE, SLOW) as (opened, _),
+            _clients(laden, 0, LARGE, LARGE_BYTES) as (large, large_refused),
+        ):
             held_bytes = (crowded.resident_bytes() - before) / opened
+            laden_bytes = laden.resident_bytes() - laden_before
             results = await interleaved(
-                {"no others": partial(arrive, calm), f"{IDLE:,} idle, {SLOW:,} slow": partial(arrive, crowded)},
+                {
+                    "no others": partial(arrive, calm),
+                    f"{IDLE:,} idle, {SLOW:,} slow": partial(arrive, crowded),
+                    f"{LARGE} slow, of 4 MB": partial(arrive, laden),
+                },
                 pace.rounds,
             )
             async with AsyncExitStack() as stack:
@@ -82,6 +94,9 @@ async def main(pace: Pace) -> Report:
             ("open at the most", [float(accepted)]),
             ("refused at once, with 503", [float(refused)]),
             ("bytes of memory each", [held_bytes]),
+            ("bodies of 4 MB held", [float(large)]),
+            ("refused, with 503", [float(large_refused)]),
+            ("MB of memory all together", [laden_bytes / 1e6]),
         ],
     )
     return Report(
@@ -93,8 +108,11 @@ async def main(pace: Pace) -> Report:
 
 
 @asynccontextmanager
-async def _clients(server: Server, idle: int, slow: int) -> AsyncIterator[tuple[int, int]]:
-    """Hold connections from a process of its own; yield how many are open, and how many were refused."""
+async def _clients(server: Server, idle: int, slow: int, sent_bytes: int = 0) -> AsyncIterator[tuple[int, int]]:
+    """Hold connections from a process of its own; yield how many are open, and how many were refused.
+
+    `sent_bytes` is how much of the slow bodies comes at once.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -102,6 +120,7 @@ async def _clients(server: Server, idle: int, slow: int) -> AsyncIterator[tuple[
         server.address,
         str(idle),
         str(slow),
+        str(sent_bytes),
         stdin=PIPE,
         stdout=PIPE,
     )

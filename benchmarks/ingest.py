@@ -23,8 +23,8 @@ wrk sends over 32 connections (8 with 1,000 logs), with one key whose verdict is
 `web.Application` on uvloop whose handler reads the body and answers with `json_response`; "nothing stored" is the
 bridge with a sink that forgets. The bridge has a core to itself; PostgreSQL shares the other one with wrk.
 `executemany` alone is Python's `sqlite3` writing the rows of as many requests, prepared, into the same table with the
-same durability, in transactions as large as the bridge's are on average, on the bridge's core. The wall clock is the
-fairer one here: who stores waits for the disk."""
+same durability and as rare checkpoints (`wal_autocheckpoint=4096`), in transactions as large as the bridge's are on
+average, on the bridge's core. The wall clock is the fairer one here: who stores waits for the disk."""
 
 
 async def main(pace: Pace) -> Report:

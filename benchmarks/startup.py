@@ -1,12 +1,12 @@
 """How long from the start of a service to its first answer?"""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+from benchmarks.rig.probe import is_answered
 from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
 from benchmarks.rig.services import Rig
-from benchmarks.rig.traffic import body, head, key
+from benchmarks.rig.traffic import body, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 
 ROUNDS_A_ROUND = 2
@@ -41,7 +41,7 @@ async def main(pace: Pace) -> Report:
 
             async def start() -> None:
                 server = await rig.bridge()
-                await _ingest(server.address)
+                assert await is_answered(server.address, 200, key(0), body(1))
 
             return await timed(start)
 
@@ -62,16 +62,6 @@ async def main(pace: Pace) -> Report:
             "startup_bridge": median_of(results["bridge"]),
         },
     )
-
-
-async def _ingest(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    one = body(1)
-    writer.write(head(key(0), len(one)) + one)
-    assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-    writer.close()
-    await writer.wait_closed()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ class Echo:
     Issue = Revoke = SetOrigins = Watch = None
 
     def __init__(self) -> None:
+        self._batches: dict[int, pb.BatchValidateResponse] = {}
+        """By size, made when one is asked for first."""
         ttl = Duration()
         ttl.FromTimedelta(timedelta(seconds=60))
         self._answer = pb.ValidateResponse(
@@ -62,7 +64,10 @@ class Echo:
         request: pb.BatchValidateRequest,
         context: Any,  # noqa: ARG002
     ) -> pb.BatchValidateResponse:
-        return pb.BatchValidateResponse(responses=[self._answer] * len(request.requests))
+        size = len(request.requests)
+        if size not in self._batches:
+            self._batches[size] = pb.BatchValidateResponse(responses=[self._answer] * size)
+        return self._batches[size]
 
 
 async def _serve_http(validate: Any = None) -> AsyncIterator[str]:

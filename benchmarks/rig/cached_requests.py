@@ -1,11 +1,12 @@
-"""Cached ingest requests without a network, for `cost`: ours, and the bare aiohttp handler, fed as bytes.
+"""Cached ingest requests without a network or a disk, for `cost`: ours, and the bare aiohttp handler, fed as bytes.
 
 Usage: python -m benchmarks.rig.cached_requests
 
 Forks one child for each server and number of requests, and prints its process id with them; under a tool that counts
-instructions the imports are paid for once, and the difference between two children is what the requests cost. The
-event loop, aiohttp's protocol and parser are the real ones; the socket is not, nor are clocks, so that every run does
-the same.
+instructions the imports are paid for once, and the difference between two children is what the requests cost. All
+of the path is the real one, from aiohttp's parser over the cached verdict, the rate limit and the rows to group
+commit, but for both ends and time, so that every run does the same: no socket, a store that forgets each commit, clocks
+that go on at each look, and a lease that was not asked for.
 """
 
 import asyncio
@@ -20,18 +21,21 @@ from aiohttp import web
 
 from authsvc.client import Decision, Verdict
 from authsvc.client.event_log import LogFormat, LogLevel, configure
-from authsvc.client.holder import Holder, LeaseEvent
+from authsvc.client.holder import LeaseEvent
 from authsvc.client.raw_key import RawKey
+from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
 from benchmarks.rig.bare import ingest_application
-from benchmarks.rig.null_sink import NullSink
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, Budget
 from httpbridge.ingest import Ingest
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.sinks.rows import Rows
+from httpbridge.sinks.sql import SqlSink
+from httpbridge.sinks.sqlite_store import SqliteStore
 
 COUNTS = (200, 1200)
 """Requests: the first has everything warm, the difference to the second is counted."""
@@ -54,26 +58,36 @@ class _Clock:
         return _START + timedelta(microseconds=100 * next(self._looks))
 
 
-class _Validator:
-    """KeyValidator without the channel to the key service: one verdict, cached under a lease."""
+def _validator(clock: Callable[[], float]) -> KeyValidator:
+    """Return one that never calls, with a verdict in its cache and a lease to use it."""
+    cache = VerdictCache()
+    validator = KeyValidator("127.0.0.1:1", "bench", name="bench", cache=cache, clock=clock)
+    holder = validator._holder  # nothing else would give it a lease without a key service
+    stream, renewal = holder.open(0)
+    holder.receive(stream, LeaseEvent(renewal.sequence, 3600, 0))
+    raw_key = RawKey.parse(key(0))
+    assert raw_key is not None
+    decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")
+    cache.put(raw_key.digest, None, Answer(decision, True, 60, 0), sent_at=0)
+    return validator
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._cache = VerdictCache()
-        self._holder = Holder("holder", "bench", self._cache)
-        stream, renewal = self._holder.open(0)
-        self._holder.receive(stream, LeaseEvent(renewal.sequence, 3600, 0))
-        decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")
-        raw_key = RawKey.parse(key(0))
-        assert raw_key is not None
-        self._cache.put(raw_key.digest, None, Answer(decision, True, 60, 0), sent_at=0)
 
-    def cached(self, api_key: RawKey, origin: str | None) -> Decision | None:
-        now = self._clock()
-        return self._cache.get(api_key.digest, origin, now) if self._holder.is_live(now) else None
+class _Store:
+    """Forgets what is committed to it."""
 
-    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:  # noqa: ARG002
-        raise AssertionError("the verdict is cached")
+    encode_instant = staticmethod(SqliteStore.encode_instant)
+
+    async def open(self) -> None:
+        """Do nothing."""
+
+    async def commit(self, group: list[Rows]) -> None:
+        """Do nothing: the commit is done at once."""
+
+    async def probe(self) -> None:
+        """Do nothing."""
+
+    async def close(self) -> None:
+        """Do nothing."""
 
 
 class _Origins:
@@ -87,9 +101,12 @@ class _Transport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.answer = b""
+        self.answered = asyncio.Event()
 
     def write(self, data: Any) -> None:
         self.answer += data
+        if self.answer.endswith(b"}"):
+            self.answered.set()
 
     def is_closing(self) -> bool:
         return False
@@ -107,9 +124,9 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         return Readiness(ReadyStatus.OK)
 
     ingest = Ingest(
-        authorizer=Authorizer(_Validator(clock.monotonic), _Origins()),
+        authorizer=Authorizer(_validator(clock.monotonic), _Origins()),
         rate_limit=RateLimit(1_000_000, clock.now),
-        sink=NullSink(),
+        sink=SqlSink(_Store(), monotonic=clock.monotonic, bounds=None),
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES),
@@ -133,9 +150,9 @@ async def _serve(name: str, requests: int) -> None:
     protocol.connection_made(transport)
     for _ in range(requests):
         transport.answer = b""
+        transport.answered.clear()
         protocol.data_received(_REQUEST)
-        while not transport.answer.endswith(b"}"):
-            await asyncio.sleep(0)
+        await transport.answered.wait()
         assert transport.answer.startswith(b"HTTP/1.1 200 "), transport.answer
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.rig.processes import LOAD_CORE, SERVER_CORE
 from tests.postgres import PostgresServer
 
 _SYNCS = 200
@@ -24,6 +25,7 @@ def facts() -> list[tuple[str, str]]:
     memory_gib = psutil.virtual_memory().total / 2**30
     return [
         ("processor", f"{_processor()}, {os.cpu_count()} cores"),
+        ("the cores of servers and of load", _cores()),
         ("memory", f"{memory_gib:.0f} GiB"),
         ("load average before the run", f"{os.getloadavg()[1]:.1f}"),
         ("kernel", f"{platform.system()} {platform.release()}"),
@@ -42,6 +44,22 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _cores() -> str:
+    """Say which two are used, and whether the machine calls them threads of one core, which slow each other down."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{SERVER_CORE}/topology/thread_siblings_list")
+    cores = f"{SERVER_CORE} and {LOAD_CORE}"
+    if not siblings.exists():
+        return cores
+    is_one = LOAD_CORE in _listed(siblings.read_text())
+    return f"{cores}: {'two threads of one core' if is_one else 'no threads of one core'}, as the kernel sees it"
+
+
+def _listed(ranges: str) -> set[int]:
+    """Return the numbers in a list of the kernel's, such as `0,4-6`."""
+    pairs = [each.partition("-") for each in ranges.strip().split(",")]
+    return {number for first, _, last in pairs for number in range(int(first), int(last or first) + 1)}
 
 
 def _sync_milliseconds() -> float:

@@ -8,22 +8,23 @@ from then: where all connections are busy, that includes the wait for one. A thr
 the instants are kept to some tens of microseconds.
 """
 
-import asyncio
 import gc
 import select
 import socket
 import sys
 import time
-from asyncio.subprocess import PIPE
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 import msgspec
 
+from benchmarks.rig.processes import output_of
 from benchmarks.rig.traffic import head
 
 CONNECTIONS = 128
+SERVED_SHARE_MIN = 0.99
 _RECEIVE_BYTES = 65_536
 _GIVE_UP_SECONDS = 10.0
 
@@ -33,6 +34,9 @@ class Latencies(msgspec.Struct, frozen=True):
 
     requests: int
     failed: int
+    due_per_second: float
+    served_per_second: float
+    """From when the first was due to the last answer, or to the end of the time: less than was due under a backlog."""
     p50: float
     p90: float
     p99: float
@@ -100,11 +104,30 @@ def drive(
     return latencies
 
 
-def summary(latencies: list[float | None]) -> Latencies:
+def summary(latencies: list[float | None], per_second: float) -> Latencies:
     """Return the quantiles of what was answered, something at least; what failed has none, and is counted."""
     ordered = sorted(seconds for seconds in latencies if seconds is not None)
     p50, p90, p99, longest = (ordered[(len(ordered) - 1) * percent // 100] * 1000 for percent in (50, 90, 99, 100))
-    return Latencies(len(latencies), len(latencies) - len(ordered), p50, p90, p99, longest)
+    ended = max(number / per_second + seconds for number, seconds in enumerate(latencies) if seconds is not None)
+    return Latencies(
+        requests=len(latencies),
+        failed=len(latencies) - len(ordered),
+        due_per_second=per_second,
+        served_per_second=len(ordered) / max(ended, len(latencies) / per_second),
+        p50=p50,
+        p90=p90,
+        p99=p99,
+        max=longest,
+    )
+
+
+def flaw(rounds: Sequence[Latencies]) -> str | None:
+    """Return why these latencies are not those of the rate that was asked for, or None."""
+    failed = sum(each.failed for each in rounds)
+    if failed:
+        return f"{failed} requests failed"
+    share = median(each.served_per_second / each.due_per_second for each in rounds)
+    return f"{share:.1%} of the rate was served" if share < SERVED_SHARE_MIN else None
 
 
 async def measure(
@@ -122,11 +145,7 @@ async def measure(
     body_file.write_bytes(body)
     keys_file.write_text("\n".join(keys))
     arguments = [address, str(per_second), str(seconds), str(body_file), str(keys_file), str(status)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.rig.open_loop", *arguments, stdout=PIPE
-    )
-    output, _ = await process.communicate()
-    assert process.returncode == 0
+    output = await output_of(sys.executable, "-m", "benchmarks.rig.open_loop", *arguments)
     return msgspec.json.decode(output, type=Latencies)
 
 
@@ -144,7 +163,7 @@ def main(address: str, per_second: str, seconds: str, body_file: str, keys_file:
     )
     if all(latency is None for latency in latencies):
         sys.exit(f"of {len(latencies)} requests none was answered with {status}")
-    print(msgspec.json.encode(summary(latencies)).decode())
+    print(msgspec.json.encode(summary(latencies, float(per_second))).decode())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,25 @@ async def start(
     return Server(process, line.partition("address=")[2].split()[0])
 
 
+async def output_of(*command: str | Path, core: int | None = None) -> bytes:
+    """Run a program that makes load, on this process's core unless told, and return what it printed.
+
+    It ends when the caller is cancelled. Raises RuntimeError when it fails.
+    """
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+    try:
+        if core is not None:
+            pin(process.pid, [core])
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise RuntimeError(f"{command[0]} failed: {output.decode()[-2000:]}")
+    return output
+
+
 def pin(pid: int, cores: Sequence[int]) -> None:
     """Keep a process, 0 being this one, on these cores, where the system has them and lets us."""
     if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > max(cores):

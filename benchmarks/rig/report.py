@@ -66,7 +66,10 @@ class Report(msgspec.Struct, frozen=True):
     """How it was measured: a paragraph."""
     tables: list[Table]
     measured: dict[str, float | None]
-    """By the target's name in `rig.targets`; None where this version of the product has nothing to measure."""
+    """By the target's name in `rig.targets`; None where the rounds are void: `void` says why."""
+    wall_clock: dict[str, float] = {}
+    """The same by the wall clock, of those for which processor time is judged."""
+    void: dict[str, str] = {}
 
 
 async def interleaved(
@@ -74,11 +77,13 @@ async def interleaved(
 ) -> dict[K, list[T]]:
     """Let each have a turn in every round, so that what else the machine does hits all alike.
 
-    A first round warms up and does not count.
+    Every other round goes backwards, so that none always follows the same one. A first round warms up and does not
+    count.
     """
     results: dict[K, list[T]] = {name: [] for name in contenders}
+    turns = list(contenders.items())
     for number in range(rounds + warm_up):
-        for name, measure in contenders.items():
+        for name, measure in reversed(turns) if number % 2 else turns:
             result = await measure()
             if number >= warm_up:
                 results[name].append(result)

@@ -58,14 +58,17 @@ class Rig:
         folder.mkdir()
         return folder
 
-    async def key_service(self, keys: int = 0, core: int = SERVER_CORE) -> Server:
-        """Start `authsvc`, with so many keys in its database; bridges started later find it."""
+    async def key_service(self, keys: int = 0, core: int = SERVER_CORE, *, is_forgetful: bool = False) -> Server:
+        """Start `authsvc`, or `rig.forgetful`, with so many keys in its database; bridges started later find it."""
         if keys:
             migrate = await asyncio.create_subprocess_exec(_BIN / "authsvc", "migrate", stderr=PIPE, env=self.environ)
             _, said = await migrate.communicate()
             assert migrate.returncode == 0, said.decode()
             store_keys(self.state / "authsvc.db", keys)
-        server = await self._start([_BIN / "authsvc", "serve"], {}, (core,))
+        program: list[str | Path] = [_BIN / "authsvc"]
+        if is_forgetful:
+            program = [sys.executable, "-m", "benchmarks.rig.forgetful"]
+        server = await self._start([*program, "serve"], {}, (core,))
         token = TokenFile(self.state / "bridge-token").read().reveal()
         self.environ |= {"HTTPBRIDGE_KEY_SERVICE": server.address, "HTTPBRIDGE_KEY_SERVICE_TOKEN": token}
         channel = await self._stack.enter_async_context(grpc.aio.insecure_channel(server.address))

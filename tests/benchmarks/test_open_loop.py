@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.rig.open_loop import drive, summary
+from benchmarks.rig.open_loop import drive, flaw, summary
 
 REQUEST = b"POST /ingest/logs HTTP/1.1\r\n\r\n"
 
@@ -67,11 +67,24 @@ def test_what_is_not_answered_with_200_has_no_latency_and_is_counted() -> None:
         latencies = drive(address, lambda _: REQUEST, per_second=3, seconds=1, connections=1, clock=clock)
 
     assert latencies[1] is None
-    seen = summary(latencies)
+    seen = summary(latencies, per_second=3)
     assert (seen.requests, seen.failed) == (3, 1)
     assert seen.max == pytest.approx(1000)
 
 
 def test_quantiles_are_of_those_that_were_answered() -> None:
-    seen = summary([number / 1000 for number in range(1, 101)] + [None])
+    seen = summary([number / 1000 for number in range(1, 101)] + [None], per_second=1000)
     assert (seen.p50, seen.p90, seen.p99, seen.max) == (50, 90, 99, 100)
+
+
+def test_latencies_count_only_where_nothing_failed_and_the_rate_was_served() -> None:
+    served = summary([0.001] * 1000, per_second=100)
+    assert flaw([served]) is None
+    assert served.served_per_second == pytest.approx(100)
+
+    one_failed = summary([0.001] * 999 + [None], per_second=100)
+    assert flaw([served, one_failed, served]) == "1 requests failed"
+
+    behind = summary([number * 0.0002 for number in range(1000)], per_second=100)
+    assert flaw([served, behind, behind]) == "98.1% of the rate was served"
+    assert flaw([served, served, behind]) is None, "one disturbed round of three"

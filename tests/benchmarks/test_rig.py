@@ -1,21 +1,15 @@
 """The product as benchmarks start it is the product: its keys are valid, and only the sink may be another one."""
 
-import asyncio
 from pathlib import Path
 
-from benchmarks.rig.processes import Server
+import pytest
+
+from benchmarks.rig import wrk
+from benchmarks.rig.probe import is_answered
+from benchmarks.rig.report import interleaved
 from benchmarks.rig.services import Rig
-from benchmarks.rig.traffic import body, head, key, unknown_key
-
-
-async def answer(server: Server, api_key: str) -> bytes:
-    host, _, port = server.address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(head(api_key, len(body(2))) + body(2))
-    line = await reader.readline()
-    writer.close()
-    await writer.wait_closed()
-    return line
+from benchmarks.rig.traffic import body, key, unknown_key
+from benchmarks.rig.wrk import Count, Traffic, VoidError
 
 
 async def test_bridges_accept_the_keys_of_the_rig_and_store_unless_they_are_told_not_to() -> None:
@@ -24,8 +18,8 @@ async def test_bridges_accept_the_keys_of_the_rig_and_store_unless_they_are_told
         for sink, stores in (("counted", True), ("null", False)):
             folder = rig.new_folder()
             bridge = await rig.bridge(sink, HTTPBRIDGE_LOG_STORE_URL=f"sqlite:///{folder}/logs.db")
-            assert await answer(bridge, key(2)) == b"HTTP/1.1 200 OK\r\n"
-            assert await answer(bridge, unknown_key(0)) == b"HTTP/1.1 401 Unauthorized\r\n"
+            assert await is_answered(bridge.address, 200, key(2), body(2))
+            assert await is_answered(bridge.address, 401, unknown_key(0), body(2))
             printed = await bridge.stop()
             assert has_logs(folder / "logs.db") == stores
             assert ("commits=1" in printed) == (sink == "counted")
@@ -38,3 +32,47 @@ def has_logs(database: Path) -> bool:
 def _wal(database: Path) -> bytes:
     wal = database.with_name(database.name + "-wal")
     return wal.read_bytes() if wal.exists() else b""
+
+
+async def test_a_load_that_is_refused_for_another_reason_is_void() -> None:
+    async with Rig() as rig:
+        await rig.key_service(keys=1)
+        bridge = await rig.bridge("null", HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="1")
+        with pytest.raises(VoidError, match="was not answered with 403"):
+            await wrk.probe(bridge.address, Traffic(body(1), [unknown_key(0)], status=403))
+        await wrk.probe(bridge.address, Traffic(body(1), [unknown_key(0)], status=401))
+        await wrk.probe(bridge.address, Traffic(body(1), [key(0)], status=429, served_a_minute=1))
+
+
+@pytest.mark.parametrize(
+    ("seen", "traffic", "reason"),
+    [
+        (Count(100, 1, 0, 0), Traffic(b"", ["one"]), None),
+        (Count(100, 1, 1, 0), Traffic(b"", ["one"]), "1 were refused"),
+        (Count(0, 1, 0, 0), Traffic(b"", ["one"]), "0 requests"),
+        (Count(100, 1, 0, 1), Traffic(b"", ["one"]), "1 connections failed"),
+        (Count(100, 1, 100, 0), Traffic(b"", ["one"], status=403), None),
+        (Count(100, 1, 99, 0), Traffic(b"", ["one"], status=403), "99 were refused"),
+        (Count(100, 1, 98, 0), Traffic(b"", ["one"], status=429, served_a_minute=1), None),
+        (Count(100, 1, 97, 0), Traffic(b"", ["one"], status=429, served_a_minute=1), "97 were refused"),
+        (Count(90, 1, 0, 0), Traffic(b"", ["one"] * 100, 8, is_each_key_new=True), None),
+        (Count(100, 1, 0, 0), Traffic(b"", ["one"] * 100, 8, is_each_key_new=True), "some were sent twice"),
+    ],
+)
+def test_a_load_counts_only_when_it_was_the_one_that_is_meant(
+    seen: Count, traffic: Traffic, reason: str | None
+) -> None:
+    flaw = wrk.flaw(traffic, seen)
+    assert flaw is None if reason is None else reason in (flaw or "")
+
+
+async def test_the_order_of_turns_is_reversed_every_other_round() -> None:
+    order: list[str] = []
+
+    async def turn(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    results = await interleaved({"a": lambda: turn("a"), "b": lambda: turn("b")}, 3)
+    assert "".join(order) == "abbaabba"
+    assert results == {"a": [4, 5, 8], "b": [3, 6, 7]}
