@@ -23,8 +23,8 @@ _INVALID_PER_SECOND = 1000.0
 """Invalid keys, in the long run: what a tenth of a core answers."""
 _INVALID_AT_ONCE = 512.0
 """As many as may be under way, whatever they turn out to be: two full calls."""
-_FLOOD_KEYS = 32
-"""Keys a call while that is used up: all that come with a call delay others by a millisecond."""
+_FLOOD_KEYS = 8
+"""Keys a call while that is used up. Those answered together delay everybody else, by a tenth of a millisecond each."""
 
 _LOG_INTERVAL_SECONDS = 10.0
 
