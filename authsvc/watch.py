@@ -41,6 +41,8 @@ _ANSWER_SECONDS = 0.1
 _CALL_SECONDS_MAX = 29.0
 """The interceptor ends a call after 30 s."""
 _LOST = "the database has lost changes that holders applied, and needs a new epoch"
+_GROUP_MAX = 500
+"""Renewals in one transaction: who waits for another is not kept waiting for thousands."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """An expired lease is swept after so many times its duration (rule 7)."""
@@ -90,7 +92,7 @@ class Granter:
             group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]] = {}
             later = []
             for entry in self._waiting:
-                if entry[0].holder_id in group:
+                if entry[0].holder_id in group or len(group) == _GROUP_MAX:
                     later.append(entry)
                     self._wake.set()
                 else:

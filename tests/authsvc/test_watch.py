@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ from structlog.testing import capture_logs
 
 from authsvc import app as app_module
 from authsvc import watch as watch_module
+from authsvc.changes import ChangeFeed
+from authsvc.client import KeyValidator
+from authsvc.client.holder import Renewal
 from authsvc.client.raw_key import RawKey
-from authsvc.client.validator import KeyValidator
+from authsvc.client.validator import boot_clock
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
 from authsvc.database import Database
+from authsvc.keys import generate_raw_key
+from authsvc.lease_store import LeaseStore
+from authsvc.migrations import upgrade
+from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
@@ -369,6 +377,71 @@ async def test_no_error_of_the_database_ends_the_service(
             assert said("leases_back")
         assert len([entry for entry in logs if entry["event"].endswith(("_lost", "_back"))]) == 6
         assert {entry["error"] for entry in logs if entry["event"].endswith("_lost")} == {"ProgrammingError"}
+
+
+async def test_no_error_that_the_index_meets_ends_the_service(service: Service) -> None:
+    """Such as a change of a kind that this version does not know."""
+    api_key = (await issue(service)).api_key
+    unknown = [generate_raw_key().reveal() for _ in range(BUSY)]
+    with capture_logs() as logs:
+
+        def said(event: str) -> bool:
+            return event in [entry["event"] for entry in logs]
+
+        await asyncio.to_thread(set_kind, service, "unknown")
+        assert await verdicts(service, *unknown) == {pb.VERDICT_INVALID_KEY}
+        await until(lambda: said("index_lost"))
+        assert await verdicts(service, *unknown, api_key) == {pb.VERDICT_INVALID_KEY, pb.VERDICT_ALLOWED}
+        await asyncio.to_thread(set_kind, service, "issue")
+        assert await verdicts(service, *unknown) == {pb.VERDICT_INVALID_KEY}
+        await until(lambda: said("index_back"))
+    [lost] = [entry for entry in logs if entry["event"] == "index_lost"]
+    assert (lost["log_level"], lost["error"]) == ("warning", "ValueError")
+
+
+BUSY = 250
+"""So many keys at once, and the index takes a lease."""
+
+
+async def verdicts(service: Service, *api_keys: str) -> "set[pb.Verdict.ValueType]":
+    request = pb.BatchValidateRequest(requests=[pb.ValidateRequest(api_key=api_key) for api_key in api_keys])
+    answer = await service.keys.BatchValidate(request, metadata=service.token("bridge"))
+    return {response.verdict for response in answer.responses}
+
+
+def set_kind(service: Service, kind: str) -> None:
+    with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute("UPDATE changes SET kind = ?", (kind,))
+
+
+async def test_thousands_of_renewals_are_committed_in_groups(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that came meanwhile would be one long transaction, which each of them waits for."""
+    groups: list[int] = []
+    renew = LeaseStore.renew
+
+    async def counted(self: LeaseStore, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
+        groups.append(len(renewals))
+        return await renew(self, renewals, lease_seconds)
+
+    monkeypatch.setattr(LeaseStore, "renew", counted)
+    database = Database(database_url)
+    await database.migrate(upgrade)
+    leases = LeaseStore(database, app_module.now, 5.0)
+    feed = ChangeFeed(database, KeyStore(database, app_module.now), leases, boot_clock)
+    await feed.open()
+    granter = watch_module.Granter(leases, feed, 60.0)
+    running = asyncio.create_task(granter.run())
+    renewals = [Renewal("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
+    states = await asyncio.gather(*map(granter.renew, renewals))
+    running.cancel()
+    await asyncio.wait([running])
+    assert {state.revision for state in states} == {0}
+    assert len((await leases.rows())[0]) == sum(groups) == 5200
+    assert max(groups) == 500
+    assert len(groups) <= 12, "those that wait go along with the next group"
+    await database.close()
 
 
 async def test_leases_are_renewed_while_mutations_wait(postgres_url: str, tmp_path: Path) -> None:
