@@ -209,12 +209,12 @@ def _wait_seconds(request: Any) -> float:
 
 
 def _renewal(request: pb.WatchRequest) -> Renewal:
-    if not 16 <= len(request.holder_id) <= 64 or not request.holder_id.isascii():
-        raise InvalidArgumentError("holder_id: expected 16 to 64 ASCII characters")
+    if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
+        raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
     if request.holder_id.startswith(INDEX_ID_PREFIX):
         raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
-    if len(request.name) > 128 or "\0" in request.name + request.holder_id + request.epoch or len(request.epoch) > 32:
-        raise InvalidArgumentError("name, holder_id or epoch: too long, or not text")
+    if len(request.name) > 128 or "\0" in request.name + request.epoch or len(request.epoch) > 32:
+        raise InvalidArgumentError("name or epoch: too long, or not text")
     if request.applied_revision < 0:
         raise InvalidArgumentError("applied_revision: must not be negative")
     return Renewal(

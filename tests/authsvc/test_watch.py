@@ -35,6 +35,8 @@ from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revok
 from tests.postgres import PostgresServer, blocked
 
 Code = grpc.StatusCode
+PATIENCE_SECONDS = 20.0
+"""For what comes in milliseconds, and on a busy machine when its scheduler says so."""
 
 
 @pytest.mark.parametrize("role", ["bridge", "admin"])
@@ -57,6 +59,9 @@ async def test_nobody_watches_without_a_token(service: Service, metadata: Any) -
         (pb.WatchRequest(holder_id="x" * 65), "holder_id"),
         (pb.WatchRequest(holder_id="é" * 16), "holder_id"),
         (pb.WatchRequest(holder_id=HOLDER[:-1] + "\0"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER + "\x1b[2J"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER + "\n"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER + "\x7f"), "holder_id"),
         (pb.WatchRequest(holder_id=HOLDER, name="n" * 129), "name"),
         (pb.WatchRequest(holder_id=HOLDER, name="a\0b"), "name"),
         (pb.WatchRequest(holder_id=HOLDER, epoch="e" * 33), "epoch"),
@@ -267,6 +272,28 @@ async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(
         assert (await ended(slow.call))[0] == Code.RESOURCE_EXHAUSTED
         [said] = [entry for entry in logs if entry["event"] == "holder_disconnected"]
         assert (said["log_level"], said["holder"], said["name"]) == ("warning", slow.holder_id, slow.name)
+
+
+async def test_a_holder_that_renews_without_reading_is_disconnected(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is to be sent is bounded, however slow it may be."""
+    monkeypatch.setattr(watch_module, "_SLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(watch_module, "_QUEUE_MAX", 60)
+    small_window = (("grpc.http2.bdp_probe", 0),)
+    async with grpc.aio.insecure_channel(str(service.address), options=small_window) as channel:
+        slow, quick = Watcher(service, keys=KeyServiceStub(channel)), Watcher(service)
+        await slow.attach()
+        await quick.attach()
+        count = insert_changes(service, count=50, digests=500)
+        for revision in range(1, count + 1):
+            assert (await quick.change()).revision == revision
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended meanwhile
+            for _ in range(100):
+                await slow.renew()
+        code, text = await ended(slow.call)
+        assert (code, "too slowly" in text) == (Code.RESOURCE_EXHAUSTED, True)
+        await quick.acknowledge(count)
 
 
 def insert_changes(service: Service, count: int, digests: int) -> int:
@@ -520,13 +547,13 @@ async def test_a_validator_forgets_a_key_before_revoke_returns(service: Service)
     token = dict(service.token("bridge"))["authorization"].removeprefix("Bearer ")
     async with KeyValidator(service.address, token, name="bridge-1") as validator:
         await until(lambda: validator.has_lease)
-        api_key = (await issue(service)).api_key
+        api_key = (await issue(service, wait_seconds=PATIENCE_SECONDS)).api_key
         for _ in range(20):
             key = RawKey.parse(api_key)
             assert key is not None
             assert (await validator.validate(key)).verdict is Verdict.ALLOWED
             assert validator.cached(key) is not None
-            revoked = await revoke(service)
+            revoked = await revoke(service, wait_seconds=PATIENCE_SECONDS)
             api_key = revoked.api_key
             assert [holder.name for holder in revoked.propagation.confirmed] == ["bridge-1"]
             assert validator.cached(key) is None
