@@ -193,7 +193,6 @@ class Index:
                 self._outage.failed(error)
             if self._holder.lease_ends_at > lease_before:
                 back_off_seconds = _BACK_OFF_SECONDS_MIN
-                self._outage.worked()
             if self._is_wanted() and not self._holder.is_gone:
                 await asyncio.sleep(back_off_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
@@ -217,3 +216,5 @@ class Index:
     async def _hear(self, stream: int, event: Event) -> None:
         if self._holder.receive(stream, event):
             self._due.set()
+        if self._holder.is_live(self._clock()):
+            self._outage.worked()

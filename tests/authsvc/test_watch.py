@@ -288,9 +288,11 @@ async def test_a_holder_that_renews_without_reading_is_disconnected(
         count = insert_changes(service, count=50, digests=500)
         for revision in range(1, count + 1):
             assert (await quick.change()).revision == revision
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended meanwhile
-            for _ in range(100):
-                await slow.renew()
+        with capture_logs() as logs:
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended meanwhile
+                for _ in range(100):
+                    await slow.renew()
+            await until(lambda: any(entry.get("status") == "RESOURCE_EXHAUSTED" for entry in logs))
         code, text = await ended(slow.call)
         assert (code, "too slowly" in text) == (Code.RESOURCE_EXHAUSTED, True)
         await quick.acknowledge(count)
