@@ -268,7 +268,7 @@ class Watch:
                 async with asyncio.timeout(left_seconds):
                     await moved.wait()
             except TimeoutError:
-                continue
+                return propagation
         return None
 
     def lease_bound(self) -> datetime:
