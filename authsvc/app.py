@@ -93,9 +93,9 @@ async def serve(
         await _check_schema(database)
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
-        feed = ChangeFeed(database, store, leases, time.monotonic)
+        feed = ChangeFeed(database, store, leases, boot_clock)
         if link is not None and database.is_sqlite:  # PostgreSQL notifies them
-            feed = ChangeFeed(database, store, leases, time.monotonic, link.tell)
+            feed = ChangeFeed(database, store, leases, boot_clock, link.tell)
             link.listen(feed.look)
         await feed.open()
         watch = Watch(

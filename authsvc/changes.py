@@ -80,12 +80,13 @@ class ChangeFeed:
         database: Database,
         store: KeyStore,
         leases: LeaseStore,
-        monotonic: Callable[[], float],
+        clock: Callable[[], float],
         tell_others: Callable[[], None] = lambda: None,
     ) -> None:
         """Know nothing yet; `open` reads where things stand.
 
-        `tell_others` makes other processes call `look`, where the database does not notify them.
+        `clock`, in seconds, counts while the machine is suspended, as the database's does (rule 12). `tell_others`
+        makes other processes call `look`, where the database does not notify them.
         """
         self.epoch = ""
         self.revision = 0
@@ -102,8 +103,8 @@ class ChangeFeed:
         self._tell_others = tell_others
         self._wake = asyncio.Event()
         self._outage = Outage("database")
-        self._monotonic = monotonic
-        self._clock: tuple[datetime, float]
+        self._clock = clock
+        self._database_clock: tuple[datetime, float]
         """The database's, and this process's before that was asked for."""
 
     async def open(self) -> None:
@@ -113,8 +114,8 @@ class ChangeFeed:
 
     def time(self) -> datetime:
         """Return the database's clock without asking it: what it said last, and the time since; not too early."""
-        said, asked_at = self._clock
-        return said + timedelta(seconds=self._monotonic() - asked_at)
+        said, asked_at = self._database_clock
+        return said + timedelta(seconds=self._clock() - asked_at)
 
     async def run(self) -> None:
         """Follow the database until cancelled."""
@@ -186,9 +187,9 @@ class ChangeFeed:
         return True
 
     async def _read_state(self) -> StoreState:
-        asked_at = self._monotonic()
+        asked_at = self._clock()
         state = await self._leases.state()
-        self._clock = state.time, asked_at
+        self._database_clock = state.time, asked_at
         return state
 
     async def _listen(self) -> None:

@@ -300,7 +300,9 @@ def holders(as_json: bool) -> None:
         left = holder.lease_expire_time.ToDatetime(UTC) - now
         state = "expired" if left < timedelta() else f"{left.seconds} s left"
         lease = f"{shown_time(holder.lease_expire_time)} ({state})"
-        rows.append((console.plain(holder.name), holder.holder_id, behind, lease, shown_time(holder.renew_time)))
+        rows.append(
+            (console.plain(holder.name), console.plain(holder.holder_id), behind, lease, shown_time(holder.renew_time))
+        )
     console.print_table(("NAME", "HOLDER", "BEHIND", "LEASE UNTIL", "LAST RENEWED"), rows, "nobody holds a lease")
 
 

@@ -213,10 +213,10 @@ def by_when(what: str, propagation: pb.Propagation, seconds: float) -> str:
         )
     by = f"{what} at {_whole_second(propagation.effective_by):%H:%M:%S}Z at the latest"
     if not propagation.pending:
-        return f"{by}: the database could not say who holds leases"
+        return f"{by}: the database could not say who holds leases, or has lost changes and needs 'authsvc renew-epoch'"
     named = propagation.pending[:_NAMED_MAX]
     late = [
-        f"{plain(holder.name) or holder.holder_id} has not answered since {holder.renew_time.ToDatetime(UTC):%H:%M:%S}Z"
+        f"{plain(holder.name or holder.holder_id)} has not answered since {holder.renew_time.ToDatetime(UTC):%H:%M:%S}Z"
         for holder in named
     ]
     if more := propagation.pending_count - len(named):

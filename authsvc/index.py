@@ -23,6 +23,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from authsvc.changes import Outage
 from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError
 from authsvc.client.raw_key import Digest
 from authsvc.errors import KeyServiceError
@@ -128,6 +129,7 @@ class Index:
         self._busy_until = float("-inf")
         self._leaving = False
         self._left = asyncio.Event()
+        self._outage = Outage("index")
 
     def _new_holder(self) -> Holder:
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
@@ -187,6 +189,8 @@ class Index:
                 await self._watch.serve(self._renewals(renewal), partial(self._hear, stream))
             except (KeyServiceError, StreamBrokenError) as error:
                 _log.debug("index_stream_ended", reason=str(error))
+            except Exception as error:  # noqa: BLE001 - see Outage
+                self._outage.failed(error)
             if self._holder.lease_ends_at > lease_before:
                 back_off_seconds = _BACK_OFF_SECONDS_MIN
             if self._is_wanted() and not self._holder.is_gone:
@@ -212,3 +216,5 @@ class Index:
     async def _hear(self, stream: int, event: Event) -> None:
         if self._holder.receive(stream, event):
             self._due.set()
+        if self._holder.is_live(self._clock()):
+            self._outage.worked()

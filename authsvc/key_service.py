@@ -129,6 +129,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
+        # Rule 11: where nothing was committed, the wait is as for the first call.
         revision = await self._finish(self._set_origins(project_id, origins, _caller(context)))
         propagation = await self._propagate(revision, wait_seconds, answer_by)
         return pb.SetOriginsResponse(origins=origins, revision=revision, propagation=propagation)
@@ -151,9 +152,10 @@ class KeyService(pb_grpc.KeyServiceServicer):
         await self._watch.serve(renewals(), send)
 
     async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
+        bound = self._watch.lease_bound()  # what is granted after the commit counts only with it (rules 1 and 3)
         propagation = await self._watch.propagate(revision, wait_seconds, answer_by)
         if propagation is None:
-            return pb.Propagation(effective_by=messages.timestamp(self._watch.lease_bound()))
+            return pb.Propagation(effective_by=messages.timestamp(bound))
         confirmed = [row for row in propagation.confirmed.values() if not row.is_index]
         last = nlargest(_NAMED_MAX, propagation.pending.values(), key=lambda row: row.expire_time)
         return pb.Propagation(
@@ -182,8 +184,9 @@ class KeyService(pb_grpc.KeyServiceServicer):
         return outcome
 
     async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> Revision:
-        revision = await self._store.set_origins(project_id, origins, caller)
-        _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
+        revision, is_new = await self._store.set_origins(project_id, origins, caller)
+        if is_new:
+            _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
         return revision
 
     async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
@@ -206,12 +209,12 @@ def _wait_seconds(request: Any) -> float:
 
 
 def _renewal(request: pb.WatchRequest) -> Renewal:
-    if not 16 <= len(request.holder_id) <= 64 or not request.holder_id.isascii():
-        raise InvalidArgumentError("holder_id: expected 16 to 64 ASCII characters")
+    if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
+        raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
     if request.holder_id.startswith(INDEX_ID_PREFIX):
         raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
-    if len(request.name) > 128 or "\0" in request.name + request.holder_id + request.epoch or len(request.epoch) > 32:
-        raise InvalidArgumentError("name, holder_id or epoch: too long, or not text")
+    if len(request.name) > 128 or "\0" in request.name + request.epoch or len(request.epoch) > 32:
+        raise InvalidArgumentError("name or epoch: too long, or not text")
     if request.applied_revision < 0:
         raise InvalidArgumentError("applied_revision: must not be negative")
     return Renewal(

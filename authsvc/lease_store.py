@@ -45,6 +45,7 @@ class LeaseStore:
         self._is_sqlite = database.is_sqlite
         self._now = now
         self._margin = timedelta(seconds=margin_seconds)
+        self._upsert = _upsert_sqlite() if self._is_sqlite else _upsert_postgresql()
 
     async def renew(self, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
         """Commit the leases of different holders, and return which holders were refused, being gone."""
@@ -55,39 +56,10 @@ class LeaseStore:
                 # In the order of their ids, so that two replicas that meet cannot deadlock.
                 for renewal in sorted(renewals, key=lambda it: it.holder_id)
             ]
-            kept = {row.holder_id for row in await connection.execute(self._upsert(rows))}
+            parameters = rows if self._is_sqlite else _columns(rows)
+            kept = {row.holder_id for row in await connection.execute(self._upsert, parameters)}
             await self._notify(connection)
         return {renewal.holder_id for renewal in renewals} - kept
-
-    def _upsert(self, rows: list[dict[str, Any]]) -> Any:
-        dialect = sqlite if self._is_sqlite else postgresql
-        insert = dialect.insert(_leases)
-        new, old = insert.excluded, _leases.c
-        greatest = sa.func.max if self._is_sqlite else sa.func.greatest
-        # A late renewal from another epoch, such as the first one of all, must not take back what is known in this one.
-        current = sa.select(COUNTER.c.epoch).scalar_subquery()
-        is_late = sa.and_(old.epoch == current, new.epoch != current)
-        acknowledged = sa.case(
-            (old.epoch == new.epoch, greatest(old.acknowledged_revision, new.acknowledged_revision)),
-            (is_late, old.acknowledged_revision),
-            else_=new.acknowledged_revision,
-        )
-        return (
-            insert.values(rows)
-            .on_conflict_do_update(
-                index_elements=["holder_id"],
-                set_={
-                    "name": new.name,
-                    "epoch": sa.case((is_late, old.epoch), else_=new.epoch),
-                    "acknowledged_revision": acknowledged,  # rule 9
-                    "expire_time": greatest(old.expire_time, new.expire_time),
-                    "renew_time": new.renew_time,
-                    "is_gone": new.is_gone,
-                },
-                where=sa.not_(old.is_gone),  # rule 7
-            )
-            .returning(old.holder_id)
-        )
 
     async def state(self) -> StoreState:
         """Read epoch, revision and clock."""
@@ -140,6 +112,50 @@ class LeaseStore:
             return self._now()
         time: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
         return time
+
+
+def _upsert_sqlite() -> Any:
+    """Return the statement that writes leases and returns the ids of those that were not gone, for a list of rows.
+
+    SQLAlchemy compiles it once, and runs it for some hundreds of rows at a time.
+    """
+    return _merged(sqlite.insert(_leases), sa.func.max)
+
+
+def _upsert_postgresql() -> Any:
+    """Return the same for arrays, one for each column: one prepared statement, whatever the number of rows."""
+    arrays = [sa.bindparam(f"each_{column.name}", type_=postgresql.ARRAY(column.type)) for column in _leases.c]
+    rows = sa.func.unnest(*arrays).table_valued(*_leases.c.keys()).render_derived()
+    insert = postgresql.insert(_leases).from_select(_leases.c.keys(), sa.select(rows))
+    return _merged(insert, sa.func.greatest)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {f"each_{column.name}": [row[column.name] for row in rows] for column in _leases.c}
+
+
+def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
+    new, old = insert.excluded, _leases.c
+    # A late renewal from another epoch, such as the first one of all, must not take back what is known in this one.
+    current = sa.select(COUNTER.c.epoch).scalar_subquery()
+    is_late = sa.and_(old.epoch == current, new.epoch != current)
+    acknowledged = sa.case(
+        (old.epoch == new.epoch, greatest(old.acknowledged_revision, new.acknowledged_revision)),
+        (is_late, old.acknowledged_revision),
+        else_=new.acknowledged_revision,
+    )
+    return insert.on_conflict_do_update(
+        index_elements=["holder_id"],
+        set_={
+            "name": new.name,
+            "epoch": sa.case((is_late, old.epoch), else_=new.epoch),
+            "acknowledged_revision": acknowledged,  # rule 9
+            "expire_time": greatest(old.expire_time, new.expire_time),
+            "renew_time": new.renew_time,
+            "is_gone": new.is_gone,
+        },
+        where=sa.not_(old.is_gone),  # rule 7
+    ).returning(old.holder_id)
 
 
 def _row(renewal: Renewal, time: datetime, expire_time: datetime) -> dict[str, Any]:

@@ -228,15 +228,23 @@ class KeyStore:
             await self._record(connection, revision, ChangeKind.REVOKE, project_id, voided, caller, now)
         return Revoked(_key(row, revoke_time=now), stored, revision)
 
-    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> Revision:
-        """Replace the project's origins by these (normalised) ones. Raises NotFoundError for an unknown project."""
+    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
+        """Replace the project's origins by these (normalised) ones; return as of when, and whether they are new.
+
+        A list that is stored already changes nothing. Raises NotFoundError for an unknown project.
+        """
         query = sa.select(_keys.c.digest).where(_keys.c.project_id == project_id, _active)
         async with self._mutating() as (connection, revision, now):
-            if (await connection.execute(_update_origins(project_id, origins))).rowcount == 0:
+            project = await self._project(connection, project_id)
+            if project is None:
                 raise NotFoundError(f"no project {project_id!r}")
+            if project.origins == tuple(origins):
+                await connection.rollback()  # rule 11
+                return Revision(revision - 1), False
+            await connection.execute(_update_origins(project_id, origins))
             voided = [Digest(digest) for digest in (await connection.execute(query)).scalars()]
             await self._record(connection, revision, ChangeKind.SET_ORIGINS, project_id, voided, caller, now)
-        return revision
+        return revision, True
 
     async def project(self, project_id: ProjectId) -> Project:
         """Return the project. Raises NotFoundError."""

@@ -22,7 +22,7 @@ from authsvc.errors import (
     StreamEndedError,
 )
 from authsvc.lease_store import LeaseStore
-from authsvc.leases import CHANGE_AGE_SECONDS_MAX, Propagation, StoreState, WatchSession
+from authsvc.leases import CHANGE_AGE_SECONDS_MAX, LeaseRow, Propagation, StoreState, WatchSession
 from authsvc.store import KeyStore, Revision
 
 _log = structlog.get_logger("authsvc")
@@ -33,7 +33,7 @@ _OPENING_SECONDS = 5.0
 _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _POLL_SECONDS = 0.05
-"""While somebody waits for leases that other processes renew without a notification."""
+"""Between two looks at the leases, which other processes may renew without a notification."""
 _READ_SECONDS_MAX = 2.0
 """For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
 _ANSWER_SECONDS = 0.1
@@ -41,6 +41,8 @@ _ANSWER_SECONDS = 0.1
 _CALL_SECONDS_MAX = 29.0
 """The interceptor ends a call after 30 s."""
 _LOST = "the database has lost changes that holders applied, and needs a new epoch"
+_GROUP_MAX = 500
+"""Renewals in one transaction: who waits for another is not kept waiting for thousands."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """An expired lease is swept after so many times its duration (rule 7)."""
@@ -90,7 +92,7 @@ class Granter:
             group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]] = {}
             later = []
             for entry in self._waiting:
-                if entry[0].holder_id in group:
+                if entry[0].holder_id in group or len(group) == _GROUP_MAX:
                     later.append(entry)
                     self._wake.set()
                 else:
@@ -120,6 +122,60 @@ class Granter:
                 done.set_result(outcome)
 
 
+class LeaseReader:
+    """Reads all leases for those who wait for a change to hold: one look at a time, however many they are.
+
+    Who asks while a look is under way gets the next one, since theirs must begin after their change was committed.
+    """
+
+    def __init__(self, leases: LeaseStore, feed: ChangeFeed) -> None:
+        """After a look, `leases_moved` of the feed beats within a poll's time, for those who still wait."""
+        self._leases = leases
+        self._feed = feed
+        self._waiting: list[asyncio.Future[tuple[list[LeaseRow], StoreState]]] = []
+        self._reading: asyncio.Task[None] | None = None
+        self._poll: asyncio.TimerHandle | None = None
+        self._outage = Outage("lease_reads")
+
+    async def rows(self) -> tuple[list[LeaseRow], StoreState]:
+        """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError."""
+        done: asyncio.Future[tuple[list[LeaseRow], StoreState]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.create_task(self._read())
+        return await done
+
+    async def _read(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            outcome = None
+            try:
+                outcome = await self._leases.rows()
+                self._outage.worked()
+            except StoreUnavailableError:
+                pass  # the feed has said so
+            except Exception as error:  # noqa: BLE001 - see Outage
+                self._outage.failed(error)
+            for done in group:
+                if done.done():
+                    continue  # its caller waits no longer
+                if outcome is None:
+                    done.set_exception(StoreUnavailableError("the leases cannot be read"))
+                else:
+                    done.set_result(outcome)
+            if self._poll is not None:
+                self._poll.cancel()
+            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.beat)
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._poll is not None:
+            self._poll.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait([self._reading])
+
+
 class Watch:
     """All streams of this process, and the tasks that serve them; `run` keeps them going."""
 
@@ -138,6 +194,7 @@ class Watch:
         self._leases = leases
         self._feed = feed
         self._granter = Granter(leases, feed, lease_seconds)
+        self._reader = LeaseReader(leases, feed)
         self._lease_seconds = lease_seconds
         self._margin_seconds = margin_seconds
         self._monotonic = monotonic
@@ -146,10 +203,13 @@ class Watch:
 
     async def run(self) -> None:
         """Grant leases, follow changes and sweep, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._granter.run())
-            tasks.create_task(self._feed.run())
-            tasks.create_task(self._sweep())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._granter.run())
+                tasks.create_task(self._feed.run())
+                tasks.create_task(self._sweep())
+        finally:
+            await self._reader.close()
 
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
@@ -185,7 +245,7 @@ class Watch:
 
         Returns before `answer_by` whatever happens, since only the answer shows the raw key; and at once when the
         service stops, since it hears no more of its holders. None says that the database could not be asked, or has
-        lost revisions: then no lease outlasts `lease_bound`.
+        lost revisions: then no lease that counts without the change outlasts what `lease_bound` was at its commit.
         """
         give_up_at = min(self._monotonic() + wait_seconds, answer_by)
         read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
@@ -194,7 +254,7 @@ class Watch:
             moved = self._feed.leases_moved.next()
             try:
                 async with asyncio.timeout(read_by - self._monotonic()):
-                    rows, state = await self._leases.rows()
+                    rows, state = await self._reader.rows()
                 if propagation is None:
                     propagation, read_by = Propagation(revision, rows, state), give_up_at
                 else:
@@ -205,14 +265,14 @@ class Watch:
             if left_seconds <= 0 or self._closing.is_set() or (propagation is not None and propagation.is_effective):
                 return propagation
             try:
-                async with asyncio.timeout(min(left_seconds, _POLL_SECONDS)):
+                async with asyncio.timeout(left_seconds):
                     await moved.wait()
             except TimeoutError:
-                continue
+                return propagation
         return None
 
     def lease_bound(self) -> datetime:
-        """Return the instant, by the database's clock, by which every lease that is granted now has expired."""
+        """Return the instant, by the database's clock, by which every lease that has been granted has expired."""
         return self._feed.time() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
 
     async def _sweep(self) -> None:

@@ -1,9 +1,23 @@
 """The key service's client: all of `authsvc` that callers in Python may import.
 
-`validator.KeyValidator` is the way in. Only what costs nothing to import is named
-here; the modules that bring gRPC with them are imported by their own names.
+KeyValidator is the way in. It is imported when it is asked for, since it brings gRPC with
+it; the other modules that do are imported by their own names.
 """
+
+from typing import TYPE_CHECKING
 
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 
-__all__ = ["Decision", "KeyServiceUnavailableError", "Verdict"]
+if TYPE_CHECKING:
+    from authsvc.client.validator import KeyValidator
+else:
+
+    def __getattr__(name: str) -> object:
+        if name != "KeyValidator":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from authsvc.client.validator import KeyValidator  # noqa: PLC0415 - gRPC
+
+        return KeyValidator
+
+
+__all__ = ["Decision", "KeyServiceUnavailableError", "KeyValidator", "Verdict"]

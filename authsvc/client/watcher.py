@@ -15,6 +15,7 @@ import structlog
 
 from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
 from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.event_log import traceback_without_text
 from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, StreamBrokenError
 from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import KeyServiceUnavailableError
@@ -73,6 +74,9 @@ class Watcher:
                 reason = str(error)
             except (grpc.aio.BaseError, asyncio.InvalidStateError):
                 reason = "the stream ended"  # just before it was written to, or before gRPC had opened it
+            except Exception as error:  # noqa: BLE001 - without a watcher there would never be a lease again
+                reason = type(error).__qualname__
+                _log.error("watch_failed", error=reason, traceback=traceback_without_text(error))
             self._token.forget()
             _log.debug("watch_ended", reason=reason)
             if self._holder.lease_ends_at > lease_before:

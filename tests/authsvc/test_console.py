@@ -7,6 +7,7 @@ import pytest
 from authsvc.console import by_when
 from protos.authsvc.v1 import key_service_pb2 as pb
 
+UNREAD = "the database could not say who holds leases, or has lost changes and needs 'authsvc renew-epoch'"
 RENEWED = datetime(2026, 11, 23, 11, 59, 40, 990_000, UTC)
 
 
@@ -21,8 +22,10 @@ def effective(count: int) -> pb.Propagation:
     return pb.Propagation(effective=True, confirmed=holders("bridge-1"), confirmed_count=count)
 
 
-def pending(*names: str, count: int | None = None, microsecond: int = 0) -> pb.Propagation:
+def pending(*names: str, count: int | None = None, microsecond: int = 0, holder_id: str = "") -> pb.Propagation:
     answer = pb.Propagation(pending=holders(*names), pending_count=len(names) if count is None else count)
+    for holder in answer.pending:
+        holder.holder_id = holder_id or holder.holder_id
     answer.effective_by.FromDatetime(datetime(2026, 11, 23, 12, 0, 41, microsecond, UTC))
     return answer
 
@@ -38,6 +41,10 @@ def pending(*names: str, count: int | None = None, microsecond: int = 0) -> pb.P
             pending("b\x1b[2J"),
             "dead at 12:00:41Z at the latest: b\N{REPLACEMENT CHARACTER}[2J has not answered since 11:59:40Z",
         ),
+        (
+            pending("", holder_id="h\x1b[2J"),
+            "dead at 12:00:41Z at the latest: h\N{REPLACEMENT CHARACTER}[2J has not answered since 11:59:40Z",
+        ),
         (pending(""), "dead at 12:00:41Z at the latest: id-of- has not answered since 11:59:40Z"),
         (
             pending("a", "b", "c", "d", "e", "f", count=300),
@@ -45,7 +52,10 @@ def pending(*names: str, count: int | None = None, microsecond: int = 0) -> pb.P
             + ", ".join(f"{name} has not answered since 11:59:40Z" for name in "abcde")
             + ", nor have 295 more",
         ),
-        (pending(), "dead at 12:00:41Z at the latest: the database could not say who holds leases"),
+        (
+            pending(),
+            f"dead at 12:00:41Z at the latest: {UNREAD}",
+        ),
     ],
 )
 def test_one_line_says_by_when_and_whom_that_depends_on(propagation: pb.Propagation, line: str) -> None:

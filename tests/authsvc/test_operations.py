@@ -42,7 +42,7 @@ async def test_changes_are_listed_in_order_with_who_did_what_where_and_when(serv
     caller = (*service.token(), ("x-authsvc-caller", "ada"))
     await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=caller)
     await revoke(service)
-    await service.keys.SetOrigins(pb.SetOriginsRequest(project_id="demo"), metadata=caller)
+    await service.keys.SetOrigins(pb.SetOriginsRequest(project_id="demo", origins=["example.com"]), metadata=caller)
     changes = await list_changes(service)
     assert [(c.revision, c.kind, c.project_id, c.caller) for c in changes] == [
         (1, "issue", "demo", "ada"),

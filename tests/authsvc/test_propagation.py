@@ -1,11 +1,11 @@
 """Issue, Revoke and SetOrigins say by when their change holds everywhere, and wait for it as long as they are let."""
 
 import asyncio
-import sqlite3
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,13 +16,15 @@ from authsvc import app as app_module
 from authsvc import changes as changes_module
 from authsvc import key_service as key_service_module
 from authsvc import watch as watch_module
+from authsvc.changes import ChangeFeed
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.lease_store import LeaseStore
+from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.watching import Watcher, issue, replica, revoke, wait
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, blocked
 
 Code = grpc.StatusCode
 LONG = 20.0
@@ -50,6 +52,17 @@ async def holders(service: Service) -> dict[str, pb.Holder]:
 
 def names(found: Any) -> list[str]:
     return sorted(holder.name for holder in found)
+
+
+class Clock:
+    """Another clock, on which more time passes."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.passed = 0.0
+
+    def __call__(self) -> float:
+        return self._clock() + self.passed
 
 
 async def validity(service: Service, api_key: str) -> "pb.Verdict.ValueType":
@@ -156,24 +169,21 @@ async def test_the_callers_deadline_bounds_the_wait(service: Service, seconds: f
     assert await validity(service, issued.api_key) == pb.VERDICT_INVALID_KEY
 
 
-@contextmanager
-def locked(service: Service) -> Iterator[None]:
-    """Let no one write to the service's database."""
-    file = service.state_dir / "authsvc.db"
-    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-
-
-async def test_what_the_commit_took_is_no_more_there_to_wait(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer keeps its time: nothing else shows the raw key."""
-    monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
-    watcher = Watcher(service)
-    await watcher.attach()
-    with locked(service):
-        waiting = asyncio.create_task(issue(service, wait_seconds=LONG, timeout=2.5))
-        await asyncio.sleep(1.2)
-    answer = await waiting
+    clock, issue_key = Clock(time.monotonic), KeyStore.issue
+
+    async def slow(*arguments: Any) -> Any:
+        issued = await issue_key(*arguments)
+        clock.passed += LONG - 0.5
+        return issued
+
+    monkeypatch.setattr(KeyStore, "issue", slow)
+    monkeypatch.setattr(app_module, "time", SimpleNamespace(monotonic=clock))
+    async with running(tmp_path / "state") as service:
+        watcher = Watcher(service)
+        await watcher.attach()
+        answer = await issue(service, wait_seconds=LONG, timeout=LONG)
     assert answer.api_key.startswith("dt_")
     assert names(answer.propagation.pending) == ["bridge-1"]
 
@@ -237,6 +247,22 @@ async def test_a_retried_revocation_waits_like_the_first(service: Service) -> No
     last = await waiting
     assert (last.already_revoked, last.propagation.effective) == (True, True)
     assert names(last.propagation.confirmed) == ["bridge-1"]
+
+
+async def test_origins_that_are_set_again_wait_like_the_first_time(service: Service) -> None:
+    """Rule 11, likewise."""
+    watcher = Watcher(service)
+    await watcher.attach()
+    await issue(service, wait_seconds=0)
+    first = await set_origins(service, wait_seconds=0)
+    again = await set_origins(service, wait_seconds=0)
+    assert (again.revision, list(again.origins)) == (first.revision, ["example.com"])
+    assert names(again.propagation.pending) == ["bridge-1"]
+    waiting = asyncio.create_task(set_origins(service, wait_seconds=LONG))
+    await watcher.change()
+    await watcher.change()
+    await watcher.acknowledge(first.revision)
+    assert names((await waiting).propagation.confirmed) == ["bridge-1"]
 
 
 async def test_nobody_waits_for_a_holder_that_says_goodbye_meanwhile(service: Service) -> None:
@@ -344,6 +370,58 @@ async def test_a_database_that_is_lost_before_the_holders_were_read_leaves_the_l
         assert before + LEASE_AND_MARGIN <= instant(answer.propagation.effective_by) <= too_late
 
 
+async def test_the_longest_lease_is_that_of_the_commit_however_long_the_wait_and_the_machine_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By clocks that count while the machine is suspended, as it is before the call."""
+    seconds = 0.0
+
+    async def lost(self: LeaseStore) -> None:
+        nonlocal seconds
+        seconds += 10.0
+        raise StoreUnavailableError("the test says so")
+
+    async def never(self: ChangeFeed) -> None:
+        await asyncio.Event().wait()
+
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(LeaseStore, "rows", lost)
+    monkeypatch.setattr(ChangeFeed, "run", never)  # all it knows is what it read at the start
+    monkeypatch.setattr(app_module, "now", lambda: start + timedelta(seconds=seconds))
+    monkeypatch.setattr(app_module, "boot_clock", lambda: seconds)
+    async with running(tmp_path / "state") as service:
+        seconds += 3600.0
+        answer = await issue(service, wait_seconds=0.2)
+        assert not answer.propagation.effective
+        assert instant(answer.propagation.effective_by) == start + timedelta(seconds=3600) + LEASE_AND_MARGIN
+        assert seconds > 3610.0, "it went on waiting"
+
+
+async def test_calls_that_wait_together_look_at_the_leases_together(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each for itself would read the whole table whenever any of them, or of the holders, has done something."""
+    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    silent = Watcher(service, name="silent")
+    await silent.attach()
+    projects = [f"p{number}" for number in range(50)]
+    for project_id in projects:
+        await issue(service, project_id, wait_seconds=0)
+    reads, rows = 0, LeaseStore.rows
+
+    async def counted(self: LeaseStore) -> Any:
+        nonlocal reads
+        reads += 1
+        return await rows(self)
+
+    monkeypatch.setattr(LeaseStore, "rows", counted)
+    requests = [pb.RevokeRequest(project_id=project_id, wait=wait(1.0)) for project_id in projects]
+    answers = await asyncio.gather(*(service.keys.Revoke(each, metadata=service.token()) for each in requests))
+    assert {answer.revision for answer in answers} == set(range(51, 101))
+    assert [names(answer.propagation.pending) for answer in answers] == [["silent"]] * 50
+    assert reads <= 2 * 50 + 1, "a look for each commit, and one for each call that came while one was under way"
+
+
 async def test_a_database_that_hangs_does_not_outlast_the_caller(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +448,6 @@ async def test_a_slow_look_at_the_leases_is_waited_for_beyond_the_wait(postgres_
         async with database.writing() as connection:
             await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
             waiting = asyncio.create_task(issue(service, wait_seconds=0))
-            await watcher.change()
-            await asyncio.sleep(0.7)
+            await blocked(connection, 1)  # the look is under way, and nobody was to wait for it
         assert names((await waiting).propagation.pending) == ["bridge-1"]
         await database.close()

@@ -339,7 +339,9 @@ async def test_every_mutation_is_logged_without_secrets(service: Service) -> Non
         revoked = await service.keys.Revoke(revoke, metadata=named)
         revoke.key_id = issued.key.key_id
         assert (await service.keys.Revoke(revoke, metadata=named)).already_revoked, "nothing is changed"
-        await service.keys.SetOrigins(pb.SetOriginsRequest(project_id="demo"), metadata=named)
+        for _ in range(2):  # the second time nothing is changed
+            request = pb.SetOriginsRequest(project_id="demo", origins=["example.com"])
+            assert (await service.keys.SetOrigins(request, metadata=named)).revision == 3
         assert (await refused(issue(service)))[0] == Code.ALREADY_EXISTS
     old, new = issued.key.key_id, revoked.key.key_id
     every = {"project_id": "demo", "caller": "ada", "log_level": "info"}

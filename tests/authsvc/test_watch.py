@@ -3,6 +3,7 @@
 import asyncio
 import json
 import sqlite3
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,18 @@ from structlog.testing import capture_logs
 
 from authsvc import app as app_module
 from authsvc import watch as watch_module
+from authsvc.changes import ChangeFeed
+from authsvc.client import KeyValidator
+from authsvc.client.holder import Renewal
 from authsvc.client.raw_key import RawKey
-from authsvc.client.validator import KeyValidator
+from authsvc.client.validator import boot_clock
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
 from authsvc.database import Database
+from authsvc.keys import generate_raw_key
+from authsvc.lease_store import LeaseStore
+from authsvc.migrations import upgrade
+from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
@@ -27,6 +35,8 @@ from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revok
 from tests.postgres import PostgresServer, blocked
 
 Code = grpc.StatusCode
+PATIENCE_SECONDS = 20.0
+"""For what comes in milliseconds, and on a busy machine when its scheduler says so."""
 
 
 @pytest.mark.parametrize("role", ["bridge", "admin"])
@@ -49,6 +59,9 @@ async def test_nobody_watches_without_a_token(service: Service, metadata: Any) -
         (pb.WatchRequest(holder_id="x" * 65), "holder_id"),
         (pb.WatchRequest(holder_id="é" * 16), "holder_id"),
         (pb.WatchRequest(holder_id=HOLDER[:-1] + "\0"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER + "\x1b[2J"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER + "\n"), "holder_id"),
+        (pb.WatchRequest(holder_id=HOLDER + "\x7f"), "holder_id"),
         (pb.WatchRequest(holder_id=HOLDER, name="n" * 129), "name"),
         (pb.WatchRequest(holder_id=HOLDER, name="a\0b"), "name"),
         (pb.WatchRequest(holder_id=HOLDER, epoch="e" * 33), "epoch"),
@@ -261,6 +274,30 @@ async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(
         assert (said["log_level"], said["holder"], said["name"]) == ("warning", slow.holder_id, slow.name)
 
 
+async def test_a_holder_that_renews_without_reading_is_disconnected(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it is to be sent is bounded, however slow it may be."""
+    monkeypatch.setattr(watch_module, "_SLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(watch_module, "_QUEUE_MAX", 60)
+    small_window = (("grpc.http2.bdp_probe", 0),)
+    async with grpc.aio.insecure_channel(str(service.address), options=small_window) as channel:
+        slow, quick = Watcher(service, keys=KeyServiceStub(channel)), Watcher(service)
+        await slow.attach()
+        await quick.attach()
+        count = insert_changes(service, count=50, digests=500)
+        for revision in range(1, count + 1):
+            assert (await quick.change()).revision == revision
+        with capture_logs() as logs:
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it has ended meanwhile
+                for _ in range(100):
+                    await slow.renew()
+            await until(lambda: any(entry.get("status") == "RESOURCE_EXHAUSTED" for entry in logs))
+        code, text = await ended(slow.call)
+        assert (code, "too slowly" in text) == (Code.RESOURCE_EXHAUSTED, True)
+        await quick.acknowledge(count)
+
+
 def insert_changes(service: Service, count: int, digests: int) -> int:
     """Commit large changes behind the service's back; return how many."""
     voided = json.dumps(["ab" * 32] * digests)
@@ -371,6 +408,71 @@ async def test_no_error_of_the_database_ends_the_service(
         assert {entry["error"] for entry in logs if entry["event"].endswith("_lost")} == {"ProgrammingError"}
 
 
+async def test_no_error_that_the_index_meets_ends_the_service(service: Service) -> None:
+    """Such as a change of a kind that this version does not know."""
+    api_key = (await issue(service)).api_key
+    unknown = [generate_raw_key().reveal() for _ in range(BUSY)]
+    with capture_logs() as logs:
+
+        def said(event: str) -> bool:
+            return event in [entry["event"] for entry in logs]
+
+        await asyncio.to_thread(set_kind, service, "unknown")
+        assert await verdicts(service, *unknown) == {pb.VERDICT_INVALID_KEY}
+        await until(lambda: said("index_lost"))
+        assert await verdicts(service, *unknown, api_key) == {pb.VERDICT_INVALID_KEY, pb.VERDICT_ALLOWED}
+        await asyncio.to_thread(set_kind, service, "issue")
+        assert await verdicts(service, *unknown) == {pb.VERDICT_INVALID_KEY}
+        await until(lambda: said("index_back"))
+    [lost] = [entry for entry in logs if entry["event"] == "index_lost"]
+    assert (lost["log_level"], lost["error"]) == ("warning", "ValueError")
+
+
+BUSY = 250
+"""So many keys at once, and the index takes a lease."""
+
+
+async def verdicts(service: Service, *api_keys: str) -> "set[pb.Verdict.ValueType]":
+    request = pb.BatchValidateRequest(requests=[pb.ValidateRequest(api_key=api_key) for api_key in api_keys])
+    answer = await service.keys.BatchValidate(request, metadata=service.token("bridge"))
+    return {response.verdict for response in answer.responses}
+
+
+def set_kind(service: Service, kind: str) -> None:
+    with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute("UPDATE changes SET kind = ?", (kind,))
+
+
+async def test_thousands_of_renewals_are_committed_in_groups(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that came meanwhile would be one long transaction, which each of them waits for."""
+    groups: list[int] = []
+    renew = LeaseStore.renew
+
+    async def counted(self: LeaseStore, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
+        groups.append(len(renewals))
+        return await renew(self, renewals, lease_seconds)
+
+    monkeypatch.setattr(LeaseStore, "renew", counted)
+    database = Database(database_url)
+    await database.migrate(upgrade)
+    leases = LeaseStore(database, app_module.now, 5.0)
+    feed = ChangeFeed(database, KeyStore(database, app_module.now), leases, boot_clock)
+    await feed.open()
+    granter = watch_module.Granter(leases, feed, 60.0)
+    running = asyncio.create_task(granter.run())
+    renewals = [Renewal("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
+    states = await asyncio.gather(*map(granter.renew, renewals))
+    running.cancel()
+    await asyncio.wait([running])
+    assert {state.revision for state in states} == {0}
+    assert len((await leases.rows())[0]) == sum(groups) == 5200
+    assert max(groups) == 500
+    assert len(groups) <= 12, "those that wait go along with the next group"
+    await database.close()
+
+
 async def test_leases_are_renewed_while_mutations_wait(postgres_url: str, tmp_path: Path) -> None:
     """Somebody, such as a backup, has locked the counter's row: no holder may lose its lease by that."""
     async with replica(tmp_path / "state", postgres_url) as service:
@@ -447,13 +549,13 @@ async def test_a_validator_forgets_a_key_before_revoke_returns(service: Service)
     token = dict(service.token("bridge"))["authorization"].removeprefix("Bearer ")
     async with KeyValidator(service.address, token, name="bridge-1") as validator:
         await until(lambda: validator.has_lease)
-        api_key = (await issue(service)).api_key
+        api_key = (await issue(service, wait_seconds=PATIENCE_SECONDS)).api_key
         for _ in range(20):
             key = RawKey.parse(api_key)
             assert key is not None
             assert (await validator.validate(key)).verdict is Verdict.ALLOWED
             assert validator.cached(key) is not None
-            revoked = await revoke(service)
+            revoked = await revoke(service, wait_seconds=PATIENCE_SECONDS)
             api_key = revoked.api_key
             assert [holder.name for holder in revoked.propagation.confirmed] == ["bridge-1"]
             assert validator.cached(key) is None

@@ -193,12 +193,24 @@ async def test_unknown_projects_and_keys_are_not_found(store: KeyStore) -> None:
 
 async def test_origins_are_replaced_and_the_active_keys_verdicts_voided(store: KeyStore) -> None:
     raw_key, _ = await issue(store, DEMO, "example.com")
-    assert await store.set_origins(DEMO, ["a.example", "b.example"], "tester") == 2
+    assert await store.set_origins(DEMO, ["a.example", "b.example"], "tester") == (2, True)
     _, active = await lookup(store, raw_key)
     assert active is not None
     assert admits(active, "https://a.example", "https://b.example")
     assert (await store.project(DEMO)).origins == ("a.example", "b.example")
     assert (await store.changes(after=Revision(1), limit=9))[0].voided_digests == (raw_key.digest,)
+
+
+async def test_a_list_that_is_stored_already_commits_nothing(store: KeyStore) -> None:
+    """Rule 11: the revision is one as of which the list holds, and no verdict is voided for it."""
+    await issue(store, DEMO)
+    assert await store.set_origins(DEMO, [], "tester") == (1, False)
+    assert await store.set_origins(DEMO, ["a.example"], "tester") == (2, True)
+    await issue(store, ProjectId("other"))
+    assert await store.set_origins(DEMO, ["a.example"], "tester") == (3, False)
+    assert [change.revision for change in await store.changes(after=Revision(0), limit=9)] == [1, 2, 3]
+    assert await store.set_origins(DEMO, [], "tester") == (4, True)
+    assert (await store.project(DEMO)).origins == ()
 
 
 async def test_every_mutation_leaves_a_row_that_says_who_did_what_when_and_what_it_voids(store: KeyStore) -> None:
@@ -384,7 +396,7 @@ async def test_keys_say_who_issued_them_and_changes_are_read_from_either_end(sto
     active = (await store.project(DEMO)).active_key
     assert active is not None
     assert active.creator == "Bob"
-    await store.set_origins(DEMO, [], "Cid")
+    await store.set_origins(DEMO, ["example.com"], "Cid")
     start = Revision(0)
     newest = await store.changes(after=start, limit=2, is_newest_first=True)
     assert [change.caller for change in newest] == ["Cid", "Bob"]

@@ -97,6 +97,18 @@ async def test_the_acknowledged_revision_never_goes_down_within_an_epoch(leases:
         assert (await row(leases)).acknowledged_revision == kept
 
 
+async def test_any_number_of_holders_renew_in_one_transaction(leases: LeaseStore) -> None:
+    """More than a statement of PostgreSQL has room for, where each value were a parameter of it: 32,767."""
+    ids = [f"holder-{number}" for number in range(5000)]
+    await leases.renew([goodbye("holder-7")], LEASE_SECONDS)
+    for revision in (1, 2):
+        assert await leases.renew([renewal(revision, id_) for id_ in ids], LEASE_SECONDS) == {"holder-7"}
+    rows, _ = await leases.rows()
+    assert {(row.holder_id, row.acknowledged_revision) for row in rows} == {
+        (id_, 2) for id_ in ids if id_ != "holder-7"
+    }
+
+
 async def test_another_epoch_starts_the_acknowledged_revision_afresh(leases: LeaseStore) -> None:
     await leases.renew([renewal(7)], LEASE_SECONDS)
     await leases.renew([renewal(2, epoch="epoch-2")], LEASE_SECONDS)

@@ -203,6 +203,11 @@ async def test_an_outage_is_served_from_caches_to_the_end_of_the_lease_and_then_
             return await readiness(addresses) == [(200, {"status": "ok"})] * len(bridges)
 
         await until("leases are back", ready, RECOVERY_SECONDS_MAX)
+        asked = cluster.first.stderr.count(VALIDATE)
+        for key in keys:
+            await answered_by_all(traffic, bridges, key)
+        asked_since = cluster.first.stderr.count(VALIDATE) - asked
+        assert asked_since <= CACHED_KEYS * len(bridges), "under a lease each key is asked about once"
     assert traffic.statuses().keys() <= {"200", "503", "None"}, "a fault is never a 401"
     during = [attempt for attempt in traffic.attempts[:away] if attempt.started_at > killed_at]
     for address in addresses:
@@ -217,7 +222,8 @@ async def test_an_outage_is_served_from_caches_to_the_end_of_the_lease_and_then_
     refusals = [shot.ended_at - shot.started_at for shot in uncached.attempts]
     assert max(refusals) < REFUSAL_SECONDS_MAX
     print_distribution("503 for a key that is not cached", refusals)
-    asked = cluster.first.stderr.count(VALIDATE)
+    requests = sum(it.started_at > restarted_at for it in traffic.attempts)
+    assert 0 < asked < requests, "before there is a lease, no more often than there are requests"
     print(f"all keys served again {recovery_seconds:.2f} s after the restart, by {asked} calls")  # noqa: T201
 
 

@@ -2,6 +2,8 @@
 
 import re
 import signal
+import sqlite3
+from contextlib import closing
 
 import psutil
 
@@ -21,6 +23,13 @@ async def test_revoke_says_who_confirmed_or_who_did_not_and_holders_shows_the_sa
     assert re.fullmatch(r"NAME +HOLDER +BEHIND +LEASE UNTIL +LAST RENEWED", header)
     name = rf"\S+:{bridge.pid}"
     assert re.fullmatch(rf"{name} +[0-9a-f]{{32}} +0 +\S+ {TIME} \(\d+ s left\) +\S+ {TIME}", row)
+
+    with closing(sqlite3.connect(system.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_gone)"
+            " SELECT 'h' || char(27) || '[2J', 'n' || char(27), '', 0, renew_time, renew_time, 0 FROM leases"
+        )
+    assert "\x1b" not in system.run("authsvc", "holders").stdout
 
     process = psutil.Process(bridge.pid)
     bridge.send(signal.SIGSTOP)

@@ -10,7 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
-from tests.e2e.http_exchange import BODY, Connection, get, request
+from tests.e2e.administrator import PATIENCE_SECONDS
+from tests.e2e.cluster import start_cluster
+from tests.e2e.http_exchange import BODY, Connection, get, post, request
 from tests.e2e.load import Load, check_stored, closes
 from tests.e2e.processes import System, until
 from tests.e2e.stored_logs import messages
@@ -121,3 +123,25 @@ async def test_sigterm_of_authsvc_waits_for_no_holder_that_is_frozen(system: Sys
     async with asyncio.timeout(DRAIN_SECONDS / 2):
         assert await key_service.ended() == 0
     bridge.send(signal.SIGCONT)
+
+
+async def test_nobody_waits_for_a_bridge_that_was_stopped(system: System) -> None:
+    """It says goodbye: neither a revocation at once nor one after its end waits for its lease."""
+    cluster = await start_cluster(system)
+    stopped, other = await cluster.bridges(2)
+    async with cluster.administrator() as administrator:
+        life = await administrator.issue("demo")
+        assert {(await post(bridge.address, life.key)).status for bridge in (stopped, other)} == {200}
+        stopped.send(signal.SIGTERM)
+        for is_at_once in (True, False):
+            revoked = await administrator.revoke(life, wait_seconds=PATIENCE_SECONDS)
+            assert revoked.response.propagation.effective
+            assert not revoked.pending
+            assert revoked.next is not None
+            life = revoked.next
+            if is_at_once:
+                assert await stopped.ended() == 0
+        assert len(revoked.confirmed) == 1
+    listed = system.run("authsvc", "holders").stdout
+    assert f":{other.pid} " in listed
+    assert f":{stopped.pid} " not in listed

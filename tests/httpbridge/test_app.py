@@ -12,15 +12,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import grpc
 import msgspec
 import psutil
 import pytest
 import trustme
 
-from authsvc.client.environment import Address
+from authsvc.client.environment import Address, Token
 from httpbridge.app import serve
 from httpbridge.config import Config
 from httpbridge.server import CONNECTIONS_MAX
+from tests.authsvc.client.fake_key_service import FakeKeyService
+from tests.authsvc.client.fake_key_service import serve as serve_keys
+from tests.e2e.http_exchange import get, post
+from tests.httpbridge.conftest import KEY
 
 
 @asynccontextmanager
@@ -74,6 +79,30 @@ async def test_a_free_port_is_one_address_though_the_name_has_several(
     before = listening_ports()
     async with started(config) as address:
         assert listening_ports() - before == {address.port}
+
+
+class Unwatched(FakeKeyService):
+    """Answers, and refuses streams."""
+
+    async def watch(self, requests: AsyncIterator[Any], context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "the test says so")
+
+
+async def test_a_bridge_without_a_lease_is_ready_and_says_that_each_request_asks(config: Config) -> None:
+    service = Unwatched()
+    server, port = serve_keys(service, "127.0.0.1:0")
+    await server.start()
+    key_service, token = Address("127.0.0.1", port), Token.parse(service.token)
+    config = msgspec.structs.replace(config, key_service=key_service, key_service_token=token)
+    async with started(config) as address:
+        for asked in range(1, 4):
+            assert (await post(str(address), KEY)).status == 200
+            assert [call.api_key for call in service.calls] == [KEY] * asked
+        answer = await get(str(address), "/ready")
+    assert (answer.status, answer.json) == (
+        200, {"status": "degraded", "reason": "there is no lease; each request asks the key service"},
+    )  # fmt: skip
+    await server.stop(None)
 
 
 def listening_ports() -> set[int]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tests.simulation.checker import Kind, ViolationError
 from tests.simulation.faults import Trouble
+from tests.simulation.schedule import TRACE_STEPS
 from tests.simulation.world import Protocol, World
 
 TRUE_PROTOCOL = Protocol()
@@ -19,7 +20,7 @@ class Outcome:
     promises: int
     violation: Kind | None
     report: str
-    """What was violated, and the schedule that led to it."""
+    """What was violated, the setting, and the last steps that led to it."""
 
 
 def simulate(seed: int, steps: int, protocol: Protocol = TRUE_PROTOCOL) -> Outcome:
@@ -31,7 +32,12 @@ def simulate(seed: int, steps: int, protocol: Protocol = TRUE_PROTOCOL) -> Outco
         world.schedule.run(steps)
     except ViolationError as error:
         violation = error.kind
-        lines = [f"seed {seed}: {error}", repr(world.setting), *world.schedule.lines()]
+        lines = [
+            f"seed {seed}: {error}",
+            repr(world.setting),
+            f"the last {TRACE_STEPS} steps:",
+            *world.schedule.lines(),
+        ]
         report = "\n".join(lines)
     checker = world.checker
     return Outcome(seed, world.schedule.steps, checker.decisions, checker.promises, violation, report)

@@ -2,8 +2,11 @@
 
 import pytest
 
+from tests.simulation.checker import ViolationError
+from tests.simulation.faults import Trouble
 from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.simulate import simulate
+from tests.simulation.world import World
 
 _SEEDS = 200
 _STEPS_PER_SEED = 10_000
@@ -19,6 +22,23 @@ def test_the_simulation_fails_without_the_rule(mutation: Mutation) -> None:
             return
         verdicts.append(outcome.violation)
     pytest.fail(f"{_SEEDS} seeds, and none is a violation of {mutation.expected}: {set(verdicts)}")
+
+
+def test_a_violation_is_reported_with_its_seed_its_setting_and_the_steps_that_led_to_it() -> None:
+    """Enough to see what happened, and to make it happen again."""
+    mutation = MUTATIONS[0]
+    outcomes = (simulate(seed, _STEPS_PER_SEED, mutation.protocol) for seed in range(_SEEDS))
+    failed = next(outcome for outcome in outcomes if outcome.violation is mutation.expected)
+    again = World(failed.seed, mutation.protocol)
+    Trouble(again).begin()
+    with pytest.raises(ViolationError) as caught:
+        again.schedule.run(failed.steps)
+    first, setting, title, *steps = failed.report.splitlines()
+    assert first == f"seed {failed.seed}: {caught.value}"
+    assert setting == repr(again.setting)
+    assert title == "the last 400 steps:"
+    assert steps == again.schedule.lines()
+    assert steps[-1].startswith(f"{again.schedule.now:12.6f}  ")
 
 
 def test_every_rule_has_a_mutation() -> None:

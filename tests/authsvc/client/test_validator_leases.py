@@ -51,6 +51,22 @@ async def test_without_a_lease_every_request_asks(service: FakeKeyService, addre
     await validator.close()
 
 
+async def test_without_a_lease_many_callers_of_one_key_share_few_calls(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    """Each has a place of its own in them (rule 4)."""
+    validator = await unleased(service, address, clock)
+    service.gate.clear()
+    asking = [asyncio.create_task(validator.validate(KEY)) for _ in range(250)]
+    await service.arrived(250)
+    asking += [asyncio.create_task(validator.validate(KEY)) for _ in range(250)]
+    await service.arrived(500)
+    service.gate.set()
+    assert await asyncio.gather(*asking) == [ALLOWED] * 500
+    assert service.batches == [250, 250]
+    await validator.close()
+
+
 async def test_without_a_lease_the_calls_are_bounded_too(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:

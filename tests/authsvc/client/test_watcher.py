@@ -116,6 +116,21 @@ async def test_an_event_that_is_not_known_breaks_the_stream(
     await (await reopened(service, clock, 2)).request(lambda _: True)
 
 
+async def test_nothing_that_a_stream_brings_ends_the_watching(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    """Otherwise there would be no lease any more until a restart. Such as a duration that has no room in Python's."""
+    stream = await service.stream()
+    with capture_logs() as logs:
+        await stream.lease(99, 1e18, 1)
+        await stream.is_over.wait()
+        await (await reopened(service, clock, 2)).request(lambda _: True)
+    [said] = [entry for entry in logs if entry["event"] == "watch_failed"]
+    assert said["log_level"] == "error"
+    assert "ToTimedelta" in said["traceback"]
+    await service.mutate(KEY)
+
+
 async def test_a_stream_without_a_lease_is_given_up_after_five_seconds(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
