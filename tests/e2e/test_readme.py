@@ -20,7 +20,7 @@ from tests.e2e.processes import clean_environment, until
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 GRPCURL = re.compile(r"^grpcurl (?:.*\\\n)*.*\n", re.MULTILINE)
-LISTENS = {"AUTHSVC_LISTEN": "127.0.0.1:0", "HTTPBRIDGE_LISTEN": "127.0.0.1:0"}
+LISTENS = {f"{name}_LISTEN": "127.0.0.1:0" for name in ("AUTHSVC", "HTTPBRIDGE", "HTTPBRIDGE_DASHBOARD")}
 GREETED = "State is in"
 """Only the greeting says that, and it is the end of it."""
 IN_CI = os.environ.get("CI") == "true"
