@@ -114,7 +114,8 @@ def encoding(headers: MultiMapping[str]) -> Encoding:
 def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
     """Raise BodyTooLargeError if the headers announce more than that; the HTTP parser has checked the number's form."""
     declared = headers.get(hdrs.CONTENT_LENGTH)
-    if declared is not None and int(declared) > bytes_max:
+    # Zeros may stand before it, and `int` refuses more than 4,300 digits.
+    if declared is not None and int(declared.lstrip("0") or "0") > bytes_max:
         raise BodyTooLargeError("Request body too large")
 
 
