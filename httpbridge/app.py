@@ -19,7 +19,7 @@ from authsvc.client.listening import bind, bound_address, cannot_listen
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
-from httpbridge.bodies import BUDGET_BYTES, Budget
+from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
@@ -78,13 +78,14 @@ async def serve(
         )
         stack.push_async_callback(origins.close)
         origins.start()
+        largest_bytes = 2 * config.body_bytes_max  # as it comes and inflated
         ingest = Ingest(
             authorizer=Authorizer(validator, origins),
             rate_limit=RateLimit(config.rate_limit_per_minute, now),
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,
-            body_budget=Budget(max(BUDGET_BYTES, 2 * config.body_bytes_max)),
+            body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
         )
         server = PublicServer(
             ingest=ingest.handle,

@@ -21,6 +21,8 @@ from httpbridge.server import PublicServer, Readiness, ReadyStatus
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"
+SECOND_KEY = "dt_89abcdef0123456789abcdef"
+KEY_IDS = {KEY: KEY_ID, SECOND_KEY: "key-2"}
 PROJECT_ID = "demo"
 OTHER_KEY = "dt_ffffffffffffffffffffffff"
 BLOCKED_ORIGIN = "https://evil.example"
@@ -44,7 +46,7 @@ class FakeClock:
 
 
 class FakeValidator:
-    """Stands for the key service's client: knows one key, and one origin that its project does not admit."""
+    """Stands for the key service's client: knows two keys, and one origin that its project does not admit."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Digest, str | None]] = []
@@ -67,12 +69,13 @@ class FakeValidator:
 
     @staticmethod
     def _decide(api_key: RawKey, origin: str | None) -> Decision:
-        if api_key.reveal() != KEY:
+        key_id = KEY_IDS.get(api_key.reveal())
+        if key_id is None:
             return Decision(Verdict.INVALID_KEY, "", "")
         verdict = (
             Verdict.ORIGIN_NOT_ALLOWED if sendable_origin(origin) in (BLOCKED_ORIGIN, "null", "") else Verdict.ALLOWED
         )
-        return Decision(verdict, PROJECT_ID, KEY_ID)
+        return Decision(verdict, PROJECT_ID, key_id)
 
 
 class CountedOrigins:
@@ -158,6 +161,7 @@ class Bridge:
         rate_limit: int,
         body_bytes_max: int,
         body_budget_bytes: int,
+        key_body_budget_bytes: int,
         keepalive_seconds: float,
         body_timeout_seconds: float,
         connections_max: int,
@@ -173,7 +177,7 @@ class Bridge:
             sink=self.sink,
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
-            body_budget=Budget(body_budget_bytes),
+            body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
         )
         self.server = PublicServer(
             ingest=ingest.handle,
@@ -222,6 +226,7 @@ async def running_bridge(
     rate_limit: int = 5000,
     body_bytes_max: int = 5 * 1024 * 1024,
     body_budget_bytes: int = 64 * 1024 * 1024,
+    key_body_budget_bytes: int = 64 * 1024 * 1024,
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
     connections_max: int = 10_000,
@@ -231,6 +236,7 @@ async def running_bridge(
         rate_limit=rate_limit,
         body_bytes_max=body_bytes_max,
         body_budget_bytes=body_budget_bytes,
+        key_body_budget_bytes=key_body_budget_bytes,
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
         connections_max=connections_max,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from httpbridge.connection import Connection
-from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, Bridge, request, running_bridge
+from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, SECOND_KEY, Bridge, request, running_bridge
 
 BAD_REQUEST = b'{"error": "Bad request"}'
 CANARY = KEY.removeprefix("dt_")
@@ -507,6 +507,23 @@ async def test_bodies_on_their_way_take_no_more_than_the_budget_all_together(eve
         answer = await bridge.exchange(request("POST", "/ingest/logs", "Content-Encoding: gzip", body=gzipped))
         assert answer.status == 200
     assert [event["event"] for event in events if event["log_level"] == "warning"] == ["body_budget_exhausted"]
+
+
+async def test_slow_bodies_with_one_key_leave_room_for_those_with_others(events: list[EventDict]) -> None:
+    async with running_bridge(body_budget_bytes=3000, key_body_budget_bytes=1000) as bridge:
+        slow = await bridge.connect()
+        body = BODY + b" " * 900
+        slow.send(request(body=body)[:-5])
+        await bridge.validator.is_asked.wait()
+        answer = await bridge.exchange(request(body=body)[:-5])
+        assert (answer.status, answer.body) == (503, b'{"error": "Overloaded"}')
+        sent = request("POST", "/ingest/logs", "Content-Encoding: gzip", key=SECOND_KEY, body=gzip.compress(body))
+        assert (await bridge.exchange(sent)).status == 200
+        slow.send(body[-5:])
+        assert (await slow.answer()).status == 200
+        sent = request("POST", "/ingest/logs", "Content-Encoding: gzip", body=gzip.compress(body))
+        assert (await bridge.exchange(sent)).status == 200
+    assert [event for event in events if event["log_level"] != "debug"] == []
 
 
 async def test_a_connection_too_many_is_answered_with_a_503_and_closed(events: list[EventDict]) -> None:
