@@ -127,8 +127,8 @@ def encoding(headers: MultiMapping[str]) -> Encoding:
 def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
     """Raise BodyTooLargeError if the headers announce more than that; the HTTP parser has checked the number's form."""
     declared = headers.get(hdrs.CONTENT_LENGTH)
-    # Zeros may stand before it, and `int` refuses more than 4,300 digits.
-    if declared is not None and int(declared.lstrip("0") or "0") > bytes_max:
+    # `int` refuses more than 4,300 digits. The parser takes numbers below 2^64 only, but with any zeros before them.
+    if declared is not None and int(declared[-20:]) > bytes_max:
         raise BodyTooLargeError("Request body too large")
 
 

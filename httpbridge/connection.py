@@ -55,15 +55,17 @@ _Message: TypeAlias = tuple[RawRequestMessage | None, StreamReader]
 """What was parsed, and its body; None stands for what is not HTTP."""
 
 
+def last_answer(answer: Response, date_line: bytes) -> bytes:
+    """Return an answer to what was not read, after which the connection is closed: it suits pages, too."""
+    return b"".join((answer.head_cors, date_line, _LINE_CLOSE, answer.body))
+
+
 class Host(Protocol):
     """What a connection asks of the server that it belongs to."""
 
     keepalive_seconds: float
     body_timeout_seconds: float
     draining: bool
-
-    def opened(self, connection: "Connection") -> bool:
-        """Note a new connection; return False, without noting it, when there are too many."""
 
     def closed(self, connection: "Connection") -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""
@@ -124,9 +126,8 @@ class Request:
         self.project_id: str | None = None
         """Once the key is known to be valid."""
 
-    @property
     def has_whole_body(self) -> bool:
-        """Whether the body came along with the headers: the usual case."""
+        """Return whether the body came along with the headers: the usual case."""
         return self.payload.is_eof()
 
     def take_body(self, bytes_max: int) -> bytes:
@@ -217,14 +218,8 @@ class Connection(BaseProtocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it, or close it at once when there are too many."""
+        """Begin to serve it."""
         transport = cast(asyncio.Transport, transport)
-        if not self.host.opened(self):
-            self._is_broken = True
-            answer = responses.OVERLOADED
-            transport.write(b"".join((answer.head_cors, self.host.date_line(), _LINE_CLOSE, answer.body)))
-            transport.close()
-            return
         super().connection_made(transport)
         tcp_keepalive(transport)
         self._idle_since = self._loop.time()
@@ -233,15 +228,14 @@ class Connection(BaseProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
-        if self._work is None:  # it was one too many
-            return
         if not self._payload.is_eof():
             self._payload.set_exception(ClientGoneError())
         super().connection_lost(exc)
         self._wake()
         if self._timer is not None:
             self._timer.cancel()
-        self._work.add_done_callback(lambda _: self.host.closed(self))
+        if self._work is not None:
+            self._work.add_done_callback(lambda _: self.host.closed(self))
         # Each of these refers to the connection: its memory does not wait for the garbage collector.
         self._is_broken = True
         del self._parser
@@ -327,8 +321,7 @@ class Connection(BaseProtocol):
         host = self.host
         if message is None:
             host.malformed()
-            answer = responses.BAD_REQUEST  # whether it has an Origin was not to be read
-            self._write(b"".join((answer.head_cors, host.date_line(), _LINE_CLOSE, answer.body)))
+            self._write(last_answer(responses.BAD_REQUEST, host.date_line()))
             return False
         self._request = request = Request(self, message, payload)
         response = await host.answer(request)
@@ -336,7 +329,7 @@ class Connection(BaseProtocol):
         goes_on = not (request.closes or request.leaves_body_unasked or is_last)
         if not goes_on:
             end = _LINE_CLOSE
-        elif request.version == HttpVersion10:
+        elif request.version is HttpVersion10:
             end = _LINE_KEEP_ALIVE
         else:
             end = _LINE_NONE

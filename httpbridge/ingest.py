@@ -53,7 +53,7 @@ class Ingest:
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
-        if request.has_whole_body and encoding is bodies.Encoding.IDENTITY:
+        if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
             body = request.take_body(self._body_bytes_max)
         else:
             body = await self._read_body(request, encoding, decision.key_id)
@@ -66,7 +66,7 @@ class Ingest:
         # The share ends before the body is parsed, which does not wait: beyond the budget is one body at the most, and
         # what came along with its headers, which the connection bounds.
         with self._body_budget.share(key_id) as share:
-            if request.has_whole_body:
+            if request.has_whole_body():
                 raw = request.take_body(self._body_bytes_max)
             else:
                 raw = await request.read_body(self._body_bytes_max, share)

@@ -1,6 +1,7 @@
 """The public HTTP server on a real socket, with the key service and the log store replaced at their boundaries."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,6 +16,7 @@ from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
 from httpbridge.ingest import Ingest
+from httpbridge.listener import Listener
 from httpbridge.logs import LogBatch
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
@@ -188,17 +190,16 @@ class Bridge:
             body_timeout_seconds=body_timeout_seconds,
             connections_max=connections_max,
         )
-        self.port = 0
-        self.listener: asyncio.Server
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listening.getsockname()[1]
+        self.listener: Listener
         self._clients = AsyncExitStack()
 
     async def _ask_readiness(self) -> Readiness:
         return self.readiness
 
-    async def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        self.listener = await loop.create_server(self.server, "127.0.0.1", 0, ssl=ssl_context)
-        self.port = self.listener.sockets[0].getsockname()[1]
+    def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.listener = Listener(self.listening, self.server, tls=ssl_context)
 
     async def stop(self) -> None:
         self.sink.gate.set()
@@ -241,7 +242,7 @@ async def running_bridge(
         body_timeout_seconds=body_timeout_seconds,
         connections_max=connections_max,
     )
-    await bridge.start(ssl_context)
+    bridge.start(ssl_context)
     try:
         yield bridge
     finally:

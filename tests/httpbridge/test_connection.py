@@ -578,8 +578,7 @@ async def test_a_client_that_takes_no_answers_is_cut_off() -> None:
 async def test_a_client_that_takes_no_answers_is_cut_off_once_its_connection_is_closed(end: str) -> None:
     """What waits to be sent is little enough for nothing to wait for it until then."""
     async with running_bridge(keepalive_seconds=0.2, connections_max=1) as bridge:
-        for listening in bridge.listener.sockets:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # for those that it accepts
+        bridge.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of those that it accepts
         loop = asyncio.get_running_loop()
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -619,12 +618,43 @@ async def test_a_connection_that_ended_is_let_go_of_without_the_garbage_collecto
         gc.enable()
 
 
-async def test_requests_are_taken_over_tls() -> None:
+@pytest.fixture
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's side and the client's."""
     authority = trustme.CA()
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(server_side)
     client_side = ssl.create_default_context()
     authority.configure_trust(client_side)
+    return server_side, client_side
+
+
+async def test_connections_that_never_begin_tls_count_as_open(
+    tls: tuple[ssl.SSLContext, ssl.SSLContext], events: list[EventDict]
+) -> None:
+    """What is one too many is closed, and one that ends makes room."""
+    server_side, client_side = tls
+    async with running_bridge(ssl_context=server_side, connections_max=3) as bridge:
+        silent = [await bridge.connect() for _ in range(3)]
+        for _ in range(10):
+            refused = await bridge.connect()
+            assert await refused.rest() == b""
+        silent[0].send(b"GET / HTTP/1.1\r\n\r\n")  # which ends it
+        await silent[1].close()
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(ConnectionError):
+                    client = await bridge.connect(client_side)
+                    break
+        client.send(request(body=BODY))
+        assert (await client.answer()).status == 200
+        bridge.listener.close()
+        assert await silent[2].rest() == b""
+    assert [event["event"] for event in events if event["log_level"] != "debug"] == ["connections_refused"]
+
+
+async def test_requests_are_taken_over_tls(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    server_side, client_side = tls
     async with running_bridge(ssl_context=server_side) as bridge:
         client = await bridge.connect(client_side)
         client.send(request(body=BODY) + request("GET", "/health", "Connection: close", key=None))
