@@ -32,11 +32,10 @@ HEADER_BYTES_MAX = 8190
 HEADERS_MAX = 100
 
 HEAD_BYTES_MAX = 64 * 1024
-"""Of all of that together, and of what frames a body between two pieces of it. What is within it is never refused; what
-is not, once so much more came that whole `_PARSED_BYTES` lie in it."""
+"""Of a whole head, and of what comes between two pieces of a body. Less is never refused; twice of it always is."""
 
 _PARSED_BYTES = 32 * 1024
-"""At a time: a head that is too long is seen between two of them."""
+"""At a time. Where in them a head began is not known, so the first and the last of it are not counted."""
 
 PIPELINED_MAX = 32
 """Requests parsed ahead; beyond it the connection is not read until their turn has come."""
