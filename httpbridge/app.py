@@ -19,10 +19,11 @@ from authsvc.client.listening import bind, bound_address, cannot_listen
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
-from httpbridge.bodies import BUDGET_BYTES, Budget
+from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
+from httpbridge.listener import Listener
 from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
@@ -33,8 +34,6 @@ from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.tls import key_service_tls, server_tls
 
 _LISTEN = "HTTPBRIDGE_LISTEN"
-_BACKLOG_CONNECTIONS = 1024
-_TLS_HANDSHAKE_SECONDS = 10.0
 _OTHER_FILES_MAX = 100
 """Open files besides the public connections: the log store, the key service, the process's own."""
 # Between failing /ready and closing the listener: long enough for a load balancer that looks every second.
@@ -78,13 +77,14 @@ async def serve(
         )
         stack.push_async_callback(origins.close)
         origins.start()
+        largest_bytes = 2 * config.body_bytes_max  # as it comes and inflated
         ingest = Ingest(
             authorizer=Authorizer(validator, origins),
             rate_limit=RateLimit(config.rate_limit_per_minute, now),
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,
-            body_budget=Budget(max(BUDGET_BYTES, 2 * config.body_bytes_max)),
+            body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
         )
         server = PublicServer(
             ingest=ingest.handle,
@@ -93,10 +93,10 @@ async def serve(
             monotonic=time.monotonic,
             connections_max=_connections_max(),
         )
-        listeners: list[asyncio.Server] = []
+        listeners: list[Listener] = []
         try:
             for bound in sockets:
-                listener = await _listen(server, bound, config.listen, tls)
+                listener = _listen(server, bound, config.listen, tls)
                 listeners.append(listener)
             started(bound_address(sockets))
             await stop.wait()
@@ -160,16 +160,8 @@ def _connections_max() -> int:
     return files - _OTHER_FILES_MAX
 
 
-async def _listen(
-    server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None
-) -> asyncio.Server:
+def _listen(server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None) -> Listener:
     try:
-        return await asyncio.get_running_loop().create_server(
-            server,
-            sock=bound,
-            ssl=tls,
-            ssl_handshake_timeout=_TLS_HANDSHAKE_SECONDS if tls else None,
-            backlog=_BACKLOG_CONNECTIONS,
-        )
+        return Listener(bound, server, tls=tls)
     except OSError as error:  # of two processes that bound at the same time, the second to listen
         raise cannot_listen(_LISTEN, address, error.strerror or str(error)) from None

@@ -23,6 +23,9 @@ BUDGET_BYTES = 256 * 1024 * 1024
 A body that came along with its headers takes a share only as it is inflated.
 """
 
+KEY_BUDGET_BYTES = BUDGET_BYTES // 8
+"""Of them for the bodies with one key: keys that browsers send are public, and whoever has one can send slowly."""
+
 _INPUT_STEP_BYTES = 16 * 1024
 """Inflated at a time. zlib hands back what it did not use as a copy: over the whole body that would be quadratic."""
 _OUTPUT_STEP_BYTES = 64 * 1024
@@ -38,29 +41,38 @@ _log = structlog.get_logger("httpbridge")
 
 
 class Budget:
-    """Bytes that the bodies being read and inflated may take, all together."""
+    """Bytes that the bodies being read and inflated may take, all together and for each key."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, key_bytes_max: int) -> None:
         self._bytes_max = bytes_max
+        self._key_bytes_max = key_bytes_max
         self._taken_bytes = 0
+        self._taken_bytes_by_key: dict[str, int] = {}
         self._is_logged = False
 
-    def share(self) -> "Share":
+    def share(self, key_id: str) -> "Share":
         """Return one request's share, empty at first; a context manager, which gives it back."""
-        return Share(self)
+        return Share(self, key_id)
 
-    def take(self, count: int) -> None:
-        """Take so many bytes; raise OverloadedError when fewer are left."""
+    def take(self, count: int, key_id: str) -> None:
+        """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
+        key_bytes = self._taken_bytes_by_key.get(key_id, 0) + count
+        if key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
+            raise OverloadedError("Overloaded")
         if self._taken_bytes + count > self._bytes_max:
             if not self._is_logged:
                 self._is_logged = True
                 _log.warning("body_budget_exhausted", bytes=self._taken_bytes)
             raise OverloadedError("Overloaded")
         self._taken_bytes += count
+        self._taken_bytes_by_key[key_id] = key_bytes
 
-    def give_back(self, count: int) -> None:
+    def give_back(self, count: int, key_id: str) -> None:
         """Give back what was taken."""
         self._taken_bytes -= count
+        key_bytes = self._taken_bytes_by_key.pop(key_id, 0) - count
+        if key_bytes:
+            self._taken_bytes_by_key[key_id] = key_bytes
         if self._taken_bytes < self._bytes_max // 2:
             self._is_logged = False
 
@@ -68,22 +80,23 @@ class Budget:
 class Share:
     """What one request has taken of the budget."""
 
-    __slots__ = ("_budget", "_taken_bytes")
+    __slots__ = ("_budget", "_key_id", "_taken_bytes")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, key_id: str) -> None:
         self._budget = budget
+        self._key_id = key_id
         self._taken_bytes = 0
 
     def take(self, count: int) -> None:
         """Take so many bytes more; raise OverloadedError when fewer are left."""
-        self._budget.take(count)
+        self._budget.take(count, self._key_id)
         self._taken_bytes += count
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._taken_bytes)
+        self._budget.give_back(self._taken_bytes, self._key_id)
 
 
 class Encoding(Enum):
@@ -114,7 +127,8 @@ def encoding(headers: MultiMapping[str]) -> Encoding:
 def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
     """Raise BodyTooLargeError if the headers announce more than that; the HTTP parser has checked the number's form."""
     declared = headers.get(hdrs.CONTENT_LENGTH)
-    if declared is not None and int(declared) > bytes_max:
+    # `int` refuses more than 4,300 digits. The parser takes numbers below 2^64 only, but with any zeros before them.
+    if declared is not None and int(declared[-20:]) > bytes_max:
         raise BodyTooLargeError("Request body too large")
 
 

@@ -31,6 +31,12 @@ HEADER_BYTES_MAX = 8190
 
 HEADERS_MAX = 100
 
+HEAD_BYTES_MAX = 64 * 1024
+"""Of a whole head, and of what comes between two pieces of a body. Less is never refused; twice of it always is."""
+
+_PARSED_BYTES = 32 * 1024
+"""At a time. Where in them a head began is not known, so the first and the last of it are not counted."""
+
 PIPELINED_MAX = 32
 """Requests parsed ahead; beyond it the connection is not read until their turn has come."""
 
@@ -48,15 +54,17 @@ _Message: TypeAlias = tuple[RawRequestMessage | None, StreamReader]
 """What was parsed, and its body; None stands for what is not HTTP."""
 
 
+def last_answer(answer: Response, date_line: bytes) -> bytes:
+    """Return an answer to what was not read, after which the connection is closed: it suits pages, too."""
+    return b"".join((answer.head_cors, date_line, _LINE_CLOSE, answer.body))
+
+
 class Host(Protocol):
     """What a connection asks of the server that it belongs to."""
 
     keepalive_seconds: float
     body_timeout_seconds: float
     draining: bool
-
-    def opened(self, connection: "Connection") -> bool:
-        """Note a new connection; return False, without noting it, when there are too many."""
 
     def closed(self, connection: "Connection") -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""
@@ -117,9 +125,8 @@ class Request:
         self.project_id: str | None = None
         """Once the key is known to be valid."""
 
-    @property
     def has_whole_body(self) -> bool:
-        """Whether the body came along with the headers: the usual case."""
+        """Return whether the body came along with the headers: the usual case."""
         return self.payload.is_eof()
 
     def take_body(self, bytes_max: int) -> bytes:
@@ -147,9 +154,11 @@ class Connection(BaseProtocol):
 
     __slots__ = (
         "_arrival",
+        "_head_bytes",
         "_idle_since",
         "_is_broken",
         "_is_half_closed",
+        "_payload",
         "_queue",
         "_read_ahead_bytes",
         "_request",
@@ -174,6 +183,10 @@ class Connection(BaseProtocol):
         self._parser: HttpRequestParser
         self.host = host
         self._queue: deque[_Message] = deque()
+        self._payload: StreamReader = EMPTY_PAYLOAD
+        """The body of the request that was parsed last, the only one of which anything can still come."""
+        self._head_bytes = 0
+        """Parsed since a head was whole or something of a body came: at least so much is kept by the parser."""
         self._read_ahead_bytes = 0
         """Came before its turn since reading was last paused for that: at least what waits now."""
         self._request: Request | None = None
@@ -191,8 +204,8 @@ class Connection(BaseProtocol):
 
     def close_if_idle(self) -> None:
         """Close a connection on which no request was read that is not answered."""
-        if self._is_idle and self.transport is not None:
-            self.transport.close()
+        if self._is_idle:
+            self._close()
 
     async def cancel(self) -> None:
         """Close it at once, whatever is still to be sent, and return when its work has ended."""
@@ -204,14 +217,8 @@ class Connection(BaseProtocol):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it, or close it at once when there are too many."""
+        """Begin to serve it."""
         transport = cast(asyncio.Transport, transport)
-        if not self.host.opened(self):
-            self._is_broken = True
-            answer = responses.OVERLOADED
-            transport.write(b"".join((answer.head_cors, self.host.date_line(), _LINE_CLOSE, answer.body)))
-            transport.close()
-            return
         super().connection_made(transport)
         tcp_keepalive(transport)
         self._idle_since = self._loop.time()
@@ -220,30 +227,40 @@ class Connection(BaseProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
-        if self._work is None:  # it was one too many
-            return
-        for payload in self._open_payloads():
-            payload.set_exception(ClientGoneError())
+        if not self._payload.is_eof():
+            self._payload.set_exception(ClientGoneError())
         super().connection_lost(exc)
         self._wake()
         if self._timer is not None:
             self._timer.cancel()
-        self._work.add_done_callback(lambda _: self.host.closed(self))
+        if self._work is not None:
+            self._work.add_done_callback(lambda _: self.host.closed(self))
+        # Each of these refers to the connection: its memory does not wait for the garbage collector.
+        self._is_broken = True
+        del self._parser
+        self._payload = EMPTY_PAYLOAD
+        self._queue.clear()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came. What cannot be parsed is answered with a 400, and what follows it is discarded."""
+        if len(data) > _PARSED_BYTES:
+            for start in range(0, len(data), _PARSED_BYTES):
+                self.data_received(data[start : start + _PARSED_BYTES])
+            return
         if self._is_broken:
             return
+        body_bytes = self._payload.total_bytes
         try:
             messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
-            self._queue += messages
         except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
-            self._is_broken = True
-            # A body that was being read will not go on; nobody else tells its reader.
-            for payload in self._open_payloads():
-                payload.set_exception(MalformedRequestError())
-                payload.feed_eof()
-            self._queue.append((None, EMPTY_PAYLOAD))
+            self._refuse()
+        else:
+            if messages:
+                self._queue += messages
+                self._payload = messages[-1][1]
+                self._head_bytes = 0
+            else:
+                self._count_head(len(data) if self._payload.total_bytes == body_bytes else 0)
         if self._queue:
             self._wake()
             if self._request is not None or len(self._queue) >= PIPELINED_MAX:
@@ -261,7 +278,10 @@ class Connection(BaseProtocol):
         """
         self._is_half_closed = True
         is_tls = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
-        return not (self._is_idle or self._open_payloads() or is_tls)
+        if self._is_idle or not self._payload.is_eof() or is_tls:
+            self._close()
+            return False
+        return True
 
     # The way of the requests.
 
@@ -276,8 +296,8 @@ class Connection(BaseProtocol):
         except Exception as error:  # noqa: BLE001 - a fault of ours: `answer` raises nothing
             self.host.failed(error)
         finally:
-            if self.transport is not None:
-                self.transport.close()
+            self._request = None
+            self._close()
 
     async def _next(self) -> _Message | None:
         """Return what was parsed next, or None when the connection is lost."""
@@ -300,8 +320,7 @@ class Connection(BaseProtocol):
         host = self.host
         if message is None:
             host.malformed()
-            answer = responses.BAD_REQUEST  # whether it has an Origin was not to be read
-            self._write(b"".join((answer.head_cors, host.date_line(), _LINE_CLOSE, answer.body)))
+            self._write(last_answer(responses.BAD_REQUEST, host.date_line()))
             return False
         self._request = request = Request(self, message, payload)
         response = await host.answer(request)
@@ -309,7 +328,7 @@ class Connection(BaseProtocol):
         goes_on = not (request.closes or request.leaves_body_unasked or is_last)
         if not goes_on:
             end = _LINE_CLOSE
-        elif request.version == HttpVersion10:
+        elif request.version is HttpVersion10:
             end = _LINE_KEEP_ALIVE
         else:
             end = _LINE_NONE
@@ -342,6 +361,20 @@ class Connection(BaseProtocol):
                     await payload.readany()
         return payload.is_eof()
 
+    def _count_head(self, count: int) -> None:
+        """Count bytes that were parsed and were neither the end of a head nor of a body; 0 begins anew."""
+        self._head_bytes = self._head_bytes + count if count else 0
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Discard what comes from now on, and have it answered with a 400 after the requests before it."""
+        self._is_broken = True
+        if not self._payload.is_eof():  # it will not go on, and nobody else tells its reader
+            self._payload.set_exception(MalformedRequestError())
+            self._payload.feed_eof()
+        self._queue.append((None, EMPTY_PAYLOAD))
+
     def _count_ahead(self, count: int) -> None:
         """Count bytes that came before their turn; when these or the requests are too many, no more are read."""
         self._read_ahead_bytes += count
@@ -364,11 +397,14 @@ class Connection(BaseProtocol):
         if self._arrival is not None and not self._arrival.done():
             self._arrival.set_result(None)
 
-    def _open_payloads(self) -> list[StreamReader]:
-        payloads = [payload for _, payload in self._queue]
-        if self._request is not None:
-            payloads.append(self._request.payload)
-        return [payload for payload in payloads if not payload.is_eof()]
+    def _close(self) -> None:
+        """Close it once the client took what is still to be sent; one that does not is cut off."""
+        if self.transport is None:
+            return
+        self.transport.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(self.host.keepalive_seconds, self._abort)
 
     def _abort(self) -> None:
         if self.transport is not None:

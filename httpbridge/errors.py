@@ -43,7 +43,7 @@ class StoreUnavailableError(BridgeError):
 
 
 class OverloadedError(BridgeError):
-    """The bodies of other requests take all the room there is."""
+    """The bodies of other requests take all the room there is, or all there is for the key."""
 
 
 class BodyTimeoutError(BridgeError):

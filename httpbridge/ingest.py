@@ -53,20 +53,20 @@ class Ingest:
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
-        if request.has_whole_body and encoding is bodies.Encoding.IDENTITY:
+        if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
             body = request.take_body(self._body_bytes_max)
         else:
-            body = await self._read_body(request, encoding)
+            body = await self._read_body(request, encoding, decision.key_id)
         batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
         del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
-    async def _read_body(self, request: Request, encoding: bodies.Encoding) -> bytes:
+    async def _read_body(self, request: Request, encoding: bodies.Encoding, key_id: str) -> bytes:
         # The share ends before the body is parsed, which does not wait: beyond the budget is one body at the most, and
         # what came along with its headers, which the connection bounds.
-        with self._body_budget.share() as share:
-            if request.has_whole_body:
+        with self._body_budget.share(key_id) as share:
+            if request.has_whole_body():
                 raw = request.take_body(self._body_bytes_max)
             else:
                 raw = await request.read_body(self._body_bytes_max, share)

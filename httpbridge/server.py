@@ -1,7 +1,7 @@
 """The public HTTP server: paths, CORS, errors to answers, request log, readiness, draining.
 
-Built by the composition root and handed to `loop.create_server`; calls `ingest`. What happens on
-the wire below a request is `connection`'s.
+Built by the composition root and given connections by a `listener`; calls `ingest`. What happens
+on the wire below a request is `connection`'s.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from aiohttp import hdrs
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.event_log import traceback_without_text
 from httpbridge import errors, responses
-from httpbridge.connection import Connection, Request
+from httpbridge.connection import Connection, Request, last_answer
 from httpbridge.responses import Response
 
 KEEPALIVE_SECONDS = 75.0
@@ -28,7 +28,11 @@ BODY_TIMEOUT_SECONDS = 120.0
 """For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
 
 CONNECTIONS_MAX = 10_000
-"""Open at once: bounds what buffers and idle clients take. Each is an open file."""
+"""Open at once, those in their TLS handshake included.
+
+Each is an open file, and holds no more than `connection` bounds, so that this bounds what idle and slow clients take:
+part of a head, of a body that is not read yet, of requests that wait for their turn, and answers that are not taken.
+"""
 
 _POLL_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
@@ -74,7 +78,7 @@ class _Route:
 
 
 class PublicServer:
-    """A protocol factory, as `loop.create_server` takes one, and what all of its connections share.
+    """A factory of protocols, and what all of its connections share.
 
     `ingest` answers POST /ingest/logs; `readiness` is asked at each GET /ready. `now` is aware UTC, `monotonic` in
     seconds. To be made inside the event loop. To stop: `drain()`, close the listener, then await `shutdown()`.
@@ -116,8 +120,23 @@ class PublicServer:
         self._loop = asyncio.get_running_loop()
 
     def __call__(self) -> Connection:
-        """Return the protocol of a new connection."""
-        return Connection(self, self._loop)
+        """Return the protocol of a new connection, which is counted until `closed`."""
+        connection = Connection(self, self._loop)
+        self._connections.add(connection)
+        return connection
+
+    def has_room(self) -> bool:
+        """Return whether there may be one more connection."""
+        if len(self._connections) < self._connections_max:
+            return True
+        if not self._is_full:
+            self._is_full = True
+            self._log.warning("connections_refused", connections=len(self._connections))
+        return False
+
+    def refusal(self) -> bytes:
+        """Return what is said to a connection too many."""
+        return last_answer(responses.OVERLOADED, self.date_line())
 
     def drain(self) -> None:
         """Send clients away: /ready fails and answers close their connections. New connections are still served."""
@@ -140,16 +159,6 @@ class PublicServer:
             await asyncio.gather(*(connection.cancel() for connection in self._connections))
 
     # What each connection asks of its host.
-
-    def opened(self, connection: Connection) -> bool:
-        """Note a new connection; return False, without noting it, when there are too many."""
-        if len(self._connections) >= self._connections_max:
-            if not self._is_full:
-                self._is_full = True
-                self._log.warning("connections_refused", connections=len(self._connections))
-            return False
-        self._connections.add(connection)
-        return True
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""

@@ -29,7 +29,7 @@ from authsvc.client.verdicts import Answer
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.authorizer import Authorizer
-from httpbridge.bodies import BUDGET_BYTES, Budget
+from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.ingest import Ingest
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
@@ -129,7 +129,7 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         sink=SqlSink(_Store(), monotonic=clock.monotonic, bounds=None),
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,
-        body_budget=Budget(BUDGET_BYTES),
+        body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
     )
     return PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
 

@@ -1,6 +1,7 @@
 """The public HTTP server on a real socket, with the key service and the log store replaced at their boundaries."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,12 +16,15 @@ from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
 from httpbridge.ingest import Ingest
+from httpbridge.listener import Listener
 from httpbridge.logs import LogBatch
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"
+SECOND_KEY = "dt_89abcdef0123456789abcdef"
+KEY_IDS = {KEY: KEY_ID, SECOND_KEY: "key-2"}
 PROJECT_ID = "demo"
 OTHER_KEY = "dt_ffffffffffffffffffffffff"
 BLOCKED_ORIGIN = "https://evil.example"
@@ -44,7 +48,7 @@ class FakeClock:
 
 
 class FakeValidator:
-    """Stands for the key service's client: knows one key, and one origin that its project does not admit."""
+    """Stands for the key service's client: knows two keys, and one origin that its project does not admit."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Digest, str | None]] = []
@@ -67,12 +71,13 @@ class FakeValidator:
 
     @staticmethod
     def _decide(api_key: RawKey, origin: str | None) -> Decision:
-        if api_key.reveal() != KEY:
+        key_id = KEY_IDS.get(api_key.reveal())
+        if key_id is None:
             return Decision(Verdict.INVALID_KEY, "", "")
         verdict = (
             Verdict.ORIGIN_NOT_ALLOWED if sendable_origin(origin) in (BLOCKED_ORIGIN, "null", "") else Verdict.ALLOWED
         )
-        return Decision(verdict, PROJECT_ID, KEY_ID)
+        return Decision(verdict, PROJECT_ID, key_id)
 
 
 class CountedOrigins:
@@ -158,6 +163,7 @@ class Bridge:
         rate_limit: int,
         body_bytes_max: int,
         body_budget_bytes: int,
+        key_body_budget_bytes: int,
         keepalive_seconds: float,
         body_timeout_seconds: float,
         connections_max: int,
@@ -173,7 +179,7 @@ class Bridge:
             sink=self.sink,
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
-            body_budget=Budget(body_budget_bytes),
+            body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
         )
         self.server = PublicServer(
             ingest=ingest.handle,
@@ -184,17 +190,16 @@ class Bridge:
             body_timeout_seconds=body_timeout_seconds,
             connections_max=connections_max,
         )
-        self.port = 0
-        self.listener: asyncio.Server
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.listening.getsockname()[1]
+        self.listener: Listener
         self._clients = AsyncExitStack()
 
     async def _ask_readiness(self) -> Readiness:
         return self.readiness
 
-    async def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        self.listener = await loop.create_server(self.server, "127.0.0.1", 0, ssl=ssl_context)
-        self.port = self.listener.sockets[0].getsockname()[1]
+    def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
+        self.listener = Listener(self.listening, self.server, tls=ssl_context)
 
     async def stop(self) -> None:
         self.sink.gate.set()
@@ -222,6 +227,7 @@ async def running_bridge(
     rate_limit: int = 5000,
     body_bytes_max: int = 5 * 1024 * 1024,
     body_budget_bytes: int = 64 * 1024 * 1024,
+    key_body_budget_bytes: int = 64 * 1024 * 1024,
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
     connections_max: int = 10_000,
@@ -231,11 +237,12 @@ async def running_bridge(
         rate_limit=rate_limit,
         body_bytes_max=body_bytes_max,
         body_budget_bytes=body_budget_bytes,
+        key_body_budget_bytes=key_body_budget_bytes,
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
         connections_max=connections_max,
     )
-    await bridge.start(ssl_context)
+    bridge.start(ssl_context)
     try:
         yield bridge
     finally:

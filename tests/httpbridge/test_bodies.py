@@ -17,7 +17,7 @@ STEP_BYTES = 64 * 1024
 
 
 def share(budget_bytes: int = 2**30) -> Share:
-    return Budget(budget_bytes).share()
+    return Budget(budget_bytes, budget_bytes).share("key")
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -90,15 +90,15 @@ async def test_other_requests_have_their_turn_while_a_body_is_inflated(encoded: 
 
 
 async def test_what_is_inflated_is_taken_from_the_budget_and_given_back() -> None:
-    budget = Budget(LIMIT_BYTES)
+    budget = Budget(LIMIT_BYTES, LIMIT_BYTES)
     encoded = gzip.compress(bytes(STEP_BYTES))
-    with budget.share() as first, budget.share() as second:
+    with budget.share("key") as first, budget.share("key") as second:
         for _ in range(3):
             await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, first)
         await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second)
         with pytest.raises(OverloadedError):
             await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second)
-    with budget.share() as third:
+    with budget.share("key") as third:
         await bodies.decode(gzip.compress(bytes(LIMIT_BYTES)), Encoding.GZIP, LIMIT_BYTES, third)
 
 

@@ -1,6 +1,7 @@
 """What happens on the wire: what is not HTTP, 100 Continue, keep-alive, pipelining, clients slow or gone."""
 
 import asyncio
+import gc
 import gzip
 import logging
 import socket
@@ -16,7 +17,8 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, Bridge, request, running_bridge
+from httpbridge.connection import Connection
+from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, SECOND_KEY, Bridge, request, running_bridge
 
 BAD_REQUEST = b'{"error": "Bad request"}'
 CANARY = KEY.removeprefix("dt_")
@@ -228,13 +230,13 @@ async def test_a_flood_on_one_connection_leaves_others_their_turn(bridge: Bridge
     "follower",
     [
         request(key=None, body=bytes(500_000)),
-        request("GET", "/health", *(f"X-{number}: {'x' * 8000}" for number in range(90)), key=None),
+        request("GET", "/health", *(f"X-{number}: {'x' * 8000}" for number in range(7)), key=None),
     ],
     ids=["bodies", "headers"],
 )
 async def test_a_connection_holds_little_of_what_follows_a_request_that_waits(bridge: Bridge, follower: bytes) -> None:
     """However large the requests are, and although all of them are answered in the end."""
-    count = 40
+    count = 20_000_000 // len(follower)
     unsent = memoryview(follower * count)
     bridge.validator.gate.clear()
     loop = asyncio.get_running_loop()
@@ -266,6 +268,54 @@ async def test_a_connection_holds_little_of_what_follows_a_request_that_waits(br
             answers += received
         await sending
     assert held_bytes < 4 * 1024 * 1024
+
+
+FIELD = b"X: " + b"y" * 8000 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (with_key(HEAD, b"\r\n"), FIELD),
+        (b"", b"\r\n" * 4000),
+        (request("POST", "/ingest/logs", "Transfer-Encoding: chunked") + b"1\r\n{\r\n0\r\n", FIELD),
+        (request("POST", "/ingest/logs", "Transfer-Encoding: chunked") + b"1;x=", b"y" * 8000),
+        (request(body=BODY[:-1] + b" ") + with_key(HEAD, b"\r\n"), FIELD),
+    ],
+    ids=["head", "empty lines", "trailers", "chunk extension", "head after a body"],
+)
+async def test_of_a_head_that_does_not_end_little_is_taken(bridge: Bridge, start: bytes, piece: bytes) -> None:
+    client = await bridge.connect()
+    client.send(start)
+    ended = asyncio.create_task(client.rest())
+    sent_bytes = 0
+    while not ended.done():
+        client.send(piece)
+        sent_bytes += len(piece)
+        await bridge.exchange(request("GET", "/health", key=None))  # by then the server has read it
+    assert (await ended).endswith(BAD_REQUEST)
+    assert 64 * 1024 < sent_bytes < 128 * 1024
+
+
+async def test_of_a_head_that_comes_at_once_little_is_taken(bridge: Bridge) -> None:
+    client = await bridge.connect()
+    client.send(with_key(HEAD, b"\r\n" + FIELD * 90 + b"\r\n"))
+    with suppress(ConnectionError):  # what was not read any more makes the system break it
+        assert (await client.answer()).status == 400
+    assert bridge.validator.asked == []
+
+
+async def test_a_head_of_64_kib_is_taken(bridge: Bridge) -> None:
+    large = request("POST", "/ingest/logs", *[FIELD.decode().strip()] * 8, body=BODY)
+    client = await bridge.connect()
+    for _ in range(10):
+        client.send(large * 3)
+        assert [(await client.answer()).status for _ in range(3)] == [200] * 3
+
+
+async def test_a_length_may_begin_with_any_number_of_zeros(bridge: Bridge) -> None:
+    sent = request("POST", "/ingest/logs", f"Content-Length: {len(BODY):05000}") + BODY
+    assert (await bridge.exchange(sent)).status == 200
 
 
 HTTP_2 = request("POST", "/ingest/logs", "Connection: upgrade", "Upgrade: h2c", body=BODY)
@@ -459,6 +509,23 @@ async def test_bodies_on_their_way_take_no_more_than_the_budget_all_together(eve
     assert [event["event"] for event in events if event["log_level"] == "warning"] == ["body_budget_exhausted"]
 
 
+async def test_slow_bodies_with_one_key_leave_room_for_those_with_others(events: list[EventDict]) -> None:
+    async with running_bridge(body_budget_bytes=3000, key_body_budget_bytes=1000) as bridge:
+        slow = await bridge.connect()
+        body = BODY + b" " * 900
+        slow.send(request(body=body)[:-5])
+        await bridge.validator.is_asked.wait()
+        answer = await bridge.exchange(request(body=body)[:-5])
+        assert (answer.status, answer.body) == (503, b'{"error": "Overloaded"}')
+        sent = request("POST", "/ingest/logs", "Content-Encoding: gzip", key=SECOND_KEY, body=gzip.compress(body))
+        assert (await bridge.exchange(sent)).status == 200
+        slow.send(body[-5:])
+        assert (await slow.answer()).status == 200
+        sent = request("POST", "/ingest/logs", "Content-Encoding: gzip", body=gzip.compress(body))
+        assert (await bridge.exchange(sent)).status == 200
+    assert [event for event in events if event["log_level"] != "debug"] == []
+
+
 async def test_a_connection_too_many_is_answered_with_a_503_and_closed(events: list[EventDict]) -> None:
     async with running_bridge(connections_max=2) as bridge:
         health = request("GET", "/health", key=None)
@@ -507,12 +574,87 @@ async def test_a_client_that_takes_no_answers_is_cut_off() -> None:
                     await loop.sock_sendall(client, request("GET", "/health", key=None) * 1000)
 
 
-async def test_requests_are_taken_over_tls() -> None:
+@pytest.mark.parametrize("end", ["idle", "asked to close", "half closed"])
+async def test_a_client_that_takes_no_answers_is_cut_off_once_its_connection_is_closed(end: str) -> None:
+    """What waits to be sent is little enough for nothing to wait for it until then."""
+    async with running_bridge(keepalive_seconds=0.2, connections_max=1) as bridge:
+        bridge.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of those that it accepts
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            await loop.sock_connect(client, ("127.0.0.1", bridge.port))
+            await loop.sock_sendall(client, request("GET", "/nowhere", key=None) * 400)  # answers of about 50 kB
+            if end == "asked to close":
+                await loop.sock_sendall(client, request("GET", "/nowhere", "Connection: close", key=None))
+            elif end == "half closed":
+                client.shutdown(socket.SHUT_WR)
+            await until_there_is_room(bridge)
+
+
+async def until_there_is_room(bridge: Bridge) -> None:
+    """Wait until a connection is not one too many."""
+    async with asyncio.timeout(10):
+        while (await bridge.exchange(request("GET", "/health", "Connection: close", key=None))).status != 200:
+            pass
+
+
+async def test_a_connection_that_ended_is_let_go_of_without_the_garbage_collector(bridge: Bridge) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for sent in (
+            request("POST", "/ingest/logs", "Connection: close", body=BODY),
+            request(body=BODY) + HEAD,
+        ):
+            client = await bridge.connect()
+            client.send(sent)
+            assert (await client.answer()).status == 200
+            await client.close()
+        await bridge.server.shutdown(timeout_seconds=5)
+        await asyncio.sleep(0)  # the last callback of the last
+        assert [held for held in gc.get_objects() if isinstance(held, Connection)] == []
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's side and the client's."""
     authority = trustme.CA()
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("127.0.0.1").configure_cert(server_side)
     client_side = ssl.create_default_context()
     authority.configure_trust(client_side)
+    return server_side, client_side
+
+
+async def test_connections_that_never_begin_tls_count_as_open(
+    tls: tuple[ssl.SSLContext, ssl.SSLContext], events: list[EventDict]
+) -> None:
+    """What is one too many is closed, and one that ends makes room."""
+    server_side, client_side = tls
+    async with running_bridge(ssl_context=server_side, connections_max=3) as bridge:
+        silent = [await bridge.connect() for _ in range(3)]
+        for _ in range(10):
+            refused = await bridge.connect()
+            assert await refused.rest() == b""
+        silent[0].send(b"GET / HTTP/1.1\r\n\r\n")  # which ends it
+        await silent[1].close()
+        async with asyncio.timeout(10):
+            while True:
+                with suppress(ConnectionError):
+                    client = await bridge.connect(client_side)
+                    break
+        client.send(request(body=BODY))
+        assert (await client.answer()).status == 200
+        bridge.listener.close()
+        assert await silent[2].rest() == b""
+    assert [event["event"] for event in events if event["log_level"] != "debug"] == ["connections_refused"]
+
+
+async def test_requests_are_taken_over_tls(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    server_side, client_side = tls
     async with running_bridge(ssl_context=server_side) as bridge:
         client = await bridge.connect(client_side)
         client.send(request(body=BODY) + request("GET", "/health", "Connection: close", key=None))
