@@ -24,7 +24,7 @@ from httpbridge.errors import BodyTimeoutError, BridgeError, ClientGoneError, Ma
 from httpbridge.responses import Response
 
 LINGERING_SECONDS = 2.0
-"""How long the rest of a refused body is discarded, so that the client can read the status (http-contract.md)."""
+"""How long the rest of a refused body is discarded, so that the client can read the status (docs/http-api.md)."""
 
 HEADER_BYTES_MAX = 8190
 """Of the request line, and of each header field: what Apache and aiohttp allow."""
