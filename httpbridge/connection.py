@@ -177,7 +177,7 @@ class Connection(BaseProtocol):
             max_headers=HEADERS_MAX,
             payload_exception=MalformedRequestError,
             auto_decompress=False,
-            max_msg_queue_size=PIPELINED_MAX,
+            max_msg_queue_size=1,  # it keeps back what follows a request that is whole: see _parse
         )
         super().__init__(loop, parser)
         self._parser: HttpRequestParser
@@ -251,13 +251,11 @@ class Connection(BaseProtocol):
             return
         body_bytes = self._payload.total_bytes
         try:
-            messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
+            is_head_whole = self._parse(data)
         except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
             self._refuse()
         else:
-            if messages:
-                self._queue += messages
-                self._payload = messages[-1][1]
+            if is_head_whole:
                 self._head_bytes = 0
             else:
                 self._count_head(len(data) if self._payload.total_bytes == body_bytes else 0)
@@ -305,7 +303,6 @@ class Connection(BaseProtocol):
         while self.transport is not None:
             if self._queue:
                 message = self._queue.popleft()
-                self._parser.message_consumed()
                 if self._buffer_paused and not self._queue:
                     await asyncio.sleep(0)  # so many were answered in a row, perhaps: others have their turn
                     self._parse_on()
@@ -360,6 +357,25 @@ class Connection(BaseProtocol):
                 while not payload.is_eof():
                     await payload.readany()
         return payload.is_eof()
+
+    def _parse(self, data: bytes) -> bool:
+        """Parse what came, one request after the other; return whether the head of one was whole.
+
+        A request that is whole is in the queue before anything is parsed of the next, so that it is answered even if
+        that is not HTTP. Nothing is parsed beyond PIPELINED_MAX.
+        """
+        was_whole = self._payload.is_eof()
+        messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
+        is_head_whole = bool(messages)
+        while messages or not was_whole:
+            was_whole = True
+            if messages:
+                self._queue += messages
+                self._payload = messages[0][1]
+            if self._is_broken or not self._payload.is_eof() or len(self._queue) >= PIPELINED_MAX:
+                break
+            messages, self._is_broken, _ = self._parser.feed_data(b"")
+        return is_head_whole
 
     def _count_head(self, count: int) -> None:
         """Count bytes that were parsed and were neither the end of a head nor of a body; 0 begins anew."""
