@@ -46,6 +46,9 @@ READ_AHEAD_BYTES_MAX = 512 * 1024
 _BODY_BUFFER_BYTES = 256 * 1024
 """Of a body that comes faster than it is read; beyond twice of it the connection is not read."""
 
+_ANSWERS_BYTES_MAX = 16 * 1024
+"""Of answers that the client has not taken; beyond it the next request waits. TLS by itself would hold 512 KiB."""
+
 _LINE_CLOSE = b"Connection: close\r\n\r\n"
 _LINE_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
 _LINE_NONE = b"\r\n"
@@ -57,6 +60,14 @@ _Message: TypeAlias = tuple[RawRequestMessage | None, StreamReader]
 def last_answer(answer: Response, date_line: bytes) -> bytes:
     """Return an answer to what was not read, after which the connection is closed: it suits pages, too."""
     return b"".join((answer.head_cors, date_line, _LINE_CLOSE, answer.body))
+
+
+def _is_understood(message: RawRequestMessage) -> bool:
+    """Return whether a request is HTTP/1.0 or HTTP/1.1, and its body framed as that has it (RFC 9112, 6.1)."""
+    codings = message.headers.get(hdrs.TRANSFER_ENCODING)
+    if codings is None:
+        return message.version is HttpVersion11 or message.version is HttpVersion10
+    return message.version is HttpVersion11 and codings.lower() == "chunked"
 
 
 class Host(Protocol):
@@ -221,6 +232,7 @@ class Connection(BaseProtocol):
         transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         tcp_keepalive(transport)
+        transport.set_write_buffer_limits(_ANSWERS_BYTES_MAX)
         self._idle_since = self._loop.time()
         self._timer = self._loop.call_later(self.host.keepalive_seconds, self._close_if_idle_too_long)
         self._work = self._loop.create_task(self._serve(), name="connection")
@@ -370,6 +382,8 @@ class Connection(BaseProtocol):
         while messages or not was_whole:
             was_whole = True
             if messages:
+                if not _is_understood(messages[0][0]):  # it came alone
+                    raise MalformedRequestError
                 self._queue += messages
                 self._payload = messages[0][1]
             if self._is_broken or not self._payload.is_eof() or len(self._queue) >= PIPELINED_MAX:
