@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from typing import cast
 
 import pytest
 import structlog
@@ -629,7 +630,7 @@ async def test_of_answers_that_are_not_taken_little_is_held(
     async with running_bridge(ssl_context=server_side) as bridge:
         bridge.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of those that it accepts
         client, other = await bridge.connect(client_side), await bridge.connect(client_side)
-        client.writer.transport.pause_reading()
+        cast(asyncio.Transport, client.writer.transport).pause_reading()
         client.send(request(key=OTHER_KEY) * 10_000)
         asked = -1
         while len(bridge.validator.asked) != asked:  # until no more of them are answered
