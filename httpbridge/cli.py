@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -26,7 +27,8 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import Level
 from httpbridge.sinks import StoreSetupError
 
-_CRASHED, _USAGE, _OUT_OF_REACH = 1, 2, 3
+_CRASHED = _REFUSED = 1
+_USAGE, _OUT_OF_REACH = 2, 3
 _FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
 
@@ -187,23 +189,22 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             raise click.BadParameter(str(error), param_hint="--since") from None
     selection = Selection(project, start, Level(level) if level else None)
 
-    is_empty = True
-
-    def write(text: str) -> None:
-        nonlocal is_empty
-        is_empty = False
-        sys.stdout.write(text)
-        if follow:
-            sys.stdout.flush()
-
-    with suppress(KeyboardInterrupt):
-        _run(
-            log_view.show_logs(
-                config.sink_url(), selection, follow=follow, as_json=as_json, color=sys.stdout.isatty(), write=write
+    if not isinstance(sys.stdout, TextIOWrapper):
+        _fail("standard output is closed", _REFUSED)
+    output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
+    color = sys.stdout.isatty()
+    try:
+        with suppress(KeyboardInterrupt):
+            _run(
+                log_view.show_logs(
+                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+                )
             )
-        )
-        if is_empty:
-            click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
+            output.flush()
+            if output.is_empty:
+                click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
+    except log_view.OutputError as error:
+        _fail(str(error), _REFUSED)
 
 
 def _user() -> str:
