@@ -229,6 +229,17 @@ async def test_a_body_that_comes_unasked_for_is_taken(bridge: Bridge) -> None:
     assert answer.status == 200
 
 
+async def test_a_client_of_http_1_0_is_not_asked_for_its_body(bridge: Bridge) -> None:
+    """It would not know what a 100 is (RFC 9110, 10.1.1)."""
+    client = await bridge.connect()
+    sent = request("POST", "/ingest/logs", EXPECT, f"Content-Length: {len(BODY)}")
+    client.send(sent.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    await bridge.validator.is_asked.wait()
+    await bridge.exchange(request("GET", "/health", key=None))  # by then it would have been asked
+    client.send(BODY)
+    assert (await client.answer()).status == 200
+
+
 async def test_a_connection_outlives_refusals(bridge: Bridge) -> None:
     client = await bridge.connect()
     steps = [
@@ -253,6 +264,17 @@ async def test_the_rest_of_a_refused_body_is_discarded_and_the_connection_goes_o
     client.send(gzip.compress(bytes(1000)) + bytes(100000 - len(gzip.compress(bytes(1000)))))
     client.send(request(body=BODY))
     assert (await client.answer()).status == 200
+
+
+async def test_the_rest_of_a_refused_body_is_not_waited_for_long(
+    bridge: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httpbridge.connection.LINGERING_SECONDS", 0.05)
+    client = await bridge.connect()
+    client.send(request("POST", "/ingest/logs", "Content-Length: 100000", key=None))
+    assert (await client.answer()).status == 401
+    async with asyncio.timeout(10):
+        assert await client.rest() == b""
 
 
 async def test_pipelined_requests_are_answered_in_order(bridge: Bridge) -> None:
