@@ -83,4 +83,4 @@ class Request:
             async with asyncio.timeout(self._body_timeout_seconds):
                 return await bodies.read(self.payload, bytes_max, share)
         except TimeoutError:
-            raise BodyTimeoutError("Request timeout") from None
+            raise BodyTimeoutError from None

@@ -124,9 +124,8 @@ async def test_a_full_disk_is_unavailable_until_there_is_room(sqlite_url: str) -
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 async def test_a_store_in_memory_is_refused(url: str) -> None:
-    with pytest.raises(StoreNotDurableError, match="journal_mode is 'memory'") as refused:
+    with pytest.raises(StoreNotDurableError, match="journal_mode is 'memory'"):
         await open_sql_sink(url, monotonic=Clock())
-    assert refused.value.setting == "journal_mode"
 
 
 async def test_a_path_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
