@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import grpc
+import uvloop
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -174,7 +175,7 @@ def read_config() -> Config:
 def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
@@ -186,14 +187,6 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         fail(f"{error}: {error.reason}", OUT_OF_REACH)
     except _RefusedError as error:
         fail(str(error), REFUSED)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def fail(reason: str, status: int) -> NoReturn:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import click
 import msgspec
+import uvloop
 
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
@@ -234,7 +235,7 @@ def _config() -> Config:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
@@ -244,14 +245,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         sys.exit(max(error.status, _CRASHED))
     except StoreUnavailableError as error:
         _fail(f"the log store is out of reach: {error}", _OUT_OF_REACH)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _fail(reason: str, status: int) -> NoReturn:
