@@ -5,6 +5,7 @@ configuration; 3 the service, or its database, is out of reach.
 """
 
 import asyncio
+import gc
 import getpass
 import json
 import os
@@ -173,6 +174,7 @@ def read_config() -> Config:
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(work)

@@ -4,6 +4,7 @@ Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is ou
 """
 
 import asyncio
+import gc
 import getpass
 import os
 import signal
@@ -232,6 +233,7 @@ def _config() -> Config:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(work)
