@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from authsvc.changes import ChangeFeed
@@ -26,6 +26,8 @@ from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
+from authsvc.health import SERVICE_NAME as HEALTH
+from authsvc.health import HealthService
 from authsvc.index import Index
 from authsvc.interceptors import CallGuard, CallLimits
 from authsvc.key_service import KeyService
@@ -117,22 +119,20 @@ async def serve(
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
-        healthy = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(healthy, guard)
+        health = HealthService(_SERVICES)
+        health_pb2_grpc.add_HealthServicer_to_server(health, guard)
         if config.reflection:
-            names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         address = await _listen(server, config, is_shared=link is not None)
         watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         await server.start()
-        for service in ("", *_SERVICES):
-            await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         started(address)
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([stopping, watching, indexing], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await healthy.enter_graceful_shutdown()
+            health.stop()
             await index.leave()
             watch.close()
             await _stop(server, guard)

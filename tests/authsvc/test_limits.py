@@ -17,13 +17,11 @@ from authsvc.interceptors import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
+from tests.authsvc.raw_http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, PING, frame, raw_connection, read_until
 
 Code = grpc.StatusCode
 CHECK = "/grpc.health.v1.Health/Check"
-GOAWAY, ENHANCE_YOUR_CALM = 7, 11  # RFC 9113, sections 6.8 and 7
-ACK = 1
-PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-PING = bytes((0, 0, 8, 6, 0, 0, 0, 0, 0)) + b"01234567"
+PAYLOAD = b"01234567"
 
 
 async def status_of(call: Any) -> grpc.StatusCode:
@@ -154,29 +152,9 @@ async def test_a_connection_has_so_many_calls_at_a_time_and_the_rest_wait_at_the
         assert (await waiting).verdict == pb.VERDICT_INVALID_KEY
 
 
-@asynccontextmanager
-async def raw_connection(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect as an HTTP/2 client that answers nothing."""
-    reader, writer = await asyncio.open_connection(service.address.host, service.address.port)
-    writer.write(PREFACE_AND_SETTINGS)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
-
-
-async def read_until(reader: asyncio.StreamReader, kind: int, flags: int = 0) -> bytes:
-    """Read frames up to the first of this kind; return its payload."""
-    while True:
-        head = await reader.readexactly(9)
-        payload = await reader.readexactly(int.from_bytes(head[:3]))
-        if (head[3], head[4]) == (kind, flags):
-            return payload
-
-
 async def test_a_caller_that_pings_too_often_is_cut_off(service: Service) -> None:
     async with raw_connection(service) as (reader, writer):
-        writer.write(PING * 10)
+        writer.write(frame(PING, payload=PAYLOAD) * 10)
         assert int.from_bytes((await read_until(reader, GOAWAY))[4:8]) == ENHANCE_YOUR_CALM
 
 
@@ -184,8 +162,8 @@ async def test_a_caller_that_pings_seldom_enough_is_not_cut_off(tmp_path: Path) 
     limits = CallLimits(ping_seconds_min=0)
     async with running(tmp_path / "state", limits) as service, raw_connection(service) as (reader, writer):
         for _ in range(10):
-            writer.write(PING)
-            assert await read_until(reader, PING[3], flags=ACK) == PING[9:]
+            writer.write(frame(PING, payload=PAYLOAD))
+            assert await read_until(reader, PING, ACK) == PAYLOAD
 
 
 async def test_a_caller_that_vanished_without_a_word_is_let_go(tmp_path: Path) -> None:
@@ -208,8 +186,3 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(service: Service,
     assert caught.value.code() == (Code.INVALID_ARGUMENT if is_known else Code.UNAUTHENTICATED)
     assert "Decode" not in str(caught.value.details())
     assert not [line for line in logged if line["log_level"] == "error"]
-
-
-async def test_the_health_of_what_is_not_served_is_not_found(service: Service) -> None:
-    stub = health_pb2_grpc.HealthStub(service.channel)
-    assert await status_of(stub.Check(health_pb2.HealthCheckRequest(service="nobody"))) == Code.NOT_FOUND

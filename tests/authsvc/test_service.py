@@ -252,13 +252,6 @@ async def test_the_schemes_case_does_not_matter_and_admins_may_validate(service:
     assert answer.verdict == pb.VERDICT_INVALID_KEY
 
 
-async def test_health_is_open_and_per_service(service: Service) -> None:
-    stub = health_pb2_grpc.HealthStub(service.channel)
-    for name in ("", "authsvc.v1.KeyService", "authsvc.v1.ProjectService"):
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
 async def reflected(service: Service) -> list[str]:
     async def ask() -> AsyncIterator[Any]:
         yield reflection_pb2.ServerReflectionRequest(list_services="")
