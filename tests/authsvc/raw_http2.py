@@ -42,7 +42,7 @@ async def read_until(reader: asyncio.StreamReader, kind: int, flags: int = 0) ->
 
 @asynccontextmanager
 async def unread_call(service: Service, method: str) -> AsyncIterator[None]:
-    """Make a call that is served and whose answer cannot be written: its caller lives, and has no room for a single byte."""
+    """Make a call that is served, and whose answer cannot be written: its caller has no room for a single byte."""
     async with raw_connection(service) as (reader, writer):
         writer.write(frame(SETTINGS, payload=_INITIAL_WINDOW_SIZE.to_bytes(2) + bytes(4)))
         for _ in range(2):
