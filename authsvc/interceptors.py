@@ -73,6 +73,10 @@ class CallLimits:
     """At a time, of which streams of holders are at most 5000."""
     connection_calls_max: int = 200
     """At a time on one connection; a caller's further calls wait at its end."""
+    connections_max: int = 10_000
+    """At a time, or fewer where the system allows fewer open files; a bridge has five, and each takes 15 KiB."""
+    connection_idle_seconds: float = 300.0
+    """Without a call, until it is closed; whoever waits for nothing reconnects at its next call."""
     open_calls_max: int = 100
     """At a time of each method that needs no token, so that strangers leave room for the others."""
     call_seconds: float = 30.0

@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from authsvc.client import KeyValidator
+from authsvc.client.verdicts import INVALID_KEY, Verdict
 from authsvc.interceptors import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
-from tests.authsvc.raw_http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, PING, frame, raw_connection, read_until
+from tests.authsvc.raw_http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, PING, SETTINGS, frame, raw_connection, read_until
 
 Code = grpc.StatusCode
 CHECK = "/grpc.health.v1.Health/Check"
@@ -70,7 +74,7 @@ async def test_there_are_open_files_for_as_many_callers_as_are_served(tmp_path: 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        async with running(tmp_path / "state", CallLimits(calls_max=300)):
+        async with running(tmp_path / "state", CallLimits(connections_max=300)):
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -150,6 +154,58 @@ async def test_a_connection_has_so_many_calls_at_a_time_and_the_rest_wait_at_the
         waiting = asyncio.create_task(validate(service))
         streams[0].cancel()
         assert (await waiting).verdict == pb.VERDICT_INVALID_KEY
+
+
+async def is_taken(service: Service) -> bool:
+    """Whether a new connection hears anything before it is closed."""
+    async with raw_connection(service) as (reader, _):
+        try:
+            return bool(await reader.read(1))
+        except ConnectionError:
+            return False
+
+
+async def test_connections_past_the_limit_are_closed_and_the_others_served(tmp_path: Path) -> None:
+    async with running(tmp_path / "state", CallLimits(connections_max=3)) as service:
+        await validate(service)
+        async with raw_connection(service) as (one, _), raw_connection(service) as (other, _):
+            await read_until(one, SETTINGS)
+            await read_until(other, SETTINGS)
+            assert not await is_taken(service)
+            assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
+        while not await is_taken(service):  # until the service has seen that they are gone
+            pass
+
+
+async def test_a_connection_without_a_call_is_closed_after_a_while(tmp_path: Path) -> None:
+    """Also one that never speaks: an open file is all that a stranger needs to keep others out."""
+    async with running(tmp_path / "state", CallLimits(connection_idle_seconds=0.1)) as service:
+        async with raw_connection(service) as (reader, _):
+            assert (await read_until(reader, GOAWAY)).endswith(b"idle")
+            await reader.read()
+        silent, writer = await asyncio.open_connection(service.address.host, service.address.port)
+        await silent.read()
+        writer.close()
+
+
+async def test_a_stream_keeps_its_connection_and_idle_clients_come_back_without_a_failed_call(tmp_path: Path) -> None:
+    def connections() -> set[Any]:
+        """Return the callers' ends of those that are open."""
+        found = psutil.Process().net_connections("tcp")
+        return {it.raddr for it in found if it.laddr.port == service.address.port and it.raddr}
+
+    async with running(tmp_path / "state", CallLimits(connection_idle_seconds=0.1)) as service:
+        token = (service.state_dir / "bridge-token").read_text().strip()
+        issued = await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())
+        with capture_logs() as logged:
+            async with KeyValidator(service.address, token) as validator:
+                await until(lambda: validator.has_lease and len(connections()) == 1)
+                stream = connections()
+                for number in range(3):
+                    assert await validator.validate(f"dt_{number:024}") == INVALID_KEY
+                    await until(lambda: connections() == stream)
+                assert (await validator.validate(issued.api_key)).verdict is Verdict.ALLOWED
+        assert not [line for line in logged if line["event"] in ("key_service_lost", "lease_lost", "call_failed")]
 
 
 async def test_a_caller_that_pings_too_often_is_cut_off(service: Service) -> None:
