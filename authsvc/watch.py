@@ -1,7 +1,7 @@
 """Watch streams, the leases they renew, and waiting until a change holds everywhere.
 
-`service` turns messages into what is here and back. The decisions are `leases`'; the
-rules are those of docs/watch-protocol.md, by number.
+`key_service` turns messages into what is here and back; `index` is connected without any.
+The decisions are `leases`'; the rules are those of docs/watch-protocol.md, by number.
 """
 
 import asyncio

@@ -135,7 +135,7 @@ def test_what_is_no_address_of_a_database_is_refused_by_its_variable(url: str) -
 async def test_a_server_without_fsync_stops_the_start(tmp_path: Path, private_postgres: PostgresServer) -> None:
     private_postgres.sql("ALTER SYSTEM SET fsync = off")
     private_postgres.sql("SELECT pg_reload_conf()")
-    with pytest.raises(ConfigurationError, match="fsync is off, and must be on"):
+    with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: .*fsync is off, and must be on"):
         async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=private_postgres.url("postgres")):
             pass
 
@@ -146,7 +146,7 @@ async def test_a_sqlite_file_that_is_not_synced_is_refused(sqlite_url: str) -> N
 
     database = Database(sqlite_url)
     event.listen(database.engine.sync_engine, "connect", unsynced)
-    with pytest.raises(ConfigurationError, match="synchronous is 1, and must be 2"):
+    with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: .*synchronous is 1, and must be 2"):
         await database.open()
     await database.close()
 
