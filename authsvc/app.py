@@ -19,9 +19,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
+from authsvc.client.clock import boot_clock
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.listening import bind, cannot_listen
-from authsvc.client.validator import boot_clock
 from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database

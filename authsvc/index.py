@@ -129,7 +129,7 @@ class Index:
         self._busy_until = float("-inf")
         self._leaving = False
         self._left = asyncio.Event()
-        self._outage = Outage("index")
+        self._outage = Outage("index_lost", "index_back")
 
     def _new_holder(self) -> Holder:
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)

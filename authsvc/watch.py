@@ -57,7 +57,7 @@ class Granter:
         self._lease_seconds = lease_seconds
         self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
         self._wake = asyncio.Event()
-        self._outage = Outage("leases")
+        self._outage = Outage("leases_lost", "leases_back")
         self._lost_in_epoch = ""
         """Where it has been logged that a holder knows more."""
 
@@ -135,7 +135,7 @@ class LeaseReader:
         self._waiting: list[asyncio.Future[tuple[list[LeaseRow], StoreState]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._poll: asyncio.TimerHandle | None = None
-        self._outage = Outage("lease_reads")
+        self._outage = Outage("lease_reads_lost", "lease_reads_back")
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
         """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError."""
@@ -276,7 +276,7 @@ class Watch:
         return self._feed.time() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
 
     async def _sweep(self) -> None:
-        outage = Outage("sweep")
+        outage = Outage("sweep_lost", "sweep_back")
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:

@@ -17,9 +17,9 @@ from authsvc import app as app_module
 from authsvc import watch as watch_module
 from authsvc.changes import ChangeFeed
 from authsvc.client import KeyValidator
+from authsvc.client.clock import boot_clock
 from authsvc.client.holder import Renewal
 from authsvc.client.raw_key import RawKey
-from authsvc.client.validator import boot_clock
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
 from authsvc.database import Database
