@@ -36,8 +36,9 @@ _POLL_SECONDS = 0.05
 """Between two looks at the leases, which other processes may renew without a notification."""
 _READ_SECONDS_MAX = 2.0
 """For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
-_ANSWER_SECONDS = 0.1
-"""Of the time that a caller has, kept for the answer's way back."""
+_ANSWER_SECONDS = 0.5
+_ANSWER_SHARE_MAX = 0.25
+"""Of the time that a caller has, kept for the answer's way back: one that comes late has lost the raw key."""
 _CALL_SECONDS_MAX = 29.0
 """The interceptor ends a call after 30 s."""
 _LOST = "the database has lost changes that holders applied, and needs a new epoch"
@@ -238,7 +239,7 @@ class Watch:
     def answer_by(self, left_seconds: float | None) -> float:
         """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
-        return self._monotonic() + left_seconds - _ANSWER_SECONDS
+        return self._monotonic() + left_seconds - min(_ANSWER_SECONDS, left_seconds * _ANSWER_SHARE_MAX)
 
     async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
