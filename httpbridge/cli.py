@@ -21,6 +21,7 @@ import msgspec
 
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
+from authsvc.client.standard_streams import open_missing
 from authsvc.client.workers import PLACE, Link, Place, Role, StartFailedError, run_workers, stop_at_signals
 from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
@@ -38,6 +39,7 @@ def main() -> None:
 
     Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
     """
+    open_missing()
 
 
 @main.command()
