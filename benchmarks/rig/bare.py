@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.rig.bare aiohttp | grpc | aiohttp-grpc ADDRESS [TOKEN]
 
 `aiohttp` reads the body and answers JSON; `grpc` answers Validate and BatchValidate with the same messages as the key
-service, made ahead; `aiohttp-grpc` is the first with one Validate call before each answer, to the second at ADDRESS, or to a key service,
-which wants a token.
+service, made ahead; `aiohttp-grpc` is the first with one Validate call before each answer, to the second at ADDRESS or
+to a key service, which wants a token.
 """
 
 import asyncio
