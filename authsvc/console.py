@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import grpc
@@ -28,6 +28,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
+from authsvc.client.standard_streams import discard
 from authsvc.client.workers import StartFailedError
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
 from authsvc.errors import StoreUnavailableError
@@ -61,7 +62,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except _OutputError as error:
-            _discard(sys.stdout)
+            discard(sys.stdout)
             fail(str(error), REFUSED)
 
 
@@ -266,14 +267,7 @@ def note(text: str) -> None:
     try:
         click.echo(text, err=True)
     except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: IO[str]) -> None:
-    """Drop what a stream could not write: Python tries once more at its end, and complains."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+        discard(sys.stderr)
 
 
 def print_json(value: Any) -> None:

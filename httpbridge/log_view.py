@@ -7,7 +7,6 @@ terminal it is shown in: whatever does not print is escaped.
 
 import asyncio
 import json
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from io import TextIOWrapper
 
 import msgspec
 
+from authsvc.client.standard_streams import discard
 from httpbridge.errors import BridgeError
 from httpbridge.sinks.sql_reader import Selection, StoredLog, open_sql_reader
 
@@ -115,10 +115,7 @@ class Output:
         except BrokenPipeError:
             raise
         except OSError as error:
-            # What the stream still holds goes nowhere, or Python would try once more as it ends, and say so.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+            discard(self._stream)
             raise OutputError(f"standard output: {error.strerror}") from None
 
 
