@@ -67,9 +67,9 @@ run: $(STAMP) ## start everything on loopback; print a link to the dashboard and
 	@$(BIN)/python scripts/run.py
 
 lock: $(STAMP) ## resolve the dependencies anew into the lock files
-	$(BIN)/uv pip compile pyproject.toml --extra uvloop --group dev --universal --python-version 3.11 --upgrade \
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements-dev.lock
-	$(BIN)/uv pip compile pyproject.toml --extra uvloop --constraint requirements-dev.lock --universal --python-version 3.11 \
+	$(BIN)/uv pip compile pyproject.toml --constraint requirements-dev.lock --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements.lock
 
 clean: ## remove .venv and caches; state in var/ stays

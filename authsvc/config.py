@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 import msgspec
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, Token, kept_token, read
+from authsvc.client.environment import Address, ConfigurationError, Secret, Token, kept_token, make_folder, read
 from authsvc.client.event_log import LogFormat, LogLevel
 
 PREFIX = "AUTHSVC_"
@@ -119,7 +119,4 @@ class Tokens:
 
 def make_state_dir(path: Path) -> None:
     """Make the folder, readable to this user only, if there is none; raise ConfigurationError when that fails."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"AUTHSVC_STATE_DIR: {path}: {error.strerror}") from None
+    make_folder(path, "AUTHSVC_STATE_DIR")

@@ -14,10 +14,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 import grpc
+import uvloop
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -27,6 +28,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
+from authsvc.client.standard_streams import discard
 from authsvc.client.workers import StartFailedError
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
 from authsvc.errors import StoreUnavailableError
@@ -60,7 +62,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except _OutputError as error:
-            _discard(sys.stdout)
+            discard(sys.stdout)
             fail(str(error), REFUSED)
 
 
@@ -191,7 +193,7 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
     gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
@@ -203,14 +205,6 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         fail(f"{error}: {error.reason}", OUT_OF_REACH)
     except _RefusedError as error:
         fail(str(error), REFUSED)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def fail(reason: str, status: int) -> NoReturn:
@@ -273,14 +267,7 @@ def note(text: str) -> None:
     try:
         click.echo(text, err=True)
     except OSError:
-        _discard(sys.stderr)
-
-
-def _discard(stream: IO[str]) -> None:
-    """Drop what a stream could not write: Python tries once more at its end, and complains."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+        discard(sys.stderr)
 
 
 def print_json(value: Any) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
-from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.environment import Address
 from authsvc.client.listening import bind, bound_address, cannot_listen
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
@@ -27,7 +27,7 @@ from httpbridge.listener import Listener
 from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
-from httpbridge.sinks import LogSink, StoreSetupError
+from httpbridge.sinks import LogSink
 from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
 from httpbridge.sinks.sql import open_sql_sink
@@ -58,7 +58,7 @@ async def serve(
 
     `started` is called once, with the bound address, when requests are answered. A worker shares the port with others,
     and stores by way of the log writer that listens on the socket `log_writer`, if there is one. Raises
-    ConfigurationError when the bridge cannot start as configured.
+    ConfigurationError and StoreSetupError when the bridge cannot start as configured.
     """
     config.check_exposure()
     tls = server_tls(config)
@@ -143,10 +143,7 @@ async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
     if log_writer is not None:
         return remote_sink(log_writer, monotonic=time.monotonic)
     make_state_dir(config)
-    try:
-        return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
-    except StoreSetupError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_LOG_STORE_URL: {error}") from None
+    return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
 
 
 def _connections_max() -> int:

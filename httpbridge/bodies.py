@@ -58,12 +58,12 @@ class Budget:
         """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
         key_bytes = self._taken_bytes_by_key.get(key_id, 0) + count
         if key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
-            raise OverloadedError("Overloaded")
+            raise OverloadedError
         if self._taken_bytes + count > self._bytes_max:
             if not self._is_logged:
                 self._is_logged = True
                 _log.warning("body_budget_exhausted", bytes=self._taken_bytes)
-            raise OverloadedError("Overloaded")
+            raise OverloadedError
         self._taken_bytes += count
         self._taken_bytes_by_key[key_id] = key_bytes
 
@@ -120,7 +120,7 @@ def encoding(headers: MultiMapping[str]) -> Encoding:
     if not applied:
         return Encoding.IDENTITY
     if len(applied) > 1 or applied[0] not in _ENCODINGS:
-        raise UnsupportedEncodingError("Unsupported content encoding")
+        raise UnsupportedEncodingError
     return _ENCODINGS[applied[0]]
 
 
@@ -129,14 +129,14 @@ def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
     declared = headers.get(hdrs.CONTENT_LENGTH)
     # `int` refuses more than 4,300 digits. The parser takes numbers below 2^64 only, but with any zeros before them.
     if declared is not None and int(declared[-20:]) > bytes_max:
-        raise BodyTooLargeError("Request body too large")
+        raise BodyTooLargeError
 
 
 def take(payload: StreamReader, bytes_max: int) -> bytes:
     """Return a raw body that is here already; raise BodyTooLargeError if it is over the limit."""
     body = payload.read_nowait()
     if len(body) > bytes_max:
-        raise BodyTooLargeError("Request body too large")
+        raise BodyTooLargeError
     return body
 
 
@@ -150,7 +150,7 @@ async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
         share.take(len(piece))
         buffer += piece
         if len(buffer) > bytes_max:
-            raise BodyTooLargeError("Request body too large")
+            raise BodyTooLargeError
     return bytes(buffer)
 
 
@@ -186,7 +186,7 @@ async def _inflate(body: bytes, encoding: Encoding, bytes_max: int, share: Share
             share.take(len(piece))
             output += piece
             if len(output) > bytes_max:
-                raise BodyTooLargeError("Request body too large")
+                raise BodyTooLargeError
             if turn_bytes >= _TURN_BYTES:
                 turn_bytes = 0
                 await asyncio.sleep(0)

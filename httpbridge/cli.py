@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import click
 import msgspec
+import uvloop
 
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
@@ -28,7 +30,8 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import Level
 from httpbridge.sinks import StoreSetupError
 
-_CRASHED, _USAGE, _OUT_OF_REACH = 1, 2, 3
+_CRASHED = _REFUSED = 1
+_USAGE, _OUT_OF_REACH = 2, 3
 _FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
 
@@ -190,23 +193,22 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             raise click.BadParameter(str(error), param_hint="--since") from None
     selection = Selection(project, start, Level(level) if level else None)
 
-    is_empty = True
-
-    def write(text: str) -> None:
-        nonlocal is_empty
-        is_empty = False
-        sys.stdout.write(text)
-        if follow:
-            sys.stdout.flush()
-
-    with suppress(KeyboardInterrupt):
-        _run(
-            log_view.show_logs(
-                config.sink_url(), selection, follow=follow, as_json=as_json, color=sys.stdout.isatty(), write=write
+    if not isinstance(sys.stdout, TextIOWrapper):
+        _fail("standard output is closed", _REFUSED)
+    output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
+    color = sys.stdout.isatty()
+    try:
+        with suppress(KeyboardInterrupt):
+            _run(
+                log_view.show_logs(
+                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+                )
             )
-        )
-        if is_empty:
-            click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
+            output.flush()
+            if output.is_empty:
+                click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
+    except log_view.OutputError as error:
+        _fail(str(error), _REFUSED)
 
 
 def _user() -> str:
@@ -237,7 +239,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
     gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(work)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
@@ -247,14 +249,6 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
         sys.exit(max(error.status, _CRASHED))
     except StoreUnavailableError as error:
         _fail(f"the log store is out of reach: {error}", _OUT_OF_REACH)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop  # noqa: PLC0415 - an optional extra
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 def _fail(reason: str, status: int) -> NoReturn:

@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 import msgspec
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, Token, read
+from authsvc.client.environment import Address, ConfigurationError, Secret, Token, make_folder, read
 from authsvc.client.event_log import LogFormat, LogLevel
 
 PREFIX = "HTTPBRIDGE_"
@@ -105,8 +105,5 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_state_dir(config: Config) -> None:
     """Make the folder, if the logs go there and there is none; raise ConfigurationError when that fails."""
-    try:
-        if config.log_store_url is None:
-            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {config.state_dir}: {error.strerror}") from None
+    if config.log_store_url is None:
+        make_folder(config.state_dir, "HTTPBRIDGE_STATE_DIR")

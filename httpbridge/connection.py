@@ -19,12 +19,13 @@ from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 
-from httpbridge import bodies, responses
-from httpbridge.errors import BodyTimeoutError, BridgeError, ClientGoneError, MalformedRequestError
+from httpbridge import responses
+from httpbridge.errors import BridgeError, ClientGoneError, MalformedRequestError
+from httpbridge.request import Request
 from httpbridge.responses import Response
 
 LINGERING_SECONDS = 2.0
-"""How long the rest of a refused body is discarded, so that the client can read the status (http-contract.md)."""
+"""How long the rest of a refused body is discarded, so that the client can read the status (docs/http-api.md)."""
 
 HEADER_BYTES_MAX = 8190
 """Of the request line, and of each header field: what Apache and aiohttp allow."""
@@ -46,6 +47,9 @@ READ_AHEAD_BYTES_MAX = 512 * 1024
 _BODY_BUFFER_BYTES = 256 * 1024
 """Of a body that comes faster than it is read; beyond twice of it the connection is not read."""
 
+_ANSWERS_BYTES_MAX = 16 * 1024
+"""Of answers that the client has not taken; beyond it the next request waits. TLS by itself would hold 512 KiB."""
+
 _LINE_CLOSE = b"Connection: close\r\n\r\n"
 _LINE_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
 _LINE_NONE = b"\r\n"
@@ -59,7 +63,15 @@ def last_answer(answer: Response, date_line: bytes) -> bytes:
     return b"".join((answer.head_cors, date_line, _LINE_CLOSE, answer.body))
 
 
-class Host(Protocol):
+def _is_understood(message: RawRequestMessage) -> bool:
+    """Return whether a request is HTTP/1.0 or HTTP/1.1, and its body framed as that has it (RFC 9112, 6.1)."""
+    codings = message.headers.get(hdrs.TRANSFER_ENCODING)
+    if codings is None:
+        return message.version is HttpVersion11 or message.version is HttpVersion10
+    return message.version is HttpVersion11 and codings.lower() == "chunked"
+
+
+class ConnectionOwner(Protocol):
     """What a connection asks of the server that it belongs to."""
 
     keepalive_seconds: float
@@ -72,7 +84,7 @@ class Host(Protocol):
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
 
-    async def answer(self, request: "Request") -> Response:
+    async def answer(self, request: Request) -> Response:
         """Return the answer to a request."""
 
     def failed(self, error: BaseException) -> None:
@@ -80,73 +92,6 @@ class Host(Protocol):
 
     def malformed(self) -> None:
         """Log that something was not HTTP."""
-
-
-class Request:
-    """A request whose headers were read, and what its answer will say beyond the prepared bytes."""
-
-    __slots__ = (
-        "_connection",
-        "closes",
-        "headers",
-        "is_cross_origin",
-        "leaves_body_unasked",
-        "method",
-        "more_headers",
-        "payload",
-        "project_id",
-        "target",
-        "version",
-    )
-
-    def __init__(self, connection: "Connection", message: RawRequestMessage, payload: StreamReader) -> None:
-        self._connection = connection
-        self.payload = payload
-        """The body as aiohttp's parser feeds it."""
-        self.method = message.method
-        self.target = message.path
-        self.version = message.version
-        self.headers = message.headers
-        self.is_cross_origin = hdrs.ORIGIN in self.headers
-        self.closes = message.should_close or message.upgrade
-        """Whether the connection ends with the answer.
-
-        It does after an offer to speak another protocol, which nobody here takes up: aiohttp drops what it read
-        together with such a request, so that what comes next need not be the beginning of one.
-        """
-        self.leaves_body_unasked = (
-            not payload.is_eof()
-            and self.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
-            and self.version >= HttpVersion11
-        )
-        """Whether the client still waits to be asked for the body: it may send it or not, so nothing can follow."""
-        self.more_headers = b""
-        """Header lines for any answer to this request, each line ended."""
-        self.project_id: str | None = None
-        """Once the key is known to be valid."""
-
-    def has_whole_body(self) -> bool:
-        """Return whether the body came along with the headers: the usual case."""
-        return self.payload.is_eof()
-
-    def take_body(self, bytes_max: int) -> bytes:
-        """Return a body that is here as a whole, as it came. Raises BodyTooLargeError."""
-        return bodies.take(self.payload, bytes_max)
-
-    async def read_body(self, bytes_max: int, share: bodies.Share) -> bytes:
-        """Return the whole body as it came, after asking for it where the client waits to be asked.
-
-        Raises BodyTooLargeError, OverloadedError, BodyTimeoutError, MalformedRequestError (its
-        framing is broken) and ClientGoneError.
-        """
-        if self.leaves_body_unasked and self._connection.transport is not None:
-            self.leaves_body_unasked = False
-            self._connection.transport.write(responses.CONTINUE)
-        try:
-            async with asyncio.timeout(self._connection.host.body_timeout_seconds):
-                return await bodies.read(self.payload, bytes_max, share)
-        except TimeoutError:
-            raise BodyTimeoutError("Request timeout") from None
 
 
 class Connection(BaseProtocol):
@@ -158,16 +103,16 @@ class Connection(BaseProtocol):
         "_idle_since",
         "_is_broken",
         "_is_half_closed",
+        "_owner",
         "_payload",
         "_queue",
         "_read_ahead_bytes",
         "_request",
         "_timer",
         "_work",
-        "host",
     )
 
-    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop) -> None:
         parser = HttpRequestParser(
             self,
             loop,
@@ -177,11 +122,11 @@ class Connection(BaseProtocol):
             max_headers=HEADERS_MAX,
             payload_exception=MalformedRequestError,
             auto_decompress=False,
-            max_msg_queue_size=PIPELINED_MAX,
+            max_msg_queue_size=1,  # it keeps back what follows a request that is whole: see _parse
         )
         super().__init__(loop, parser)
         self._parser: HttpRequestParser
-        self.host = host
+        self._owner = owner
         self._queue: deque[_Message] = deque()
         self._payload: StreamReader = EMPTY_PAYLOAD
         """The body of the request that was parsed last, the only one of which anything can still come."""
@@ -221,8 +166,9 @@ class Connection(BaseProtocol):
         transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         tcp_keepalive(transport)
+        transport.set_write_buffer_limits(_ANSWERS_BYTES_MAX)
         self._idle_since = self._loop.time()
-        self._timer = self._loop.call_later(self.host.keepalive_seconds, self._close_if_idle_too_long)
+        self._timer = self._loop.call_later(self._owner.keepalive_seconds, self._close_if_idle_too_long)
         self._work = self._loop.create_task(self._serve(), name="connection")
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -234,7 +180,7 @@ class Connection(BaseProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._work is not None:
-            self._work.add_done_callback(lambda _: self.host.closed(self))
+            self._work.add_done_callback(lambda _: self._owner.closed(self))
         # Each of these refers to the connection: its memory does not wait for the garbage collector.
         self._is_broken = True
         del self._parser
@@ -251,13 +197,11 @@ class Connection(BaseProtocol):
             return
         body_bytes = self._payload.total_bytes
         try:
-            messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
+            is_head_whole = self._parse(data)
         except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
             self._refuse()
         else:
-            if messages:
-                self._queue += messages
-                self._payload = messages[-1][1]
+            if is_head_whole:
                 self._head_bytes = 0
             else:
                 self._count_head(len(data) if self._payload.total_bytes == body_bytes else 0)
@@ -294,7 +238,7 @@ class Connection(BaseProtocol):
         except (ConnectionError, BridgeError):
             pass  # the client has gone, or what it still sends of a refused body is broken
         except Exception as error:  # noqa: BLE001 - a fault of ours: `answer` raises nothing
-            self.host.failed(error)
+            self._owner.failed(error)
         finally:
             self._request = None
             self._close()
@@ -305,7 +249,6 @@ class Connection(BaseProtocol):
         while self.transport is not None:
             if self._queue:
                 message = self._queue.popleft()
-                self._parser.message_consumed()
                 if self._buffer_paused and not self._queue:
                     await asyncio.sleep(0)  # so many were answered in a row, perhaps: others have their turn
                     self._parse_on()
@@ -317,14 +260,14 @@ class Connection(BaseProtocol):
 
     async def _serve_one(self, message: RawRequestMessage | None, payload: StreamReader) -> bool:
         """Answer, and discard what is left of the body; return whether the connection goes on."""
-        host = self.host
+        owner = self._owner
         if message is None:
-            host.malformed()
-            self._write(last_answer(responses.BAD_REQUEST, host.date_line()))
+            owner.malformed()
+            self._write(last_answer(responses.BAD_REQUEST, owner.date_line()))
             return False
-        self._request = request = Request(self, message, payload)
-        response = await host.answer(request)
-        is_last = (host.draining or self._is_half_closed) and not self._queue  # of those that an answer is due to
+        self._request = request = Request(self.transport, owner.body_timeout_seconds, message, payload)
+        response = await owner.answer(request)
+        is_last = (owner.draining or self._is_half_closed) and not self._queue  # of those that an answer is due to
         goes_on = not (request.closes or request.leaves_body_unasked or is_last)
         if not goes_on:
             end = _LINE_CLOSE
@@ -334,7 +277,7 @@ class Connection(BaseProtocol):
             end = _LINE_NONE
         head = response.head_cors if request.is_cross_origin else response.head
         body = b"" if request.method == "HEAD" else response.body
-        self._write(b"".join((head, host.date_line(), request.more_headers, end, body)))
+        self._write(b"".join((head, owner.date_line(), request.more_headers, end, body)))
         if self._paused:
             await self._drain()
         return (payload.is_eof() or await self._discard(payload)) and goes_on
@@ -347,7 +290,7 @@ class Connection(BaseProtocol):
     async def _drain(self) -> None:
         """Wait until the client takes its answers; one that does not is cut off."""
         try:
-            async with asyncio.timeout(self.host.keepalive_seconds):
+            async with asyncio.timeout(self._owner.keepalive_seconds):
                 await self._drain_helper()
         except TimeoutError:
             self._abort()
@@ -360,6 +303,27 @@ class Connection(BaseProtocol):
                 while not payload.is_eof():
                     await payload.readany()
         return payload.is_eof()
+
+    def _parse(self, data: bytes) -> bool:
+        """Parse what came, one request after the other; return whether the head of one was whole.
+
+        A request that is whole is in the queue before anything is parsed of the next, so that it is answered even if
+        that is not HTTP. Nothing is parsed beyond PIPELINED_MAX.
+        """
+        was_whole = self._payload.is_eof()
+        messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
+        is_head_whole = bool(messages)
+        while messages or not was_whole:
+            was_whole = True
+            if messages:
+                if not _is_understood(messages[0][0]):  # it came alone
+                    raise MalformedRequestError
+                self._queue += messages
+                self._payload = messages[0][1]
+            if self._is_broken or not self._payload.is_eof() or len(self._queue) >= PIPELINED_MAX:
+                break
+            messages, self._is_broken, _ = self._parser.feed_data(b"")
+        return is_head_whole
 
     def _count_head(self, count: int) -> None:
         """Count bytes that were parsed and were neither the end of a head nor of a body; 0 begins anew."""
@@ -404,7 +368,7 @@ class Connection(BaseProtocol):
         self.transport.close()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(self.host.keepalive_seconds, self._abort)
+        self._timer = self._loop.call_later(self._owner.keepalive_seconds, self._abort)
 
     def _abort(self) -> None:
         if self.transport is not None:
@@ -412,7 +376,7 @@ class Connection(BaseProtocol):
 
     def _close_if_idle_too_long(self) -> None:
         """Look whether nothing was answered for so long: it bounds slow headers as well as idle connections."""
-        due = (self._idle_since if self._is_idle else self._loop.time()) + self.host.keepalive_seconds
+        due = (self._idle_since if self._is_idle else self._loop.time()) + self._owner.keepalive_seconds
         if self._loop.time() >= due:
             self.close_if_idle()
         else:

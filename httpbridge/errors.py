@@ -14,7 +14,7 @@ BridgeError
 
 
 class BridgeError(Exception):
-    """The base of all of them; its text may be shown to the caller."""
+    """The base of all of them; the text of BodyRefusedError alone is shown to the caller."""
 
 
 class BodyRefusedError(BridgeError):

@@ -6,8 +6,8 @@ from datetime import datetime
 from authsvc.client import Verdict
 from httpbridge import bodies, logs, responses
 from httpbridge.authorizer import Authorizer
-from httpbridge.connection import Request
 from httpbridge.rate_limit import RateLimit
+from httpbridge.request import Request
 from httpbridge.responses import Response
 from httpbridge.sinks import LogSink
 

@@ -8,11 +8,15 @@ terminal it is shown in: whatever does not print is escaped.
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
 
 import msgspec
 
+from authsvc.client.standard_streams import discard
+from httpbridge.errors import BridgeError
 from httpbridge.sinks.sql_reader import Selection, StoredLog, open_sql_reader
 
 FOLLOW_SECONDS = 0.25
@@ -68,6 +72,51 @@ async def show_logs(
             write(json_line(log) if as_json else text_line(log, color=color))
     finally:
         await reader.close()
+
+
+class OutputError(BridgeError):
+    """The lines cannot be written where they should go; the text is one line for the user."""
+
+
+class Output:
+    """A stream that lines are written to, whatever its encoding. What that cannot hold is escaped.
+
+    Raises OutputError for a stream that takes nothing, and BrokenPipeError where whoever read it has had enough.
+    """
+
+    def __init__(self, stream: TextIOWrapper, *, is_json: bool, is_flushed: bool) -> None:
+        """With `is_flushed` each line is seen at once."""
+        stream.reconfigure(errors="strict" if is_json else "backslashreplace")
+        self._stream = stream
+        self._is_flushed = is_flushed
+        self.is_empty = True
+        """Whether nothing was written."""
+
+    def write(self, line: str) -> None:
+        """Write a line."""
+        self.is_empty = False
+        with self._told():
+            try:
+                self._stream.write(line)
+            except UnicodeEncodeError:  # JSON has other letters than ASCII's in strings alone
+                self._stream.write("".join(char if char.isascii() else _json_escape(char) for char in line))
+            if self._is_flushed:
+                self._stream.flush()
+
+    def flush(self) -> None:
+        """Write what is still to be written."""
+        with self._told():
+            self._stream.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            discard(self._stream)
+            raise OutputError(f"standard output: {error.strerror}") from None
 
 
 def json_line(log: StoredLog) -> str:

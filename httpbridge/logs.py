@@ -56,7 +56,7 @@ class LogBatch(msgspec.Struct, frozen=True, gc=False):
 
 
 LOGS_MAX = 1000
-"""Entries a batch may have (http-contract.md)."""
+"""Entries a batch may have (docs/http-api.md)."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 _Release = Annotated[str, Meta(max_length=128)]
@@ -85,17 +85,22 @@ class _WireBatch(msgspec.Struct, gc=False):
 
 
 # The same with timestamps as text, for batches with a leap second: there is none in a datetime.
-class _LeapEntry(_WireEntry, gc=False):
+class _TextEntry(_WireEntry, gc=False):
     timestamp: str | None = None  # type: ignore[assignment]
 
 
-class _LeapBatch(_WireBatch, gc=False):
-    logs: Annotated[list[_LeapEntry], Meta(min_length=1, max_length=LOGS_MAX)]  # type: ignore[assignment]
+class _TextBatch(_WireBatch, gc=False):
+    logs: Annotated[list[_TextEntry], Meta(min_length=1, max_length=LOGS_MAX)]  # type: ignore[assignment]
 
 
 _DECODER = msgspec.json.Decoder(_WireBatch)
-_LEAP_DECODER = msgspec.json.Decoder(_LeapBatch)
+_TEXT_DECODER = msgspec.json.Decoder(_TextBatch)
+_RARE_TIMESTAMP = re.compile(rb":60|9999-12-31")
+"""A leap second, or an instant that would be rounded up into the year 10000."""
+_RARE_CHARACTERS_MAX = 64
+"""Of such a timestamp; looking into a longer one would cost much, and is not worth it."""
 _LEAP_SECOND = re.compile(r":60(\.\d+)?(?=[Zz+-]|\Z)")
+_FRACTION = re.compile(r"(\.\d{6})\d+")
 _TEXTS_OF_BATCH = ("service", "environment", "release")
 _TEXTS_OF_ENTRY = ("message", "trace_id", "span_id", "request_id", "vercel_id", "context", "release")
 
@@ -149,8 +154,8 @@ def _decode(body: bytes) -> _WireBatch:
         return _DECODER.decode(body)
     except msgspec.ValidationError as error:
         refusal = _refusal(str(error))
-        if refusal.path.endswith(".timestamp") and b":60" in body:
-            return _decode_leap_seconds(body)
+        if refusal.path.endswith(".timestamp") and _RARE_TIMESTAMP.search(body):
+            return _decode_rare_timestamps(body)
         raise refusal from None
     except msgspec.DecodeError as error:
         raise BodyRefusedError(_malformed(body, str(error))) from None
@@ -160,23 +165,37 @@ def _decode(body: bytes) -> _WireBatch:
         raise BodyRefusedError("The body is nested too deeply") from None
 
 
-def _decode_leap_seconds(body: bytes) -> _WireBatch:
-    """Decode a batch in which a leap second (RFC 3339, 5.6) may be: it becomes the last microsecond before it."""
+def _decode_rare_timestamps(body: bytes) -> _WireBatch:
+    """Decode a batch that may have a timestamp which is none for msgspec, and is for RFC 3339."""
     try:
-        wire = _LEAP_DECODER.decode(body)
+        wire = _TEXT_DECODER.decode(body)
     except msgspec.ValidationError as error:
         raise _refusal(str(error)) from None
     for index, entry in enumerate(wire.logs):
         if entry.timestamp is not None:
-            text, leaps = _LEAP_SECOND.subn(":59.999999", entry.timestamp)
-            try:
-                timestamp = msgspec.convert(text, datetime)
-            except msgspec.ValidationError:
-                raise BodyRefusedError(_TIMESTAMP, f"logs[{index}].timestamp") from None
-            if leaps and _utc(timestamp, index).time() != time.max:
-                raise BodyRefusedError(_TIMESTAMP, f"logs[{index}].timestamp")  # leap seconds end a day in UTC
-            entry.timestamp = timestamp  # type: ignore[assignment]
+            entry.timestamp = _rare_timestamp(entry.timestamp, index)  # type: ignore[assignment]
     return wire
+
+
+def _rare_timestamp(text: str, index: int) -> datetime:
+    """Read a timestamp; a leap second (RFC 3339, 5.6) becomes the last microsecond before it."""
+    leaps = 0
+    if len(text) <= _RARE_CHARACTERS_MAX:
+        text, leaps = _LEAP_SECOND.subn(":59.999999", text)
+    timestamp = _datetime(text)
+    if timestamp is None:
+        is_rounded = len(text) <= _RARE_CHARACTERS_MAX and _datetime(_FRACTION.sub(r"\1", text)) is not None
+        raise BodyRefusedError(_YEARS if is_rounded else _TIMESTAMP, f"logs[{index}].timestamp")
+    if leaps and _utc(timestamp, index).time() != time.max:
+        raise BodyRefusedError(_TIMESTAMP, f"logs[{index}].timestamp")  # leap seconds end a day in UTC
+    return timestamp
+
+
+def _datetime(text: str) -> datetime | None:
+    try:
+        return msgspec.convert(text, datetime)
+    except msgspec.ValidationError:
+        return None
 
 
 def _utc(timestamp: datetime, index: int) -> datetime:
@@ -185,7 +204,7 @@ def _utc(timestamp: datetime, index: int) -> datetime:
     try:
         return timestamp.astimezone(UTC)
     except OverflowError:
-        raise BodyRefusedError("leaves the years 1 to 9999 in UTC", f"logs[{index}].timestamp") from None
+        raise BodyRefusedError(_YEARS, f"logs[{index}].timestamp") from None
 
 
 def _refuse_nul(wire: _WireBatch) -> None:
@@ -201,27 +220,28 @@ def _refuse_nul(wire: _WireBatch) -> None:
             raise BodyRefusedError("must not contain U+0000", f"logs[{index}].metadata")
 
 
-# What msgspec's messages look like, and what is said instead; the first that matches counts. Nothing of the value is
-# taken over. Order matters where a null stands for an absent field.
-_TYPES = {
-    "str": "a string",
-    "datetime": "an RFC 3339 timestamp",
-    "object": "an object",
-    "array": "an array",
-    "int": "a number",
-    "float": "a number",
-    "bool": "a boolean",
-}
-_LEVELS = f"must be one of {', '.join(Level)}"
-_TIMESTAMP = "must be an RFC 3339 timestamp"
-_PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
+# What msgspec's messages look like. One of them quotes the value that it refuses, so that anything may stand before the
+# place, which comes last; nothing but the place is taken over.
+_PLACE = re.compile(r" - at `\$\.?([a-z_]+(?:\[\d+\](?:\.[a-z_]+)?)?)`\Z")
+_MESSAGE_CHARACTERS_MAX = 200
+"""Of the end of a message, in which its place is."""
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _LENGTH = re.compile(r"Expected `(str|array)` of length ([<>])= (\d+)")
-_TYPE = re.compile(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`")
+_NULL = re.compile(r"Expected `\w+`, got `null`")
+
+_TIMESTAMP = "must be an RFC 3339 timestamp"
+_YEARS = "leaves the years 1 to 9999 in UTC"
+_RULES = {
+    "logs": "must be an array",
+    "level": f"must be one of {', '.join(Level)}",
+    "timestamp": _TIMESTAMP,
+}
+"""Of the fields that are no strings, by their names."""
 
 
 def _refusal(text: str) -> BodyRefusedError:
-    place = _PLACE.search(text)
+    """Say which rule was broken, where, instead of msgspec's message."""
+    place = _PLACE.search(text[-_MESSAGE_CHARACTERS_MAX:])
     path = place[1] if place else ""
     if match := _MISSING.match(text):
         return BodyRefusedError("is required", f"{path}.{match[1]}".lstrip("."))
@@ -230,19 +250,13 @@ def _refusal(text: str) -> BodyRefusedError:
         return BodyRefusedError(
             "must not be empty" if match[2] == ">" else f"must have at most {match[3]} {unit}", path
         )
-    if match := _TYPE.match(text):
-        if match[2] == "null" and path:
-            # Only a required field says no to null, and an explicit null is the same as absent.
-            return BodyRefusedError("must be an object" if path.endswith("]") else "is required", path)
-        wanted = f"must be {_TYPES.get(match[1], 'of another type')}"
-        if path.endswith(".level"):
-            wanted = _LEVELS
-        return BodyRefusedError(wanted if path else f"The body {wanted}", path)
-    if path.endswith(".level"):
-        return BodyRefusedError(_LEVELS, path)
-    if path.endswith(".timestamp"):
-        return BodyRefusedError(_TIMESTAMP, path)
-    return BodyRefusedError("is not valid" if path else "The body is not valid", path)
+    if not path:
+        return BodyRefusedError("The body must be an object")
+    if path.endswith("]"):
+        return BodyRefusedError("must be an object", path)
+    if _NULL.match(text):  # only a required field says no to it, and an explicit null is the same as absent
+        return BodyRefusedError("is required", path)
+    return BodyRefusedError(_RULES.get(path.rpartition(".")[2], "must be a string"), path)
 
 
 _BYTE = re.compile(r"\(byte \d+\)")

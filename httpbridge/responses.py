@@ -1,4 +1,4 @@
-"""The answers of the public API, their bytes prepared ahead. Pure. Used by `server`, `ingest` and `connection`.
+"""The answers of the public API, their bytes prepared ahead. Pure. Used by `server`, `ingest` and what is below them.
 
 What is the same for every request (status line, fixed headers, body) is joined once; a connection
 adds what belongs to one request. Bodies and headers are the public contract's, to the byte.

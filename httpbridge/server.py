@@ -18,7 +18,8 @@ from aiohttp import hdrs
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.event_log import traceback_without_text
 from httpbridge import errors, responses
-from httpbridge.connection import Connection, Request, last_answer
+from httpbridge.connection import Connection, last_answer
+from httpbridge.request import Request
 from httpbridge.responses import Response
 
 KEEPALIVE_SECONDS = 75.0
@@ -158,7 +159,7 @@ class PublicServer:
             self._log.warning("requests_cancelled", connections=len(self._connections))
             await asyncio.gather(*(connection.cancel() for connection in self._connections))
 
-    # What each connection asks of its host.
+    # What each connection asks of its owner.
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""

@@ -2,8 +2,7 @@
 
 import ssl
 
-from authsvc.client.channel import ClientTls
-from authsvc.client.environment import ConfigurationError
+from authsvc.client.channel import ClientTls, load_certificate
 from httpbridge.config import Config
 
 
@@ -14,13 +13,7 @@ def server_tls(config: Config) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # whatever this interpreter's default is
     context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(config.tls_cert, config.tls_key, password="")  # rather fail than ask the terminal
-    except OSError as error:  # SSLError is one
-        reason = (error.reason or "not PEM") if isinstance(error, ssl.SSLError) else error.strerror
-        raise ConfigurationError(
-            f"HTTPBRIDGE_TLS_CERT={config.tls_cert}, HTTPBRIDGE_TLS_KEY={config.tls_key}: {reason}"
-        ) from None
+    load_certificate(context, config.tls_cert, config.tls_key, ("HTTPBRIDGE_TLS_CERT", "HTTPBRIDGE_TLS_KEY"))
     return context
 
 

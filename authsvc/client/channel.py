@@ -58,23 +58,9 @@ class ClientTls:
         if (self.certificate is None) != (self.key is None):
             raise ConfigurationError(f"{self.variables[1]} and {self.variables[2]} go together")
         if self.certificate is not None and self.key is not None:
-            self._load_own(context, self.certificate, self.key)
+            load_certificate(context, self.certificate, self.key, self.variables[1:])
         context.set_alpn_protocols(["h2"])
         return context
-
-    def _load_own(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-        for variable, path in zip(self.variables[1:], (certificate, key), strict=True):
-            try:
-                path.read_bytes()
-            except OSError as error:
-                raise ConfigurationError(f"{variable}: {_why(path, error)}") from None
-        try:
-            context.load_cert_chain(certificate, key, password="")  # rather fail than ask the terminal
-        except OSError as error:
-            raise ConfigurationError(
-                f"{self.variables[1]}, {self.variables[2]}: {certificate} and {key} are not a certificate and its "
-                f"unencrypted key in PEM form ({_reason(error)})"
-            ) from None
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Return the credentials of a channel; raise ConfigurationError naming the file that is wrong."""
@@ -86,6 +72,22 @@ class ClientTls:
         except OSError as error:
             raise ConfigurationError(f"{', '.join(self.variables)}: {_reason(error)}") from None
         return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, variables: tuple[str, str]) -> None:
+    """Have a context present a certificate; raise ConfigurationError naming the file that is wrong."""
+    for variable, path in zip(variables, (certificate, key), strict=True):
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{variable}: {_why(path, error)}") from None
+    try:
+        context.load_cert_chain(certificate, key, password="")  # rather fail than ask the terminal
+    except OSError as error:
+        raise ConfigurationError(
+            f"{variables[0]}, {variables[1]}: {certificate} and {key} are not a certificate and its "
+            f"unencrypted key in PEM form ({_reason(error)})"
+        ) from None
 
 
 class TokenSource(Protocol):

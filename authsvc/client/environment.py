@@ -59,6 +59,14 @@ class Token(Secret):
         return cls(text)
 
 
+def make_folder(path: Path, variable: str) -> None:
+    """Make the folder that a variable names, for this user only, if there is none; raise ConfigurationError."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{variable}: {path}: {error.strerror}") from None
+
+
 def kept_token(path: Path) -> Token:
     """Return the token in a file, generated (mode 0600) if there is no such file.
 

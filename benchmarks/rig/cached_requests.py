@@ -116,6 +116,9 @@ class _Transport(asyncio.Transport):
 
     resume_reading = pause_reading
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Do nothing: all is taken at once."""
+
 
 async def _ours() -> Callable[[], asyncio.Protocol]:
     clock = _Clock()

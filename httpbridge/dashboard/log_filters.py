@@ -28,7 +28,7 @@ DEFAULT_RANGE = "1h"
 
 TEXT_CHARACTERS_MAX = 200
 NAME_CHARACTERS_MAX = 256
-"""As long as a service or an environment may be (http-contract.md)."""
+"""As long as a service or an environment may be (docs/http-api.md)."""
 
 _ID_DIGITS_MAX = 18
 

@@ -14,12 +14,11 @@ class StoreSetupError(BridgeError):
 
 
 class StoreNotDurableError(StoreSetupError):
-    """A setting of the store would lose what was answered with 200; `setting` names it."""
+    """A setting of the store would lose what was answered with 200."""
 
     def __init__(self, setting: str, value: str, needed: str) -> None:
         """`value` is what the store says the setting is."""
         super().__init__(f"the log store is not durable: {setting} is {value!r}, and must be {needed}")
-        self.setting = setting
 
 
 class LogSink(Protocol):

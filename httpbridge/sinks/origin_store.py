@@ -7,6 +7,7 @@ own, so that whatever keeps it waiting keeps no log waiting.
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.address import existing_file, parse
 from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.schema import origin_counts
@@ -69,17 +70,13 @@ class OriginStore:
     """
 
     def __init__(self, url: str) -> None:
-        parsed = sa.make_url(url)
-        match parsed.get_backend_name():
-            case "sqlite":
-                self._engine = _sqlite_engine(parsed)
-                insert: Any = sqlite.insert(origin_counts)
-            case "postgresql":
-                dsn = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-                self._engine = postgres_engine(dsn, lock_timeout=str(int(BUSY_SECONDS_MAX * 1000)))
-                insert = postgresql.insert(origin_counts)
-            case other:
-                raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+        address = parse(url)
+        if isinstance(address, Path):
+            self._engine = _sqlite_engine(address)
+            insert: Any = sqlite.insert(origin_counts)
+        else:
+            self._engine = postgres_engine(address, lock_timeout=str(int(BUSY_SECONDS_MAX * 1000)))
+            insert = postgresql.insert(origin_counts)
         self._upsert = insert.on_conflict_do_update(
             index_elements=["project_id", "hour", "origin"],
             set_={name: origin_counts.c[name] + insert.excluded[name] for name in ("allowed", "blocked")},
@@ -128,9 +125,9 @@ async def seen_origins(store: ReadStore, project_id: str, since: datetime) -> Se
     return SeenOrigins([SeenOrigin(*row[1:]) for row in rows], rows[0][0] - len(rows) if rows else 0)
 
 
-def _sqlite_engine(url: sa.URL) -> AsyncEngine:
+def _sqlite_engine(path: Path) -> AsyncEngine:
     engine = create_async_engine(
-        sa.URL.create("sqlite+aiosqlite", database=url.database or ":memory:", query=url.query),
+        existing_file(path, "rw"),  # made here, a file would stand in the place of one that was moved away
         poolclass=sa.NullPool,
         hide_parameters=True,
         connect_args={"timeout": BUSY_SECONDS_MAX, "isolation_level": None},

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import asyncpg
 import sqlalchemy as sa
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.address import existing_file, parse
 from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, driver_error, postgres_engine, translated
 from httpbridge.sinks.schema import check_version, logs
 
@@ -49,29 +49,22 @@ class ReadStore:
     """
 
     def __init__(self, url: str, *, connections_max: int = 1, statement_seconds_max: float | None = None) -> None:
-        try:
-            parsed = sa.make_url(url)
-        except (sa.exc.ArgumentError, ValueError):
-            raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
+        address = parse(url)
         self._path: Path | None = None
         self._is_checked = False
         self.late_ids = 0
         """See LATE_IDS; 0 for a store whose ids become visible in their order."""
-        match parsed.get_backend_name():
-            case "sqlite":
-                self._path = Path(parsed.database or ":memory:")
-                self._engine = _sqlite_engine(self._path, connections_max)
-                if statement_seconds_max is not None:
-                    _limit_statements(self._engine, statement_seconds_max)
-            case "postgresql":
-                dsn = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-                settings = {"default_transaction_read_only": "on"}
-                if statement_seconds_max is not None:
-                    settings["statement_timeout"] = str(int(statement_seconds_max * 1000))
-                self._engine = postgres_engine(dsn, connections_max=connections_max, **settings)
-                self.late_ids = LATE_IDS
-            case other:
-                raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+        if isinstance(address, Path):
+            self._path = address
+            self._engine = _sqlite_engine(address, connections_max)
+            if statement_seconds_max is not None:
+                _limit_statements(self._engine, statement_seconds_max)
+        else:
+            settings = {"default_transaction_read_only": "on"}
+            if statement_seconds_max is not None:
+                settings["statement_timeout"] = str(int(statement_seconds_max * 1000))
+            self._engine = postgres_engine(address, connections_max=connections_max, **settings)
+            self.late_ids = LATE_IDS
 
     async def close(self) -> None:
         """Let go of the store."""
@@ -112,10 +105,8 @@ class ReadStore:
 
 
 def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
-    file = f"file:{quote(str(path.absolute()))}"
-    address = sa.URL.create("sqlite+aiosqlite", database=file, query={"mode": "ro", "uri": "true"})
     return create_async_engine(
-        address,
+        existing_file(path, "ro"),
         poolclass=sa.AsyncAdaptedQueuePool,
         pool_size=connections_max,
         max_overflow=0,

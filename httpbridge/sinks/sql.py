@@ -7,14 +7,14 @@ batch, group commit and one of the two stores, and knows whether the store takes
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol
 
-import sqlalchemy as sa
 import structlog
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import LogBatch
-from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.address import parse
 from httpbridge.sinks.group_commit import Bounds, GroupCommit
 from httpbridge.sinks.postgres_store import PostgresStore
 from httpbridge.sinks.rows import Rows, rows_of
@@ -69,18 +69,8 @@ async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bou
 
 def store_at(url: str) -> Store:
     """Return the store of an address, not opened yet; raise StoreSetupError for another kind of address."""
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):  # the latter for a port
-        # Without the address: it may hold a password.
-        raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
-    match parsed.get_backend_name():
-        case "sqlite":
-            return SqliteStore(parsed)
-        case "postgresql":
-            return PostgresStore(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
-        case other:
-            raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+    address = parse(url)
+    return SqliteStore(address) if isinstance(address, Path) else PostgresStore(address)
 
 
 class SqlSink:

@@ -13,7 +13,8 @@ import sqlite3
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 import sqlalchemy as sa
@@ -42,6 +43,9 @@ _COMMIT_WAL_BYTES = 16 * 1024
 _STATEMENT_ROWS_MAX = 64
 """Rows a statement; 64 rows of 15 columns stay below the 999 parameters that every SQLite takes."""
 
+_Identity: TypeAlias = tuple[int, int]
+"""The device and the number of a file: what stays when it is moved."""
+
 _DATA_ERRORS = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 _SETUP_ERRORS = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY,
@@ -52,12 +56,18 @@ _log = structlog.get_logger("httpbridge.sinks")
 
 
 class SqliteStore:
-    """Commits groups of rows durably to the file of a `sqlite:` URL."""
+    """Commits groups of rows durably to one file, as long as that is found by its name.
 
-    def __init__(self, url: sa.URL) -> None:
-        self._path = url.database or ":memory:"
+    A file that was moved, removed or replaced while it is open takes no more rows: nobody would find them. Once it is
+    back in its place it takes them again. Another file in its place is for the next start to open: SQLite knows a
+    file's WAL by its name alone, and so must not have two of one name.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._wal_path = path
         self._engine = sa.create_engine(
-            sa.URL.create("sqlite+pysqlite", database=self._path, query=url.query),
+            sa.URL.create("sqlite+pysqlite", database=str(path)),
             poolclass=sa.NullPool,
             hide_parameters=True,
             # Transactions are ours: the driver would begin them late, and not IMMEDIATE.
@@ -68,6 +78,10 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log store")
         self._checkpointer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._connection: sa.PoolProxiedConnection | None = None
+        self._file: _Identity | None = None
+        """The file that was opened first, and is the only one that is ever written to."""
+        self._wal: _Identity | None = None
+        """The WAL of the connection."""
         self._new_wal_bytes = 0
         """About so much was written since the last checkpoint."""
         self._is_wal_held = False
@@ -118,14 +132,35 @@ class SqliteStore:
     # What follows runs in the thread.
 
     def _open(self) -> None:
+        self._wal_path = Path(f"{self._path.resolve()}-wal")  # SQLite, too, has it beside what a link leads to
+        if self._file is None:
+            self._refuse_lone_wal()
+        else:
+            _check_identity(self._path, self._file)
         try:
             with self._engine.begin() as connection:
                 create_tables(connection)
+            self._file = self._file or _identity(self._path)
             self._connection = self._engine.raw_connection()
+            self._wal = _identity(self._wal_path)
         except sa.exc.DBAPIError as error:
             raise self._translated(error.orig) from None
         except sqlite3.Error as error:
             raise self._translated(error) from None
+
+    def _refuse_lone_wal(self) -> None:
+        """Refuse to make a file where there is the WAL of another one, which SQLite would delete."""
+        with suppress(OSError):
+            if self._wal_path.stat().st_size and not self._path.exists():
+                raise StoreSetupError(
+                    f"{self._path} is missing, and {self._wal_path} has what was stored in it last: "
+                    "move the file back, or its WAL away"
+                )
+
+    def _check_files(self) -> None:
+        """Raise StoreUnavailableError when what would be written could not be found: costs 6 µs."""
+        _check_identity(self._path, self._file)
+        _check_identity(self._wal_path, self._wal)
 
     def _insert(self, rows: list[Row], weight: int) -> None:
         if self._connection is None:
@@ -133,6 +168,7 @@ class SqliteStore:
                 self._open()
             except StoreSetupError as error:  # it was in order when the bridge started
                 raise StoreUnavailableError(str(error)) from None
+        self._check_files()
         connection = self._driver()
         try:
             if not rows:
@@ -146,7 +182,7 @@ class SqliteStore:
         except (sqlite3.Error, UnicodeEncodeError) as error:
             failure = self._translated(error)
             if not isinstance(failure, BatchRefusedError) or not _rolled_back(connection):
-                # A new connection knows nothing of the old one's trouble, and finds a file that was replaced.
+                # A new connection knows nothing of the old one's trouble.
                 self._disconnect()
                 raise StoreUnavailableError(str(failure)) from None
             raise failure from None
@@ -168,9 +204,10 @@ class SqliteStore:
         Within a commit, as SQLite would do it by itself, whoever waits for that commit would pay for it.
         """
         try:
+            self._check_files()  # to connect would make a file
             with closing(self._engine.raw_connection()) as connection:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except (sqlite3.Error, sa.exc.SQLAlchemyError, StoreSetupError) as error:
+        except (sqlite3.Error, sa.exc.SQLAlchemyError, StoreSetupError, StoreUnavailableError) as error:
             # All that was answered is in the WAL; the next commit finds out whether the store is in order.
             _log.warning("checkpoint_failed", reason=_reason(error))
         finally:
@@ -195,7 +232,7 @@ class SqliteStore:
         is_large = wal_bytes > _WAL_CHECKPOINTS_NORMAL * CHECKPOINT_BYTES
         if is_large and has_rest and not self._is_wal_held:
             self._is_wal_held = True
-            _log.warning("log_wal_held", file=f"{self._path}-wal", bytes=wal_bytes, by="a reader of the log store")
+            _log.warning("log_wal_held", file=str(self._wal_path), bytes=wal_bytes, by="a reader of the log store")
         elif self._is_wal_held and not is_large:
             self._is_wal_held = False
             _log.info("log_wal_released")
@@ -222,6 +259,20 @@ class SqliteStore:
         if code in _SETUP_ERRORS:
             return StoreSetupError(f"the log store cannot be used: {reason}")
         return StoreUnavailableError(reason)
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Return which file a path leads to, None when it leads to none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _check_identity(path: Path, opened: _Identity | None) -> None:
+    if opened is None or _identity(path) != opened:
+        raise StoreUnavailableError(f"{path} is not the file that was opened: it was moved, removed or replaced")
 
 
 def _set_durable(driver: sqlite3.Connection, _record: object) -> None:

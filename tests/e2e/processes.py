@@ -21,7 +21,7 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 BIN = Path(sys.executable).parent
-OURS = ("AUTHSVC_", "HTTPBRIDGE_")
+NOT_KEPT = ("AUTHSVC_", "HTTPBRIDGE_", "MAKE", "MFLAGS", "PYTHON")
 DEADLINE_SECONDS = 40.0
 _POLL_SECONDS = 0.01
 
@@ -50,8 +50,11 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return this process's environment without what configures the product or make."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith((*OURS, "MAKE", "MFLAGS"))}
+    """Return this process's environment without what configures the product, make or Python.
+
+    What would have Python write without a buffer hides that a flush is missing.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_KEPT)}
     # Warnings of a service, such as a socket it forgot, are printed, and found when it is stopped.
     return kept | {"PYTHONWARNINGS": "default"}
 

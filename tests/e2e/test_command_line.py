@@ -484,6 +484,70 @@ async def test_follow_shows_what_comes_in_until_it_is_interrupted(system: System
     assert follower.stderr == ""
 
 
+@pytest.fixture(scope="module")
+def translated(system: System, bridge: Service) -> str:
+    """Return a project with a log that ASCII cannot hold."""
+    key = system.issue("translated")
+    body = json.dumps({"logs": [{"level": "info", "message": "naïve 🚀", "metadata": {"é": "ж"}}]}).encode()
+    assert asyncio.run(post(bridge.address, key, body)).status == 200
+    return "translated"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_logs_are_shown_in_the_encoding_of_the_output(system: System, translated: str, encoding: str) -> None:
+    """What it cannot hold is escaped; JSON still means the same."""
+
+    def printed(*options: str) -> str:
+        done = subprocess.run(
+            [BIN / "httpbridge", "logs", translated, *options],
+            env=system.environment(PYTHONIOENCODING=encoding),
+            capture_output=True,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout.decode(encoding)
+
+    log = json.loads(printed("--json"))
+    assert (log["message"], log["metadata"]) == ("naïve 🚀", {"é": "ж"})
+    escapes = {"ascii": r"na\xefve \U0001f680", "latin-1": r"naïve \U0001f680", "utf-8": "naïve 🚀"}
+    assert escapes[encoding] in printed()
+
+
+def run_into(output: int | str, system: System, *arguments: str) -> tuple[int, str]:
+    """Run `httpbridge` into what a shell redirects to, or into a file; return its status and its complaints."""
+    redirection = f">{output}" if isinstance(output, str) else ""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" "$@" {redirection}', BIN / "httpbridge", *arguments],
+        env=system.environment(),
+        stdout=output if isinstance(output, int) else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--follow"]])
+def test_an_output_that_takes_nothing_is_one_line(system: System, translated: str, options: list[str]) -> None:
+    expected = (1, "httpbridge: standard output: No space left on device\n")
+    assert run_into("/dev/full", system, "logs", translated, *options) == expected
+
+
+def test_an_output_that_is_closed_is_no_traceback(system: System, translated: str) -> None:
+    _, complaint = run_into("&-", system, "logs", translated)
+    assert "Traceback" not in complaint
+
+
+@pytest.mark.parametrize("options", [[], ["--follow"]])
+def test_an_output_whose_reader_has_had_enough_is_nothing_to_speak_of(
+    system: System, translated: str, options: list[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run_into(writer, system, "logs", translated, *options) == (1, "")
+    finally:
+        os.close(writer)
+
+
 def test_logs_without_a_store_say_so(system: System) -> None:
     done = system.run("httpbridge", "logs", "x", HTTPBRIDGE_STATE_DIR=str(system.folder / "nowhere"))
     assert done.returncode in (2, 3)

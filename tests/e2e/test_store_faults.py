@@ -1,5 +1,6 @@
 """A log store that takes no writes is a 503, and the bridge recovers when it does again."""
 
+import re
 import resource
 import sqlite3
 import sys
@@ -72,3 +73,41 @@ async def test_a_database_that_another_process_locks_is_a_503_until_it_lets_go(s
 
     await until("logs are stored", stored)
     assert messages(system.state_dir) == ["before/0", "after/0"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_log_store_that_is_moved_is_a_503_until_it_is_back(system: System, workers: int) -> None:
+    """Nothing is acknowledged that would not be found in its file."""
+    await system.key_service()
+    bridge = await system.bridge(HTTPBRIDGE_WORKERS=str(workers))
+    key = system.issue("demo")
+    store, moved = system.state_dir / "logs.db", system.state_dir / "old.db"
+    assert (await post(bridge.address, key, body("before", 1))).status == 200
+
+    store.rename(moved)
+    check_refused(await post(bridge.address, key, body("moved", 2)))
+
+    async def is_unready() -> bool:  # each worker within the second for which it trusts its last commit
+        return await ready_status(bridge) == 503
+
+    await until("the bridge is not ready", is_unready)
+    assert not store.exists()
+    assert re.search(r"log_store_lost .*logs\.db .*moved, removed or replaced", bridge.stderr)
+
+    moved.rename(store)
+    assert (await post(bridge.address, key, body("after", 1))).status == 200
+    assert messages(system.state_dir) == ["before/0", "after/0"]
+
+
+async def test_a_log_store_that_is_removed_is_a_503_until_the_bridge_is_started_again(system: System) -> None:
+    await system.key_service()
+    bridge = await system.bridge()
+    key = system.issue("demo")
+    assert (await post(bridge.address, key, body("before", 1))).status == 200
+    for path in system.state_dir.glob("logs.db*"):
+        path.unlink()
+    check_refused(await post(bridge.address, key, body("removed", 2)))
+    await bridge.stop()
+    bridge = await system.bridge()
+    assert (await post(bridge.address, key, body("after", 1))).status == 200
+    assert messages(system.state_dir) == ["after/0"]

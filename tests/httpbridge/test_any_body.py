@@ -166,6 +166,7 @@ async def post(bridge: Bridge, body: bytes, encoding: str, announced: str) -> No
     else:
         assert bridge.sink.batches == []
         assert json.loads(answer.body)["error"]
+        assert len(answer.body) < 1024
 
 
 def test_any_body_is_refused_or_stored_faithfully(sqlite_url: str, postgres_url: str) -> None:

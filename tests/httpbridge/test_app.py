@@ -18,7 +18,7 @@ import psutil
 import pytest
 import trustme
 
-from authsvc.client.environment import Address, Token
+from authsvc.client.environment import Address, ConfigurationError, Token
 from httpbridge.app import serve
 from httpbridge.config import Config
 from httpbridge.server import CONNECTIONS_MAX
@@ -145,6 +145,17 @@ async def test_tls_before_1_2_is_refused_whatever_the_interpreters_default(
                 assert is_taken
                 writer.close()
                 await writer.wait_closed()
+
+
+@pytest.mark.parametrize("missing", ["tls_cert", "tls_key"])
+async def test_a_tls_file_that_is_missing_is_named(config: Config, tmp_path: Path, missing: str) -> None:
+    certificate = trustme.CA().issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    files = {"tls_cert": tmp_path / "both.pem", "tls_key": tmp_path / "both.pem"} | {missing: tmp_path / "none.pem"}
+    config = msgspec.structs.replace(config, **files)
+    with pytest.raises(ConfigurationError) as caught:
+        await serve(config, asyncio.Event(), lambda _: None)
+    assert str(caught.value) == f"HTTPBRIDGE_{missing.upper()}: {tmp_path / 'none.pem'}: No such file or directory"
 
 
 def test_what_the_bridge_writes_is_its_users_alone(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """The body of POST /ingest/logs: the contract's table, row by row."""
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from httpbridge.errors import BodyRefusedError
 from httpbridge.logs import Level, LogBatch, LogEntry, parse
+from httpbridge.responses import refused_body
 
 RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -244,10 +248,89 @@ DEEP = 100_000
         (b'{"service": "", "logs": []}', "service", "must not be empty"),
         (b'{"environment": "", "logs": []}', "environment", "must not be empty"),
         (b'{"release": 1, "logs": []}', "release", "must be a string"),
+        (b"1e999", "", "The body must be an object"),
+        (b"1" * 5000, "", "The body must be an object"),
+        (b'{"service": 1e999, "logs": []}', "service", "must be a string"),
+        (b'{"logs": 1e999}', "logs", "must be an array"),
+        (b'{"logs": [1e999]}', "logs[0]", "must be an object"),
+        (b'{"logs": [{"level": 1e999, "message": "m"}]}', "logs[0].level", "must be one of debug, info, warn, error"),
+        (b'{"logs": [{"level": "info", "message": 1e400}]}', "logs[0].message", "must be a string"),
+        (b'{"logs": [{"level": "info", "message": %b}]}' % (b"1" * 5000), "logs[0].message", "must be a string"),
+        (LOG % b'"timestamp": 1e999', "logs[0].timestamp", "must be an RFC 3339 timestamp"),
+        (b'{"logs": [%b1]}' % (b'{"level": "info", "message": "m"},' * 12345), "logs[12345]", "must be an object"),
     ],
 )
 def test_the_first_problem_is_named_by_place_and_rule(body: bytes, path: str, message: str) -> None:
     assert refusal_of(body) == (path, message)
+
+
+PLACES = (
+    "` - at `$.logs[0].message`",
+    " - at `$",
+    "`",
+    "' - at `$.logs[0].level`",
+    "Object missing required field `x`",
+)
+HOSTILE = st.lists(st.sampled_from([*PLACES, "canary " * 300, "canary", "\n"]) | st.text(max_size=3), max_size=4).map(
+    lambda pieces: "canary" + "".join(pieces)
+)
+VALUES = HOSTILE | st.lists(HOSTILE, max_size=1) | st.dictionaries(HOSTILE, HOSTILE, max_size=1)
+FIELDS = st.sampled_from(["level", "message", "timestamp", "metadata", "trace_id", "release"]) | HOSTILE
+ENTRIES = st.dictionaries(FIELDS, VALUES, max_size=4).map(lambda fields: {"level": "info", "message": "m"} | fields)
+BATCH_FIELDS = st.sampled_from(["service", "environment", "release", "logs"]) | HOSTILE
+
+
+@given(
+    st.builds(
+        lambda fields, entries: json.dumps({"logs": entries} | fields).encode(),
+        st.dictionaries(BATCH_FIELDS, VALUES, max_size=2),
+        st.lists(ENTRIES | VALUES, min_size=1, max_size=2),
+    )
+    | HOSTILE.map(str.encode)
+)
+@example(json.dumps({"logs": [{"level": PLACES[0] + "canary" * 1000, "message": "m"}]}).encode())
+@example(json.dumps({"logs": [{"level": PLACES[1] + "canary" * 1000, "message": "m"}]}).encode())
+@example(json.dumps({"logs": [{"level": "canary" + PLACES[0], "message": "m"}]}).encode())
+def test_a_refusal_is_short_and_repeats_nothing_of_the_body(body: bytes) -> None:
+    try:
+        batch_of(body)
+    except BodyRefusedError as error:
+        answer = refused_body(error).body
+        assert len(answer) < 1024
+        assert b"canary" not in answer
+
+
+def test_a_refused_level_is_named_by_its_place_whatever_it_is() -> None:
+    for level in PLACES:
+        body = json.dumps({"logs": [{"level": "info", "message": "m"}, {"level": level, "message": "m"}]}).encode()
+        assert refusal_of(body) == ("logs[1].level", "must be one of debug, info, warn, error")
+
+
+@pytest.mark.parametrize("fraction", ["9999999", "9999995", "99999951", "999999" + "9" * 30])
+def test_an_instant_that_is_rounded_out_of_the_years_is_told_so(fraction: str) -> None:
+    body = LOG % f'"timestamp": "9999-12-31T23:59:59.{fraction}Z"'.encode()
+    assert refusal_of(body) == ("logs[0].timestamp", "leaves the years 1 to 9999 in UTC")
+
+
+@pytest.mark.parametrize("value", [b"1", b"[]", b"1e999", b'"yesterday"', b'"2026-02-30T00:00:00Z"'])
+def test_a_leap_second_does_not_change_what_is_said_of_other_timestamps(value: bytes) -> None:
+    leap = b'{"level": "info", "message": "m", "timestamp": "2016-12-31T23:59:60Z"}'
+    other = b'{"level": "info", "message": "m", "timestamp": %b}' % value
+    with_leap = refusal_of(b'{"logs": [%b, %b]}' % (leap, other))
+    assert with_leap == ("logs[1].timestamp", refusal_of(b'{"logs": [%b]}' % other)[1])
+
+
+@pytest.mark.parametrize("text", [":60" * 1_000_000 + "Z", "2016-12-31T23:59:60." + "0" * 3_000_000 + "Z"])
+def test_a_long_timestamp_is_not_searched_for_leap_seconds(text: str) -> None:
+    """What a search makes of it takes many times its memory, and as much of the processor."""
+    body = LOG % f'"timestamp": "{text}"'.encode()
+    tracemalloc.start()
+    try:
+        assert refusal_of(body) == ("logs[0].timestamp", "must be an RFC 3339 timestamp")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1.5 * len(body)
 
 
 def test_of_repeated_keys_the_last_counts() -> None:

@@ -100,6 +100,17 @@ async def test_a_200_is_the_whole_batch_stored_under_the_key_that_sent_it(bridge
     assert [entry.message for entry in batch.entries] == ["hello"]
 
 
+async def test_logs_are_received_when_their_request_is_not_when_its_body_is_whole(bridge: Bridge) -> None:
+    received_at = bridge.clock.time
+    client = await bridge.connect()
+    client.send(request(body=BODY)[:-5])
+    await bridge.validator.is_asked.wait()
+    bridge.clock.advance(5)
+    client.send(BODY[-5:])
+    assert (await client.answer()).status == 200
+    assert bridge.sink.batches[0].received_at == received_at
+
+
 async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge: Bridge) -> None:
     bridge.sink.failure = BatchRefusedError("is too long for the log store", "logs[0].message")
     answer = await bridge.exchange(request(body=BODY))
@@ -116,6 +127,8 @@ async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge:
         pytest.param(request(target="//ingest/logs", body=BODY), 200, id="doubled slash"),
         pytest.param(request(target="/ingest/logs?key=1&x#y", body=BODY), 200, id="query"),
         pytest.param(request(target="http://bridge.example/ingest/logs?x", body=BODY), 200, id="absolute form"),
+        pytest.param(request(target="https://bridge.example/ingest/logs?x", body=BODY), 200, id="absolute form, https"),
+        pytest.param(request("OPTIONS", "/health", PREFLIGHT, key=None, origin=ORIGIN), 204, id="preflight elsewhere"),
         pytest.param(request("GET", "//health", key=None), 404, id="doubled slash elsewhere"),
         pytest.param(request(target="/ingest/logs/", body=BODY), 404, id="trailing slash"),
         pytest.param(request(target="/INGEST/logs", body=BODY), 404, id="case"),
@@ -150,6 +163,21 @@ async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge:
 )
 async def test_path_method_and_order_of_checks(bridge: Bridge, sent: bytes, status: int) -> None:
     assert (await bridge.exchange(sent)).status == status
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(request("POST", "/ingest/logs", "Content-Encoding: br", body=BODY), id="encoding"),
+        pytest.param(request("POST", "/ingest/logs", "Content-Length: 9437184"), id="size"),
+        pytest.param(request(body=b"{"), id="body"),
+        pytest.param(request("POST", "/ingest/logs", "Expect: 100-continue", "Content-Length: 5"), id="expectation"),
+    ],
+)
+async def test_the_rate_comes_before_all_that_is_asked_of_the_body(sent: bytes) -> None:
+    """The first answer is no 100 either."""
+    async with running_bridge(rate_limit=0) as bridge:
+        assert (await bridge.exchange(sent)).status == 429
 
 
 @pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/ready", 200), ("/ingest/logs", 405), ("/", 404)])

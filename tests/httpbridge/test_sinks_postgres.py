@@ -62,9 +62,8 @@ async def test_the_bridge_may_start_before_the_store(private_postgres: PostgresS
 async def test_a_server_without_fsync_is_refused(private_postgres: PostgresServer) -> None:
     private_postgres.sql("ALTER SYSTEM SET fsync = off")
     private_postgres.sql("SELECT pg_reload_conf()")
-    with pytest.raises(StoreNotDurableError, match="fsync is 'off', and must be on") as refused:
+    with pytest.raises(StoreNotDurableError, match="fsync is 'off', and must be on"):
         await open_sql_sink(private_postgres.url("postgres"), monotonic=Clock())
-    assert refused.value.setting == "fsync"
 
 
 async def test_a_role_with_asynchronous_commits_is_overruled(

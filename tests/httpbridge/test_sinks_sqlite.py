@@ -5,8 +5,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import structlog
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreNotDurableError, StoreSetupError
 from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.sinks.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
 
 # Holds the file's lock until its standard input ends.
@@ -77,6 +78,7 @@ FULL_DISK = """
 import asyncio, resource, signal, sys
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.sinks.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import batch
 
 async def main():
@@ -122,9 +124,8 @@ async def test_a_full_disk_is_unavailable_until_there_is_room(sqlite_url: str) -
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 async def test_a_store_in_memory_is_refused(url: str) -> None:
-    with pytest.raises(StoreNotDurableError, match="journal_mode is 'memory'") as refused:
+    with pytest.raises(StoreNotDurableError, match="journal_mode is 'memory'"):
         await open_sql_sink(url, monotonic=Clock())
-    assert refused.value.setting == "journal_mode"
 
 
 async def test_a_path_that_cannot_be_opened_is_one_clear_line(tmp_path: Path) -> None:
@@ -228,6 +229,163 @@ async def test_a_wal_that_readers_keep_growing_is_told_of_once_and_once_that_it_
 
 def size(path: str) -> int:
     return Path(path).stat().st_size if Path(path).exists() else 0
+
+
+Files = tuple[Path, Path]
+"""The store, and its WAL."""
+
+
+def unlink(files: Files) -> None:
+    for path in files:
+        path.unlink()
+
+
+def unlink_wal(files: Files) -> None:
+    files[1].unlink()
+
+
+def move(files: Files) -> None:
+    files[0].rename(files[0].with_name("old.db"))
+
+
+def replace(files: Files) -> None:
+    """Move the store away, and put another one in its place, which has a WAL of its own."""
+    for path in files:
+        path.rename(path.with_name(f"old-{path.name}"))
+    Path(f"{files[0]}-shm").unlink()
+    with closing(sqlite3.connect(files[0])) as other:
+        other.executescript("PRAGMA journal_mode = WAL; CREATE TABLE other (text TEXT)")
+
+
+def files_of(url: str) -> Files:
+    path = url.removeprefix("sqlite:///")
+    return Path(path), Path(f"{path}-wal")
+
+
+@pytest.mark.parametrize("lose", [unlink, unlink_wal, move, replace])
+async def test_a_store_that_is_no_longer_where_it_was_takes_nothing(
+    sqlite_url: str, lose: Callable[[Files], None]
+) -> None:
+    """Neither a write nor a check is answered as if it were, no file is made in its place, and the log says why."""
+    clock = Clock()
+    files = files_of(sqlite_url)
+    async with sink_on(sqlite_url, monotonic=clock) as sink:
+        await sink.write(batch("before"))
+        lose(files)
+        left = sorted(path.name for path in files[0].parent.iterdir())
+        clock.seconds += 10
+        with structlog.testing.capture_logs() as lines:
+            with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+                await sink.check()
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match=str(files[0])):
+                    await sink.write(batch("refused"))
+        assert [line["event"] for line in lines] == ["log_store_lost"]
+        assert str(files[0]) in lines[0]["reason"]
+        assert sorted(path.name for path in files[0].parent.iterdir()) == left
+
+
+async def test_a_store_that_is_moved_back_goes_on_with_all_it_had(sqlite_url: str) -> None:
+    files = files_of(sqlite_url)
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("before"))
+        move(files)
+        with pytest.raises(StoreUnavailableError):
+            await sink.write(batch("refused"))
+        files[0].with_name("old.db").rename(files[0])
+        with structlog.testing.capture_logs() as lines:
+            await sink.write(batch("after"))
+        assert [line["event"] for line in lines] == ["log_store_back"]
+    assert await stored_messages(sqlite_url) == ["before", "after"]
+
+
+async def test_what_only_a_removed_wal_has_is_in_the_store_once_it_is_closed(sqlite_url: str) -> None:
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("in the WAL"))
+        unlink_wal(files_of(sqlite_url))
+    assert await stored_messages(sqlite_url) == ["in the WAL"]
+
+
+async def test_another_store_in_its_place_keeps_its_wal_when_the_old_one_is_closed(sqlite_url: str) -> None:
+    """And the next start opens it."""
+    files = files_of(sqlite_url)
+    with ExitStack() as stack:
+        async with sink_on(sqlite_url) as sink:
+            await sink.write(batch("before"))
+            replace(files)
+            other = stack.enter_context(closing(sqlite3.connect(files[0])))
+            other.execute("INSERT INTO other VALUES ('in the WAL')")
+            other.commit()
+            wal_bytes = size(str(files[1]))
+        assert size(str(files[1])) == wal_bytes > 0
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("after"))
+        with closing(sqlite3.connect(files[0])) as other:
+            assert other.execute("SELECT text FROM other").fetchall() == [("in the WAL",)]
+    assert await stored_messages(sqlite_url) == ["after"]
+
+
+async def test_no_checkpoint_makes_a_file_in_the_place_of_one_that_is_gone(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 0)
+    copy_wal = SqliteStore._copy_wal
+    files = files_of(sqlite_url)
+
+    def lose_and_copy(store: SqliteStore) -> None:
+        move(files)
+        copy_wal(store)
+
+    monkeypatch.setattr(SqliteStore, "_copy_wal", lose_and_copy)
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("before"))
+    assert not files[0].exists()
+
+
+@pytest.mark.parametrize("is_disconnected", [False, True])
+async def test_a_store_that_was_moved_is_not_made_anew_after_an_error_either(
+    sqlite_url: str, is_disconnected: bool
+) -> None:
+    files = files_of(sqlite_url)
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("before"))
+        if is_disconnected:
+            with closing(sqlite3.connect(files[0])) as other:
+                other.execute("ALTER TABLE logs RENAME TO elsewhere")
+            with pytest.raises(StoreUnavailableError, match="no such table"):
+                await sink.write(batch("refused"))
+        move(files)
+        with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+            await sink.write(batch("refused"))
+        assert not files[0].exists()
+
+
+async def test_a_store_is_not_made_where_the_wal_of_a_moved_one_has_its_last_rows(sqlite_url: str) -> None:
+    """SQLite would delete it. Once the file is back, all of it is."""
+    files = files_of(sqlite_url)
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("in the WAL"))
+        move(files)
+    with pytest.raises(StoreSetupError, match=r"\.db is missing, and .*\.db-wal has what was stored"):
+        await open_sql_sink(sqlite_url, monotonic=Clock())
+    files[0].with_name("old.db").rename(files[0])
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("after"))
+    assert await stored_messages(sqlite_url) == ["in the WAL", "after"]
+
+
+async def test_the_file_may_be_behind_a_link(tmp_path: Path) -> None:
+    """Its WAL is where the file is."""
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "logs.db"
+    link.symlink_to(tmp_path / "disk" / "stored.db")
+    async with sink_on(f"sqlite:///{link}") as sink:
+        await sink.write(batch("first"))
+        await sink.write(batch("second"))
+        link.unlink()
+        with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+            await sink.write(batch("refused"))
+    assert await stored_messages(f"sqlite:///{tmp_path / 'disk' / 'stored.db'}") == ["first", "second"]
 
 
 async def test_a_store_that_was_lost_heals_and_says_so_once(sqlite_url: str) -> None:

@@ -160,6 +160,28 @@ async def test_a_store_that_is_locked_is_unavailable_to_every_worker_until_it_is
     assert files.rows() == [("a",)]
 
 
+async def test_a_store_that_was_moved_is_unavailable_to_every_worker_until_it_is_back(files: Files) -> None:
+    """Neither a log nor a count of origins makes another one in its place."""
+    moved = files.store.with_name("old.db")
+    async with writing(files), worker(files) as first, worker(files) as second:
+        await first.write(batch("before"))
+        files.store.rename(moved)
+        for sink in (first, second):
+            with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+                await sink.write(batch("refused"))
+            with pytest.raises(StoreUnavailableError, match=str(files.store)):
+                await sink.check()
+        origins = RemoteOriginStore(files.socket)
+        with pytest.raises(StoreUnavailableError):
+            await origins.add([OriginCount("demo", NOW, "https://a.example", 2, 1)], NOW)
+        await origins.close()
+        assert not files.store.exists()
+        moved.rename(files.store)
+        await second.write(batch("after"))
+        await first.check()
+    assert files.rows() == [("before",), ("after",)]
+
+
 async def test_without_a_writer_all_is_unavailable_and_the_next_writer_is_found(files: Files) -> None:
     async with worker(files) as sink:
         with pytest.raises(StoreUnavailableError, match="not running"):
