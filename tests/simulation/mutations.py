@@ -272,6 +272,13 @@ class NoGoodbye(Process):
         self.die()
 
 
+class SilentDuringBackOff(Process):
+    """Without an open stream a process just ends."""
+
+    def stream_for_goodbye(self) -> Stream | None:
+        return self.stream
+
+
 class ComesBackAfterGoodbye(Database):
     """A late renewal is granted though the holder said goodbye."""
 
@@ -421,6 +428,7 @@ MUTATIONS = (
     Mutation("6", "silent stream kept", _PROGRESS, _holder(NeverGivesUp)),
     Mutation("7", "cache used after goodbye", _SAFETY, _holder(UsesCacheAfterGoodbye)),
     Mutation("7", "no goodbye", _PROGRESS, Protocol(process=NoGoodbye)),
+    Mutation("7", "no goodbye unless a stream is open", _PROGRESS, Protocol(process=SilentDuringBackOff)),
     Mutation("7", "renewals after goodbye granted", _PROGRESS, Protocol(database=ComesBackAfterGoodbye)),
     Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
     Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),

@@ -332,6 +332,75 @@ async def test_a_service_that_never_takes_the_goodbye_does_not_keep_its_caller(
     await stream.is_over.wait()
 
 
+async def test_who_stops_while_no_stream_is_open_says_goodbye_on_one_more(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """Revocations would wait for its lease to end, though the service is there: it restarted a moment ago, say."""
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await stream.is_over.wait()
+    assert validator.has_lease
+    await validator.close()
+    _, last = service.streams
+    [goodbye] = last.requests
+    assert goodbye.goodbye
+    assert goodbye.holder_id == stream.requests[0].holder_id
+    assert goodbye.sequence > stream.requests[-1].sequence
+
+
+async def test_a_goodbye_that_its_stream_did_not_outlive_is_said_again(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """As when the replica stops in the same moment: another one takes it."""
+    service.takes_goodbye = False
+    closing = asyncio.create_task(validator.close())
+    stream = await service.stream()
+    await stream.request(lambda request: request.goodbye)
+    service.takes_goodbye = True
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await closing
+    assert [request.goodbye for request in service.streams[1].requests] == [True]
+
+
+async def test_who_never_had_a_lease_has_nothing_to_say(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    service.lease_seconds = 0
+    async with KeyValidator(address, service.token, clock=clock):
+        stream = await service.stream()
+        stream.end(grpc.StatusCode.UNAVAILABLE)
+        await stream.is_over.wait()
+    assert len(service.streams) == 1
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_goodbye_is_said_whenever_the_stream_ends(
+    service: FakeKeyService, validator: KeyValidator, turns: int
+) -> None:
+    """Before, while or after the holder begins to leave."""
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await validator.close()
+    assert any(request.goodbye for each in service.streams for request in each.requests)
+
+
+async def test_a_last_stream_that_nobody_answers_does_not_keep_its_caller(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await stream.is_over.wait()
+    service.takes_goodbye = False
+    closing = asyncio.create_task(validator.close())
+    last = await service.stream(2)
+    await last.request(lambda request: request.goodbye)
+    clock.now += 1.0
+    await closing
+    await last.is_over.wait()
+
+
 @pytest.fixture
 async def nobody() -> Address:
     """Where connections are refused."""
