@@ -188,6 +188,8 @@ def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds
     if entries or any_origin:
         change = pb.SetOriginsRequest(project_id=project, origins=entries, wait=console.duration(wait_seconds))
         answer, seconds = console.ask_timed(lambda api: api.keys.SetOrigins(change, **api.options))
+        if answer.already_set:
+            click.echo(f"project {project} admitted these already; nothing was changed", err=True)
         click.echo(console.by_when("in force", answer.propagation, seconds), err=True)
         admitted = answer.origins
     else:

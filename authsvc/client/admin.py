@@ -118,6 +118,8 @@ class OriginsSet:
     """An origin list as it is stored."""
 
     origins: tuple[str, ...]
+    was_set: bool
+    """The list had been stored before this call, which changed nothing."""
     propagation: Propagation
 
 
@@ -198,7 +200,7 @@ class AdminClient:
         """Replace a project's origins. INVALID names the bad entry."""
         request = pb.SetOriginsRequest(project_id=project_id, origins=origins)
         answer = await self._call(lambda stubs, **options: stubs.keys.SetOrigins(request, **options), caller)
-        return OriginsSet(tuple(answer.origins), _propagation(answer.propagation))
+        return OriginsSet(tuple(answer.origins), answer.already_set, _propagation(answer.propagation))
 
     async def check_origins(self, entries: Sequence[str], origins: Sequence[str] = ()) -> OriginsCheck:
         """Say what a list of at most 100 entries would be stored as, and which of at most 1000 origins it admits."""

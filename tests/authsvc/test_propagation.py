@@ -256,6 +256,7 @@ async def test_origins_that_are_set_again_wait_like_the_first_time(service: Serv
     await issue(service, wait_seconds=0)
     first = await set_origins(service, wait_seconds=0)
     again = await set_origins(service, wait_seconds=0)
+    assert (first.already_set, again.already_set) == (False, True)
     assert (again.revision, list(again.origins)) == (first.revision, ["example.com"])
     assert names(again.propagation.pending) == ["bridge-1"]
     waiting = asyncio.create_task(set_origins(service, wait_seconds=LONG))

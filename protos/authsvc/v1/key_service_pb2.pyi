@@ -506,8 +506,11 @@ class SetOriginsResponse(_message.Message):
     ORIGINS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     PROPAGATION_FIELD_NUMBER: _builtins.int
+    ALREADY_SET_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this change made."""
+    """The revision that this change made; when already_set, the current one."""
+    already_set: _builtins.bool
+    """The list had been stored before this call, which changed nothing."""
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The entries, normalised and without repeats, in the order given."""
@@ -522,10 +525,11 @@ class SetOriginsResponse(_message.Message):
         origins: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.int = ...,
         propagation: Global___Propagation | None = ...,
+        already_set: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_set", b"already_set", "origins", b"origins", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
