@@ -140,7 +140,8 @@ def dev_certs(folder: Path) -> None:
 def issue(project: str, origins: Sequence[str], wait_seconds: float, as_json: bool) -> None:
     """Create PROJECT's key, and PROJECT if it is new; print the raw key, which is shown this once."""
     request = pb.IssueRequest(project_id=project, origins=origins, wait=console.duration(wait_seconds))
-    answer, seconds = console.ask_timed(lambda api: api.keys.Issue(request, **api.options))
+    again = [word for origin in origins for word in ("--origin", origin)]
+    answer, seconds = console.ask_timed(lambda api: api.keys.Issue(request, **api.options), "issue", project, *again)
     click.echo(f"issued {answer.key.key_id} for project {project}; origins: {shown_list(answer.origins)}", err=True)
     console.show_key(answer, as_json, console.by_when("in force", answer.propagation, seconds))
 
@@ -162,7 +163,9 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
     if not yes and not click.confirm(f"Revoke {key_id} of project {project}? Its senders stop working.", err=True):
         console.fail("nothing was revoked", console.REFUSED)
     revocation = pb.RevokeRequest(project_id=project, key_id=key_id, wait=console.duration(wait_seconds))
-    answer, seconds = console.ask_timed(lambda api: api.keys.Revoke(revocation, **api.options))
+    answer, seconds = console.ask_timed(
+        lambda api: api.keys.Revoke(revocation, **api.options), "revoke", project, "--key-id", key_id
+    )
     by_when = console.by_when("dead", answer.propagation, seconds)
     if not answer.already_revoked:
         click.echo(f"revoked {key_id} of project {project}; its next key is {answer.key.key_id}", err=True)
@@ -187,7 +190,9 @@ def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds
     answer: Any
     if entries or any_origin:
         change = pb.SetOriginsRequest(project_id=project, origins=entries, wait=console.duration(wait_seconds))
-        answer, seconds = console.ask_timed(lambda api: api.keys.SetOrigins(change, **api.options))
+        answer, seconds = console.ask_timed(
+            lambda api: api.keys.SetOrigins(change, **api.options), "origins", project, *(entries or ("--any",))
+        )
         if answer.already_set:
             click.echo(f"project {project} admitted these already; nothing was changed", err=True)
         click.echo(console.by_when("in force", answer.propagation, seconds), err=True)

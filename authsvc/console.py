@@ -8,6 +8,7 @@ import asyncio
 import getpass
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -47,6 +48,10 @@ class _RefusedError(Exception):
     """The service's refusal; the message is one line for the user."""
 
 
+class _UnansweredError(KeyServiceUnavailableError):
+    """A call was sent, and whether it did anything is not known."""
+
+
 class Text(click.ParamType[str]):
     """An argument that can be sent: the bytes of the terminal need not be UTF-8, those of a message must."""
 
@@ -74,25 +79,34 @@ class Api:
         self.options: dict[str, Any] = {"timeout": _DEADLINE_SECONDS, "metadata": metadata}
 
 
-def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FILE,)) -> Any:
-    """Make a call, or several, as the first role whose token is at hand; end the process when that fails."""
+def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FILE,), again: Sequence[str] = ()) -> Any:
+    """Make a call, or several, as the first role whose token is at hand; end the process when that fails.
+
+    `again` are the arguments with which a change can be asked for once more, whether or not it was made.
+    """
     config = read_config()
 
     async def connected_call() -> Any:
-        async with _connected(config, role_files) as api:
-            return await call(api)
+        try:
+            async with _connected(config, role_files) as api:
+                return await call(api)
+        except _UnansweredError as error:
+            if not again:
+                raise
+            command = shlex.join(("authsvc", *again))
+            raise KeyServiceUnavailableError(f"{error}; the change may have been made; ask again: {command}") from None
 
     return run(connected_call())
 
 
-def ask_timed(call: Callable[[Api], Any]) -> tuple[Any, float]:
-    """Make a call; return its answer, and how many seconds it took."""
+def ask_timed(call: Callable[[Api], Any], *again: str) -> tuple[Any, float]:
+    """Make a change, which `again` would ask for once more; return the answer, and how many seconds it took."""
 
     async def timed(api: Api) -> tuple[Any, float]:
         started = time.monotonic()
         return await call(api), time.monotonic() - started
 
-    answer: tuple[Any, float] = ask(timed)
+    answer: tuple[Any, float] = ask(timed, again=again)
     return answer
 
 
@@ -107,15 +121,26 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
     token, source = _token(config, role_files)
     metadata = (*authorization(token), ("x-authsvc-caller", _user()))
     async with open_channel(address, tls) as channel:
+        if not await _connect(channel):
+            reason = await diagnose(address, tls, 2.0) or f"{address} cannot be connected to"
+            raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}")
         try:
             yield Api(channel, metadata)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _OUT_OF_REACH_STATUS:
-                reason = await diagnose(address, tls, 2.0) or error.details()
-                raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}") from None
+            if error.code() in _OUT_OF_REACH_STATUS:  # no diagnosis: TLS and all else were right a moment ago
+                raise _UnansweredError(f"the key service is out of reach: {error.details()}") from None
             if error.code() in _TOKEN_REFUSED_STATUS:
                 raise _RefusedError(f"{_shown(error)}; the token that was sent is the one in {source}") from None
             raise _RefusedError(_shown(error)) from None
+
+
+async def _connect(channel: grpc.aio.Channel) -> bool:
+    """Return whether a connection came about: from then on, a call that fails may have been sent."""
+    state = channel.get_state(try_to_connect=True)
+    while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    return state is grpc.ChannelConnectivity.READY
 
 
 def _shown(error: grpc.aio.AioRpcError) -> str:

@@ -6,9 +6,11 @@ import sqlite3
 from contextlib import closing
 
 import psutil
+import pytest
 
 from tests.e2e.cluster import start_cluster
 from tests.e2e.processes import System, until
+from tests.e2e.tcp_proxy import TcpProxy
 
 TIME = r"\d\d:\d\d:\d\dZ"
 
@@ -37,6 +39,49 @@ async def test_revoke_says_who_confirmed_or_who_did_not_and_holders_shows_the_sa
     pending = system.run("authsvc", "revoke", "demo", "--yes", "--wait", "0.2")
     bridge.send(signal.SIGCONT)
     assert re.search(rf"\ndead at {TIME} at the latest: {name} has not answered since {TIME}\n", pending.stderr)
+
+
+@pytest.mark.parametrize("command", ["revoke demo --yes", "origins demo https://a.example", "issue other"])
+async def test_a_change_whose_key_service_is_killed_in_mid_call_may_have_been_made_and_can_be_asked_for_again(
+    system: System, command: str
+) -> None:
+    """A load balancer between them accepts connections all the while, and closes them, as one that expects TLS does."""
+    cluster = await start_cluster(system)
+    bridge = await cluster.bridge("bridge")
+    system.issue("demo")
+    key_id = system.run("authsvc", "keys", "demo").stdout.split()[3]
+    bridge.send(signal.SIGSTOP)
+    async with TcpProxy(cluster.first.address) as proxy, cluster.administrator() as administrator:
+        before = await administrator.revision()
+        arguments = [*command.split(), "--wait", "20"]
+        caller = system.launch("authsvc", *arguments, AUTHSVC_ADDRESS=proxy.address)
+
+        async def is_committed() -> bool:
+            return await administrator.revision() > before
+
+        await until("it is committed", is_committed)
+        await cluster.first.kill()
+        assert await caller.ended() == 3
+    again = command.replace("--yes", f"--key-id {key_id}")
+    assert caller.stderr.endswith(f"; the change may have been made; ask again: authsvc {again}\n")
+    assert caller.stderr.count("\n") == 1
+    assert "TLS" not in caller.stderr
+    bridge.send(signal.SIGCONT)
+    await system.key_service(AUTHSVC_LISTEN=cluster.first.address)
+    yes = ["--yes"] if "--yes" in command else []
+    retry = system.run("authsvc", *again.split(), *yes)
+    made = {"revoke": f"{key_id} was revoked already", "origins": "nothing was changed", "issue": "has an active key"}
+    assert made[command.split()[0]] in retry.stderr
+
+
+async def test_a_change_that_never_reached_the_key_service_was_not_made(system: System) -> None:
+    """Nothing is said of a change when there was no connection."""
+    cluster = await start_cluster(system)
+    await cluster.first.kill()
+    done = system.run("authsvc", "issue", "demo")
+    assert done.returncode == 3
+    assert "refuses connections" in done.stderr
+    assert "change" not in done.stderr
 
 
 async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system: System) -> None:
