@@ -416,6 +416,8 @@ MUTATIONS = (
     Mutation("5", "not acknowledged at once", _PROGRESS, _holder(CountsNothing)),
     Mutation("6", "reset keeps the cache", _SAFETY, _holder(KeepsCacheOnReset)),
     Mutation("6", "gaps ignored", _SAFETY, _holder(IgnoresGaps)),
+    # Together: each alone harms nothing, since a holder takes no reset for lower, and the database gives none. The rule
+    # has both, and so the promise does not depend on either side.
     Mutation(
         "6",
         "reset from a replica's poll lowers the applied revision",
