@@ -24,6 +24,7 @@ from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 _BACK_OFF_SECONDS_MIN = 0.1
 _BACK_OFF_SECONDS_MAX = 2.0
+"""Rule 6: so that a lease is back within seconds, however long the service was away."""
 _UNANSWERED_MAX = 4
 """Renewals on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
 _GOODBYE_SECONDS_MAX = 1.0
@@ -124,6 +125,7 @@ class Watcher:
     async def _watch(self) -> None:
         """Serve one stream until it ends."""
         async with open_channel(self._address, self._tls) as channel:
+            # Rule 6: without a deadline.
             call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
             stream, renewal = self._holder.open(self._clock())
             leaving = asyncio.create_task(self._leaving.wait())
