@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import msgspec
+import structlog
 
 from authsvc import console
 from authsvc.client.environment import Address, ConfigurationError
@@ -28,6 +29,8 @@ from authsvc.client.workers import PLACE, Link, Place, run_workers, stop_at_sign
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
 from protos.authsvc.v1 import key_service_pb2 as pb
+
+_log = structlog.get_logger("authsvc")
 
 _FOLLOW_SECONDS = 0.5
 _project = click.argument("project", type=console.TEXT)
@@ -67,6 +70,8 @@ def serve() -> None:
     """Run the key service until SIGTERM or SIGINT."""
     config = console.read_config()
     configure(config.log_level, config.log_format)
+    if config.is_margin_thin:
+        _log.warning("lease_margin_thin", seconds=config.lease_margin_seconds, lease_seconds=config.lease_seconds)
 
     def started(address: Address) -> None:
         click.echo(f"authsvc listening address={address} tls={'on' if config.tls_cert else 'off'}")

@@ -84,6 +84,16 @@ async def test_a_change_that_never_reached_the_key_service_was_not_made(system: 
     assert "change" not in done.stderr
 
 
+async def test_a_margin_that_ordinary_clocks_exceed_is_warned_of_at_the_start(system: System) -> None:
+    """Rule 12: less than 0.1 s, or a thousandth of the lease."""
+    settings = {("0", "60"): 1, ("0.09", "1"): 1, ("3.5", "3600"): 1, ("3.6", "3600"): 0, ("0.1", "60"): 0}
+    for number, (margin, lease) in enumerate(settings):
+        variables = {"AUTHSVC_LEASE_MARGIN_SECONDS": margin, "AUTHSVC_LEASE_SECONDS": lease}
+        service = await system.key_service(AUTHSVC_STATE_DIR=str(system.folder / str(number)), **variables)
+        assert service.stderr.count("lease_margin_thin") == settings[margin, lease], (margin, lease)
+        await service.stop()
+
+
 async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system: System) -> None:
     await start_cluster(system)
     follower = system.launch("authsvc", "changes", "--follow")
