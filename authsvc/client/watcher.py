@@ -86,6 +86,7 @@ class Watcher:
             reason = "the key service ended the stream"
         except grpc.aio.AioRpcError as error:
             reason = error.code().name
+            error.__traceback__ = None  # its frames hold the error, and the connection, until the next collection
         except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
             reason = str(error)
         except (grpc.aio.BaseError, asyncio.InvalidStateError):

@@ -15,6 +15,7 @@ from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, Stream, serve, until
+from tests.e2e.tcp_proxy import TcpProxy
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
@@ -236,6 +237,32 @@ async def test_the_back_off_is_jittered_and_at_most_two_seconds(
     service.lease_seconds = 600.0
     clock.now += 0.1
     await service.stream(10)
+
+
+async def test_a_lease_counts_from_before_its_renewal_was_handed_to_the_transport(
+    service: FakeKeyService, address: Address, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 2: not from when a slow connection took it, which here is three seconds later."""
+    monkeypatch.setattr("random.uniform", lambda _low, high: 100 * high)  # a back-off that only the clock ends
+    service.lease_seconds = 30.0
+    async with TcpProxy(str(address)) as proxy, KeyValidator(proxy.address, service.token, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        (await service.stream()).end(grpc.StatusCode.UNAVAILABLE)
+        await until(lambda: proxy.connections == 0)
+        proxy.cut()
+        clock.now += 30.0
+        assert not validator.has_lease
+        opened_at = clock.now
+        await until(lambda: proxy.connections == 1)
+        clock.now += 3.0
+        proxy.heal()
+        await until(lambda: validator.has_lease)
+        assert [request.applied_revision for request in service.streams[1].requests] == [1], "it resumed"
+        service.lease_seconds = 0
+        clock.now = opened_at + 29.9
+        assert validator.has_lease
+        clock.now = opened_at + 30.0
+        assert not validator.has_lease
 
 
 async def test_a_service_that_restarts_is_found_again_and_resumed(service: FakeKeyService, clock: Clock) -> None:
