@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 _log = structlog.get_logger("authsvc")
 
 _FOLLOW_SECONDS = 0.5
+_FOLLOWED_FROM = 10
+"""So many changes are shown before those that come; the whole history is what nobody waits for."""
+_PAGE_SIZE = 100
 _project = click.argument("project", type=console.TEXT)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -320,30 +324,66 @@ def holders(as_json: bool) -> None:
 
 @main.command()
 @click.option("--project", type=console.TEXT, help="Only this project's.")
-@click.option("--follow", is_flag=True, help="Go on, showing changes as they are made.")
+@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Begin with the last N.")
+@click.option("--after", type=click.IntRange(min=0), metavar="REVISION", help="Begin after this revision; 0: with all.")
+@click.option(
+    "--follow", is_flag=True, help=f"Go on, showing changes as they are made. Begins with the last {_FOLLOWED_FROM}."
+)
 @_as_json
-def changes(project: str | None, follow: bool, as_json: bool) -> None:
+def changes(project: str | None, last: int | None, after: int | None, follow: bool, as_json: bool) -> None:
     """Show the audit trail: every issue, revoke and change of origins, oldest first."""
+    if last is not None and after is not None:
+        raise click.UsageError("give --last or --after, not both")
+    if last is None and after is None and follow:
+        last = _FOLLOWED_FROM
 
     async def show(api: console.Api) -> None:
-        after = 0
+        after_revision = after or 0
+        if last is not None:
+            after_revision, latest = await _latest_changes(api, project or "", last)
+            _show_changes(latest, as_json)
         while True:
-            request = pb.ListChangesRequest(after_revision=after, project_id=project or "")
-            page = (await api.operations.ListChanges(request, **api.options)).changes
-            for change in page:
-                after = change.revision
-                if as_json:
-                    console.print_json_line(change)
-                    continue
-                what = f"{change.kind:<11}  {change.project_id}  by {console.plain(change.caller)}"
-                click.echo(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")
-            if not page:
-                if not follow:
-                    return
+            request = pb.ListChangesRequest(after_revision=after_revision, project_id=project or "")
+            call = partial(api.operations.ListChanges, request, **api.options)
+            page = (await (console.answered(call) if follow else call())).changes
+            _show_changes(page, as_json)
+            if page:
+                after_revision = page[-1].revision
+            elif not follow:
+                return
+            else:
                 await asyncio.sleep(_FOLLOW_SECONDS)
 
     with suppress(KeyboardInterrupt):
         console.ask(show)
+
+
+async def _latest_changes(api: console.Api, project: str, count: int) -> tuple[int, list[Any]]:
+    """Return the revision of the latest change, and so many up to it, oldest first."""
+    latest: list[Any] = []
+    newest = before = 0
+    while not newest or (before > 1 and len(latest) < count):
+        request = pb.ListChangesRequest(
+            project_id=project, before_revision=before, newest_first=True, page_size=_PAGE_SIZE
+        )
+        page = (await api.operations.ListChanges(request, **api.options)).changes
+        if not page:
+            break
+        latest += page
+        newest, before = newest or page[0].revision, page[-1].revision
+    return newest, latest[:count][::-1]
+
+
+def _show_changes(changes: Sequence[Any], as_json: bool) -> None:
+    for change in changes:
+        if as_json:
+            console.print_json_line(change)
+            continue
+        keys = f"  {change.key_id}" if change.key_id else ""
+        if change.revoked_key_id:
+            keys = f"  {change.revoked_key_id}, next {change.key_id}"
+        what = f"{change.kind:<11}  {change.project_id}{keys}  by {console.plain(change.caller)}"
+        click.echo(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")
 
 
 @main.command()

@@ -8,10 +8,11 @@ import asyncio
 import getpass
 import json
 import os
+import random
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
@@ -38,6 +39,7 @@ _T = TypeVar("_T")
 REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
 CRASHED = 1
 _DEADLINE_SECONDS = 30.0
+_AGAIN_SECONDS_MAX = 2.0
 _NAMED_MAX = 5  # holders in one line
 # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
 _OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -186,6 +188,21 @@ async def pages(call: Callable[[str], Any], field: str) -> list[Any]:
         found += getattr(page, field)
         if not (token := page.next_page_token):
             return found
+
+
+async def answered(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Make a call until it is answered; that the service is out of reach is said once, and it is tried again."""
+    is_lost = False
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _OUT_OF_REACH_STATUS:
+                raise
+            if not is_lost:
+                click.echo(f"authsvc: the key service is out of reach, trying again: {error.details()}", err=True)
+            is_lost = True
+        await asyncio.sleep(random.uniform(0.5, 1.0) * _AGAIN_SECONDS_MAX)  # noqa: S311 - jitter
 
 
 def read_config() -> Config:

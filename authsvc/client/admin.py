@@ -156,6 +156,10 @@ class Change:
     project_id: str
     caller: str
     create_time: datetime
+    key_id: str
+    """The key that was issued; empty for `set_origins`."""
+    revoked_key_id: str
+    """The key that was revoked; empty unless `revoke`."""
 
 
 class AdminClient:
@@ -237,7 +241,15 @@ class AdminClient:
         )
         answer = await self._call(lambda stubs, **options: stubs.operations.ListChanges(request, **options))
         changes = [
-            Change(change.revision, change.kind, change.project_id, change.caller, _instant(change.create_time))
+            Change(
+                change.revision,
+                change.kind,
+                change.project_id,
+                change.caller,
+                _instant(change.create_time),
+                change.key_id,
+                change.revoked_key_id,
+            )
             for change in answer.changes[:PAGE_SIZE]
         ]
         return changes, changes[-1].revision if len(answer.changes) > PAGE_SIZE else 0

@@ -102,6 +102,56 @@ async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system
         await until(f"change {number} is shown", lambda number=number: follower.stdout.count("\n") == number)
     follower.send(signal.SIGINT)
     assert await follower.ended() in (0, 128 + signal.SIGINT)
-    shown = [re.fullmatch(rf" +(\d+)  \S+ {TIME}  issue +(\S+)  by admin", it) for it in follower.stdout.splitlines()]
+    line = re.compile(rf" +(\d+)  \S+ {TIME}  issue +(\S+)  key_[0-9a-f]{{16}}  by admin")
+    shown = [line.fullmatch(it) for it in follower.stdout.splitlines()]
     assert [it.groups() for it in shown if it] == [(str(number), f"project-{number}") for number in range(1, 4)]
     assert follower.stderr == ""
+
+
+async def test_changes_begin_where_they_are_asked_to_and_name_the_keys(system: System) -> None:
+    """With --follow not with the whole history, unless that is asked for."""
+    await start_cluster(system)
+    for number in range(1, 104):
+        system.issue(f"project-{number}")
+
+    def revisions(*options: str) -> list[int]:
+        done = system.run("authsvc", "changes", *options)
+        assert done.returncode == 0
+        return [int(line.split()[0]) for line in done.stdout.splitlines()]
+
+    assert revisions() == list(range(1, 104))
+    assert revisions("--last", "3") == [101, 102, 103]
+    assert revisions("--last", "102") == list(range(2, 104)), "over two pages"
+    assert revisions("--last", "999") == list(range(1, 104))
+    assert revisions("--last", "0") == []
+    assert revisions("--after", "101") == [102, 103]
+    assert revisions("--last", "5", "--project", "project-2") == [2]
+    assert system.run("authsvc", "changes", "--last", "1", "--after", "1").returncode == 2
+    beginnings = {"": 94, "--last 2": 102, "--after 0": 1}
+    followers = [system.launch("authsvc", "changes", "--follow", *options.split()) for options in beginnings]
+    for follower in followers:
+        await until("it shows what there is", lambda follower=follower: "project-103" in follower.stdout)
+    old, _, new = system.run("authsvc", "revoke", "project-1", "--yes").stderr.split("\n")[0].partition("; its next")
+    old_id, new_id = old.split()[1], new.split()[-1]
+    for follower, first in zip(followers, beginnings.values(), strict=True):
+        await until("the revocation is shown", lambda follower=follower: "revoke" in follower.stdout)
+        lines = follower.stdout.splitlines()
+        assert [int(line.split()[0]) for line in lines] == list(range(first, 105))
+        assert f"revoke       project-1  {old_id}, next {new_id}  by" in lines[-1]
+
+
+async def test_following_changes_outlives_a_restart_of_the_key_service(system: System) -> None:
+    """It is said once that the service is away, and nothing is shown twice or left out."""
+    cluster = await start_cluster(system)
+    system.issue("before")
+    follower = system.launch("authsvc", "changes", "--follow")
+    await until("it shows what there is", lambda: "before" in follower.stdout)
+    await cluster.first.kill()
+    await until("it says that the service is away", lambda: "out of reach, trying again" in follower.stderr)
+    await system.key_service(AUTHSVC_LISTEN=cluster.first.address)
+    system.issue("after")
+    await until("it goes on", lambda: "after" in follower.stdout)
+    follower.send(signal.SIGINT)
+    assert await follower.ended() in (0, 128 + signal.SIGINT)
+    assert [line.split()[4] for line in follower.stdout.splitlines()] == ["before", "after"]
+    assert follower.stderr.count("\n") == 1
