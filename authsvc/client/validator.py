@@ -265,7 +265,7 @@ class KeyValidator:
 
     @property
     def fault(self) -> str | None:
-        """Why the key service gave no verdict at the last call, in one line; None when it did."""
+        """Why the key service gave no verdict at the last call, in one line for a health page; None when it did."""
         return self._fault
 
     async def state(self) -> KeyServiceState:
