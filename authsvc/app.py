@@ -14,18 +14,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
+from authsvc.client.clock import boot_clock
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.listening import bind, cannot_listen
-from authsvc.client.validator import boot_clock
 from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
+from authsvc.health import SERVICE_NAME as HEALTH
+from authsvc.health import HealthService
 from authsvc.index import Index
 from authsvc.interceptors import CallGuard, CallLimits
 from authsvc.key_service import KeyService
@@ -86,7 +88,7 @@ async def serve(
     """
     limits = limits or CallLimits()
     config.check_exposure()
-    _allow_files(limits.calls_max + _OTHER_FILES_MAX)
+    connections_max = _connections_max(limits)
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
     async with _database(config) as database:
@@ -109,7 +111,7 @@ async def serve(
         guard: Any = CallGuard(tokens, limits, time.monotonic)
         server = grpc.aio.server(
             handlers=[guard],
-            options=_options(limits, is_shared=link is not None),
+            options=_options(limits, connections_max, is_shared=link is not None),
             maximum_concurrent_rpcs=limits.calls_max,
         )
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
@@ -117,22 +119,20 @@ async def serve(
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
-        healthy = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(healthy, guard)
+        health = HealthService(_SERVICES)
+        health_pb2_grpc.add_HealthServicer_to_server(health, guard)
         if config.reflection:
-            names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         address = await _listen(server, config, is_shared=link is not None)
         watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         await server.start()
-        for service in ("", *_SERVICES):
-            await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         started(address)
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait([stopping, watching, indexing], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await healthy.enter_graceful_shutdown()
+            health.stop()
             await index.leave()
             watch.close()
             await _stop(server, guard)
@@ -140,13 +140,15 @@ async def serve(
             await _end(indexing, watching, stopping)
 
 
-def _allow_files(files: int) -> None:
-    """Ask the system for so many open files, a caller's connection each, or as many as it allows."""
+def _connections_max(limits: CallLimits) -> int:
+    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = limits.connections_max + _OTHER_FILES_MAX
     if hard != resource.RLIM_INFINITY:
         files = min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < files:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files - _OTHER_FILES_MAX
 
 
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
@@ -158,13 +160,16 @@ async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
     await stopping
 
 
-def _options(limits: CallLimits, *, is_shared: bool) -> tuple[tuple[str, int], ...]:
+def _options(limits: CallLimits, connections_max: int, *, is_shared: bool) -> tuple[tuple[str, int], ...]:
     timeout_ms = round(limits.keepalive_timeout_seconds * 1000)
     return (
         # Else a taken port is an error, not a second service that gets half of the calls.
         ("grpc.so_reuseport", int(is_shared)),
         ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
         ("grpc.max_concurrent_streams", limits.connection_calls_max),
+        # The next one is closed as it comes; without this, when no open file is left, and the database lacks one too.
+        ("grpc.max_allowed_incoming_connections", connections_max),
+        ("grpc.max_connection_idle_ms", round(limits.connection_idle_seconds * 1000)),
         ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", timeout_ms),
         ("grpc.http2.ping_timeout_ms", timeout_ms),  # else a minute: the one above holds for the socket alone

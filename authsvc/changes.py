@@ -52,9 +52,10 @@ class Outage:
     Whatever the error is: one that nobody foresaw must not end the service, and every replica with it.
     """
 
-    def __init__(self, what: str) -> None:
-        """Name the events `WHAT_lost` and `WHAT_back`."""
-        self._what = what
+    def __init__(self, lost: str, back: str) -> None:
+        """Take the names of the two events, written out: who meets one in a log looks for it in the code."""
+        self._lost = lost
+        self._back = back
         self._is_lost = False
 
     def failed(self, error: Exception) -> None:
@@ -62,13 +63,13 @@ class Outage:
         if not self._is_lost:
             kind = type(error.__cause__ or error).__name__
             reason = error.reason if isinstance(error, StoreUnavailableError) else traceback_without_text(error)
-            _log.warning(f"{self._what}_lost", error=kind, reason=reason)
+            _log.warning(self._lost, error=kind, reason=reason)
         self._is_lost = True
 
     def worked(self) -> None:
         """Take note of a success."""
         if self._is_lost:
-            _log.info(f"{self._what}_back")
+            _log.info(self._back)
         self._is_lost = False
 
 
@@ -102,7 +103,7 @@ class ChangeFeed:
         self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
         self._tell_others = tell_others
         self._wake = asyncio.Event()
-        self._outage = Outage("database")
+        self._outage = Outage("database_lost", "database_back")
         self._clock = clock
         self._database_clock: tuple[datetime, float]
         """The database's, and this process's before that was asked for."""
@@ -193,7 +194,7 @@ class ChangeFeed:
         return state
 
     async def _listen(self) -> None:
-        outage = Outage("notifications")  # polling goes on meanwhile
+        outage = Outage("notifications_lost", "notifications_back")  # polling goes on meanwhile
         while True:
             try:
                 await self._database.listen(CHANNEL, self.look)

@@ -26,6 +26,7 @@ import structlog
 from authsvc import console
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
+from authsvc.client.standard_streams import open_missing
 from authsvc.client.workers import PLACE, Link, Place, run_workers, stop_at_signals
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
@@ -37,6 +38,7 @@ _FOLLOW_SECONDS = 0.5
 _FOLLOWED_FROM = 10
 """So many changes are shown before those that come; the whole history is what nobody waits for."""
 _PAGE_SIZE = 100
+_KEY_BYTES_MAX = 4096
 _project = click.argument("project", type=console.TEXT)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -60,13 +62,14 @@ _wait = click.option(
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=console.Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deeptracer-auth")
 def main() -> None:
     """Issue, revoke and validate the API keys of projects.
 
     Configured by AUTHSVC_… environment variables: see docs/configuration.md.
     """
+    open_missing()
 
 
 @main.command()
@@ -119,7 +122,7 @@ def migrate() -> None:
     click.echo(f"the schema {done}", err=True)
 
 
-@main.command()
+@main.command(short_help="Make a small CA and certificates to try TLS with.")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def dev_certs(folder: Path) -> None:
     """Make a small CA, and certificates for this machine and a client, in DIR; print the variables that use them."""
@@ -131,10 +134,10 @@ def dev_certs(folder: Path) -> None:
     except ConfigurationError as error:
         console.fail(str(error), console.USAGE)
     click.echo(f"wrote certificates, keys and {dev_certs.VARIABLES_FILE} to {folder}; not for production", err=True)
-    click.echo(dev_certs.exports(folder), nl=False)
+    console.show(dev_certs.exports(folder), ends_line=False)
 
 
-@main.command()
+@main.command(short_help="Create a project's key, and print it.")
 @_project
 @click.option(
     "--origin",
@@ -151,11 +154,11 @@ def issue(project: str, origins: Sequence[str], wait_seconds: float, as_json: bo
     request = pb.IssueRequest(project_id=project, origins=origins, wait=console.duration(wait_seconds))
     again = [word for origin in origins for word in ("--origin", origin)]
     answer, seconds = console.ask_timed(lambda api: api.keys.Issue(request, **api.options), "issue", project, *again)
-    click.echo(f"issued {answer.key.key_id} for project {project}; origins: {shown_list(answer.origins)}", err=True)
-    console.show_key(answer, as_json, console.by_when("in force", answer.propagation, seconds))
+    console.note(f"issued {answer.key.key_id} for project {project}; origins: {shown_list(answer.origins)}")
+    console.show_key(project, answer, as_json, console.by_when("in force", answer.propagation, seconds))
 
 
-@main.command()
+@main.command(short_help="Revoke a project's key, and print its next one.")
 @_project
 @click.option(
     "--key-id", type=console.TEXT, help="The key to revoke; without it, the active one, which is read and shown first."
@@ -177,16 +180,16 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
     )
     by_when = console.by_when("dead", answer.propagation, seconds)
     if not answer.already_revoked:
-        click.echo(f"revoked {key_id} of project {project}; its next key is {answer.key.key_id}", err=True)
-        console.show_key(answer, as_json, by_when)
+        console.note(f"revoked {key_id} of project {project}; its next key is {answer.key.key_id}")
+        console.show_key(project, answer, as_json, by_when)
         return
     when = shown_time(answer.revoked_key.revoke_time)
-    click.echo(f"{key_id} was revoked already, at {when}; nothing was changed\n{by_when}", err=True)
+    console.note(f"{key_id} was revoked already, at {when}; nothing was changed\n{by_when}")
     if as_json:
         console.print_json(answer)
 
 
-@main.command()
+@main.command(short_help="Show or set the browser origins of a project.")
 @_project
 @click.argument("entries", type=console.TEXT, nargs=-1, metavar="[ENTRY]...")
 @click.option("--any", "any_origin", is_flag=True, help="Admit every origin: empty the list.")
@@ -203,8 +206,8 @@ def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds
             lambda api: api.keys.SetOrigins(change, **api.options), "origins", project, *(entries or ("--any",))
         )
         if answer.already_set:
-            click.echo(f"project {project} admitted these already; nothing was changed", err=True)
-        click.echo(console.by_when("in force", answer.propagation, seconds), err=True)
+            console.note(f"project {project} admitted these already; nothing was changed")
+        console.note(console.by_when("in force", answer.propagation, seconds))
         admitted = answer.origins
     else:
         request = pb.GetProjectRequest(project_id=project)
@@ -213,23 +216,29 @@ def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds
     if as_json:
         console.print_json({"origins": list(admitted)})
     elif admitted:
-        click.echo("\n".join(admitted))
+        console.show("\n".join(admitted))
     else:
-        click.echo(f"project {project} admits every origin", err=True)
+        console.note(f"project {project} admits every origin")
 
 
-@main.command()
+def _read_key() -> str:
+    key: str | bytes | None = os.environ.get("AUTHSVC_API_KEY")
+    if not key and sys.stdin.isatty():
+        key = click.prompt("API key", hide_input=True, err=True)
+    if not key:
+        key = sys.stdin.buffer.readline(_KEY_BYTES_MAX + 1)
+    if len(key) > _KEY_BYTES_MAX:
+        return ""  # no key, and not sent either: it may be a file without an end
+    text = key if isinstance(key, str) else key.decode(errors="replace")
+    return text.encode(errors="replace").decode().strip()  # what is not UTF-8 is not a key either
+
+
+@main.command(short_help="Say whether a key may be used.")
 @click.option("--origin", type=console.TEXT, help="As if a browser's page of this origin sent the key.")
 @_as_json
 def validate(origin: str | None, as_json: bool) -> None:
     """Say whether a key may be used: the one in AUTHSVC_API_KEY, or else on standard input."""
-    api_key: str | None = os.environ.get("AUTHSVC_API_KEY")
-    if not api_key and sys.stdin.isatty():
-        api_key = click.prompt("API key", hide_input=True, err=True)
-    if not api_key:
-        api_key = sys.stdin.buffer.readline().decode(errors="replace")
-    api_key = api_key.encode(errors="replace").decode().strip()  # what is not UTF-8 is not a key either
-    request = pb.ValidateRequest(api_key=api_key, origin=origin)
+    request = pb.ValidateRequest(api_key=_read_key(), origin=origin)
     answer = console.ask(
         lambda api: api.keys.Validate(request, **api.options), role_files=(ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE)
     )
@@ -237,7 +246,7 @@ def validate(origin: str | None, as_json: bool) -> None:
         console.print_json(answer)
     else:
         whose = f" key={answer.key_id} project={answer.project_id}" if answer.key_id else ""
-        click.echo(pb.Verdict.Name(answer.verdict).removeprefix("VERDICT_").lower().replace("_", " ") + whose)
+        console.show(pb.Verdict.Name(answer.verdict).removeprefix("VERDICT_").lower().replace("_", " ") + whose)
     if answer.verdict != pb.VERDICT_ALLOWED:
         sys.exit(console.REFUSED)
 
@@ -300,7 +309,7 @@ def keys(project: str, as_json: bool) -> None:
     console.print_table(("KEY", "ISSUED", "REVOKED"), rows, "there are no keys")
 
 
-@main.command()
+@main.command(short_help="List who may use cached verdicts, until when.")
 @_as_json
 def holders(as_json: bool) -> None:
     """List who may use cached verdicts: how far behind each is, and until when."""
@@ -322,7 +331,7 @@ def holders(as_json: bool) -> None:
     console.print_table(("NAME", "HOLDER", "BEHIND", "LEASE UNTIL", "LAST RENEWED"), rows, "nobody holds a lease")
 
 
-@main.command()
+@main.command(short_help="Show the audit trail.")
 @click.option("--project", type=console.TEXT, help="Only this project's.")
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help="Begin with the last N.")
 @click.option("--after", type=click.IntRange(min=0), metavar="REVISION", help="Begin after this revision; 0: with all.")
@@ -383,10 +392,10 @@ def _show_changes(changes: Sequence[Any], as_json: bool) -> None:
         if change.revoked_key_id:
             keys = f"  {change.revoked_key_id}, next {change.key_id}"
         what = f"{change.kind:<11}  {change.project_id}{keys}  by {console.plain(change.caller)}"
-        click.echo(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")
+        console.show(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")
 
 
-@main.command()
+@main.command(short_help="Make every bridge forget its cached verdicts.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def renew_epoch(yes: bool) -> None:
     """Make every bridge forget its cached verdicts: after the database was restored or failed over.

@@ -87,10 +87,18 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             )
 
     def check_connection(self) -> None:
-        """Raise ConfigurationError where the command line's token and keys would cross a network in the clear."""
+        """Raise ConfigurationError for an address that the command line cannot, or should not, call.
+
+        That is one whose port is yet to be picked, and one to which its token and keys would go in the clear.
+        """
         address = self.service_address()
+        variable = "AUTHSVC_ADDRESS" if self.address else "AUTHSVC_LISTEN"
+        if address.port == 0:
+            raise ConfigurationError(
+                f"{variable}={address} is no port to connect to: set AUTHSVC_ADDRESS to the address that the key "
+                "service printed at its start"
+            )
         if not (address.is_loopback or self.ca or self.allow_insecure):
-            variable = "AUTHSVC_ADDRESS" if self.address else "AUTHSVC_LISTEN"
             raise ConfigurationError(
                 f"{variable}={address} is not loopback: set AUTHSVC_CA to speak TLS with it, "
                 "or AUTHSVC_ALLOW_INSECURE=true if the network in between is trusted"

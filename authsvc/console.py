@@ -5,6 +5,7 @@ configuration; 3 the service, or its database, is out of reach.
 """
 
 import asyncio
+import gc
 import getpass
 import json
 import os
@@ -15,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, NoReturn, TypeVar
+from typing import IO, Any, NoReturn, TypeVar
 
 import click
 import grpc
@@ -25,7 +26,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.client import KeyServiceUnavailableError
-from authsvc.client.channel import ClientTls, TokenFile, authorization, open_channel
+from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
 from authsvc.client.workers import StartFailedError
@@ -54,6 +55,22 @@ class _UnansweredError(KeyServiceUnavailableError):
     """A call was sent, and whether it did anything is not known."""
 
 
+class _OutputError(Exception):
+    """Standard output cannot be written; the message is one line for the user."""
+
+
+class Commands(click.Group):
+    """The commands; one whose output cannot be written ends with one line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except _OutputError as error:
+            _discard(sys.stdout)
+            fail(str(error), REFUSED)
+
+
 class Text(click.ParamType[str]):
     """An argument that can be sent: the bytes of the terminal need not be UTF-8, those of a message must."""
 
@@ -74,7 +91,7 @@ TEXT = Text()
 class Api:
     """The service's stubs, and what every call to them carries."""
 
-    def __init__(self, channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...]) -> None:
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
         self.keys: Any = pb_grpc.KeyServiceStub(channel)
         self.projects: Any = pb_grpc.ProjectServiceStub(channel)
         self.operations: Any = pb_grpc.OperationsServiceStub(channel)
@@ -121,7 +138,7 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
         tls = ClientTls(config.ca, config.client_cert, config.client_key, variables)
     address = config.service_address()
     token, source = _token(config, role_files)
-    metadata = (*authorization(token), ("x-authsvc-caller", _user()))
+    metadata = (*authorization(token), *naming(_user()))
     async with open_channel(address, tls) as channel:
         if not await _connect(channel):
             reason = await diagnose(address, tls, 2.0) or f"{address} cannot be connected to"
@@ -173,10 +190,9 @@ def _variable(role_file: str) -> str:
 
 def _user() -> str:
     try:
-        name = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):  # a user id without a name
-        name = str(os.getuid())
-    return "".join(character if "!" <= character <= "~" else "?" for character in name)
+        return str(os.getuid())
 
 
 async def pages(call: Callable[[str], Any], field: str) -> list[Any]:
@@ -200,7 +216,7 @@ async def answered(call: Callable[[], Awaitable[_T]]) -> _T:
             if error.code() not in _OUT_OF_REACH_STATUS:
                 raise
             if not is_lost:
-                click.echo(f"authsvc: the key service is out of reach, trying again: {error.details()}", err=True)
+                note(f"authsvc: the key service is out of reach, trying again: {error.details()}")
             is_lost = True
         await asyncio.sleep(random.uniform(0.5, 1.0) * _AGAIN_SECONDS_MAX)  # noqa: S311 - jitter
 
@@ -215,6 +231,7 @@ def read_config() -> Config:
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(work)
@@ -271,23 +288,55 @@ def _whole_second(value: Timestamp) -> datetime:
     return datetime.fromtimestamp(value.seconds + bool(value.nanos), UTC)
 
 
-def show_key(answer: Any, as_json: bool, by_when: str) -> None:
+def show_key(project: str, answer: Any, as_json: bool, by_when: str) -> None:
     """Print the raw key alone on standard output, for `KEY=$(authsvc issue demo)`."""
-    click.echo(by_when, err=True)
-    if as_json:
-        print_json(answer)
-    else:
-        click.echo(answer.api_key)
+    note(by_when)
+    try:
+        click.echo(_as_json(answer) if as_json else answer.api_key)
+    except OSError as error:
+        raise _OutputError(
+            f"standard output: {error.strerror}: the raw key of {answer.key.key_id}, which is in force, is lost; "
+            f"'authsvc revoke {project}' replaces it"
+        ) from None
+
+
+def show(text: str, *, ends_line: bool = True) -> None:
+    """Print on standard output."""
+    try:
+        click.echo(text, nl=ends_line)
+    except BrokenPipeError:  # click ends the process without a word, as others do whose reader has gone
+        raise
+    except OSError as error:
+        raise _OutputError(f"standard output: {error.strerror}") from None
+
+
+def note(text: str) -> None:
+    """Tell the user beside the output; where that cannot be written, the output still counts."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        _discard(sys.stderr)
+
+
+def _discard(stream: IO[str]) -> None:
+    """Drop what a stream could not write: Python tries once more at its end, and complains."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def print_json(value: Any) -> None:
     """Print messages, or what is JSON already."""
-    click.echo(json.dumps([_json(item) for item in value] if isinstance(value, list) else _json(value), indent=2))
+    show(_as_json(value))
 
 
 def print_json_line(message: Message) -> None:
     """Print a message on a line of its own."""
-    click.echo(json.dumps(_json(message)))
+    show(json.dumps(_json(message)))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps([_json(item) for item in value] if isinstance(value, list) else _json(value), indent=2)
 
 
 def _json(value: Any) -> Any:
@@ -300,11 +349,11 @@ def _json(value: Any) -> Any:
 def print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> None:
     """Print rows under a header; when there are none, say so on standard error."""
     if not rows:
-        click.echo(empty, err=True)
+        note(empty)
         return
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def shown_list(entries: Sequence[str]) -> str:

@@ -94,7 +94,7 @@ class Database:
                 value = str((await connection.execute(sa.text(ask.format(setting)))).scalar_one())
                 if value not in durable:
                     raise ConfigurationError(
-                        f"the database would lose what it committed: {setting} is {value}, "
+                        f"AUTHSVC_DATABASE_URL: the database would lose what it committed: {setting} is {value}, "
                         f"and must be {' or '.join(durable)}"
                     )
 

@@ -1,6 +1,6 @@
 """The keys that this process knows: one more holder of the lease protocol, inside the key service.
 
-`service` asks it about every key, and `app` runs it. It is connected to `watch` like any
+`key_service` asks it about every key, and `app` runs it. It is connected to `watch` like any
 bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it answers from
 memory under a live lease alone, with the revision that it has applied, and otherwise from
 the database.
@@ -129,7 +129,7 @@ class Index:
         self._busy_until = float("-inf")
         self._leaving = False
         self._left = asyncio.Event()
-        self._outage = Outage("index")
+        self._outage = Outage("index_lost", "index_back")
 
     def _new_holder(self) -> Holder:
         # Rule 8: a new id each time, since the last one said goodbye.

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -49,7 +49,9 @@ _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 _BRIDGE_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "Watch"))
 _UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
 """They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
-_REFUSALS_LOGGED_SECONDS = 1.0
+_TOO_MANY = "too many such calls are open already"
+_LINE_SECONDS = 1.0
+"""Between two lines about callers without a token, who could fill the disk with them."""
 
 _Handler: TypeAlias = Any  # an RpcMethodHandler, of which the stubs know the synchronous kind only
 
@@ -71,6 +73,10 @@ class CallLimits:
     """At a time, of which streams of holders are at most 5000."""
     connection_calls_max: int = 200
     """At a time on one connection; a caller's further calls wait at its end."""
+    connections_max: int = 10_000
+    """At a time, or fewer where the system allows fewer open files; a bridge has five, and each takes 15 KiB."""
+    connection_idle_seconds: float = 300.0
+    """Without a call, until it is closed; whoever waits for nothing reconnects at its next call."""
     open_calls_max: int = 100
     """At a time of each method that needs no token, so that strangers leave room for the others."""
     call_seconds: float = 30.0
@@ -83,6 +89,24 @@ class CallLimits:
     """For the answer to such a ping."""
     ping_seconds_min: float = 10.0
     """A caller that pings more often while nothing is sent is cut off."""
+
+
+class _Thinned:
+    """Lets one event a second into the log, and counts those that it keeps out."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._count = 0
+        self._logged_at = float("-inf")
+
+    def due(self) -> int:
+        """Count an event; return how many there were since the last line if it is time for one, or else 0."""
+        self._count += 1
+        time = self._monotonic()
+        if time - self._logged_at < _LINE_SECONDS:
+            return 0
+        count, self._count, self._logged_at = self._count, 0, time
+        return count
 
 
 class CallGuard(grpc.GenericRpcHandler):
@@ -105,8 +129,8 @@ class CallGuard(grpc.GenericRpcHandler):
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._handlers: dict[str, _Handler] = {}
         self._open_calls: Counter[str] = Counter()
-        self._refusals = 0
-        self._refusals_logged_at = float("-inf")
+        self._refusals = _Thinned(monotonic)
+        self._open_failures = _Thinned(monotonic)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing: generated code adds the same handlers by name, too."""
@@ -132,7 +156,7 @@ class CallGuard(grpc.GenericRpcHandler):
         if method.startswith(_OPEN_SERVICES):
             is_stream = handler.request_streaming or handler.response_streaming
             seconds = limits.open_stream_seconds if is_stream else limits.call_seconds
-            return _stream(self._guard(method, self._open(method, handler), seconds), handler)
+            return _stream(self._counted(method, self._guard(method, self._open(handler), seconds)), handler)
         if handler.request_streaming:
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
@@ -160,45 +184,73 @@ class CallGuard(grpc.GenericRpcHandler):
                 else:
                     async with asyncio.timeout(seconds):
                         response = await call(request, context)
-            except grpc.aio.AbortError:  # the health service's way to say a status
-                raise
+            except grpc.aio.InternalError as error:
+                _end_without_status(method, error)
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                status, detail = _fault(method, error)
+                status, detail = self._fault(method, error, context)
             else:
                 if self._logs_calls:
                     self._log_call(method, grpc.StatusCode.OK, started)
                 return response
             self._log_call(method, status, started)
-            return await context.abort(status, detail)
+            return await _abort(method, context, status, detail)
 
         return guarded
+
+    def _fault(self, method: str, error: Exception, context: Any) -> tuple[grpc.StatusCode, str]:
+        """Return what the caller is told of an error; log one that is ours."""
+        if isinstance(error, KeyServiceError):
+            return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
+        if isinstance(error, TimeoutError):
+            return grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
+        if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return grpc.StatusCode.UNIMPLEMENTED, "this service has no such method"  # says generated code
+        count = self._open_failures.due() if method.startswith(_OPEN_SERVICES) else 1
+        if count:
+            what = {"error": type(error).__qualname__, "traceback": traceback_without_text(error)}
+            _log.error("call_failed", method=method, count=count, **what)
+        return grpc.StatusCode.INTERNAL, "internal error"
 
     def _log_call(self, method: str, status: grpc.StatusCode, started: float) -> None:
         milliseconds = round((self._monotonic() - started) * 1000, 2)
         _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
-    def _open(self, method: str, handler: _Handler) -> Any:
+    def _counted(self, method: str, call: Any) -> Any:
+        """Bound the calls of a method that needs no token.
+
+        One that has had its time counts until its status is sent, as it does with gRPC: whoever takes no answers keeps
+        the place that it has, and gets no more of them.
+        """
+
+        async def counted(messages: AsyncIterator[bytes], context: Any) -> None:
+            if self._open_calls[method] >= self._limits.open_calls_max:
+                await _abort(method, context, *self._fault(method, TooManyCallsError(_TOO_MANY), context))
+            self._open_calls[method] += 1
+            try:
+                await call(messages, context)
+            finally:
+                self._open_calls[method] -= 1
+
+        return counted
+
+    def _open(self, handler: _Handler) -> Any:
         """Serve a call that needs no token, whatever it streams, as a stream.
 
         gRPC waits for the message of a call that is no stream before it calls the handler: for ever, if need be.
         """
 
         async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
-            if self._open_calls[method] >= self._limits.open_calls_max:
-                raise TooManyCallsError("too many such calls are open already")
-            self._open_calls[method] += 1
-            try:
-                if handler.request_streaming:  # reflection
-                    async for response in handler.stream_stream(_read_all(handler, messages), context):
-                        await context.write(response)
-                    return
-                request = _read(handler, await anext(aiter(messages), b""))
-                if handler.response_streaming:
-                    await handler.unary_stream(request, context)
-                else:
-                    await context.write(await handler.unary_unary(request, context))
-            finally:
-                self._open_calls[method] -= 1
+            # gRPC sends it with the first answer otherwise, and could not end the call while that cannot be written.
+            await context.send_initial_metadata(())
+            if handler.request_streaming:  # reflection
+                async for response in handler.stream_stream(_read_all(handler, messages), context):
+                    await context.write(response)
+                return
+            request = _read(handler, await anext(aiter(messages), b""))
+            if handler.response_streaming:
+                await handler.unary_stream(request, context)
+            else:
+                await context.write(await handler.unary_unary(request, context))
 
         return serve
 
@@ -206,14 +258,10 @@ class CallGuard(grpc.GenericRpcHandler):
         """Answer at once: as a stream, since gRPC would wait for the message of any other call."""
 
         async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
-            self._refusals += 1
-            time = self._monotonic()
-            if time - self._refusals_logged_at >= _REFUSALS_LOGGED_SECONDS:
+            if count := self._refusals.due():
                 # The last one, for the operator who looks for a bridge with a wrong token, and how many there were.
-                peer, count = context.peer(), self._refusals
-                _log.warning("calls_refused", status=status.name, method=method, peer=peer, count=count)
-                self._refusals, self._refusals_logged_at = 0, time
-            await context.abort(status, detail)
+                _log.warning("calls_refused", status=status.name, method=method, peer=context.peer(), count=count)
+            await _abort(method, context, status, detail)
 
         return refuse
 
@@ -249,14 +297,19 @@ async def _read_all(handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncI
         yield _read(handler, message)
 
 
-def _fault(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
-    """Return what the caller is told of an error; log one that is ours."""
-    if isinstance(error, KeyServiceError):
-        return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
-    if isinstance(error, TimeoutError):
-        return grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
-    _log.error("call_failed", method=method, error=type(error).__qualname__, traceback=traceback_without_text(error))
-    return grpc.StatusCode.INTERNAL, "internal error"
+async def _abort(method: str, context: Any, status: grpc.StatusCode, detail: str) -> NoReturn:
+    """End a call with a status; say nothing of it where nobody is left to hear it."""
+    try:
+        await context.abort(status, detail)
+    except grpc.aio.InternalError as error:
+        _end_without_status(method, error)
+    raise AssertionError("abort raises")
+
+
+def _end_without_status(method: str, error: Exception) -> NoReturn:
+    """End a call that is over already: its caller is gone. Anything else than this error grpc.aio logs at length."""
+    _log.debug("caller_gone", method=method, error=type(error).__qualname__)
+    raise asyncio.CancelledError from None
 
 
 def _authorization(token: Secret) -> bytes:

@@ -216,8 +216,9 @@ def _renewal(request: pb.WatchRequest) -> Renewal:
         raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
     if request.holder_id.startswith(INDEX_ID_PREFIX):
         raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
-    if len(request.name) > 128 or "\0" in request.name + request.epoch or len(request.epoch) > 32:
-        raise InvalidArgumentError("name or epoch: too long, or not text")
+    for field, text, characters_max in (("name", request.name, 128), ("epoch", request.epoch, 32)):
+        if len(text) > characters_max or "\0" in text:
+            raise InvalidArgumentError(f"{field}: expected at most {characters_max} characters, without U+0000")
     if request.applied_revision < 0:
         raise InvalidArgumentError("applied_revision: must not be negative")
     return Renewal(

@@ -14,6 +14,8 @@ from authsvc.errors import InvalidArgumentError, NotFoundError
 KeyId = NewType("KeyId", str)
 ProjectId = NewType("ProjectId", str)
 
+PROJECT_ID_CHARACTERS_MAX = 63
+
 _KEY_ID = re.compile(r"key_[0-9a-f]{16}")
 _PROJECT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 

@@ -1,8 +1,9 @@
 """Origin entries: parse, normalise, match. Pure.
 
-A project lists the browser origins it admits. `service` normalises the entries
+A project lists the browser origins it admits. `key_service` normalises the entries
 that SetOrigins and Issue get, and asks an OriginList about the `Origin` header
-that Validate brings. The rules are the public contract's:
+that Validate brings; `project_service` does both for CheckOrigins. The rules are the
+public contract's:
 
     example.com               http or https, any port
     example.com:8443          http or https, that port (a default port counts)
@@ -42,7 +43,6 @@ class OriginEntryError(ValueError):
         """`entry` is the culprit as given, empty when the fault is the list's."""
         shown = entry if len(entry) <= _SHOWN_CHARACTERS_MAX else entry[:_SHOWN_CHARACTERS_MAX] + "…"
         super().__init__(f"origin entry {shown!r}: {reason}" if entry else reason)  # repr escapes what does not print
-        self.entry = entry
         self.reason = reason
 
 

@@ -5,10 +5,11 @@ Registered by `app`, called by gRPC behind `interceptors`.
 
 import base64
 import binascii
+import re
 
 from authsvc import messages
 from authsvc.errors import InvalidArgumentError
-from authsvc.keys import parse_project_id
+from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, ProjectId, parse_project_id
 from authsvc.messages import Context
 from authsvc.origins import ENTRIES_MAX, OriginEntryError, OriginList, normalise_entry
 from authsvc.store import KeyStore, Project, Revision
@@ -16,6 +17,7 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _CHECKED_ORIGINS_MAX = 1000
+_REVISION = re.compile(r"[0-9]{1,18}")  # which is below 2^63
 
 
 class ProjectService(pb_grpc.ProjectServiceServicer):
@@ -33,7 +35,11 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
     async def ListProjects(self, request: pb.ListProjectsRequest, context: Context) -> pb.ListProjectsResponse:
         """Return a page of projects."""
         size = messages.page_size(request.page_size)
-        after = parse_project_id(_page_position(request.page_token)) if request.page_token else ""
+        after = _project_position(request.page_token) if request.page_token else ""
+        if len(request.query) > PROJECT_ID_CHARACTERS_MAX:  # SQLite refuses patterns that are far longer
+            raise InvalidArgumentError(
+                f"query: longer than {PROJECT_ID_CHARACTERS_MAX} characters, as no project id is"
+            )
         if "\0" in request.query:  # which PostgreSQL cannot compare
             raise InvalidArgumentError("query: must not contain U+0000")
         projects = await self._store.projects(after=after, limit=size + 1, containing=request.query)
@@ -44,12 +50,7 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
         """Return a page of a project's keys."""
         project_id = parse_project_id(request.project_id)
         size = messages.page_size(request.page_size)
-        before = None
-        if request.page_token:
-            position = _page_position(request.page_token)
-            if not position.isdecimal() or len(position) > 18:
-                raise InvalidArgumentError("page_token: not one that a response carried")
-            before = Revision(int(position))
+        before = _revision_position(request.page_token) if request.page_token else None
         keys = await self._store.keys(project_id, before=before, limit=size + 1)
         token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
         return pb.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
@@ -83,11 +84,29 @@ def _page_token(position: str) -> str:
     return base64.urlsafe_b64encode(position.encode()).decode()
 
 
+def _project_position(token: str) -> ProjectId:
+    try:
+        return parse_project_id(_page_position(token))
+    except InvalidArgumentError:
+        raise _bad_page_token() from None
+
+
+def _revision_position(token: str) -> Revision:
+    position = _page_position(token)
+    if _REVISION.fullmatch(position) is None:
+        raise _bad_page_token()
+    return Revision(int(position))
+
+
 def _page_position(token: str) -> str:
     try:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
-        raise InvalidArgumentError("page_token: not one that a response carried") from None
+        raise _bad_page_token() from None
+
+
+def _bad_page_token() -> InvalidArgumentError:
+    return InvalidArgumentError("page_token: not one that a response carried")
 
 
 def _project(project: Project) -> pb.Project:

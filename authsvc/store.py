@@ -1,6 +1,6 @@
 """Projects, keys and the log of changes in SQL. Together with `lease_store` the only SQL of the key service.
 
-`service` and `changes` call `KeyStore`. The database holds the invariants: one active
+The servicers, `index`, `watch` and `changes` call `KeyStore`. The database holds the invariants: one active
 key a project, unique digests, gap-free revisions.
 """
 

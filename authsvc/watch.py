@@ -1,7 +1,7 @@
 """Watch streams, the leases they renew, and waiting until a change holds everywhere.
 
-`service` turns messages into what is here and back. The decisions are `leases`'; the
-rules are those of docs/watch-protocol.md, by number.
+`key_service` turns messages into what is here and back; `index` is connected without any.
+The decisions are `leases`'; the rules are those of docs/watch-protocol.md, by number.
 """
 
 import asyncio
@@ -37,8 +37,9 @@ _POLL_SECONDS = 0.05
 """Between two looks at the leases, which other processes may renew without a notification."""
 _READ_SECONDS_MAX = 2.0
 """For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
-_ANSWER_SECONDS = 0.1
-"""Of the time that a caller has, kept for the answer's way back."""
+_ANSWER_SECONDS = 0.5
+_ANSWER_SHARE_MAX = 0.25
+"""Of the time that a caller has, kept for the answer's way back: one that comes late has lost the raw key."""
 _CALL_SECONDS_MAX = 29.0
 """The interceptor ends a call after 30 s."""
 _LOST = "the database has lost changes that holders applied, and needs a new epoch"
@@ -58,7 +59,7 @@ class Granter:
         self._lease_seconds = lease_seconds
         self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
         self._wake = asyncio.Event()
-        self._outage = Outage("leases")
+        self._outage = Outage("leases_lost", "leases_back")
         self._lost_in_epoch = ""
         """Where it has been logged that a holder knows more."""
 
@@ -136,7 +137,7 @@ class LeaseReader:
         self._waiting: list[asyncio.Future[tuple[list[LeaseRow], StoreState]]] = []
         self._reading: asyncio.Task[None] | None = None
         self._poll: asyncio.TimerHandle | None = None
-        self._outage = Outage("lease_reads")
+        self._outage = Outage("lease_reads_lost", "lease_reads_back")
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
         """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError."""
@@ -239,7 +240,7 @@ class Watch:
     def answer_by(self, left_seconds: float | None) -> float:
         """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
-        return self._monotonic() + left_seconds - _ANSWER_SECONDS
+        return self._monotonic() + left_seconds - min(_ANSWER_SECONDS, left_seconds * _ANSWER_SHARE_MAX)
 
     async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
@@ -277,7 +278,7 @@ class Watch:
         return self._feed.time() + timedelta(seconds=self._lease_seconds + self._margin_seconds)
 
     async def _sweep(self) -> None:
-        outage = Outage("sweep")
+        outage = Outage("sweep_lost", "sweep_back")
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:

@@ -4,6 +4,7 @@ Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is ou
 """
 
 import asyncio
+import gc
 import getpass
 import os
 import signal
@@ -20,6 +21,7 @@ import msgspec
 
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
+from authsvc.client.standard_streams import open_missing
 from authsvc.client.workers import PLACE, Link, Place, Role, StartFailedError, run_workers, stop_at_signals
 from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
@@ -37,6 +39,7 @@ def main() -> None:
 
     Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
     """
+    open_missing()
 
 
 @main.command()
@@ -232,6 +235,7 @@ def _config() -> Config:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(work)

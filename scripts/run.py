@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +20,7 @@ from authsvc.config import BRIDGE_TOKEN_FILE
 
 BIN = Path(sys.executable).parent
 PROJECT = "demo"
+KEY_FILE = "demo-key"
 START_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 20.0
 
@@ -81,14 +82,14 @@ async def _fail_at_end(name: str, process: Process) -> NoReturn:
 
 async def demo_key(state: Path, environ: Mapping[str, str]) -> tuple[str | None, str]:
     """Return the demo project's key, issued at the first start; or None and why there is none to show."""
-    kept = state / "demo-key"
-    if not kept.exists():
+    kept = state / KEY_FILE
+    key = kept.read_text().strip() if kept.exists() else ""
+    if not key:  # also where the line of NO_KEY failed, which leaves an empty file
         status, key, reason = await _run("authsvc", "issue", PROJECT, environ=environ)
         if status != 0:
             return None, reason
         kept.touch(mode=0o600)
         kept.write_text(key)
-    key = kept.read_text().strip()
     status, verdict, reason = await _run("authsvc", "validate", environ={**environ, "AUTHSVC_API_KEY": key})
     return (key, "") if status == 0 else (None, reason or f"the service says of the key in {kept}: {verdict}")
 
@@ -134,33 +135,56 @@ async def ready(url: str) -> None:
 GREETING = """
 Everything is running. Ctrl-C stops it.
 
-Open the dashboard (this link signs you in, for ten minutes; later: {bin}/httpbridge sign-in-link):
+Open the dashboard (this link signs you in, for ten minutes):
   {link}
+For another link:
+  {link_settings}{bin}/httpbridge sign-in-link{link_url}
 Send a log:
   curl -sS{curl_tls} -w '\\n' {logs_url}/ingest/logs \\
     -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \\
     -d '{{"service": "hello", "logs": [{{"level": "info", "message": "hello, world"}}]}}'
 See it:
-  {bin}/httpbridge logs {project}
+  {logs_settings}{bin}/httpbridge logs {project}
 Check the key over gRPC:
   grpcurl{grpcurl_tls} -H "Authorization: Bearer {token}" \\
     -d '{{"api_key": "{key}"}}' {keys_address} authsvc.v1.KeyService/Validate
   {bin}/buf curl --protocol grpc{buf_tls} -H "Authorization: Bearer {token}" \\
     -d '{{"api_key": "{key}"}}' {keys_url}/authsvc.v1.KeyService/Validate
 
-State is in {state}/: keys in authsvc.db, logs in logs.db, tokens, the demo key in demo-key.
+State is in {state}/: {places}.
 """
 NO_KEY = """
 There is no demo key to show: {reason}
-For a new one, once the key service answers:
-  {bin}/authsvc revoke {project}
+For a new one, which the next start shows, and with which the one in use stops working:
+  (umask 077; {keys_settings}{bin}/authsvc revoke {project} --yes > {key_file})
 """
+DEFAULTS = {"AUTHSVC_STATE_DIR": "var", "HTTPBRIDGE_STATE_DIR": "var", "AUTHSVC_ADDRESS": "127.0.0.1:50051"}
+DASHBOARD_URL = "http://127.0.0.1:8081"
+SECRETS = ("_TOKEN", "_URL")
+LINK_SETTINGS = ("HTTPBRIDGE_STATE_DIR", "HTTPBRIDGE_DASHBOARD_TOKEN")
+LOGS_SETTINGS = ("HTTPBRIDGE_STATE_DIR", "HTTPBRIDGE_LOG_STORE_URL")
+KEYS_SETTINGS = (
+    "AUTHSVC_STATE_DIR",
+    "AUTHSVC_ADDRESS",
+    "AUTHSVC_ADMIN_TOKEN",
+    "AUTHSVC_CA",
+    "AUTHSVC_CLIENT_CERT",
+    "AUTHSVC_CLIENT_KEY",
+    "AUTHSVC_ALLOW_INSECURE",
+)
 
 
 def greeting(
-    keys_url: str, logs_url: str, link: str, state: Path, key: str | None, reason: str, environ: Mapping[str, str]
+    keys_url: str,
+    logs_url: str,
+    dashboard_url: str,
+    link: str,
+    state: Path,
+    key: str | None,
+    reason: str,
+    environ: Mapping[str, str],
 ) -> str:
-    """Return what to paste, and where things are."""
+    """Return what to paste, into any shell in this folder, and where things are."""
     keys_are_tls, logs_are_tls = keys_url.startswith("https:"), logs_url.startswith("https:")
     token_file = f"$(cat {shlex.quote(str(state))}/{BRIDGE_TOKEN_FILE})"
     return (GREETING if key else GREETING + NO_KEY).format(
@@ -168,16 +192,47 @@ def greeting(
         keys_address=keys_url.partition("://")[2],
         logs_url=logs_url,
         link=link,
+        link_url="" if dashboard_url == DASHBOARD_URL else f" --url {dashboard_url}",
+        link_settings=_settings(environ, LINK_SETTINGS),
+        logs_settings=_settings(environ, LOGS_SETTINGS),
+        keys_settings=_settings(environ, KEYS_SETTINGS),
         curl_tls=_options(environ, {"AUTHSVC_CA": "--cacert"}) if logs_are_tls else "",
         grpcurl_tls=_options(environ, _files("-")) if keys_are_tls else " -plaintext",
         buf_tls=_options(environ, _files("--")) if keys_are_tls else " --http2-prior-knowledge",
         state=state,
+        places=_places(state, environ),
         token="$AUTHSVC_BRIDGE_TOKEN" if environ.get("AUTHSVC_BRIDGE_TOKEN") else token_file,
         key=key or "YOUR_KEY",
+        key_file=shlex.quote(str(state / KEY_FILE)),
         reason=reason,
         bin=os.path.relpath(BIN),
         project=PROJECT,
     )
+
+
+def _settings(environ: Mapping[str, str], names: Sequence[str]) -> str:
+    """Return the variables, before a command that without them would act on something else than what runs.
+
+    A secret is not shown: the shell has to have it, and says so if it does not.
+    """
+    differing = [name for name in names if environ.get(name) and environ[name] != DEFAULTS.get(name)]
+    return "".join(
+        f'{name}="${{{name}:?}}" ' if name.endswith(SECRETS) else f"{name}={shlex.quote(environ[name])} "
+        for name in differing
+    )
+
+
+def _places(state: Path, environ: Mapping[str, str]) -> str:
+    """Return what is where in the state folder, or instead of there."""
+    places = []
+    for what, service, file, url in (
+        ("keys", "AUTHSVC", "authsvc.db", "AUTHSVC_DATABASE_URL"),
+        ("logs", "HTTPBRIDGE", "logs.db", "HTTPBRIDGE_LOG_STORE_URL"),
+    ):
+        folder = Path(environ[f"{service}_STATE_DIR"])
+        path = Path(file) if folder == state else folder / file
+        places.append(f"{what} where {url} says" if environ.get(url) else f"{what} in {path}")
+    return ", ".join([*places, "generated tokens", f"the demo key in {KEY_FILE}"])
 
 
 def _files(dashes: str) -> dict[str, str]:
@@ -208,13 +263,15 @@ async def start_up(services: Services, state: Path, environ: dict[str, str]) -> 
     key, reason = await demo_key(state, environ)
     await ready(logs_url)
     link = await sign_in_link(dashboard_url, environ)
-    print(greeting(keys_url, logs_url, link, state, key, reason, environ), flush=True)
+    print(greeting(keys_url, logs_url, dashboard_url, link, state, key, reason, environ), flush=True)
 
 
 async def run() -> int:
     """Run until a signal comes or a service ends; return the exit status."""
     state = os.environ.get("AUTHSVC_STATE_DIR") or os.environ.get("HTTPBRIDGE_STATE_DIR") or "var"
-    environ = {"AUTHSVC_STATE_DIR": state, "HTTPBRIDGE_STATE_DIR": state} | dict(os.environ)
+    environ = dict(os.environ)
+    for variable in ("AUTHSVC_STATE_DIR", "HTTPBRIDGE_STATE_DIR"):
+        environ[variable] = environ.get(variable) or state  # an empty one counts as unset
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
+from authsvc.client.channel import ClientTls, TokenSource, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address
 from authsvc.client.raw_key import RawKey
@@ -257,7 +257,7 @@ class AdminClient:
     async def _call(self, call: Callable[..., Awaitable[_T]], caller: str = "") -> _T:
         token = self._token.read()
         for is_last in (False, True):
-            metadata = (*authorization(token), *_caller(caller))
+            metadata = (*authorization(token), *naming(caller))
             try:
                 return await call(self._stubs(), timeout=self._deadline_seconds, metadata=metadata)
             except grpc.aio.AioRpcError as error:
@@ -305,15 +305,6 @@ class _Stubs:
         self.keys: Any = KeyServiceStub(channel)
         self.projects: Any = ProjectServiceStub(channel)
         self.operations: Any = OperationsServiceStub(channel)
-
-
-def _caller(name: str) -> tuple[tuple[str, str | bytes], ...]:
-    if not name:
-        return ()
-    # gRPC carries printable ASCII, or bytes under names that end in -bin.
-    if name.isascii() and name.isprintable():
-        return (("x-authsvc-caller", name),)
-    return (("x-authsvc-caller-bin", name.encode(errors="replace")),)
 
 
 def _project(message: pb.Project) -> Project:

@@ -6,12 +6,14 @@ Used by `key_client` and by the service's own command line.
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import grpc
 
 from authsvc.client.environment import Address, ConfigurationError, Secret, Token
 from authsvc.client.verdicts import KeyServiceUnavailableError
+
+Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # After an outage the next attempt is at most a second away; gRPC's own bound is two minutes.
@@ -139,9 +141,19 @@ class TokenFile:
         self._token = None
 
 
-def authorization(token: Secret) -> tuple[tuple[str, str], ...]:
+def authorization(token: Secret) -> Metadata:
     """Return the metadata that presents a token."""
     return (("authorization", f"Bearer {token.reveal()}"),)
+
+
+def naming(caller: str) -> Metadata:
+    """Return the metadata that says for the audit trail who asks; without a name, the service puts the role there."""
+    if not caller:
+        return ()
+    # gRPC carries printable ASCII, or bytes under names that end in -bin.
+    if caller.isascii() and caller.isprintable():
+        return (("x-authsvc-caller", caller),)
+    return (("x-authsvc-caller-bin", caller.encode(errors="replace")),)
 
 
 def open_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Channel:

@@ -34,16 +34,24 @@ async def diagnose(address: Address, tls: ClientTls | None, timeout_seconds: flo
 
 
 async def _diagnose_plaintext(address: Address) -> str | None:
-    if await _first_byte(address, None) in (b"", b"\x15"):  # closed, or a TLS alert
+    first = await _first_byte(address, None)
+    if first in (b"", b"\x15"):  # closed, or a TLS alert
         return f"{address} ends connections without TLS: it may expect TLS, and no CA is configured"
-    return None
+    return _diagnose_protocol(address, first)
+
+
+def _diagnose_protocol(address: Address, first_byte: bytes) -> str | None:
+    # A server begins with SETTINGS (RFC 9113 section 3.4), of far fewer than 65,536 bytes, and a frame with its length.
+    if first_byte == b"\0":
+        return None
+    return f"{address} does not speak gRPC: is it the bridge's address, or another service's?"
 
 
 async def _diagnose_tls(address: Address, tls: ClientTls) -> str | None:
     context = tls.context()
     try:
-        if await _first_byte(address, context):
-            return None
+        if first := await _first_byte(address, context):
+            return _diagnose_protocol(address, first)
     except ssl.SSLCertVerificationError as error:
         return f"the certificate of {address} is not accepted: {error.verify_message.rstrip('.')} ({_ca(tls)})"
     except ssl.SSLError as error:

@@ -8,7 +8,9 @@ import ipaddress
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -64,22 +66,28 @@ def kept_token(path: Path) -> Token:
     """
     try:
         if not path.exists():
-            # Linked into place when it is whole, so that a process which starts at the same time never reads half of
-            # it, and of two that start at once both take the first one's.
-            draft = path.with_name(f"{path.name}.{os.getpid()}")
-            draft.touch(mode=0o600, exist_ok=False)
-            draft.write_text(secrets.token_hex(32) + "\n")
-            try:
-                path.hardlink_to(draft)
-            except FileExistsError:
-                pass
-            finally:
-                draft.unlink()
+            _make_token(path)
         return Token.parse(path.read_text("utf-8", "replace"))
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigurationError(f"{path}: {error}; remove it to have one generated") from None
+
+
+def _make_token(path: Path) -> None:
+    """Write a new token, unless somebody else does so first.
+
+    It is linked into place when it is whole, so that a process which starts at the same time never reads half of it,
+    and of two that start at once both take the first one's.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # with mode 0600
+    try:
+        with os.fdopen(descriptor, "w") as draft:
+            draft.write(secrets.token_hex(32) + "\n")
+        with suppress(FileExistsError):
+            path.hardlink_to(name)
+    finally:
+        Path(name).unlink()
 
 
 class Address:

@@ -8,7 +8,6 @@ import asyncio
 import os
 import secrets
 import socket
-import time
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, Self, TypeVar
 import structlog
 
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
+from authsvc.client.clock import boot_clock
 from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient, sendable_origin
@@ -48,16 +48,10 @@ clients that send one key after the other twice as many share each call, for two
 """
 
 _GOODBYE_SECONDS_MAX = 2.0
-_BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 _T = TypeVar("_T")
 
 _log = structlog.get_logger("authsvc.client")
-
-
-def boot_clock() -> float:
-    """Return seconds that also count while the machine is suspended, where the system has such a clock (rule 12)."""
-    return time.clock_gettime(_BOOT_CLOCK)
 
 
 class KeyServiceState(Enum):

@@ -1,9 +1,10 @@
 """The baselines: servers that do the least that could be called the same work, on uvloop.
 
-Usage: python -m benchmarks.rig.bare aiohttp | grpc | aiohttp-grpc ADDRESS
+Usage: python -m benchmarks.rig.bare aiohttp | grpc | aiohttp-grpc ADDRESS [TOKEN]
 
 `aiohttp` reads the body and answers JSON; `grpc` answers Validate and BatchValidate with the same messages as the key
-service, made ahead; `aiohttp-grpc` is the first with one Validate call to the second at ADDRESS before each answer.
+service, made ahead; `aiohttp-grpc` is the first with one Validate call before each answer, to the second at ADDRESS or
+to a key service, which wants a token.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -18,6 +20,8 @@ import uvloop
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
 
+from authsvc.client.channel import authorization
+from authsvc.client.environment import Secret
 from benchmarks.rig.traffic import INGEST, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
@@ -88,11 +92,12 @@ async def _serve_grpc() -> AsyncIterator[str]:
     await server.stop(None)
 
 
-async def _serve_both(address: str) -> AsyncIterator[str]:
+async def _serve_both(address: str, token: str = "") -> AsyncIterator[str]:
+    metadata = authorization(Secret(token)) if token else None
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = pb_grpc.KeyServiceStub(channel)
-        await stub.Validate(pb.ValidateRequest(api_key=key(0)))
-        async for own in _serve_http(stub.Validate):
+        validate = partial(pb_grpc.KeyServiceStub(channel).Validate, metadata=metadata)
+        await validate(pb.ValidateRequest(api_key=key(0)))
+        async for own in _serve_http(validate):
             yield own
 
 

@@ -11,12 +11,14 @@ import grpc
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.app import migrate
 from authsvc.client.environment import ConfigurationError
 from authsvc.config import Config
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
+from authsvc.migrations import upgrade
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
 from tests.postgres import PostgresServer
@@ -135,7 +137,7 @@ def test_what_is_no_address_of_a_database_is_refused_by_its_variable(url: str) -
 async def test_a_server_without_fsync_stops_the_start(tmp_path: Path, private_postgres: PostgresServer) -> None:
     private_postgres.sql("ALTER SYSTEM SET fsync = off")
     private_postgres.sql("SELECT pg_reload_conf()")
-    with pytest.raises(ConfigurationError, match="fsync is off, and must be on"):
+    with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: .*fsync is off, and must be on"):
         async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=private_postgres.url("postgres")):
             pass
 
@@ -146,9 +148,47 @@ async def test_a_sqlite_file_that_is_not_synced_is_refused(sqlite_url: str) -> N
 
     database = Database(sqlite_url)
     event.listen(database.engine.sync_engine, "connect", unsynced)
-    with pytest.raises(ConfigurationError, match="synchronous is 1, and must be 2"):
+    with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: .*synchronous is 1, and must be 2"):
         await database.open()
     await database.close()
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    try:
+        await database.migrate(upgrade)
+        yield database
+    finally:
+        await database.close()
+
+
+async def revision(connection: AsyncConnection) -> int:
+    found: int = (await connection.execute(sa.text("SELECT revision FROM revision_counter"))).scalar_one()
+    return found
+
+
+async def test_the_statements_of_one_reading_see_one_snapshot(sqlite_url: str) -> None:
+    """On SQLite: its driver begins nothing by itself, and each statement would see what was committed last."""
+    async with opened(sqlite_url) as database, database.reading() as connection:
+        assert await revision(connection) == 0
+        async with database.writing() as other:
+            await other.execute(sa.text("UPDATE revision_counter SET revision = 1"))
+        assert await revision(connection) == 0
+        async with database.reading() as another:
+            assert await revision(another) == 1
+
+
+async def test_a_key_of_no_project_is_refused_by_the_database(database_url: str) -> None:
+    """SQLite would take it, unless told at each connection to hold foreign keys."""
+    insert = sa.text(
+        "INSERT INTO keys (key_id, project_id, digest, create_revision, create_time)"
+        " VALUES ('key_0', 'nobody', :digest, 1, CURRENT_TIMESTAMP)"
+    )
+    async with opened(database_url) as database, database.writing() as connection:
+        with pytest.raises(sa.exc.IntegrityError):
+            await connection.execute(insert, {"digest": bytes(32)})
+        await connection.rollback()
 
 
 def modes(folder: Path) -> dict[str, int]:

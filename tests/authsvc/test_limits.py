@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from authsvc.client import KeyValidator
+from authsvc.client.verdicts import INVALID_KEY, Verdict
 from authsvc.interceptors import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
+from tests.authsvc.raw_http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, PING, SETTINGS, frame, raw_connection, read_until
 
 Code = grpc.StatusCode
 CHECK = "/grpc.health.v1.Health/Check"
-GOAWAY, ENHANCE_YOUR_CALM = 7, 11  # RFC 9113, sections 6.8 and 7
-ACK = 1
-PREFACE_AND_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-PING = bytes((0, 0, 8, 6, 0, 0, 0, 0, 0)) + b"01234567"
+PAYLOAD = b"01234567"
 
 
 async def status_of(call: Any) -> grpc.StatusCode:
@@ -72,7 +74,7 @@ async def test_there_are_open_files_for_as_many_callers_as_are_served(tmp_path: 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        async with running(tmp_path / "state", CallLimits(calls_max=300)):
+        async with running(tmp_path / "state", CallLimits(connections_max=300)):
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -154,29 +156,61 @@ async def test_a_connection_has_so_many_calls_at_a_time_and_the_rest_wait_at_the
         assert (await waiting).verdict == pb.VERDICT_INVALID_KEY
 
 
-@asynccontextmanager
-async def raw_connection(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect as an HTTP/2 client that answers nothing."""
-    reader, writer = await asyncio.open_connection(service.address.host, service.address.port)
-    writer.write(PREFACE_AND_SETTINGS)
-    try:
-        yield reader, writer
-    finally:
-        writer.transport.abort()
+async def is_taken(service: Service) -> bool:
+    """Whether a new connection hears anything before it is closed."""
+    async with raw_connection(service) as (reader, _):
+        try:
+            return bool(await reader.read(1))
+        except ConnectionError:
+            return False
 
 
-async def read_until(reader: asyncio.StreamReader, kind: int, flags: int = 0) -> bytes:
-    """Read frames up to the first of this kind; return its payload."""
-    while True:
-        head = await reader.readexactly(9)
-        payload = await reader.readexactly(int.from_bytes(head[:3]))
-        if (head[3], head[4]) == (kind, flags):
-            return payload
+async def test_connections_past_the_limit_are_closed_and_the_others_served(tmp_path: Path) -> None:
+    async with running(tmp_path / "state", CallLimits(connections_max=3)) as service:
+        await validate(service)
+        async with raw_connection(service) as (one, _), raw_connection(service) as (other, _):
+            await read_until(one, SETTINGS)
+            await read_until(other, SETTINGS)
+            assert not await is_taken(service)
+            assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
+        while not await is_taken(service):  # until the service has seen that they are gone
+            pass
+
+
+async def test_a_connection_without_a_call_is_closed_after_a_while(tmp_path: Path) -> None:
+    """Also one that never speaks: an open file is all that a stranger needs to keep others out."""
+    async with running(tmp_path / "state", CallLimits(connection_idle_seconds=0.1)) as service:
+        async with raw_connection(service) as (reader, _):
+            assert (await read_until(reader, GOAWAY)).endswith(b"idle")
+            await reader.read()
+        silent, writer = await asyncio.open_connection(service.address.host, service.address.port)
+        await silent.read()
+        writer.close()
+
+
+async def test_a_stream_keeps_its_connection_and_idle_clients_come_back_without_a_failed_call(tmp_path: Path) -> None:
+    def connections() -> set[Any]:
+        """Return the callers' ends of those that are open."""
+        found = psutil.Process().net_connections("tcp")
+        return {it.raddr for it in found if it.laddr.port == service.address.port and it.raddr}
+
+    async with running(tmp_path / "state", CallLimits(connection_idle_seconds=0.1)) as service:
+        token = (service.state_dir / "bridge-token").read_text().strip()
+        issued = await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())
+        with capture_logs() as logged:
+            async with KeyValidator(service.address, token) as validator:
+                await until(lambda: validator.has_lease and len(connections()) == 1)
+                stream = connections()
+                for number in range(3):
+                    assert await validator.validate(f"dt_{number:024}") == INVALID_KEY
+                    await until(lambda: connections() == stream)
+                assert (await validator.validate(issued.api_key)).verdict is Verdict.ALLOWED
+        assert not [line for line in logged if line["event"] in ("key_service_lost", "lease_lost", "call_failed")]
 
 
 async def test_a_caller_that_pings_too_often_is_cut_off(service: Service) -> None:
     async with raw_connection(service) as (reader, writer):
-        writer.write(PING * 10)
+        writer.write(frame(PING, payload=PAYLOAD) * 10)
         assert int.from_bytes((await read_until(reader, GOAWAY))[4:8]) == ENHANCE_YOUR_CALM
 
 
@@ -184,8 +218,8 @@ async def test_a_caller_that_pings_seldom_enough_is_not_cut_off(tmp_path: Path) 
     limits = CallLimits(ping_seconds_min=0)
     async with running(tmp_path / "state", limits) as service, raw_connection(service) as (reader, writer):
         for _ in range(10):
-            writer.write(PING)
-            assert await read_until(reader, PING[3], flags=ACK) == PING[9:]
+            writer.write(frame(PING, payload=PAYLOAD))
+            assert await read_until(reader, PING, ACK) == PAYLOAD
 
 
 async def test_a_caller_that_vanished_without_a_word_is_let_go(tmp_path: Path) -> None:
@@ -208,8 +242,3 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(service: Service,
     assert caught.value.code() == (Code.INVALID_ARGUMENT if is_known else Code.UNAUTHENTICATED)
     assert "Decode" not in str(caught.value.details())
     assert not [line for line in logged if line["log_level"] == "error"]
-
-
-async def test_the_health_of_what_is_not_served_is_not_found(service: Service) -> None:
-    stub = health_pb2_grpc.HealthStub(service.channel)
-    assert await status_of(stub.Check(health_pb2.HealthCheckRequest(service="nobody"))) == Code.NOT_FOUND

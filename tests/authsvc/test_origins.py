@@ -126,7 +126,6 @@ def test_an_entry_comes_back_as_browsers_write_it(entry: str, normalised: str) -
 def test_a_bad_entry_is_refused_with_a_message_that_names_it(entry: str, reason: str) -> None:
     with pytest.raises(OriginEntryError) as caught:
         normalise_list(["example.com", entry])
-    assert caught.value.entry == entry
     assert repr(entry[:80])[1:-1] in str(caught.value)
     assert reason in str(caught.value)
 

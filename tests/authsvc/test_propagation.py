@@ -165,10 +165,25 @@ async def test_the_callers_deadline_bounds_the_wait(service: Service, seconds: f
     watcher = Watcher(service)
     await watcher.attach()
     issued = await issue(service, wait_seconds=0)
-    revoked = await revoke(service, wait_seconds=seconds, timeout=1.0)
+    revoked = await revoke(service, wait_seconds=seconds, timeout=3.0)
     assert names(revoked.propagation.pending) == ["bridge-1"]
     assert await validity(service, revoked.api_key) == pb.VERDICT_ALLOWED
     assert await validity(service, issued.api_key) == pb.VERDICT_INVALID_KEY
+
+
+@pytest.mark.parametrize(
+    ("left_seconds", "answer_after"), [(0.0, 0.0), (0.4, 0.3), (2.0, 1.5), (10.0, 9.5), (3600.0, 28.5), (None, 28.5)]
+)
+def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
+    sqlite_url: str, left_seconds: float | None, answer_after: float
+) -> None:
+    """Half a second, on a busy machine; a quarter of it for who has less than two. No call outlasts 30 s."""
+    database = Database(sqlite_url)
+    store = KeyStore(database, app_module.now)
+    leases = LeaseStore(database, app_module.now, margin_seconds=5)
+    feed = ChangeFeed(database, store, leases, time.monotonic)
+    watch = watch_module.Watch(store, leases, feed, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0)
+    assert watch.answer_by(left_seconds) == pytest.approx(1000.0 + answer_after)
 
 
 async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +192,7 @@ async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, mon
 
     async def slow(*arguments: Any) -> Any:
         issued = await issue_key(*arguments)
-        clock.passed += LONG - 0.5
+        clock.passed += LONG - 2.0
         return issued
 
     monkeypatch.setattr(KeyStore, "issue", slow)

@@ -1,6 +1,7 @@
 """The gRPC contract of authsvc.v1, over a real channel."""
 
 import asyncio
+import base64
 import hashlib
 import re
 import sqlite3
@@ -170,14 +171,45 @@ async def test_misuse_has_the_status_that_says_so(service: Service) -> None:
     assert (await validate(service, issued.api_key)).verdict == pb.VERDICT_ALLOWED
 
 
-@pytest.mark.parametrize("token", ["x", "!!!", "eA==", "ÿ", "LTE=", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5"])
-async def test_a_page_token_that_no_response_carried_is_refused(service: Service, token: str) -> None:
+def encoded(position: str) -> str:
+    return base64.urlsafe_b64encode(position.encode()).decode()
+
+
+@pytest.mark.parametrize("token", ["x", "!!!", "ÿ", encoded("-1"), encoded("9" * 19), encoded("\u0663"), encoded("A")])
+async def test_a_page_token_that_no_response_carried_is_refused_by_its_name(service: Service, token: str) -> None:
+    """Also one that would name another page, or another project, if only it were read so: U+0663 is a digit."""
     await issue(service)
-    call = service.projects.ListKeys(pb.ListKeysRequest(project_id="demo", page_token=token), metadata=service.token())
-    assert (await refused(call))[0] == Code.INVALID_ARGUMENT
-    if token != "eA==":  # the token of a project called x
-        call = service.projects.ListProjects(pb.ListProjectsRequest(page_token="=" + token), metadata=service.token())
-        assert (await refused(call))[0] == Code.INVALID_ARGUMENT
+    for call, request in (
+        (service.projects.ListKeys, pb.ListKeysRequest(project_id="demo", page_token=token)),
+        (service.projects.ListProjects, pb.ListProjectsRequest(page_token=token)),
+    ):
+        if (token, call) != (encoded("9" * 19), service.projects.ListProjects):  # which a project may be called
+            refusal = (Code.INVALID_ARGUMENT, "page_token: not one that a response carried")
+            assert await refused(call(request, metadata=service.token())) == refusal
+
+
+async def test_a_query_that_no_project_id_can_contain_is_refused_by_its_name(service: Service) -> None:
+    """SQLite cannot compare with one that is far longer."""
+    await issue(service, "a" * 63)
+    request = pb.ListProjectsRequest(query="a" * 63)
+    found = await service.projects.ListProjects(request, metadata=service.token())
+    assert [project.project_id for project in found.projects] == ["a" * 63]
+    for query in ("a" * 64, "a" * 60_000, "\0"):
+        call = service.projects.ListProjects(pb.ListProjectsRequest(query=query), metadata=service.token())
+        code, text = await refused(call)
+        assert (code, text.partition(":")[0]) == (Code.INVALID_ARGUMENT, "query")
+
+
+async def test_a_page_has_a_hundred_entries_at_the_most(service: Service) -> None:
+    """What is more than a client would take in one message is cut, not refused."""
+    for number in range(102):
+        await issue(service, f"p{number}")
+    for size, count in ((0, 50), (100, 100), (101, 100), (2**31 - 1, 100)):
+        request = pb.ListProjectsRequest(page_size=size)
+        page = await service.projects.ListProjects(request, metadata=service.token())
+        assert len(page.projects) == count
+        listed = await service.operations.ListChanges(pb.ListChangesRequest(page_size=size), metadata=service.token())
+        assert len(listed.changes) == count
 
 
 async def test_a_negative_page_size_is_refused(service: Service) -> None:
@@ -216,6 +248,7 @@ ADMIN_CALLS: list[tuple[str, str, Any]] = [
     ("projects", "GetProject", pb.GetProjectRequest(project_id="demo")),
     ("projects", "ListProjects", pb.ListProjectsRequest()),
     ("projects", "ListKeys", pb.ListKeysRequest(project_id="demo")),
+    ("projects", "CheckOrigins", pb.CheckOriginsRequest(entries=["example.com"])),
 ]
 
 
@@ -250,13 +283,6 @@ async def test_the_schemes_case_does_not_matter_and_admins_may_validate(service:
     token = service.token()[0][1].removeprefix("Bearer ")
     answer = await service.keys.Validate(pb.ValidateRequest(), metadata=(("authorization", f"bearer {token}"),))
     assert answer.verdict == pb.VERDICT_INVALID_KEY
-
-
-async def test_health_is_open_and_per_service(service: Service) -> None:
-    stub = health_pb2_grpc.HealthStub(service.channel)
-    for name in ("", "authsvc.v1.KeyService", "authsvc.v1.ProjectService"):
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 async def reflected(service: Service) -> list[str]:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +19,7 @@ from cryptography import x509
 from authsvc.config import Config as KeyServiceConfig
 from httpbridge.config import Config as BridgeConfig
 from tests.e2e.http_exchange import post
-from tests.e2e.processes import Service, System, free_port, until
+from tests.e2e.processes import BIN, Service, System, free_port, until
 
 RAW_KEY = re.compile(r"dt_[0-9a-f]{24}\n")
 
@@ -181,6 +183,10 @@ def test_a_service_out_of_reach_is_3_and_one_line(system: System, command: list[
         ({"AUTHSVC_ADMIN_TOKEN": "käse"}, ["AUTHSVC_ADMIN_TOKEN"]),
         ({"AUTHSVC_CLIENT_CERT": "a.pem", "AUTHSVC_CLIENT_KEY": "a.key"}, ["AUTHSVC_CLIENT_CERT", "AUTHSVC_CA"]),
         ({"AUTHSVC_ADDRESS": "\udcff:50051"}, ["AUTHSVC_ADDRESS: expected HOST:PORT"]),
+        (
+            {"AUTHSVC_ADDRESS": "", "AUTHSVC_LISTEN": ":0"},
+            ["AUTHSVC_LISTEN=127.0.0.1:0 is no port to connect to", "set AUTHSVC_ADDRESS"],
+        ),
         ({"AUTHSVC_ADDRESS": "192.0.2.1:50051"}, ["AUTHSVC_ADDRESS", "AUTHSVC_CA", "AUTHSVC_ALLOW_INSECURE=true"]),
         (
             {"AUTHSVC_ADDRESS": "", "AUTHSVC_LISTEN": "192.0.2.1:50051"},
@@ -243,6 +249,106 @@ def test_a_taken_port_is_2_and_one_line(system: System, name: str) -> None:
     assert re.fullmatch(
         rf"{name}: {name.upper()}_LISTEN: cannot listen on {taken}: .*[Aa]ddress.* in use.*\n", done.stderr
     )
+
+
+def shell(system: System, script: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that has the commands of the product in its path."""
+    return subprocess.run(
+        ["sh", "-c", script],
+        env=system.environment(PATH=f"{BIN}:{os.environ['PATH']}", **variables),
+        cwd=system.folder,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_a_raw_key_that_cannot_be_printed_is_said_to_be_lost(system: System) -> None:
+    """It is in force, and nothing shows it again."""
+    for command in ("issue unshown", "revoke unshown --yes", "revoke unshown --yes --json"):
+        done = shell(system, f"authsvc {command} > /dev/full")
+        newest = json.loads(system.run("authsvc", "keys", "unshown", "--json").stdout)[0]["key_id"]
+        assert done.returncode == 1
+        assert done.stderr.endswith(
+            f"\nauthsvc: standard output: No space left on device: the raw key of {newest}, which is in force, "
+            "is lost; 'authsvc revoke unshown' replaces it\n"
+        )
+        assert done.stderr.count("\n") == 3
+
+
+def test_what_is_said_beside_a_raw_key_may_be_lost(system: System) -> None:
+    done = shell(system, "authsvc issue unheard 2> /dev/full")
+    assert (done.returncode, bool(RAW_KEY.fullmatch(done.stdout))) == (0, True)
+
+
+def test_a_list_that_cannot_be_printed_is_1_and_one_line(system: System) -> None:
+    key = system.issue("unlisted", "https://shop.example")
+    for command in ("projects", "projects --json", "keys unlisted", "changes", "changes --json", "origins unlisted"):
+        done = shell(system, f"authsvc {command} > /dev/full")
+        assert (done.returncode, done.stderr) == (1, "authsvc: standard output: No space left on device\n"), command
+    done = shell(system, "authsvc validate > /dev/full", stdin=key)
+    assert (done.returncode, done.stderr) == (1, "authsvc: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_no_exit_status(system: System, closed: str) -> None:
+    """What is opened next must not become one of them: libuv aborts on that."""
+    for command, status in (
+        ("authsvc projects", 0),
+        ("authsvc validate", 1),
+        ("authsvc keys nobody", 1),
+        ("authsvc issue Not_A_Project", 1),
+        ("httpbridge logs nobody", 2),
+    ):
+        done = shell(system, f"{command} {closed}", HTTPBRIDGE_STATE_DIR="nowhere")
+        assert done.returncode == status, command
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["dt_" + "0" * 24 + " " * 10_000, "dt_" + "0" * 24 + "\0" * 1_000_000])
+def test_a_line_that_is_far_longer_than_a_key_is_none(system: System, key: str) -> None:
+    """It may never end."""
+    done = system.run("authsvc", "validate", stdin=key)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "invalid key\n", "")
+    endless = shell(system, "authsvc validate < /dev/zero")
+    assert (endless.returncode, endless.stdout, endless.stderr) == (1, "invalid key\n", "")
+
+
+def test_the_list_of_commands_is_whole_sentences(system: System) -> None:
+    listed = system.run("authsvc", "--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(listed) == 12
+    assert [line for line in listed if not line.endswith(".") or "..." in line] == []
+
+
+@pytest.mark.parametrize("name", ["Jörg Ärmel", "two words"])
+def test_the_audit_trail_has_the_users_name_as_it_is(system: System, name: str) -> None:
+    project = f"by-{len(name)}"
+    assert system.run("authsvc", "issue", project, LOGNAME=name).returncode == 0
+    shown = system.run("authsvc", "changes", "--project", project).stdout
+    assert re.fullmatch(rf" *\d+  .*Z  issue +{project}  by {name}\n", shown)
+
+
+def test_of_two_revokes_at_once_the_one_that_comes_late_changes_nothing(system: System) -> None:
+    """It revokes the key that it read and asked about, never the other's new one."""
+    system.issue("raced")
+    late = subprocess.Popen(
+        [BIN / "authsvc", "revoke", "raced"],
+        env=system.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert late.stderr is not None
+    asked = ""
+    while not asked.endswith("[y/N]: "):  # it has read the key
+        asked += late.stderr.read(1)
+    first = system.run("authsvc", "revoke", "raced", "--yes").stdout
+    printed, said = late.communicate("y\n", timeout=60)
+    assert (late.returncode, printed) == (0, "")
+    assert "was revoked already" in said
+    assert system.run("authsvc", "validate", stdin=first).returncode == 0
 
 
 def test_tokens_and_state_are_for_their_owner_only(system: System) -> None:
@@ -339,6 +445,15 @@ def test_logs_are_shown_newest_last(system: System, bridge: Service) -> None:
 )
 def test_logs_are_selected_by_time_and_level(system: System, bridge: Service, options: list[str], count: int) -> None:
     assert len(shown(system, "viewed", *options)) == count
+
+
+def test_the_bridges_address_is_not_the_key_services(system: System, bridge: Service) -> None:
+    done = system.run("authsvc", "projects", AUTHSVC_ADDRESS=bridge.address)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"authsvc: the key service is out of reach: {bridge.address} does not speak gRPC: "
+        "is it the bridge's address, or another service's?\n"
+    )
 
 
 def test_logs_of_another_project_are_not_shown(system: System, bridge: Service) -> None:

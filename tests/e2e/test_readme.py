@@ -192,7 +192,8 @@ def addresses(greeting: str) -> tuple[str, str]:
 
 def command(greeting: str, program: str) -> str:
     """Return the greeting's command that begins so, with the lines that continue it."""
-    match = re.search(rf"^  (\S*{program} (?:.*\\\n)*.*)$", greeting, re.MULTILINE)
+    before = r"(?:\(umask 077; )?(?:\w+=(?:'.*?'|\S+) )*"
+    match = re.search(rf"^  ({before}\S*{program} (?:.*\\\n)*.*)$", greeting, re.MULTILINE)
     assert match is not None, program
     return match[1]
 
@@ -227,7 +228,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
     assert re.search(".*".join(parts), printed, re.DOTALL), "in this order"
 
     assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
-    assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge"))
+    assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge logs"))
     assert "VERDICT_ALLOWED" in clone.shell(command(greeting, ".venv/bin/buf"))
     if has_grpcurl:
         assert "VERDICT_ALLOWED" in clone.shell(command(greeting, "grpcurl"))
@@ -240,7 +241,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
     greeting = await run.greeted()
     assert f"Bearer {kept.read_text().strip()}" in greeting
     assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
-    assert clone.shell(command(greeting, ".venv/bin/httpbridge")).count("hello, world") == 2
+    assert clone.shell(command(greeting, ".venv/bin/httpbridge logs")).count("hello, world") == 2
     await run.interrupt()
 
 
@@ -273,7 +274,8 @@ async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone,
         await run.press_ctrl_c()
 
 
-async def test_make_run_without_the_demo_key_says_why_and_its_lines_still_fit(clone: Clone) -> None:
+async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_it(clone: Clone) -> None:
+    """Whether the key or its file is gone; the lines with a key of one's own fit until then."""
     run = clone.make_run(**LISTENS)
     await run.greeted()
     await run.interrupt()
@@ -287,18 +289,53 @@ async def test_make_run_without_the_demo_key_says_why_and_its_lines_still_fit(cl
     assert "YOUR_KEY" in greeting
     asked = command(greeting, ".venv/bin/buf").replace("YOUR_KEY", key)
     assert "VERDICT_ALLOWED" in clone.shell(asked, **token)
-    revoked = clone.shell(
-        command(greeting, ".venv/bin/authsvc revoke") + " --yes", AUTHSVC_LISTEN=addresses(greeting)[1]
-    )
-    assert re.search(r"^dt_\w+$", revoked, re.MULTILINE)
+    clone.shell(command(greeting, ".venv/bin/authsvc revoke"))
+    assert kept.stat().st_mode & 0o777 == 0o600
     await run.interrupt()
 
-    kept.write_text(key)
+    kept.write_text(key)  # which was revoked by that
     run = clone.make_run(**LISTENS, AUTHSVC_API_KEY="of something else")
-    assert (
-        "There is no demo key to show: the service says of the key in var/demo-key: invalid key\n"
-        in await run.greeted()
+    greeting = await run.greeted()
+    assert "There is no demo key to show: the service says of the key in var/demo-key: invalid key\n" in greeting
+    clone.shell(command(greeting, ".venv/bin/authsvc revoke"))
+    await run.interrupt()
+
+    run = clone.make_run(**LISTENS)
+    greeting = await run.greeted()
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert kept.stat().st_mode & 0o777 == 0o600
+    await run.interrupt()
+
+
+async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: Clone, tmp_path: Path) -> None:
+    """Its commands are pasted into another shell, which has of the variables no more than the secrets."""
+    secrets = {
+        "AUTHSVC_ADMIN_TOKEN": "canary-admin",
+        "AUTHSVC_DATABASE_URL": f"sqlite:///{tmp_path}/canary-keys.db",
+        "HTTPBRIDGE_LOG_STORE_URL": f"sqlite:///{tmp_path}/canary-logs.db",
+        "HTTPBRIDGE_DASHBOARD_TOKEN": "canary-dashboard",
+    }
+    run = clone.make_run(**LISTENS, **secrets, AUTHSVC_STATE_DIR="some state")
+    greeting = await run.greeted()
+    assert "canary" not in greeting
+    assert greeting.rstrip().endswith(
+        "State is in some state/: keys where AUTHSVC_DATABASE_URL says, logs where HTTPBRIDGE_LOG_STORE_URL says, "
+        "generated tokens, the demo key in demo-key."
     )
+    assert not (clone.folder / "var").exists()
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert "VERDICT_ALLOWED" in clone.shell(command(greeting, ".venv/bin/buf"))
+    assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge logs"), **secrets)
+    assert "/sign-in/link?t=" in clone.shell(command(greeting, ".venv/bin/httpbridge sign-in-link"), **secrets)
+    without = clone.shell(f"({command(greeting, '.venv/bin/httpbridge logs')}) || echo failed")
+    assert re.search(r"HTTPBRIDGE_LOG_STORE_URL: .*\nfailed\n", without), "and no other store is shown instead"
+    await run.interrupt()
+
+    run = clone.make_run(**LISTENS, HTTPBRIDGE_STATE_DIR="other")
+    greeting = await run.greeted()
+    assert "State is in other/: keys in authsvc.db, logs in logs.db, generated tokens, the demo key in" in greeting
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge logs"))
     await run.interrupt()
 
 

@@ -1055,7 +1055,7 @@ class ListProjectsRequest(_message.Message):
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first page."""
     query: _builtins.str
-    """Only projects whose id contains this; empty: all."""
+    """Only projects whose id contains this, at most 63 characters; empty: all."""
     def __init__(
         self,
         *,

@@ -393,8 +393,8 @@ class ProjectServiceServicer:
     def ListProjects(self, request, context):
         """ListProjects returns all projects, ordered by id, a page at a time.
 
-        Errors: INVALID_ARGUMENT for a page token that no response carried, or a
-        negative page size. Role: admin.
+        Errors: INVALID_ARGUMENT for a page token that no response carried, a negative
+        page size, or a query that is longer than a project id. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -232,8 +232,8 @@ class ProjectServiceStub:
     ListProjects: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListProjectsRequest, _key_service_pb2.ListProjectsResponse]
     """ListProjects returns all projects, ordered by id, a page at a time.
 
-    Errors: INVALID_ARGUMENT for a page token that no response carried, or a
-    negative page size. Role: admin.
+    Errors: INVALID_ARGUMENT for a page token that no response carried, a negative
+    page size, or a query that is longer than a project id. Role: admin.
     """
     ListKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]
     """ListKeys returns a project's keys, revoked ones included, newest first, a
@@ -263,8 +263,8 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
     ListProjects: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListProjectsRequest, _key_service_pb2.ListProjectsResponse]  # type: ignore[assignment]
     """ListProjects returns all projects, ordered by id, a page at a time.
 
-    Errors: INVALID_ARGUMENT for a page token that no response carried, or a
-    negative page size. Role: admin.
+    Errors: INVALID_ARGUMENT for a page token that no response carried, a negative
+    page size, or a query that is longer than a project id. Role: admin.
     """
     ListKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]  # type: ignore[assignment]
     """ListKeys returns a project's keys, revoked ones included, newest first, a
@@ -303,8 +303,8 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_key_service_pb2.ListProjectsResponse, _abc.Awaitable[_key_service_pb2.ListProjectsResponse]]:
         """ListProjects returns all projects, ordered by id, a page at a time.
 
-        Errors: INVALID_ARGUMENT for a page token that no response carried, or a
-        negative page size. Role: admin.
+        Errors: INVALID_ARGUMENT for a page token that no response carried, a negative
+        page size, or a query that is longer than a project id. Role: admin.
         """
 
     @_abc_1.abstractmethod

@@ -1,9 +1,14 @@
 """Values of configuration: what is taken, and that what is refused is named and not repeated."""
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import msgspec
 import pytest
 
-from authsvc.client.environment import ConfigurationError, Secret, Token, read
+from authsvc.client.environment import ConfigurationError, Secret, Token, kept_token, read
 from authsvc.client.validator import KeyValidator
 
 
@@ -39,3 +44,28 @@ def test_other_secrets_are_taken_as_they_are() -> None:
 async def test_a_validator_refuses_a_token_that_cannot_be_sent() -> None:
     with pytest.raises(ValueError, match="printable ASCII"):
         KeyValidator("127.0.0.1:1", "käse")
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Let every write to a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_token_that_could_not_be_written_is_made_at_the_next_start(tmp_path: Path) -> None:
+    """Which may have the same process id, as the first process of a container has."""
+    path = tmp_path / "admin-token"
+    for _ in range(2):
+        with no_room(), pytest.raises(ConfigurationError, match=f"^{path}: File too large$"):
+            kept_token(path)
+        assert not list(tmp_path.iterdir())
+    token = kept_token(path)
+    assert path.read_text() == token.reveal() + "\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert kept_token(path).reveal() == token.reveal()
+    assert list(tmp_path.iterdir()) == [path]

@@ -6,9 +6,10 @@ import time
 import grpc
 import pytest
 
+from authsvc.client.clock import boot_clock
 from authsvc.client.environment import Address
 from authsvc.client.raw_key import RawKey
-from authsvc.client.validator import KeyServiceState, KeyValidator, boot_clock
+from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, until
 
