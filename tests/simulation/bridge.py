@@ -342,5 +342,14 @@ class Process:
             self.serve(request)
 
 
+class StopsDuringBackOff(Process):
+    """A process whose stream always ends just before it stops."""
+
+    def stop(self) -> None:
+        if self.stream is not None:
+            self.lose(self.stream)
+        super().stop()
+
+
 def _route(flight: Flight) -> tuple[Digest, str | None]:
     return flight.starter.digest, flight.starter.origin

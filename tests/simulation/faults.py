@@ -109,10 +109,7 @@ class Trouble:
         world.schedule.after(1.0, self.check_leases)
 
     def deploy(self, host: Host) -> None:
-        """Stop a bridge as SIGTERM does, now and then just after its stream ended, and start it again."""
-        process = host.process
-        if process is not None and process.stream is not None and self._world.random.random() < 0.3:
-            process.take(process.lose, process.stream)
+        """Stop a bridge as SIGTERM does, and start it again."""
         host.deploy()
         self._world.schedule.after(1.5, host.start)
 

@@ -8,7 +8,7 @@ from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewa
 from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import Answer
 from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
-from tests.simulation.bridge import Flight, MakeHolder, Process, Stream
+from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
 from tests.simulation.checker import Kind
 from tests.simulation.database import Database, Project, answer_for
 from tests.simulation.index import IndexProcess
@@ -272,7 +272,7 @@ class NoGoodbye(Process):
         self.die()
 
 
-class SilentDuringBackOff(Process):
+class SilentDuringBackOff(StopsDuringBackOff):
     """Without an open stream a process just ends."""
 
     def stream_for_goodbye(self) -> Stream | None:

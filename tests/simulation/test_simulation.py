@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.simulation.bridge import StopsDuringBackOff
 from tests.simulation.simulate import Outcome, simulate
+from tests.simulation.world import Protocol
 
 _PARTS = 10
 _STEPS_PER_SEED = 10_000
@@ -44,6 +46,13 @@ def test_the_steps_say_something(totals: Totals) -> None:
     """Of those that the parts took: a single seed may be a quiet one."""
     assert totals.decisions >= totals.steps // 10, "the traffic is too thin"
     assert totals.promises >= totals.steps // 200
+
+
+def test_nobody_waits_for_who_stopped_while_no_stream_was_open() -> None:
+    """Rule 7: the goodbye is said on one more."""
+    for seed in range(20):
+        outcome = simulate(seed, _STEPS_PER_SEED, Protocol(process=StopsDuringBackOff))
+        assert outcome.violation is None, outcome.report
 
 
 def test_equal_seeds_give_equal_schedules() -> None:
