@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+import structlog
 
 from authsvc import console
 from authsvc.client.environment import Address, ConfigurationError
@@ -30,7 +32,12 @@ from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
 from protos.authsvc.v1 import key_service_pb2 as pb
 
+_log = structlog.get_logger("authsvc")
+
 _FOLLOW_SECONDS = 0.5
+_FOLLOWED_FROM = 10
+"""So many changes are shown before those that come; the whole history is what nobody waits for."""
+_PAGE_SIZE = 100
 _KEY_BYTES_MAX = 4096
 _project = click.argument("project", type=console.TEXT)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -70,6 +77,8 @@ def serve() -> None:
     """Run the key service until SIGTERM or SIGINT."""
     config = console.read_config()
     configure(config.log_level, config.log_format)
+    if config.is_margin_thin:
+        _log.warning("lease_margin_thin", seconds=config.lease_margin_seconds, lease_seconds=config.lease_seconds)
 
     def started(address: Address) -> None:
         click.echo(f"authsvc listening address={address} tls={'on' if config.tls_cert else 'off'}")
@@ -143,7 +152,8 @@ def dev_certs(folder: Path) -> None:
 def issue(project: str, origins: Sequence[str], wait_seconds: float, as_json: bool) -> None:
     """Create PROJECT's key, and PROJECT if it is new; print the raw key, which is shown this once."""
     request = pb.IssueRequest(project_id=project, origins=origins, wait=console.duration(wait_seconds))
-    answer, seconds = console.ask_timed(lambda api: api.keys.Issue(request, **api.options))
+    again = [word for origin in origins for word in ("--origin", origin)]
+    answer, seconds = console.ask_timed(lambda api: api.keys.Issue(request, **api.options), "issue", project, *again)
     console.note(f"issued {answer.key.key_id} for project {project}; origins: {shown_list(answer.origins)}")
     console.show_key(project, answer, as_json, console.by_when("in force", answer.propagation, seconds))
 
@@ -165,7 +175,9 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
     if not yes and not click.confirm(f"Revoke {key_id} of project {project}? Its senders stop working.", err=True):
         console.fail("nothing was revoked", console.REFUSED)
     revocation = pb.RevokeRequest(project_id=project, key_id=key_id, wait=console.duration(wait_seconds))
-    answer, seconds = console.ask_timed(lambda api: api.keys.Revoke(revocation, **api.options))
+    answer, seconds = console.ask_timed(
+        lambda api: api.keys.Revoke(revocation, **api.options), "revoke", project, "--key-id", key_id
+    )
     by_when = console.by_when("dead", answer.propagation, seconds)
     if not answer.already_revoked:
         console.note(f"revoked {key_id} of project {project}; its next key is {answer.key.key_id}")
@@ -190,7 +202,11 @@ def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds
     answer: Any
     if entries or any_origin:
         change = pb.SetOriginsRequest(project_id=project, origins=entries, wait=console.duration(wait_seconds))
-        answer, seconds = console.ask_timed(lambda api: api.keys.SetOrigins(change, **api.options))
+        answer, seconds = console.ask_timed(
+            lambda api: api.keys.SetOrigins(change, **api.options), "origins", project, *(entries or ("--any",))
+        )
+        if answer.already_set:
+            console.note(f"project {project} admitted these already; nothing was changed")
         console.note(console.by_when("in force", answer.propagation, seconds))
         admitted = answer.origins
     else:
@@ -317,30 +333,66 @@ def holders(as_json: bool) -> None:
 
 @main.command(short_help="Show the audit trail.")
 @click.option("--project", type=console.TEXT, help="Only this project's.")
-@click.option("--follow", is_flag=True, help="Go on, showing changes as they are made.")
+@click.option("--last", type=click.IntRange(min=0), metavar="N", help="Begin with the last N.")
+@click.option("--after", type=click.IntRange(min=0), metavar="REVISION", help="Begin after this revision; 0: with all.")
+@click.option(
+    "--follow", is_flag=True, help=f"Go on, showing changes as they are made. Begins with the last {_FOLLOWED_FROM}."
+)
 @_as_json
-def changes(project: str | None, follow: bool, as_json: bool) -> None:
+def changes(project: str | None, last: int | None, after: int | None, follow: bool, as_json: bool) -> None:
     """Show the audit trail: every issue, revoke and change of origins, oldest first."""
+    if last is not None and after is not None:
+        raise click.UsageError("give --last or --after, not both")
+    if last is None and after is None and follow:
+        last = _FOLLOWED_FROM
 
     async def show(api: console.Api) -> None:
-        after = 0
+        after_revision = after or 0
+        if last is not None:
+            after_revision, latest = await _latest_changes(api, project or "", last)
+            _show_changes(latest, as_json)
         while True:
-            request = pb.ListChangesRequest(after_revision=after, project_id=project or "")
-            page = (await api.operations.ListChanges(request, **api.options)).changes
-            for change in page:
-                after = change.revision
-                if as_json:
-                    console.print_json_line(change)
-                    continue
-                what = f"{change.kind:<11}  {change.project_id}  by {console.plain(change.caller)}"
-                console.show(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")
-            if not page:
-                if not follow:
-                    return
+            request = pb.ListChangesRequest(after_revision=after_revision, project_id=project or "")
+            call = partial(api.operations.ListChanges, request, **api.options)
+            page = (await (console.answered(call) if follow else call())).changes
+            _show_changes(page, as_json)
+            if page:
+                after_revision = page[-1].revision
+            elif not follow:
+                return
+            else:
                 await asyncio.sleep(_FOLLOW_SECONDS)
 
     with suppress(KeyboardInterrupt):
         console.ask(show)
+
+
+async def _latest_changes(api: console.Api, project: str, count: int) -> tuple[int, list[Any]]:
+    """Return the revision of the latest change, and so many up to it, oldest first."""
+    latest: list[Any] = []
+    newest = before = 0
+    while not newest or (before > 1 and len(latest) < count):
+        request = pb.ListChangesRequest(
+            project_id=project, before_revision=before, newest_first=True, page_size=_PAGE_SIZE
+        )
+        page = (await api.operations.ListChanges(request, **api.options)).changes
+        if not page:
+            break
+        latest += page
+        newest, before = newest or page[0].revision, page[-1].revision
+    return newest, latest[:count][::-1]
+
+
+def _show_changes(changes: Sequence[Any], as_json: bool) -> None:
+    for change in changes:
+        if as_json:
+            console.print_json_line(change)
+            continue
+        keys = f"  {change.key_id}" if change.key_id else ""
+        if change.revoked_key_id:
+            keys = f"  {change.revoked_key_id}, next {change.key_id}"
+        what = f"{change.kind:<11}  {change.project_id}{keys}  by {console.plain(change.caller)}"
+        console.show(f"{change.revision:>6}  {shown_time(change.create_time)}  {what}")
 
 
 @main.command(short_help="Make every bridge forget its cached verdicts.")

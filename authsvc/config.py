@@ -17,6 +17,11 @@ PREFIX = "AUTHSVC_"
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name
 
+_MARGIN_SECONDS_MIN = 0.1
+"""Clocks are set forward and back by so much without anybody noticing."""
+_MARGIN_OF_LEASE_MIN = 0.001
+"""How far the rates of two clocks differ that nobody has broken, with room: quartz drifts by a tenth of that."""
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The variables, in lower case and without their prefix. The last four are the command line's side."""
@@ -57,6 +62,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def store_url(self) -> str:
         """Return the database's URL: the one that is set, or the file `authsvc.db` in the state folder."""
         return self.database_url.reveal() if self.database_url else f"sqlite:///{self.state_dir / 'authsvc.db'}"
+
+    @property
+    def is_margin_thin(self) -> bool:
+        """Whether the margin is less than what ordinary clocks need: then a revoked key may live on (rule 12)."""
+        return self.lease_margin_seconds < max(_MARGIN_SECONDS_MIN, self.lease_seconds * _MARGIN_OF_LEASE_MIN)
 
     def service_address(self) -> Address:
         """Return where the command line finds the service: where it listens, unless said otherwise."""

@@ -9,9 +9,11 @@ import gc
 import getpass
 import json
 import os
+import random
+import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
@@ -40,6 +42,7 @@ _T = TypeVar("_T")
 REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
 CRASHED = 1
 _DEADLINE_SECONDS = 30.0
+_AGAIN_SECONDS_MAX = 2.0
 _NAMED_MAX = 5  # holders in one line
 # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
 _OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -48,6 +51,10 @@ _TOKEN_REFUSED_STATUS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMIS
 
 class _RefusedError(Exception):
     """The service's refusal; the message is one line for the user."""
+
+
+class _UnansweredError(KeyServiceUnavailableError):
+    """A call was sent, and whether it did anything is not known."""
 
 
 class _OutputError(Exception):
@@ -93,25 +100,34 @@ class Api:
         self.options: dict[str, Any] = {"timeout": _DEADLINE_SECONDS, "metadata": metadata}
 
 
-def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FILE,)) -> Any:
-    """Make a call, or several, as the first role whose token is at hand; end the process when that fails."""
+def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FILE,), again: Sequence[str] = ()) -> Any:
+    """Make a call, or several, as the first role whose token is at hand; end the process when that fails.
+
+    `again` are the arguments with which a change can be asked for once more, whether or not it was made.
+    """
     config = read_config()
 
     async def connected_call() -> Any:
-        async with _connected(config, role_files) as api:
-            return await call(api)
+        try:
+            async with _connected(config, role_files) as api:
+                return await call(api)
+        except _UnansweredError as error:
+            if not again:
+                raise
+            command = shlex.join(("authsvc", *again))
+            raise KeyServiceUnavailableError(f"{error}; the change may have been made; ask again: {command}") from None
 
     return run(connected_call())
 
 
-def ask_timed(call: Callable[[Api], Any]) -> tuple[Any, float]:
-    """Make a call; return its answer, and how many seconds it took."""
+def ask_timed(call: Callable[[Api], Any], *again: str) -> tuple[Any, float]:
+    """Make a change, which `again` would ask for once more; return the answer, and how many seconds it took."""
 
     async def timed(api: Api) -> tuple[Any, float]:
         started = time.monotonic()
         return await call(api), time.monotonic() - started
 
-    answer: tuple[Any, float] = ask(timed)
+    answer: tuple[Any, float] = ask(timed, again=again)
     return answer
 
 
@@ -126,15 +142,26 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
     token, source = _token(config, role_files)
     metadata = (*authorization(token), *naming(_user()))
     async with open_channel(address, tls) as channel:
+        if not await _connect(channel):
+            reason = await diagnose(address, tls, 2.0) or f"{address} cannot be connected to"
+            raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}")
         try:
             yield Api(channel, metadata)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _OUT_OF_REACH_STATUS:
-                reason = await diagnose(address, tls, 2.0) or error.details()
-                raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}") from None
+            if error.code() in _OUT_OF_REACH_STATUS:  # no diagnosis: TLS and all else were right a moment ago
+                raise _UnansweredError(f"the key service is out of reach: {error.details()}") from None
             if error.code() in _TOKEN_REFUSED_STATUS:
                 raise _RefusedError(f"{_shown(error)}; the token that was sent is the one in {source}") from None
             raise _RefusedError(_shown(error)) from None
+
+
+async def _connect(channel: grpc.aio.Channel) -> bool:
+    """Return whether a connection came about: from then on, a call that fails may have been sent."""
+    state = channel.get_state(try_to_connect=True)
+    while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    return state is grpc.ChannelConnectivity.READY
 
 
 def _shown(error: grpc.aio.AioRpcError) -> str:
@@ -179,6 +206,21 @@ async def pages(call: Callable[[str], Any], field: str) -> list[Any]:
         found += getattr(page, field)
         if not (token := page.next_page_token):
             return found
+
+
+async def answered(call: Callable[[], Awaitable[_T]]) -> _T:
+    """Make a call until it is answered; that the service is out of reach is said once, and it is tried again."""
+    is_lost = False
+    while True:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _OUT_OF_REACH_STATUS:
+                raise
+            if not is_lost:
+                note(f"authsvc: the key service is out of reach, trying again: {error.details()}")
+            is_lost = True
+        await asyncio.sleep(random.uniform(0.5, 1.0) * _AGAIN_SECONDS_MAX)  # noqa: S311 - jitter
 
 
 def read_config() -> Config:

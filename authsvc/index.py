@@ -132,6 +132,7 @@ class Index:
         self._outage = Outage("index_lost", "index_back")
 
     def _new_holder(self) -> Holder:
+        # Rule 8: a new id each time, since the last one said goodbye.
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
     def recall(self, digest: Digest) -> Fact | None:

@@ -129,10 +129,13 @@ class KeyService(pb_grpc.KeyServiceServicer):
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request.origins)
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
-        # Rule 11: where nothing was committed, the wait is as for the first call.
-        revision = await self._finish(self._set_origins(project_id, origins, _caller(context)))
-        propagation = await self._propagate(revision, wait_seconds, answer_by)
-        return pb.SetOriginsResponse(origins=origins, revision=revision, propagation=propagation)
+        revision, is_new = await self._finish(self._set_origins(project_id, origins, _caller(context)))
+        return pb.SetOriginsResponse(
+            origins=origins,
+            revision=revision,
+            propagation=await self._propagate(revision, wait_seconds, answer_by),
+            already_set=not is_new,  # rule 11: nothing was committed, and the wait is as for the first call
+        )
 
     # grpc.aio also takes a coroutine that writes to its context; the stub knows generators only.
     async def Watch(  # type: ignore[override]
@@ -183,11 +186,11 @@ class KeyService(pb_grpc.KeyServiceServicer):
             _log.info("key_revoked", project_id=project_id, **ids, caller=caller, revision=outcome.revision)
         return outcome
 
-    async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> Revision:
+    async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
         revision, is_new = await self._store.set_origins(project_id, origins, caller)
         if is_new:
             _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
-        return revision
+        return revision, is_new
 
     async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
         """Run a mutation to its end even if its caller goes away: it is either not begun or committed, never cut."""

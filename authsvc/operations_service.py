@@ -3,14 +3,16 @@
 Registered by `app`, called by gRPC behind `interceptors`.
 """
 
+from collections.abc import Mapping
 from heapq import nsmallest
 
 from authsvc import messages
+from authsvc.client.raw_key import Digest
 from authsvc.errors import InvalidArgumentError
-from authsvc.keys import parse_project_id
+from authsvc.keys import KeyId, parse_project_id
 from authsvc.lease_store import LeaseStore
 from authsvc.messages import Context
-from authsvc.store import Change, KeyStore, Revision
+from authsvc.store import Change, ChangeKind, KeyStore, Revision
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
@@ -47,14 +49,21 @@ class OperationsService(pb_grpc.OperationsServiceServicer):
             before=Revision(request.before_revision) if request.before_revision else None,
             is_newest_first=request.newest_first,
         )
-        return pb.ListChangesResponse(changes=map(_change, changes))
+        key_ids = await self._store.key_ids(changes)
+        return pb.ListChangesResponse(changes=[_change(change, key_ids) for change in changes])
 
 
-def _change(change: Change) -> pb.Change:
+def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> pb.Change:
+    revoked, issued = "", ""
+    if change.kind is not ChangeKind.SET_ORIGINS:
+        *earlier, issued = [key_ids.get(digest, "") for digest in change.voided_digests]
+        revoked = "".join(earlier)  # one at the most
     return pb.Change(
         revision=change.revision,
         kind=change.kind,
         project_id=change.project_id,
         caller=change.caller,
         create_time=messages.timestamp(change.create_time),
+        key_id=issued,
+        revoked_key_id=revoked,
     )

@@ -295,6 +295,15 @@ class KeyStore:
         async with self._database.statement() as connection:
             return [_change(row) for row in await connection.execute(query)]
 
+    async def key_ids(self, changes: Sequence[Change]) -> dict[Digest, KeyId]:
+        """Return whose the voided digests of these changes are: keys' rows stay for good."""
+        digests = {digest for change in changes for digest in change.voided_digests}
+        if not digests:
+            return {}
+        query = sa.select(_keys.c.digest, _keys.c.key_id).where(_keys.c.digest.in_(digests))
+        async with self._database.statement() as connection:
+            return {Digest(row.digest): KeyId(row.key_id) for row in await connection.execute(query)}
+
     @asynccontextmanager
     async def _mutating(self) -> AsyncIterator[tuple[AsyncConnection, Revision, datetime]]:
         """Begin a mutation by taking the next revision; commit at the end, or roll back when the body raises.

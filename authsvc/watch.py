@@ -28,6 +28,7 @@ from authsvc.store import KeyStore, Revision
 _log = structlog.get_logger("authsvc")
 
 _STREAMS_MAX = 5000
+"""Rule 6: a limit of their own, below that of all calls, so that holders leave room for the others."""
 _OPENING_SECONDS = 5.0
 """For the first request of a stream."""
 _QUEUE_MAX = 1000
@@ -218,7 +219,7 @@ class Watch:
         self._feed.leases_moved.beat()  # nobody waits any longer
 
     async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
-        """Serve one stream until the holder ends it or says goodbye.
+        """Serve one stream until the holder ends it or says goodbye; it has no deadline (rule 6).
 
         Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
         InvalidArgumentError for a second holder's request, SlowHolderError, HolderGoneError, RevisionsLostError,

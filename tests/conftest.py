@@ -9,7 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.measured import measured, pytest_terminal_summary
 from tests.postgres import PostgresServer
+
+__all__ = ["measured", "pytest_terminal_summary"]
 
 # Before gRPC is imported: the PostgreSQL server is started by a fork (`subprocess` needs one to change the user), and
 # gRPC's own handlers for forks crash the child when its threads are busy.

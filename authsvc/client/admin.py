@@ -118,6 +118,8 @@ class OriginsSet:
     """An origin list as it is stored."""
 
     origins: tuple[str, ...]
+    was_set: bool
+    """The list had been stored before this call, which changed nothing."""
     propagation: Propagation
 
 
@@ -154,6 +156,10 @@ class Change:
     project_id: str
     caller: str
     create_time: datetime
+    key_id: str
+    """The key that was issued; empty for `set_origins`."""
+    revoked_key_id: str
+    """The key that was revoked; empty unless `revoke`."""
 
 
 class AdminClient:
@@ -198,7 +204,7 @@ class AdminClient:
         """Replace a project's origins. INVALID names the bad entry."""
         request = pb.SetOriginsRequest(project_id=project_id, origins=origins)
         answer = await self._call(lambda stubs, **options: stubs.keys.SetOrigins(request, **options), caller)
-        return OriginsSet(tuple(answer.origins), _propagation(answer.propagation))
+        return OriginsSet(tuple(answer.origins), answer.already_set, _propagation(answer.propagation))
 
     async def check_origins(self, entries: Sequence[str], origins: Sequence[str] = ()) -> OriginsCheck:
         """Say what a list of at most 100 entries would be stored as, and which of at most 1000 origins it admits."""
@@ -235,7 +241,15 @@ class AdminClient:
         )
         answer = await self._call(lambda stubs, **options: stubs.operations.ListChanges(request, **options))
         changes = [
-            Change(change.revision, change.kind, change.project_id, change.caller, _instant(change.create_time))
+            Change(
+                change.revision,
+                change.kind,
+                change.project_id,
+                change.caller,
+                _instant(change.create_time),
+                change.key_id,
+                change.revoked_key_id,
+            )
             for change in answer.changes[:PAGE_SIZE]
         ]
         return changes, changes[-1].revision if len(answer.changes) > PAGE_SIZE else 0

@@ -102,6 +102,7 @@ class KeyValidator:
         self._clock = clock
         self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
         self._client = KeyClient(address, token, tls, clock)
+        # Rule 8: a random id for each validator, drawn by the process that will use it.
         self._holder = Holder(secrets.token_hex(16), name or f"{socket.gethostname()}:{os.getpid()}", self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
@@ -258,7 +259,7 @@ class KeyValidator:
 
     @property
     def fault(self) -> str | None:
-        """Why the key service gave no verdict at the last call, in one line; None when it did."""
+        """Why the key service gave no verdict at the last call, in one line for a health page; None when it did."""
         return self._fault
 
     async def state(self) -> KeyServiceState:

@@ -6,7 +6,7 @@ and the attempts to connect.
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -24,6 +24,7 @@ from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 _BACK_OFF_SECONDS_MIN = 0.1
 _BACK_OFF_SECONDS_MAX = 2.0
+"""Rule 6: so that a lease is back within seconds, however long the service was away."""
 _UNANSWERED_MAX = 4
 """Renewals on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
 _GOODBYE_SECONDS_MAX = 1.0
@@ -50,6 +51,8 @@ class Watcher:
         self._clock = clock
         self._leaving = asyncio.Event()
         self._farewell: Renewal | None = None
+        self._owes_goodbye = False
+        """Revocations wait for the lease that there was, and the service has not been told that nobody uses it."""
         self._was_live = False
         self._lease_end: asyncio.TimerHandle | None = None
 
@@ -57,6 +60,8 @@ class Watcher:
         """Watch until cancelled or `leave`, connecting again whenever a stream ends."""
         try:
             await self._watch_again_and_again()
+            if self._owes_goodbye:
+                await self._try(self._open_for_goodbye)
         finally:
             if self._lease_end is not None:
                 self._lease_end.cancel()
@@ -65,20 +70,7 @@ class Watcher:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
         while not self._leaving.is_set():
             lease_before = self._holder.lease_ends_at
-            try:
-                await self._watch()
-                reason = "the key service ended the stream"
-            except grpc.aio.AioRpcError as error:
-                reason = error.code().name
-            except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
-                reason = str(error)
-            except (grpc.aio.BaseError, asyncio.InvalidStateError):
-                reason = "the stream ended"  # just before it was written to, or before gRPC had opened it
-            except Exception as error:  # noqa: BLE001 - without a watcher there would never be a lease again
-                reason = type(error).__qualname__
-                _log.error("watch_failed", error=reason, traceback=traceback_without_text(error))
-            self._token.forget()
-            _log.debug("watch_ended", reason=reason)
+            await self._try(self._watch)
             if self._holder.lease_ends_at > lease_before:
                 back_off_seconds = _BACK_OFF_SECONDS_MIN
             # Jitter, so that the holders of a service that restarts do not all come at once.
@@ -87,10 +79,33 @@ class Watcher:
                     await self._leaving.wait()
             back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
 
+    async def _try(self, stream: Callable[[], Awaitable[None]]) -> None:
+        """Let a stream take its course; whatever ends it, another may follow."""
+        try:
+            await stream()
+            reason = "the key service ended the stream"
+        except grpc.aio.AioRpcError as error:
+            reason = error.code().name
+            error.__traceback__ = None  # its frames hold the error, and the connection, until the next collection
+        except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
+            reason = str(error)
+        except (grpc.aio.BaseError, asyncio.InvalidStateError):
+            reason = "the stream ended"  # just before it was written to, or before gRPC had opened it
+        except Exception as error:  # noqa: BLE001 - without a watcher there would never be a lease again
+            reason = type(error).__qualname__
+            _log.error("watch_failed", error=reason, traceback=traceback_without_text(error))
+        self._token.forget()
+        _log.debug("watch_ended", reason=reason)
+
     def leave(self) -> None:
-        """Use no cached verdict from here on, and tell the service, if a stream is open; `run` then ends (rule 7)."""
-        self._farewell = self._holder.goodbye()
-        self._leaving.set()
+        """Use no cached verdict from here on, and tell the service; `run` then ends (rule 7).
+
+        Without a stream that is open one more is, for the goodbye alone, if there was a lease.
+        """
+        if not self._leaving.is_set():
+            self._owes_goodbye = self._holder.is_live(self._clock())
+            self._farewell = self._holder.goodbye()
+            self._leaving.set()
 
     def _note(self) -> None:
         """Log when a lease begins and when it is over, which a timer tells in time; nothing else depends on it."""
@@ -111,6 +126,7 @@ class Watcher:
     async def _watch(self) -> None:
         """Serve one stream until it ends."""
         async with open_channel(self._address, self._tls) as channel:
+            # Rule 6: without a deadline.
             call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
             stream, renewal = self._holder.open(self._clock())
             leaving = asyncio.create_task(self._leaving.wait())
@@ -151,12 +167,27 @@ class Watcher:
         except TimeoutError:
             raise TimeoutError("no connection in time") from None
 
-    async def _say_goodbye(self, call: Any, reading: "asyncio.Task[Any]") -> None:
-        if self._farewell is not None:
+    async def _open_for_goodbye(self) -> None:
+        async with asyncio.timeout(_GOODBYE_SECONDS_MAX), open_channel(self._address, self._tls) as channel:
+            call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
+            try:
+                await self._say_goodbye(call)
+            finally:
+                call.cancel()
+
+    async def _say_goodbye(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
+        if self._farewell is None:
+            return
+        try:
             async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
                 await call.write(_request(self._farewell))
-                while await reading is not grpc.aio.EOF:  # the service ends the stream when the goodbye is committed
-                    reading = asyncio.create_task(call.read())
+                # The service ends the stream when the goodbye is committed.
+                while await (reading or call.read()) is not grpc.aio.EOF:
+                    reading = None
+        except TimeoutError:
+            self._owes_goodbye = False  # whoever stops has no time for a second try
+            raise TimeoutError("no answer to the goodbye") from None
+        self._owes_goodbye = False
 
 
 def _request(renewal: Renewal) -> pb2.WatchRequest:

@@ -1,9 +1,10 @@
 """The command `httpbridge`, but for its sink: it stores nothing, or its commits are counted.
 
-Usage: BENCH_SINK=null | counted python -m benchmarks.rig.bridge serve
+Usage: BENCH_SINK=null | counted [BENCH_WATCH=off] python -m benchmarks.rig.bridge serve
 
-`counted` prints `commits=N` at its end. Workers are started by this program again, with another command and the same
-environment.
+`counted` prints `commits=N` at its end. With `BENCH_WATCH=off` there is no lease protocol: no stream is opened, and
+what is cached is used without a lease, which is wrong and costs nothing. Workers are started by this program again,
+with another command and the same environment.
 """
 
 import os
@@ -11,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from authsvc.client.holder import Holder
+from authsvc.client.watcher import Watcher
 from benchmarks.rig.null_sink import NullSink
 from httpbridge import app, cli
 from httpbridge.config import Config
@@ -23,8 +26,16 @@ async def open_null_sink(_config: Config, _log_writer: Path | None) -> NullSink:
     return NullSink()
 
 
+async def open_no_stream(watcher: Watcher) -> None:
+    """Be idle until the bridge stops."""
+    await watcher._leaving.wait()
+
+
 def main() -> None:
     """Run the command on an app that opens another sink."""
+    if os.environ.get("BENCH_WATCH") == "off":
+        Watcher.run = open_no_stream  # type: ignore[method-assign, assignment]
+        Holder.is_live = Holder.may_keep = lambda *_: True  # type: ignore[method-assign, assignment]
     is_null = os.environ["BENCH_SINK"] == "null"
     commits = 0
 

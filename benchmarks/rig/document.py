@@ -16,8 +16,8 @@ _INTRODUCTION = """\
 Written by `make bench`, which measures all of this anew in about thirteen minutes; `python -m benchmarks NAME…` answers
 some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a baseline
 that does the least that could be called the same work, in the same rounds: every contender has a turn in each round,
-every other round backwards, and a ratio is the median of the rounds'. Servers have one core; load and PostgreSQL have
-the other.
+every other round backwards, and a ratio is the median of the rounds', unless a question says otherwise. Servers have
+one core; load and PostgreSQL have the other.
 
 Where a target is about refusals, misses, calls or keys, the ratio that is judged is of the servers' processor time for
 one answer, and the wall clock's stands beside it. The two are equal only where both servers are busy all of the time.

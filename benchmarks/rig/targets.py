@@ -74,6 +74,7 @@ TARGETS = (
     ),
     Target("validate", "validate", "`Validate`, CPU", _ECHO, _UP, 0.85),
     Target("batch_validate", "validate", "`BatchValidate` of 32, CPU", "32-key bare echo", _UP, 0.5),
+    Target("watching", "revocation", "ingest under leases, ten changes a second, CPU", "without Watch", _DOWN, 1.03),
     Target("sink_sqlite", "sinks", "sink, 500 rows a commit, SQLite: rows/s", "`executemany` alone", _UP, 0.6),
     Target("sink_postgresql", "sinks", "sink, 500 rows a commit, PostgreSQL: rows/s", "`COPY` alone", _UP, 0.6),
     Target("keys_known", "keys", "a million keys in the store, CPU a call: the same keys", "1,000 keys", _DOWN, 1.2),

@@ -170,7 +170,8 @@ class AllowedOrigins:
             return await self._page(request, saved, shown, is_stale=is_stale, focus="review")
         project_id = request.match_info["project"]
         stored = await self._admin.set_origins(project_id, normalised, caller=session_of(request).name)
-        return self._pages.redirect(request, request.path, notice=Markup("Saved. ") + _by_when(stored.propagation))
+        saying = Markup("This was saved already. ") if stored.was_set else Markup("Saved. ")
+        return self._pages.redirect(request, request.path, notice=saying + _by_when(stored.propagation))
 
     async def _page(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from authsvc.client.raw_key import Digest
 from authsvc.config import Config
 from authsvc.index import KnownKeys
 from authsvc.keys import generate_raw_key
+from authsvc.lease_store import LeaseStore
 from authsvc.store import KeyStore, Snapshot
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
@@ -169,6 +171,31 @@ async def test_a_service_that_stops_leaves_no_lease_to_wait_for(tmp_path: Path) 
     async with running(tmp_path / "state") as service:
         assert await holders(service) == []
         assert (await revoke(service, wait_seconds=0)).propagation.effective
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts while suspended")
+async def test_its_lease_runs_out_while_the_machine_is_suspended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 12: by the clock that goes on then, as the database's does."""
+    slept, read = 0.0, time.clock_gettime
+    boot = time.CLOCK_BOOTTIME
+    monkeypatch.setattr(time, "clock_gettime", lambda which: read(which) + slept * (which == boot))
+    async with running(tmp_path / "state") as service:
+        api_key = (await issue(service)).api_key
+        await warm(service, api_key)
+
+        async def never(*_: Any) -> None:
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LeaseStore, "renew", never)  # of what is asked for after the sleep
+            reads = Reads(patch)
+            await validate(service, api_key)
+            assert reads.digests == 0
+            slept = 60.0
+            await validate(service, api_key)
+            assert reads.digests == 1
 
 
 async def test_what_a_call_changed_is_so_when_it_returns(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,9 @@ async def test_changes_are_listed_in_order_with_who_did_what_where_and_when(serv
         (2, "revoke", "demo", "admin"),
         (3, "set_origins", "demo", "ada"),
     ]
+    keys = (await service.projects.ListKeys(pb.ListKeysRequest(project_id="demo"), metadata=service.token())).keys
+    second, first = (key.key_id for key in keys)
+    assert [(c.key_id, c.revoked_key_id) for c in changes] == [(first, ""), (second, first), ("", "")]
     times = [before, *(change.create_time.ToDatetime(UTC) for change in changes), datetime.now(UTC)]
     assert times == sorted(times)
 

@@ -21,7 +21,9 @@ from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.lease_store import LeaseStore
 from authsvc.store import KeyStore
+from authsvc.watch import LeaseReader
 from protos.authsvc.v1 import key_service_pb2 as pb
+from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.watching import Watcher, issue, replica, revoke, wait
 from tests.postgres import PostgresServer, blocked
@@ -271,6 +273,7 @@ async def test_origins_that_are_set_again_wait_like_the_first_time(service: Serv
     await issue(service, wait_seconds=0)
     first = await set_origins(service, wait_seconds=0)
     again = await set_origins(service, wait_seconds=0)
+    assert (first.already_set, again.already_set) == (False, True)
     assert (again.revision, list(again.origins)) == (first.revision, ["example.com"])
     assert names(again.propagation.pending) == ["bridge-1"]
     waiting = asyncio.create_task(set_origins(service, wait_seconds=LONG))
@@ -435,6 +438,92 @@ async def test_calls_that_wait_together_look_at_the_leases_together(
     assert {answer.revision for answer in answers} == set(range(51, 101))
     assert [names(answer.propagation.pending) for answer in answers] == [["silent"]] * 50
     assert reads <= 2 * 50 + 1, "a look for each commit, and one for each call that came while one was under way"
+
+
+async def test_who_comes_while_others_look_at_the_leases_gets_a_look_of_its_own(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way may have read from before the commit: a holder that came meanwhile would be missed."""
+    looks, rows, ask = [asyncio.Event(), asyncio.Event()], LeaseStore.rows, LeaseReader.rows
+    asked = 0
+
+    async def gated(self: LeaseStore) -> Any:
+        found = await rows(self)
+        if not looks[0].is_set():
+            looks[0].set()
+            await looks[1].wait()
+        return found
+
+    async def counted(self: LeaseReader) -> Any:
+        nonlocal asked
+        asked += 1
+        return await ask(self)
+
+    monkeypatch.setattr(LeaseStore, "rows", gated)
+    monkeypatch.setattr(LeaseReader, "rows", counted)
+    first = asyncio.create_task(issue(service, "first", wait_seconds=0))
+    await looks[0].wait()
+    watcher = Watcher(service)
+    await watcher.attach()
+    second = asyncio.create_task(issue(service, "second", wait_seconds=0))
+    await until(lambda: asked == 2)
+    looks[1].set()
+    assert (await first).propagation.effective
+    assert names((await second).propagation.pending) == ["bridge-1"]
+
+
+async def test_the_longest_lease_is_reckoned_from_after_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that took: what was granted meanwhile counts without the change."""
+    seconds, revoke_key = 0.0, KeyStore.revoke
+
+    async def slow(*arguments: Any) -> Any:
+        nonlocal seconds
+        outcome = await revoke_key(*arguments)
+        seconds += 7.0
+        return outcome
+
+    async def lost(self: LeaseStore) -> None:
+        raise StoreUnavailableError("the test says so")
+
+    async def never(self: ChangeFeed) -> None:
+        await asyncio.Event().wait()
+
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    monkeypatch.setattr(KeyStore, "revoke", slow)
+    monkeypatch.setattr(LeaseStore, "rows", lost)
+    monkeypatch.setattr(ChangeFeed, "run", never)
+    monkeypatch.setattr(app_module, "now", lambda: start + timedelta(seconds=seconds))
+    monkeypatch.setattr(app_module, "boot_clock", lambda: seconds)
+    async with running(tmp_path / "state") as service:
+        await issue(service, wait_seconds=0)
+        propagation = (await revoke(service, wait_seconds=0)).propagation
+    assert instant(propagation.effective_by) == start + timedelta(seconds=7) + LEASE_AND_MARGIN
+
+
+async def test_only_the_first_look_at_the_leases_may_outlast_the_wait(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is enough to name who is pending; one that hangs later costs nothing but the wait."""
+    monkeypatch.setattr(watch_module, "_READ_SECONDS_MAX", LONG)
+    watcher = Watcher(service)
+    await watcher.attach()
+    rows, looks = LeaseStore.rows, 0
+
+    async def hanging(self: LeaseStore) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            await asyncio.Event().wait()
+        return await rows(self)
+
+    monkeypatch.setattr(LeaseStore, "rows", hanging)
+    started = time.monotonic()
+    answer = await issue(service, wait_seconds=0.3, timeout=LONG)
+    assert time.monotonic() - started < LONG / 2
+    assert looks == 2
+    assert names(answer.propagation.pending) == ["bridge-1"]
 
 
 async def test_a_database_that_hangs_does_not_outlast_the_caller(

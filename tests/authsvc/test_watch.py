@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -525,23 +526,28 @@ async def test_a_statement_that_is_cancelled_costs_one_look(postgres_url: str, t
 
 
 async def test_leases_that_expired_long_ago_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After five times what they last, so that no late renewal finds its goodbye forgotten (rule 7)."""
     monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
     async with running(tmp_path / "state") as service:
-        first, second = Watcher(service), Watcher(service)
-        await first.attach()
-        await second.attach()
-        await asyncio.to_thread(expire, service, first)  # the sweeper goes on meanwhile
+        first, second, third = Watcher(service), Watcher(service), Watcher(service)
+        for watcher in (first, second, third):
+            await watcher.attach()
+        await asyncio.to_thread(expire, service, third, 4.5 * 60)
+        await asyncio.to_thread(expire, service, first, 5 * 60)  # the sweeper goes on meanwhile
         async with asyncio.timeout(10):
             while True:
                 answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
-                if [holder.holder_id for holder in answer.holders] == [second.holder_id]:
+                if first.holder_id not in (left := {holder.holder_id for holder in answer.holders}):
                     break
+        assert left == {second.holder_id, third.holder_id}
 
 
-def expire(service: Service, watcher: Watcher) -> None:
-    statement = "UPDATE leases SET expire_time = '2026-01-01 00:00:00.000000' WHERE holder_id = ?"
+def expire(service: Service, watcher: Watcher, seconds: float) -> None:
+    """Let a lease have expired so many seconds ago."""
+    expired = datetime.now(UTC) - timedelta(seconds=seconds)
+    statement = "UPDATE leases SET expire_time = ? WHERE holder_id = ?"
     with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
-        connection.execute(statement, (watcher.holder_id,))
+        connection.execute(statement, (f"{expired:%Y-%m-%d %H:%M:%S.%f}", watcher.holder_id))
 
 
 async def test_a_validator_forgets_a_key_before_revoke_returns(service: Service) -> None:

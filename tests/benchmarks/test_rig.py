@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.rig import wrk
+from benchmarks.rig.comparison import Contrast, Throughput
 from benchmarks.rig.probe import is_answered
 from benchmarks.rig.report import interleaved
 from benchmarks.rig.services import Rig
@@ -76,3 +77,30 @@ async def test_the_order_of_turns_is_reversed_every_other_round() -> None:
     results = await interleaved({"a": lambda: turn("a"), "b": lambda: turn("b")}, 3)
     assert "".join(order) == "abbaabba"
     assert results == {"a": [4, 5, 8], "b": [3, 6, 7]}
+
+
+def test_a_contrasts_ratios_are_those_of_the_figures_beside_them() -> None:
+    """However the rounds went: a median of ratios could say that what took less time took more."""
+    rounds = {
+        "baseline": [Throughput(100.0, 10.0), Throughput(200.0, 20.0), Throughput(400.0, 40.0)],
+        "ours": [Throughput(150.0, 15.0), Throughput(50.0, 19.0), Throughput(300.0, 60.0)],
+        "control": [Throughput(90.0, 9.0), Throughput(204.0, 20.4), Throughput(500.0, 50.0)],
+    }
+    contrast = Contrast(rounds, "baseline", "control", 0.03)
+    assert [(name, values[:2]) for name, values in contrast.rows()] == [
+        ("baseline", [200.0, 20.0]),
+        ("ours", [150.0, 19.0]),
+        ("control", [204.0, 20.4]),
+    ]
+    for name, (per_second, cost, wall, cpu) in contrast.rows():
+        assert per_second is not None
+        assert cost is not None
+        assert (wall, cpu) == (per_second / 200.0, cost / 20.0) == (contrast.wall(name), contrast.cpu(name))
+    assert (contrast.flaw(), contrast.wall_flaw()) == (None, None)
+
+
+def test_a_contrast_is_void_when_its_control_differs_too_much() -> None:
+    rounds = {"baseline": [Throughput(100.0, 10.0)], "control": [Throughput(102.0, 10.5)]}
+    contrast = Contrast(rounds, "baseline", "control", 0.03)
+    assert contrast.flaw() == "the same server differed from itself by 5.0%, more than 3%"
+    assert contrast.wall_flaw() is None

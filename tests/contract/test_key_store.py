@@ -403,6 +403,9 @@ async def test_keys_say_who_issued_them_and_changes_are_read_from_either_end(sto
     older = await store.changes(after=start, limit=2, before=newest[-1].revision, is_newest_first=True)
     assert [change.caller for change in older] == ["Ann"]
     assert [change.caller for change in await store.changes(after=start, limit=2)] == ["Ann", "Bob"]
+    expected = {first.digest: first.key_id, second.digest: second.key_id}
+    assert await store.key_ids(await store.changes(after=start, limit=3)) == expected
+    assert await store.key_ids([]) == {}
 
 
 async def test_projects_are_found_by_a_part_of_their_ids(store: KeyStore) -> None:

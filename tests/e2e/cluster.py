@@ -1,7 +1,7 @@
 """One or two replicas of the key service, and bridges with log stores of their own. Used by the tests of revocation."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +61,6 @@ async def start_cluster(system: System, postgres_url: str | None = None, **varia
     system.variables |= {"AUTHSVC_DATABASE_URL": postgres_url}
     assert system.run("authsvc", "migrate").returncode == 0
     return Cluster(system, Keys(), [await system.key_service(**variables), await system.key_service(**variables)])
-
-
-def print_distribution(what: str, seconds: Sequence[float]) -> None:
-    """Print quantiles of durations, in milliseconds."""
-    ordered = sorted(seconds)
-    figures = {f"p{percent}": ordered[(len(ordered) - 1) * percent // 100] for percent in (50, 90, 99)}
-    figures["max"] = ordered[-1]
-    words = ", ".join(f"{name} {value * 1000:.1f} ms" for name, value in figures.items())
-    print(f"{what}: {len(ordered)} times, {words}")  # noqa: T201
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:

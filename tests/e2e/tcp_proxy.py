@@ -25,6 +25,11 @@ class TcpProxy:
         self.address = ""
         """Where it listens."""
 
+    @property
+    def connections(self) -> int:
+        """How many there are, those included that wait for the first bytes to be delivered."""
+        return len(self._connections)
+
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         host, port = self._server.sockets[0].getsockname()

@@ -113,6 +113,10 @@ def test_origins_are_shown_set_and_emptied(system: System) -> None:
     refused = system.run("authsvc", "origins", "listed", "https://shop.example/path")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "https://shop.example/path" in refused.stderr
+    assert "nothing was changed" not in changed.stderr
+    again = system.run("authsvc", "origins", "listed", "https://shop.example", "*.shop.example")
+    assert (again.returncode, again.stdout) == (0, changed.stdout)
+    assert again.stderr.startswith("project listed admitted these already; nothing was changed\nin force everywhere")
     assert system.run("authsvc", "origins", "listed", "--any").returncode == 0
     assert json.loads(system.run("authsvc", "origins", "listed", "--json").stdout) == {"origins": []}
 

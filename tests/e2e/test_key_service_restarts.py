@@ -10,10 +10,11 @@ import psutil
 import pytest
 
 from tests.e2e.administrator import PATIENCE_SECONDS, Life
-from tests.e2e.cluster import Cluster, print_distribution, start_cluster
+from tests.e2e.cluster import Cluster, start_cluster
 from tests.e2e.http_exchange import get
 from tests.e2e.processes import Service, System, until
 from tests.e2e.traffic import Ring, Traffic
+from tests.measured import Measured, distribution
 
 BRIDGES = 3
 VALIDATE = "method=/authsvc.v1.KeyService/BatchValidate"
@@ -44,7 +45,9 @@ async def answered_by_all(traffic: Traffic, bridges: list[Service], key: str, st
 
 
 @pytest.mark.parametrize("end", [SIGTERM, SIGKILL], ids=["stopped", "killed"])
-async def test_a_restart_costs_no_request_no_cached_verdict_and_no_lease(system: System, end: Signals) -> None:
+async def test_a_restart_costs_no_request_no_cached_verdict_and_no_lease(
+    system: System, end: Signals, measured: Measured
+) -> None:
     """Bridges serve from their caches, then resume without a reset; leases from before the restart still count."""
     cluster = await start_cluster(system)
     bridges = await cluster.bridges(BRIDGES)
@@ -79,7 +82,7 @@ async def test_a_restart_costs_no_request_no_cached_verdict_and_no_lease(system:
     assert cluster.first.stderr.count(VALIDATE) == BRIDGES
     assert traffic.statuses().keys() <= {"200", "401", "None"}, "nothing was a 503"
     cluster.keys.check(traffic.attempts)
-    print(f"after the restart all bridges had confirmed within {first.seconds + again.seconds:.2f} s")  # noqa: T201
+    measured(f"after a restart all bridges had confirmed within {first.seconds + again.seconds:.2f} s")
 
 
 # Each begins to revoke a key at the first replica and kills that replica at a moment of its own.
@@ -124,7 +127,7 @@ async def killed_whenever(cluster: Cluster, life: Life, _database: asyncpg.Conne
 
 
 async def test_a_revocation_whose_replica_is_killed_is_committed_or_not_and_a_retry_makes_it_hold(
-    postgres_url: str, system: System
+    postgres_url: str, system: System, measured: Measured
 ) -> None:
     """The bridges are attached to the other replica, which is where the caller tries again, with the key's id."""
     cluster = await start_cluster(system, postgres_url)
@@ -159,11 +162,11 @@ async def test_a_revocation_whose_replica_is_killed_is_committed_or_not_and_a_re
     await database.close()
     assert traffic.statuses().keys() <= {"200", "401", "None"}, "nothing was a 503"
     cluster.keys.check(traffic.attempts)
-    print(f"killed in mid-call {len(committed)} times: {sum(committed)} were committed")  # noqa: T201
+    measured(f"key service killed during Revoke {len(committed)} times: {sum(committed)} were committed")
 
 
 async def test_an_outage_is_served_from_caches_to_the_end_of_the_lease_and_then_503_and_never_401(
-    system: System,
+    system: System, measured: Measured
 ) -> None:
     """Keys that are not cached are 503 at once; what is ready, and the logs, tell the lease's state."""
     cluster = await start_cluster(system, AUTHSVC_LEASE_SECONDS=str(LEASE_SECONDS), AUTHSVC_LEASE_MARGIN_SECONDS="0.5")
@@ -221,10 +224,10 @@ async def test_an_outage_is_served_from_caches_to_the_end_of_the_lease_and_then_
         assert bridge.stderr.count("lease_granted") == 2
     refusals = [shot.ended_at - shot.started_at for shot in uncached.attempts]
     assert max(refusals) < REFUSAL_SECONDS_MAX
-    print_distribution("503 for a key that is not cached", refusals)
+    measured(distribution("503 for a key that is not cached", refusals))
     requests = sum(it.started_at > restarted_at for it in traffic.attempts)
     assert 0 < asked < requests, "before there is a lease, no more often than there are requests"
-    print(f"all keys served again {recovery_seconds:.2f} s after the restart, by {asked} calls")  # noqa: T201
+    measured(f"all keys served again {recovery_seconds:.2f} s after the restart, by {asked} calls")
 
 
 async def readiness(addresses: list[str]) -> list[tuple[int, object]]:

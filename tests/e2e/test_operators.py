@@ -6,9 +6,11 @@ import sqlite3
 from contextlib import closing
 
 import psutil
+import pytest
 
 from tests.e2e.cluster import start_cluster
 from tests.e2e.processes import System, until
+from tests.e2e.tcp_proxy import TcpProxy
 
 TIME = r"\d\d:\d\d:\d\dZ"
 
@@ -39,6 +41,59 @@ async def test_revoke_says_who_confirmed_or_who_did_not_and_holders_shows_the_sa
     assert re.search(rf"\ndead at {TIME} at the latest: {name} has not answered since {TIME}\n", pending.stderr)
 
 
+@pytest.mark.parametrize("command", ["revoke demo --yes", "origins demo https://a.example", "issue other"])
+async def test_a_change_whose_key_service_is_killed_in_mid_call_may_have_been_made_and_can_be_asked_for_again(
+    system: System, command: str
+) -> None:
+    """A load balancer between them accepts connections all the while, and closes them, as one that expects TLS does."""
+    cluster = await start_cluster(system)
+    bridge = await cluster.bridge("bridge")
+    system.issue("demo")
+    key_id = system.run("authsvc", "keys", "demo").stdout.split()[3]
+    bridge.send(signal.SIGSTOP)
+    async with TcpProxy(cluster.first.address) as proxy, cluster.administrator() as administrator:
+        before = await administrator.revision()
+        arguments = [*command.split(), "--wait", "20"]
+        caller = system.launch("authsvc", *arguments, AUTHSVC_ADDRESS=proxy.address)
+
+        async def is_committed() -> bool:
+            return await administrator.revision() > before
+
+        await until("it is committed", is_committed)
+        await cluster.first.kill()
+        assert await caller.ended() == 3
+    again = command.replace("--yes", f"--key-id {key_id}")
+    assert caller.stderr.endswith(f"; the change may have been made; ask again: authsvc {again}\n")
+    assert caller.stderr.count("\n") == 1
+    assert "TLS" not in caller.stderr
+    bridge.send(signal.SIGCONT)
+    await system.key_service(AUTHSVC_LISTEN=cluster.first.address)
+    yes = ["--yes"] if "--yes" in command else []
+    retry = system.run("authsvc", *again.split(), *yes)
+    made = {"revoke": f"{key_id} was revoked already", "origins": "nothing was changed", "issue": "has an active key"}
+    assert made[command.split(maxsplit=1)[0]] in retry.stderr
+
+
+async def test_a_change_that_never_reached_the_key_service_was_not_made(system: System) -> None:
+    """Nothing is said of a change when there was no connection."""
+    cluster = await start_cluster(system)
+    await cluster.first.kill()
+    done = system.run("authsvc", "issue", "demo")
+    assert done.returncode == 3
+    assert "refuses connections" in done.stderr
+    assert "change" not in done.stderr
+
+
+async def test_a_margin_that_ordinary_clocks_exceed_is_warned_of_at_the_start(system: System) -> None:
+    """Rule 12: less than 0.1 s, or a thousandth of the lease."""
+    settings = {("0", "60"): 1, ("0.09", "1"): 1, ("3.5", "3600"): 1, ("3.6", "3600"): 0, ("0.1", "60"): 0}
+    for number, (margin, lease) in enumerate(settings):
+        variables = {"AUTHSVC_LEASE_MARGIN_SECONDS": margin, "AUTHSVC_LEASE_SECONDS": lease}
+        service = await system.key_service(AUTHSVC_STATE_DIR=str(system.folder / str(number)), **variables)
+        assert service.stderr.count("lease_margin_thin") == settings[margin, lease], (margin, lease)
+        await service.stop()
+
+
 async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system: System) -> None:
     await start_cluster(system)
     follower = system.launch("authsvc", "changes", "--follow")
@@ -47,6 +102,56 @@ async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system
         await until(f"change {number} is shown", lambda number=number: follower.stdout.count("\n") == number)
     follower.send(signal.SIGINT)
     assert await follower.ended() in (0, 128 + signal.SIGINT)
-    shown = [re.fullmatch(rf" +(\d+)  \S+ {TIME}  issue +(\S+)  by admin", it) for it in follower.stdout.splitlines()]
+    line = re.compile(rf" +(\d+)  \S+ {TIME}  issue +(\S+)  key_[0-9a-f]{{16}}  by admin")
+    shown = [line.fullmatch(it) for it in follower.stdout.splitlines()]
     assert [it.groups() for it in shown if it] == [(str(number), f"project-{number}") for number in range(1, 4)]
     assert follower.stderr == ""
+
+
+async def test_changes_begin_where_they_are_asked_to_and_name_the_keys(system: System) -> None:
+    """With --follow not with the whole history, unless that is asked for."""
+    await start_cluster(system)
+    for number in range(1, 104):
+        system.issue(f"project-{number}")
+
+    def revisions(*options: str) -> list[int]:
+        done = system.run("authsvc", "changes", *options)
+        assert done.returncode == 0
+        return [int(line.split()[0]) for line in done.stdout.splitlines()]
+
+    assert revisions() == list(range(1, 104))
+    assert revisions("--last", "3") == [101, 102, 103]
+    assert revisions("--last", "102") == list(range(2, 104)), "over two pages"
+    assert revisions("--last", "999") == list(range(1, 104))
+    assert revisions("--last", "0") == []
+    assert revisions("--after", "101") == [102, 103]
+    assert revisions("--last", "5", "--project", "project-2") == [2]
+    assert system.run("authsvc", "changes", "--last", "1", "--after", "1").returncode == 2
+    beginnings = {"": 94, "--last 2": 102, "--after 0": 1}
+    followers = [system.launch("authsvc", "changes", "--follow", *options.split()) for options in beginnings]
+    for follower in followers:
+        await until("it shows what there is", lambda follower=follower: "project-103" in follower.stdout)
+    old, _, new = system.run("authsvc", "revoke", "project-1", "--yes").stderr.split("\n")[0].partition("; its next")
+    old_id, new_id = old.split()[1], new.split()[-1]
+    for follower, first in zip(followers, beginnings.values(), strict=True):
+        await until("the revocation is shown", lambda follower=follower: "revoke" in follower.stdout)
+        lines = follower.stdout.splitlines()
+        assert [int(line.split()[0]) for line in lines] == list(range(first, 105))
+        assert f"revoke       project-1  {old_id}, next {new_id}  by" in lines[-1]
+
+
+async def test_following_changes_outlives_a_restart_of_the_key_service(system: System) -> None:
+    """It is said once that the service is away, and nothing is shown twice or left out."""
+    cluster = await start_cluster(system)
+    system.issue("before")
+    follower = system.launch("authsvc", "changes", "--follow")
+    await until("it shows what there is", lambda: "before" in follower.stdout)
+    await cluster.first.kill()
+    await until("it says that the service is away", lambda: "out of reach, trying again" in follower.stderr)
+    await system.key_service(AUTHSVC_LISTEN=cluster.first.address)
+    system.issue("after")
+    await until("it goes on", lambda: "after" in follower.stdout)
+    follower.send(signal.SIGINT)
+    assert await follower.ended() in (0, 128 + signal.SIGINT)
+    assert [line.split()[4] for line in follower.stdout.splitlines()] == ["before", "after"]
+    assert follower.stderr.count("\n") == 1

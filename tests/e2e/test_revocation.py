@@ -4,9 +4,10 @@ import asyncio
 import itertools
 
 from tests.e2e.administrator import PATIENCE_SECONDS
-from tests.e2e.cluster import print_distribution, start_cluster
+from tests.e2e.cluster import start_cluster
 from tests.e2e.processes import System, until
 from tests.e2e.traffic import Ring, Traffic
+from tests.measured import Measured, distribution
 
 BRIDGES = 3
 REVOCATIONS = 200
@@ -22,7 +23,9 @@ secrets.token_hex = lambda nbytes=None: next(_keys) if nbytes == 12 else _token_
 """
 
 
-async def test_no_200_begins_after_revoke_returned(replicas_database: str | None, system: System) -> None:
+async def test_no_200_begins_after_revoke_returned(
+    replicas_database: str | None, system: System, measured: Measured
+) -> None:
     """And every valid key is accepted all the while. With two replicas, the bridges are attached to the other one."""
     cluster = await start_cluster(system, replicas_database)
     bridges = [bridge.address for bridge in await cluster.bridges(BRIDGES)]
@@ -49,8 +52,8 @@ async def test_no_200_begins_after_revoke_returned(replicas_database: str | None
                 seconds.append(revocation.seconds)
     cluster.keys.check(traffic.attempts)
     assert traffic.statuses().keys() <= {"200", "401", "None"}, "nothing was a 503"
-    print_distribution(f"Revoke, {cluster}, {BRIDGES} bridges under load", seconds)
-    print("answers:", traffic.statuses())  # noqa: T201
+    measured(distribution(f"Revoke, {cluster}, {BRIDGES} bridges under load", seconds))
+    measured(f"answers meanwhile: {traffic.statuses()}")
 
 
 async def test_a_key_that_was_probed_before_it_existed_works_on_every_bridge_once_issue_returned(
@@ -77,4 +80,3 @@ async def test_a_key_that_was_probed_before_it_existed_works_on_every_bridge_onc
             assert life.key == key
             assert [shot.status for shot in shots] == [200] * BRIDGES
     cluster.keys.check(traffic.attempts)
-    print("answers:", traffic.statuses())  # noqa: T201

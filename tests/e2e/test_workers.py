@@ -15,13 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.e2e.certificates import Authority
-from tests.e2e.cluster import print_distribution, start_cluster
+from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import BODY, Connection, get, post, request
 from tests.e2e.load import Load, check_stored
 from tests.e2e.processes import Service, System, free_port, until
 from tests.e2e.stored_logs import messages
 from tests.e2e.traffic import Ring, Traffic
 from tests.e2e.workers import have_answered, kill, workers
+from tests.measured import Measured, distribution
 
 SENDERS = 12
 """Connections, of which the system gives each worker some: all to one of two in one of 2,048 cases."""
@@ -285,7 +286,7 @@ async def test_workers_store_in_postgresql_each_for_itself(postgres_url: str, sy
     check_stored(stored, load.sent)
 
 
-async def test_no_200_begins_after_revoke_returned(system: System) -> None:
+async def test_no_200_begins_after_revoke_returned(system: System, measured: Measured) -> None:
     """The administrator's call reaches one worker of the key service, and the bridge's workers watch any of them."""
     cluster = await start_cluster(system)
     bridge = await cluster.bridge("bridge")
@@ -312,4 +313,4 @@ async def test_no_200_begins_after_revoke_returned(system: System) -> None:
                 seconds.append(revocation.seconds)
     cluster.keys.check(traffic.attempts)
     assert traffic.statuses().keys() <= {"200", "401", "None"}, "nothing was a 503"
-    print_distribution("Revoke, two workers of each service under load", seconds)
+    measured(distribution("Revoke, two workers of each service under load", seconds))

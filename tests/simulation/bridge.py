@@ -257,10 +257,17 @@ class Process:
         if self.stream is not None and self.world.random.random() < 0.3:  # what an abandoned stream held back
             late = self.holder.renew(self.clock())
             self.world.schedule.after(self.world.random.random() * 2.0, self.stream.replica.receive, self.stream, late)
+        stream = self.stream_for_goodbye()
         renewal = self.holder.goodbye()
-        if self.stream is not None:
-            self.stream.ask(renewal)
+        if stream is not None:
+            stream.ask(renewal)
         self._later(self.world.random.random(), self.die)
+
+    def stream_for_goodbye(self) -> Stream | None:
+        """Return the stream that is open; without one, another for the goodbye alone if there is a lease."""
+        if self.stream is None and self.is_live():
+            return Stream(self, self.pick_replica(), 0)
+        return self.stream
 
     def die(self) -> None:
         """End. What is in the network arrives nevertheless."""
@@ -333,6 +340,15 @@ class Process:
         """Let those who joined look in the cache again, or call again."""
         for request in flight.joined:
             self.serve(request)
+
+
+class StopsDuringBackOff(Process):
+    """A process whose stream always ends just before it stops."""
+
+    def stop(self) -> None:
+        if self.stream is not None:
+            self.lose(self.stream)
+        super().stop()
 
 
 def _route(flight: Flight) -> tuple[Digest, str | None]:

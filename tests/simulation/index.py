@@ -10,7 +10,7 @@ from authsvc.client.holder import Holder
 from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import Answer
 from authsvc.index import LEASE_SECONDS_MAX, KnownKeys
-from tests.simulation.bridge import Host, Process
+from tests.simulation.bridge import Host, Process, Stream
 from tests.simulation.database import Project, answer_for
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class IndexProcess(Process):
 
     def pick_replica(self) -> "Replica":
         return self._replica
+
+    def stream_for_goodbye(self) -> Stream | None:
+        """Return the stream that is open: without one, its short lease soon ends by itself."""
+        return self.stream
 
     def recall(self, digest: Digest, origin: str | None) -> tuple[Answer, int] | None:
         """Answer from memory under a live lease, with what was applied as the revision."""

@@ -8,7 +8,7 @@ from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewa
 from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import Answer
 from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
-from tests.simulation.bridge import Flight, MakeHolder, Process, Stream
+from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
 from tests.simulation.checker import Kind
 from tests.simulation.database import Database, Project, answer_for
 from tests.simulation.index import IndexProcess
@@ -272,6 +272,13 @@ class NoGoodbye(Process):
         self.die()
 
 
+class SilentDuringBackOff(StopsDuringBackOff):
+    """Without an open stream a process just ends."""
+
+    def stream_for_goodbye(self) -> Stream | None:
+        return self.stream
+
+
 class ComesBackAfterGoodbye(Database):
     """A late renewal is granted though the holder said goodbye."""
 
@@ -409,6 +416,8 @@ MUTATIONS = (
     Mutation("5", "not acknowledged at once", _PROGRESS, _holder(CountsNothing)),
     Mutation("6", "reset keeps the cache", _SAFETY, _holder(KeepsCacheOnReset)),
     Mutation("6", "gaps ignored", _SAFETY, _holder(IgnoresGaps)),
+    # Together: each alone harms nothing, since a holder takes no reset for lower, and the database gives none. The rule
+    # has both, and so the promise does not depend on either side.
     Mutation(
         "6",
         "reset from a replica's poll lowers the applied revision",
@@ -421,6 +430,7 @@ MUTATIONS = (
     Mutation("6", "silent stream kept", _PROGRESS, _holder(NeverGivesUp)),
     Mutation("7", "cache used after goodbye", _SAFETY, _holder(UsesCacheAfterGoodbye)),
     Mutation("7", "no goodbye", _PROGRESS, Protocol(process=NoGoodbye)),
+    Mutation("7", "no goodbye unless a stream is open", _PROGRESS, Protocol(process=SilentDuringBackOff)),
     Mutation("7", "renewals after goodbye granted", _PROGRESS, Protocol(database=ComesBackAfterGoodbye)),
     Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
     Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),

@@ -506,8 +506,11 @@ class SetOriginsResponse(_message.Message):
     ORIGINS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     PROPAGATION_FIELD_NUMBER: _builtins.int
+    ALREADY_SET_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The revision that this change made."""
+    """The revision that this change made; when already_set, the current one."""
+    already_set: _builtins.bool
+    """The list had been stored before this call, which changed nothing."""
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The entries, normalised and without repeats, in the order given."""
@@ -522,10 +525,11 @@ class SetOriginsResponse(_message.Message):
         origins: _abc.Iterable[_builtins.str] | None = ...,
         revision: _builtins.int = ...,
         propagation: Global___Propagation | None = ...,
+        already_set: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["propagation", b"propagation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["origins", b"origins", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_set", b"already_set", "origins", b"origins", "propagation", b"propagation", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -954,6 +958,8 @@ class Change(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    REVOKED_KEY_ID_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Gap-free, and in the order of the commits."""
     kind: _builtins.str
@@ -962,6 +968,10 @@ class Change(_message.Message):
     """The project it was made in."""
     caller: _builtins.str
     """Who made it, as the caller said."""
+    key_id: _builtins.str
+    """The key that was issued; empty for `set_origins`."""
+    revoked_key_id: _builtins.str
+    """The key that was revoked; empty unless `revoke`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -974,10 +984,12 @@ class Change(_message.Message):
         project_id: _builtins.str = ...,
         caller: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        key_id: _builtins.str = ...,
+        revoked_key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "kind", b"kind", "project_id", b"project_id", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "create_time", b"create_time", "key_id", b"key_id", "kind", b"kind", "project_id", b"project_id", "revision", b"revision", "revoked_key_id", b"revoked_key_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -14,6 +14,7 @@ from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import Clock, until
 from tests.authsvc.conftest import Service, running
+from tests.measured import Measured
 
 LEASE_SECONDS = 30.0
 """Less than the time for which a verdict may be cached, so that it is the lease which ends."""
@@ -52,7 +53,7 @@ def validations(logs: list[Any]) -> int:
 
 
 async def test_an_hour_of_outage_is_served_from_the_cache_to_the_end_of_the_lease_and_never_makes_a_key_invalid(
-    tmp_path: Path, clock: Clock
+    tmp_path: Path, clock: Clock, measured: Measured
 ) -> None:
     """Keys that are not cached have no verdict at once. After the return all keys work within seconds."""
     loop = asyncio.get_running_loop()
@@ -97,7 +98,7 @@ async def test_an_hour_of_outage_is_served_from_the_cache_to_the_end_of_the_leas
             verdicts = await asyncio.gather(*(outcome(validator, unseen[n % KEYS]) for n in range(CALLERS)))
             assert verdicts == [Verdict.ALLOWED] * CALLERS
             assert validations(logs) == 1, "those who ask at once share a call"
-        print(  # noqa: T201
+        measured(
             f"no verdict within {max(refusal_seconds):.3f} s at most; after the return verdicts and a lease within "
             f"{recovery_seconds:.2f} s, by {asked} calls for {KEYS} keys and {outcomes.total()} requests"
         )
@@ -116,7 +117,7 @@ async def first_verdicts(validator: KeyValidator, keys: list[RawKey]) -> Counter
     return outcomes
 
 
-async def test_holders_come_back_one_after_the_other(tmp_path: Path, clock: Clock) -> None:
+async def test_holders_come_back_one_after_the_other(tmp_path: Path, clock: Clock, measured: Measured) -> None:
     """Each waits for a time of its own, so that a service that restarts is not met by all at once."""
     async with AsyncExitStack() as stack:
         async with running(tmp_path / "state", **LEASE) as service:
@@ -139,4 +140,4 @@ async def test_holders_come_back_one_after_the_other(tmp_path: Path, clock: Cloc
         renewed = sorted(holder.renew_time.ToNanoseconds() / 1e9 for holder in listed.holders)
         assert len(renewed) == HOLDERS
         assert renewed[-1] - renewed[0] > SPREAD_SECONDS_MIN
-        print(f"{HOLDERS} holders came back within {renewed[-1] - renewed[0]:.2f} s")  # noqa: T201
+        measured(f"{HOLDERS} holders came back within {renewed[-1] - renewed[0]:.2f} s")

@@ -336,7 +336,7 @@ async def test_keys_that_wait_are_bounded_and_beyond_that_callers_are_told_at_on
 
 
 async def test_nobody_waits_longer_than_two_seconds_in_all(
-    service: FakeKeyService, narrow: KeyValidator, clock: Clock
+    service: FakeKeyService, address: Address, narrow: KeyValidator, clock: Clock
 ) -> None:
     """For the turn and the call together. What nobody waits for is not asked; an answer that comes late is kept."""
     under_way, queue = await busy(service, narrow)
@@ -346,7 +346,10 @@ async def test_nobody_waits_longer_than_two_seconds_in_all(
     assert not any(task.done() for task in [*under_way, *queue, *joined])
     clock.now += 0.1
     outcomes = await asyncio.gather(*under_way, *queue, *joined, return_exceptions=True)
-    assert [str(outcome) for outcome in outcomes] == ["there was no verdict within 2 s"] * 20
+    assert [type(outcome) for outcome in outcomes] == [KeyServiceUnavailableError] * 20
+    # The call has a deadline as well: on a machine that is busy for two seconds, it is the one that is told of.
+    ours, calls = "there was no verdict within 2 s", f"the key service at {address} did not answer within 2 s"
+    assert {str(outcome) for outcome in outcomes} <= {ours, calls}
     service.gate.set()
     assert await narrow.validate(OTHER) == ALLOWED
     assert service.batches == [3, 1]

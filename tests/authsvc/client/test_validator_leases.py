@@ -26,6 +26,20 @@ def test_leases_run_out_while_the_machine_is_suspended(monkeypatch: pytest.Monke
     assert boot_clock() == 7.0
 
 
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="this system has no clock that counts while suspended")
+async def test_a_validator_goes_by_that_clock_unless_told_otherwise(
+    service: FakeKeyService, address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = {time.CLOCK_BOOTTIME: 1000.0}
+    monkeypatch.setattr(time, "clock_gettime", readings.__getitem__)
+    async with KeyValidator(address, service.token) as validator:
+        await until(lambda: validator.has_lease)
+        readings[time.CLOCK_BOOTTIME] += service.lease_seconds - 0.1
+        assert validator.has_lease
+        readings[time.CLOCK_BOOTTIME] += 0.1
+        assert not validator.has_lease
+
+
 async def unleased(service: FakeKeyService, address: Address, clock: Clock) -> KeyValidator:
     """Return a validator whose stream is open, and which has no lease."""
     service.lease_seconds = 0
@@ -197,6 +211,28 @@ async def test_who_joins_a_call_that_began_before_a_change_asks_again(
     assert await first == ALLOWED
     assert await joined == INVALID
     assert validator.cached(KEY) == INVALID
+    assert len(service.calls) == 2
+
+
+async def test_who_joins_a_call_that_the_lease_did_not_outlast_asks_again(
+    service: FakeKeyService, address: Address
+) -> None:
+    """The answer is in the cache by then, which may not be used any more (rules 2 and 4)."""
+    clock = Clock()  # by which no timer goes: callers wait for two seconds
+    service.lease_seconds = 30.0
+    async with KeyValidator(address, service.token, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        service.lease_seconds = 0
+        service.gate.clear()
+        first = asyncio.create_task(validator.validate(KEY))
+        await service.arrived(1)
+        joined = asyncio.create_task(validator.validate(KEY))
+        await asyncio.sleep(0)  # for it to join
+        clock.now += 30.0
+        service.answer, service.next_answers = invalid(), [allowed()]
+        service.gate.set()
+        assert await first == ALLOWED
+        assert await joined == INVALID
     assert len(service.calls) == 2
 
 

@@ -15,6 +15,7 @@ from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, Stream, serve, until
+from tests.e2e.tcp_proxy import TcpProxy
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
@@ -238,6 +239,32 @@ async def test_the_back_off_is_jittered_and_at_most_two_seconds(
     await service.stream(10)
 
 
+async def test_a_lease_counts_from_before_its_renewal_was_handed_to_the_transport(
+    service: FakeKeyService, address: Address, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rule 2: not from when a slow connection took it, which here is three seconds later."""
+    monkeypatch.setattr("random.uniform", lambda _low, high: 100 * high)  # a back-off that only the clock ends
+    service.lease_seconds = 30.0
+    async with TcpProxy(str(address)) as proxy, KeyValidator(proxy.address, service.token, clock=clock) as validator:
+        await until(lambda: validator.has_lease)
+        (await service.stream()).end(grpc.StatusCode.UNAVAILABLE)
+        await until(lambda: proxy.connections == 0)
+        proxy.cut()
+        clock.now += 30.0
+        await until(lambda: not validator.has_lease)
+        opened_at = clock.now
+        await until(lambda: proxy.connections == 1)
+        clock.now += 3.0
+        proxy.heal()
+        await until(lambda: validator.has_lease)
+        assert [request.applied_revision for request in service.streams[1].requests] == [1], "it resumed"
+        service.lease_seconds = 0
+        clock.now = opened_at + 29.9
+        assert validator.has_lease
+        clock.now = opened_at + 30.0
+        assert not validator.has_lease
+
+
 async def test_a_service_that_restarts_is_found_again_and_resumed(service: FakeKeyService, clock: Clock) -> None:
     server, port = serve(service, "127.0.0.1:0")
     await server.start()
@@ -330,6 +357,75 @@ async def test_a_service_that_never_takes_the_goodbye_does_not_keep_its_caller(
     clock.now += 1.0
     await closing
     await stream.is_over.wait()
+
+
+async def test_who_stops_while_no_stream_is_open_says_goodbye_on_one_more(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """Revocations would wait for its lease to end, though the service is there: it restarted a moment ago, say."""
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await stream.is_over.wait()
+    assert validator.has_lease
+    await validator.close()
+    _, last = service.streams
+    [goodbye] = last.requests
+    assert goodbye.goodbye
+    assert goodbye.holder_id == stream.requests[0].holder_id
+    assert goodbye.sequence > stream.requests[-1].sequence
+
+
+async def test_a_goodbye_that_its_stream_did_not_outlive_is_said_again(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """As when the replica stops in the same moment: another one takes it."""
+    service.takes_goodbye = False
+    closing = asyncio.create_task(validator.close())
+    stream = await service.stream()
+    await stream.request(lambda request: request.goodbye)
+    service.takes_goodbye = True
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await closing
+    assert [request.goodbye for request in service.streams[1].requests] == [True]
+
+
+async def test_who_never_had_a_lease_has_nothing_to_say(
+    service: FakeKeyService, address: Address, clock: Clock
+) -> None:
+    service.lease_seconds = 0
+    async with KeyValidator(address, service.token, clock=clock):
+        stream = await service.stream()
+        stream.end(grpc.StatusCode.UNAVAILABLE)
+        await stream.is_over.wait()
+    assert len(service.streams) == 1
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_goodbye_is_said_whenever_the_stream_ends(
+    service: FakeKeyService, validator: KeyValidator, turns: int
+) -> None:
+    """Before, while or after the holder begins to leave."""
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await validator.close()
+    assert any(request.goodbye for each in service.streams for request in each.requests)
+
+
+async def test_a_last_stream_that_nobody_answers_does_not_keep_its_caller(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await stream.is_over.wait()
+    service.takes_goodbye = False
+    closing = asyncio.create_task(validator.close())
+    last = await service.stream(2)
+    await last.request(lambda request: request.goodbye)
+    clock.now += 1.0
+    await closing
+    await last.is_over.wait()
 
 
 @pytest.fixture

@@ -237,6 +237,10 @@ async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Ser
     assert re.findall(r'name="entry" value="([^"]*)"', page.text) == ["https://shop.example", "*.shop.example"]
     assert await verdict(service, key, "https://evil.example") == pb.VERDICT_ORIGIN_NOT_ALLOWED
     assert "Saved. It holds" not in (await browser.get(ORIGINS)).words
+    base = reviewed[1].replace("&#10;", "\n")
+    again = await browser.submit(ORIGINS, ORIGINS, action="save", reviewed=base, **fields | {"base": base})
+    assert again.status == 303
+    assert "This was saved already. It holds everywhere" in (await browser.get(ORIGINS)).words
     assert "Ann demo changed the allowed origins" in (await browser.get("/audit")).words
 
 
