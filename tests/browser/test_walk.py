@@ -385,10 +385,54 @@ async def test_a_bar_leads_to_its_entries_and_filters_are_in_the_address(stack: 
     await page.get_by_label("Text").fill("SECOND")
     await page.get_by_role("button", name="Show").click()
     await expect(page.locator("details.entry")).to_have_count(1)
-    assert "level=error&service=checkout" in page.url
-    assert "text=SECOND" in page.url
+    assert page.url.endswith("?level=error&text=SECOND&service=checkout")
     await page.locator(".chart a").first.click()
     await expect(page).to_have_url(re.compile("since=.*level=error.*text=SECOND|level=error.*text=SECOND.*since="))
     await expect(page.locator("details.entry")).to_have_count(1)
     await page.locator("details.entry summary").click()
     await expect(page.locator("details.entry pre").last).to_contain_text('"order": 1042')
+
+
+async def test_a_preset_and_times_of_ones_own_exclude_each_other(stack: Stack) -> None:
+    """The choice of time says what is shown, and the address has what was chosen, and nothing empty."""
+    page = await stack.page(timezone_id="UTC")
+    page.on("dialog", lambda dialog: dialog.accept())
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs")
+    choice, since, until = page.get_by_label("Time"), page.locator("#since"), page.locator("#until")
+    show = page.get_by_role("button", name="Show")
+    await expect(choice).to_have_value("1h")
+    await since.press_sequentially("2h")
+    await expect(choice).to_have_value("custom")
+    await since.clear()
+    await expect(choice).to_have_value("1h")
+    await until.press_sequentially("30m")
+    await expect(choice).to_have_value("custom")
+    await show.click()
+    await expect(page).to_have_url(re.compile(r"/logs\?until=30m$"))
+    await expect(choice).to_have_value("custom")
+    await choice.select_option("Last 6 hours")
+    await expect(until).to_have_value("")
+    await show.click()
+    await expect(page).to_have_url(re.compile(r"/logs\?range=6h$"))
+    await expect(choice).to_have_value("6h")
+    await choice.select_option("Last hour")
+    await show.click()
+    await expect(page).to_have_url(re.compile(r"/logs\??$"))
+
+
+async def test_without_javascript_a_preset_chosen_on_a_custom_page_takes_its_place(stack: Stack) -> None:
+    """And times that are typed beside a preset take the preset's."""
+    page = await stack.page(java_script_enabled=False)
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs")
+    choice, since = page.get_by_label("Time"), page.locator("#since")
+    show = page.get_by_role("button", name="Show")
+    await since.fill("2h")
+    await show.click()
+    await expect(choice).to_have_value("custom")
+    await expect(since).to_have_value("2h")
+    await choice.select_option("Last 6 hours")
+    await show.click()
+    await expect(choice).to_have_value("6h")
+    await expect(since).to_have_value("")
