@@ -34,12 +34,11 @@ OPEN_PATHS = ("/sign-in", "/static/")
 STREAM_OVER = "event: over\ndata: \n\n"
 """Says to a live tail that the session is over; when it connects again, too, as it cannot read a page."""
 
-_SECURITY_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    "Server": "httpbridge",
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -69,7 +68,8 @@ class Guard:
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what every answer carries; for the signal `on_response_prepare`, which streams pass too."""
-        response.headers.update(_SECURITY_HEADERS)
+        response.headers.update(SECURITY_HEADERS)
+        response.headers.pop("Server", None)  # aiohttp's version, and Python's
         is_static = request.path.startswith("/static/")
         response.headers["Cache-Control"] = "no-cache" if is_static else "no-store"
 

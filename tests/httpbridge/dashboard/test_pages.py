@@ -410,12 +410,70 @@ async def test_every_answer_forbids_what_pages_of_ours_do_not_need(dashboard: Da
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
-        assert answer.headers["Server"] == "httpbridge"
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert "Server" not in answer.headers
         assert answer.headers["Cache-Control"] == ("no-cache" if path.startswith("/static/") else "no-store"), path
         assert " style=" not in answer.text
         assert "<style" not in answer.text
         assert not re.search(r"<script(?! src=\"/static/)", answer.text)
         assert not re.search(r"\son[a-z]+=", answer.text)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/9.9-canary\r\n\r\n", 400),
+        (b"canary\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie : canary\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: canary\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"c" * 9000 + b"canary\r\n\r\n", 400),
+        (b"GET /" + b"c" * 9000 + b"canary HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nExpect: canary\r\n\r\n", 417),
+        (b"GET /static/icon.svg HTTP/1.1\r\nHost: x\r\nExpect: canary\r\n\r\n", 417),
+        (b"POST /sign-in HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\ncanary\r\n", 400),
+        (b"GET /sign-in HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+        (b"GET /sign-in HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nConnection: close\r\n\r\n", 100),
+    ],
+)
+async def test_what_is_no_request_is_answered_without_a_byte_of_it_and_names_no_version(
+    dashboard: Dashboard, sent: bytes, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, port = dashboard.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.split()[1] == str(status)
+    headers = answer.partition("\r\n\r\n")[0] if status != 100 else answer
+    assert "frame-ancestors 'none'" in headers
+    assert "Cache-Control: no-store" in headers
+    assert "Server:" not in headers
+    assert "aiohttp" not in answer
+    assert "canary" not in answer + "".join(capsys.readouterr())
+
+
+async def test_what_no_handler_can_answer_is_logged_without_its_text_and_ends_the_connection(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = "-".join(["can", "ary"])  # a traceback has lines of this file
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(canary)
+
+    monkeypatch.setattr("httpbridge.dashboard.pages.Pages.render", fail)
+    monkeypatch.setattr("httpbridge.dashboard.guard.Guard._failure", fail)
+    host, port = dashboard.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET /sign-in?{canary} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with capture_logs() as logged:
+        answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 500 Internal Server Error\r\n")
+    assert "frame-ancestors 'none'" in answer
+    assert "unexpected_error" in {event["event"] for event in logged}
+    assert canary not in answer + str(logged)
 
 
 async def test_a_name_with_markup_is_shown_as_text(dashboard: Dashboard) -> None:
