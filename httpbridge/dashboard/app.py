@@ -32,7 +32,6 @@ from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.sign_in import SignIn
 from httpbridge.dashboard.signed_out import SignedOut
 from httpbridge.sinks.log_queries import LogQueries
-from httpbridge.sinks.origin_store import seen_origins
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
 
@@ -75,7 +74,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             Projects(admin, queries, pages, reveal, now),
             Logs(admin, store, queries, streams, pages, config.clients_url(), now),
             ApiKeys(admin, pages, reveal),
-            AllowedOrigins(admin, partial(seen_origins, store), pages, config.clients_url(), now),
+            AllowedOrigins(admin, store, pages, config.clients_url(), now),
             Audit(admin, pages),
         ]
         application = web.AppRunner(_application(Guard(sessions, pages), views))

@@ -18,7 +18,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.event_log import traceback_without_text
-from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
+from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https, sentence
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -88,11 +88,11 @@ class Guard:
         except RefusedError as error:
             is_absent = error.refusal is Refusal.NOT_FOUND or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
-            return self._failure(request, status, title, f"The key service says: {error}.")
+            return self._failure(request, status, title, f"The key service says: {sentence(str(error))}")
         except ConnectionError:  # who asked is gone
             raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
-            _log.error("not set up", reason=str(error))
+            _log.error("not_set_up", reason=str(error))
             # Without what the dashboard token signs, as that may be the one.
             for known in (SESSION, VISITOR):
                 request.pop(known, None)

@@ -81,7 +81,7 @@ class LogStreams:
             return response
         except (TimeoutError, ConfigurationError) as error:
             reason = "its reader takes nothing" if isinstance(error, TimeoutError) else str(error)
-            _log.info("live tail given up", reason=reason)
+            _log.info("live_tail_given_up", reason=reason)
             if request.transport is not None:
                 request.transport.abort()
             return response

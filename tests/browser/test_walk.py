@@ -82,7 +82,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
         await page.get_by_role("textbox", name="Entry 1").fill(origin + "/checkout")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("textbox", name="Entry 1")).to_have_accessible_description(
-            "a path is not part of an origin"
+            "A path is not part of an origin."
         )
         await page.get_by_role("textbox", name="Entry 1").fill(origin.upper())
         await page.get_by_role("textbox", name="Try an origin").fill(other_origin)
@@ -436,3 +436,43 @@ async def test_without_javascript_a_preset_chosen_on_a_custom_page_takes_its_pla
     await show.click()
     await expect(choice).to_have_value("6h")
     await expect(since).to_have_value("")
+
+
+async def test_origins_that_are_not_saved_are_not_left_without_a_word(stack: Stack) -> None:
+    """But for those who discard them, and where there is nothing to lose."""
+    page = await stack.page()
+    asked: list[str] = []
+
+    async def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        await dialog.dismiss()
+
+    async def leave(to: str) -> None:
+        await page.get_by_role("navigation").get_by_role("link", name=to).click()
+
+    page.once("dialog", lambda dialog: dialog.accept())  # the key is left
+    await stack.create(page)
+    await page.goto(stack.url + ORIGINS)
+    page.on("dialog", stay)
+    await page.get_by_role("button", name="Add entry").click()
+    await leave("API Keys")  # an empty entry is nothing
+    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
+    await page.goto(stack.url + ORIGINS)
+    await page.get_by_role("button", name="Add entry").click()
+    await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("button", name="Review changes").click()
+    await expect(page.get_by_role("heading", name="Before saving")).to_be_visible()
+    assert asked == []
+    await leave("API Keys")
+    await expect(page.get_by_role("textbox", name="Entry 1")).to_have_value("shop.example")
+    assert asked == ["beforeunload"]
+    await page.get_by_role("link", name="Discard").click()
+    await expect(page.get_by_text("No entries")).to_be_visible()
+    await page.get_by_role("button", name="Add entry").click()
+    await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("button", name="Review changes").click()
+    await page.get_by_role("button", name="Save", exact=True).click()
+    await expect(page.get_by_role("status").first).to_contain_text("Saved.")
+    await leave("API Keys")
+    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
+    assert asked == ["beforeunload"]

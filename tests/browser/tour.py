@@ -139,7 +139,7 @@ async def guessing(stack: Stack, page: Page) -> AsyncIterator[None]:
         for _ in range(ATTEMPTS_PER_ADDRESS_MAX)
     ]
     try:
-        await until("guessing is stopped", lambda: "too many attempts to sign in" in stack.dashboard.stderr)
+        await until("guessing is stopped", lambda: "sign_in_attempts_exhausted" in stack.dashboard.stderr)
         yield
     finally:
         for guess in guesses:
@@ -308,7 +308,9 @@ async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         ENTRIES_MAX,
     )
     await page.get_by_role("button", name="Review changes").click()
-    await expect(page.get_by_role("alert")).to_contain_text(f"{ENTRIES_MAX} entries are the most.")
+    await expect(page.get_by_role("alert")).to_contain_text(
+        f"There are {ENTRIES_MAX + 1} entries, and {ENTRIES_MAX} are the most."
+    )
     yield "origins, too many", page
 
 
@@ -340,7 +342,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         ("origins, log store down", ORIGINS),
     ):
         await page.goto(stack.url + path)
-        await expect(page.get_by_text("log store is out of reach").first).to_be_visible()
+        await expect(page.get_by_text("no bridge has run with it yet").first).to_be_visible()
         yield name, page
     await page.goto(stack.url + LOGS)
     away.rename(store)

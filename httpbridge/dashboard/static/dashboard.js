@@ -1,5 +1,5 @@
 // What pages do beyond HTML: times in the browser's zone, copying, a dialog before what cannot be undone, a warning before
-// leaving a page that shows a key. Everything but copying works without it.
+// leaving a page that shows a key or has what is not saved. Everything but copying works without it.
 "use strict";
 
 // What of `2026-01-31 08:00:00.123` each form shows: those of log_parts.html.
@@ -106,6 +106,21 @@ function prepareLeaving() {
   addEventListener("pageshow", (event) => { if (event.persisted) location.replace("/projects"); });
 }
 
+// A form whose fields of a name make a list, `base` being the one that is saved: what was typed is not left without a word.
+function prepareUnsaved() {
+  const form = document.querySelector("form[data-unsaved]");
+  if (!form) return;
+  let isDiscarded = false;
+  const lines = (text) => text.split(/\s+/).filter(Boolean).join("\n");
+  form.querySelector("[data-discard]").addEventListener("click", () => { isDiscarded = true; });
+  addEventListener("pageshow", () => { isDiscarded = false; });
+  addEventListener("beforeunload", (event) => {
+    const data = new FormData(form);
+    const isSaved = lines(data.getAll(form.dataset.unsaved).join("\n")) === lines(data.get("base"));
+    if (!isSaved && !isDiscarded && !form.dataset.sent) event.preventDefault();
+  });
+}
+
 // Enter in a field that has a button of its own presses that, and not the form's first one.
 function prepareEnter() {
   for (const field of document.querySelectorAll("input[data-enter]")) {
@@ -140,6 +155,7 @@ document.addEventListener("DOMContentLoaded", () => {
   prepareCopying();
   prepareDialogs();
   prepareLeaving();
+  prepareUnsaved();
   prepareTimes();
   prepareEnter();
   prepareForms();

@@ -112,6 +112,7 @@ async def test_attempts_are_limited_and_the_right_token_is_no_exception(dashboar
     refused = await attempt(TOKEN)
     assert refused.status == 429
     assert 1 <= int(refused.headers["Retry-After"]) <= WINDOW_SECONDS
+    assert "Too many attempts. Try again in 5 minutes." in refused.words
     assert "dashboard_session" not in browser.cookies
     for one in attempts:
         one.cancel()
@@ -173,7 +174,7 @@ async def test_signing_out_works_without_a_state_folder_to_write_to(tmp_path: Pa
         thief.set_cookies(browser.cookies)
         with capture_logs() as logged:
             assert (await browser.submit("/projects/new", "/sign-out")).status == 303
-        assert [event["event"] for event in logged] == ["sign-out not stored"]
+        assert [event["event"] for event in logged] == ["sign_out_not_stored"]
         assert (await thief.get("/projects/new")).status == 303
 
 
@@ -200,12 +201,15 @@ async def test_another_token_ends_every_session_at_once(tmp_path: Path) -> None:
         assert (await browser.get("/projects/new")).status == 303
 
 
-@pytest.mark.parametrize("name", ["", " \t", "x" * 65, "nn\u202eA", "Ann\x00", "\x1b[31mAnn"])
+@pytest.mark.parametrize(
+    "name", ["", " \t", "x" * 65, "nn\u202eA", "Ann\x00", "\x1b[31mAnn", "\u3164", "\u115f\u1160 \uffa0\u2800\u034f"]
+)
 def test_a_link_is_for_a_name_that_can_be_seen(tmp_path: Path, name: str) -> None:
     sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)}))
     with pytest.raises(ValueError, match="A name is needed"):
         sessions.link(name)
     assert sessions.name_of_link(sessions.link(" Ann  Ängström ")) == "Ann Ängström"
+    assert sessions.name_of_link(sessions.link("Ann\u3164")) == "Ann"  # and not somebody who looks like her
 
 
 def test_sessions_and_links_end_in_time(tmp_path: Path) -> None:
@@ -244,7 +248,9 @@ async def test_a_link_signs_in_and_is_not_the_token(dashboard: Dashboard) -> Non
     assert (answer.status, answer.location) == (303, "/")
     assert "Zoë" in (await browser.get("/projects")).words
     stranger = await dashboard.browser(is_signed_in=False)
-    assert (await stranger.get(f"/sign-in/link?t={link}x")).status == 403
+    dead = await stranger.get(f"/sign-in/link?t={link}x")
+    assert (dead.status, 'role="alert">This link is too old' in dead.text) == (403, True)
+    assert 'aria-invalid="true"' not in dead.text
     assert (await stranger.get("/projects")).status == 303
 
 
