@@ -22,7 +22,7 @@ from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
 from httpbridge.dashboard.connections import Connections
-from httpbridge.dashboard.guard import Guard, is_signed_in
+from httpbridge.dashboard.guard import Guard, session_id
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.dashboard.logs import Logs
 from httpbridge.dashboard.origins import AllowedOrigins
@@ -68,7 +68,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         pages = Pages(sessions, now)
         reveal = KeyReveal(pages, config.clients_url())
         queries = LogQueries(store, monotonic=time.monotonic)
-        streams = LogStreams(store, is_signed_in=partial(is_signed_in, sessions), monotonic=time.monotonic)
+        streams = LogStreams(store, session_id=partial(session_id, sessions), monotonic=time.monotonic)
         views: list[Views] = [
             SignIn(sessions, pages, Attempts(time.monotonic)),
             Projects(admin, queries, pages, reveal, now),

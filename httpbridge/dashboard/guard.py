@@ -196,9 +196,10 @@ async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
     return [(name, value) for name, value in form.items() if name != "form_token" and isinstance(value, str)]
 
 
-def is_signed_in(sessions: Sessions, request: web.Request) -> bool:
-    """Whether the session of a request that is being answered still holds."""
-    return sessions.read(request.cookies.get(SESSION_COOKIE)) is not None
+def session_id(sessions: Sessions, request: web.Request) -> str | None:
+    """Return the id of a request's session; None when it does not hold, or not any more while it is being answered."""
+    session = sessions.read(request.cookies.get(SESSION_COOKIE))
+    return None if session is None else session.session_id
 
 
 def sign_in_location(next_path: str) -> str:

@@ -122,6 +122,7 @@ function prepareLiveTail() {
     source.addEventListener("message", add);
     source.addEventListener("trouble", () => show("The log store is out of reach; trying again", "Pause"));
     source.addEventListener("over", () => stop("Your session is over; reload the page to sign in", "Live tail"));
+    source.addEventListener("displaced", () => stop("You have opened many live tails; this one has ended", "Live tail"));
     source.addEventListener("error", () => {
       if (source?.readyState === EventSource.CLOSED) stop("Live tail was refused; try again later", "Live tail");
       else show("Connecting again", "Pause");
