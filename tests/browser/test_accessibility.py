@@ -125,3 +125,18 @@ async def test_the_keyboard_is_enough_for_logs(stack: Stack) -> None:
     await expect(page.get_by_role("region", name=re.compile("message of entry"))).to_be_visible()
     await page.keyboard.press("Tab")
     await expect(page.get_by_role("region", name=re.compile("message of entry"))).to_be_focused()
+
+
+async def test_a_long_name_cuts_nothing_off_the_list_of_projects(stack: Stack) -> None:
+    """Sixty-three characters, beside origins and times, in a window as wide as most."""
+    page = await stack.page(viewport=FORMS["light"][1])
+    page.on("dialog", lambda dialog: dialog.accept())
+    name = "a" * 63
+    key = await stack.create(page, name)
+    origins = ["https://checkout.shop-front.example:8443", "https://another.shop-front.example:8443"]
+    assert stack.system.run("authsvc", "origins", name, *origins).returncode == 0
+    assert await send(stack, key) == 200
+    await page.goto(stack.url + "/projects")
+    frame = page.get_by_role("region", name="Projects")
+    await expect(frame.locator("tbody time")).to_be_visible()
+    assert await frame.evaluate("(one) => one.scrollWidth - one.clientWidth") == 0

@@ -1,9 +1,10 @@
 """Live tail in a real browser: what arrives is shown once and harmlessly, whatever the tail goes through."""
 
+import json
 from contextlib import AsyncExitStack
 
 import aiohttp
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from httpbridge.dashboard.log_stream import STREAMS_OF_SESSION_MAX
 from tests.browser.stack import Stack
@@ -154,3 +155,22 @@ async def test_a_tail_that_a_newer_one_displaced_says_so_and_does_not_come_back(
     await send(stack, key, {"level": "info", "message": "meanwhile"})
     await page.get_by_role("button", name="Live tail").click()
     await expect(page.locator("details.entry")).to_have_count(1)
+
+
+async def test_a_tail_keeps_the_newest_five_hundred(stack: Stack) -> None:
+    """So that a page that is left open does not grow for ever."""
+    page = await signed_in(stack)
+    await stack.create(page)
+    time = "2026-01-31T08:00:00.000000Z"
+    made = {"timestamp": time, "received_at": time, "level": "info", "service": "shop", "parts": [], "is_short": False}
+    entries = [made | {"id": number, "headline": str(number)} for number in range(510)]
+    bodies = [f"id: 510\ndata: {json.dumps({'entries': entries, 'is_gap': False})}\n\n", "event: over\ndata: \n\n"]
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(body=bodies.pop(0), content_type="text/event-stream")
+
+    await page.route("**/logs/stream?*", answer)
+    await page.goto(stack.url + LOGS)
+    await page.get_by_role("button", name="Live tail").click()
+    await expect(page.locator("details.entry")).to_have_count(500)
+    assert [(await shown(page))[number] for number in (0, -1)] == ["509", "10"]

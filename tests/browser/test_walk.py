@@ -476,3 +476,43 @@ async def test_origins_that_are_not_saved_are_not_left_without_a_word(stack: Sta
     await leave("API Keys")
     await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
     assert asked == ["beforeunload"]
+
+
+async def test_a_page_that_showed_a_key_keeps_nothing_of_it_for_going_back(stack: Stack) -> None:
+    """Some browsers keep a page that was left, as it was, in memory."""
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    key = await stack.create(page)
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    assert key not in await page.content()
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    await expect(page.get_by_role("heading", name="Projects")).to_be_visible()
+
+
+async def test_a_form_is_sent_once_however_often_it_is_clicked(stack: Stack) -> None:
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    sent: list[str] = []
+    await page.goto(stack.url + "/projects/new")
+    await page.get_by_label("Name").fill("shop")
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    await page.evaluate(
+        """() => {
+          const button = document.querySelector("main form button");
+          button.click();
+          button.click();
+        }"""
+    )
+    await expect(page.locator("#raw-key")).to_be_visible()
+    assert sent == [stack.url + "/projects/new"]
+
+
+async def test_what_cannot_be_copied_is_selected(stack: Stack) -> None:
+    """Outside secure contexts there is no clipboard."""
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    await page.add_init_script("Object.defineProperty(Navigator.prototype, 'clipboard', { value: undefined })")
+    key = await stack.create(page)
+    await page.get_by_role("button", name="Copy API key").click()
+    await expect(page.get_by_role("button", name="Selected")).to_be_visible()
+    assert (await page.evaluate("getSelection().toString()")).strip() == key

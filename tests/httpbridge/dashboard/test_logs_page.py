@@ -21,6 +21,7 @@ from httpbridge.dashboard.log_filters import position_text, read_position
 from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks import log_queries
 from httpbridge.sinks.log_rows import Position
+from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Answer, Browser, Dashboard, running
@@ -426,6 +427,40 @@ async def test_a_statement_that_takes_too_long_is_stopped_and_the_page_says_so(
         page = await browser.get(PAGE + "?text=needle")
         assert (page.status, "The log store is slow" in page.words) == (503, True)
         assert (await browser.get(link(page, "The last 15 minutes"))).status in (200, 503)
+
+
+async def test_the_dashboard_asks_four_things_of_the_store_at_a_time(
+    dashboard: Dashboard, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many people ask at once: what they do shall not keep the bridge from its store."""
+    browser = await dashboard.browser()
+    await browser.create("demo")
+    await write(sink, entry("a"))
+    asking = lent = most = 0
+    release = asyncio.Event()
+    lend = ReadStore.connection
+
+    @asynccontextmanager
+    async def held(store: ReadStore) -> AsyncIterator[Any]:
+        nonlocal asking, lent, most
+        asking += 1
+        async with lend(store) as connection:
+            lent += 1
+            most = max(most, lent)
+            await release.wait()
+            lent -= 1
+            yield connection
+
+    monkeypatch.setattr(ReadStore, "connection", held)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        pages = [group.create_task(browser.get(PAGE)) for _ in range(8)]
+        while asking < len(pages) or lent < 4:
+            await browser.get("/sign-in")
+        for _ in range(20):  # as long as it takes to connect
+            await browser.get("/sign-in")
+        release.set()
+    assert most == 4
+    assert [page.result().status for page in pages] == [200] * len(pages)
 
 
 async def test_a_log_store_that_is_not_there_is_a_page_that_says_so(browser: Browser) -> None:

@@ -271,6 +271,8 @@ async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Ser
     assert "Before saving" in changed.words
     saved = await browser.submit(ORIGINS, ORIGINS, action="save", reviewed=reviewed[1], **fields)
     assert (saved.status, saved.location) == (303, ORIGINS)
+    (notice,) = [one for one in saved.headers.getall("Set-Cookie") if one.startswith("dashboard_notice=")]
+    assert {part.strip() for part in notice.split(";")[1:]} == {"HttpOnly", "Path=/", "SameSite=Strict"}
     page = await browser.get(ORIGINS)
     assert "Saved. It holds everywhere" in page.words
     assert re.findall(r'name="entry" value="([^"]*)"', page.text) == ["https://shop.example", "*.shop.example"]
