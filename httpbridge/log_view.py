@@ -1,8 +1,8 @@
 """What `httpbridge logs` prints: stored entries as lines for people, or as JSON.
 
-Called by `cli`. The queries are the reader's (`sinks/sql_reader`); here is how an
-entry looks. Entries come from anyone with a key, so nothing of one may act on the
-terminal it is shown in: whatever does not print is escaped.
+Called by `cli`; the dashboard's pages read and write times as it does. The queries are the
+reader's (`sinks/sql_reader`); here is how an entry looks. Entries come from anyone with a key, so
+nothing of one may act on the terminal it is shown in: whatever does not print is escaped.
 """
 
 import asyncio

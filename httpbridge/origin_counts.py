@@ -14,6 +14,7 @@ from typing import Protocol
 
 import structlog
 
+from authsvc.client.event_log import traceback_without_text
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks.origin_store import OriginCount
@@ -101,7 +102,7 @@ class OriginCounts:
             except StoreUnavailableError as error:
                 self._take_back(counts)
                 if not self._is_failing:
-                    _log.warning("origin counts not stored", reason=str(error))
+                    _log.warning("origin_counts_not_stored", reason=str(error))
                 self._is_failing = True
                 return
         self._is_failing = False
@@ -128,7 +129,7 @@ class OriginCounts:
             try:
                 await self.flush()
             except Exception as error:  # noqa: BLE001 - a defect, and the next ones shall be counted still
-                _log.error("unexpected error", error=type(error).__qualname__)
+                _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
 
     def _count_new(self, project_id: str, origin: str, is_allowed: bool) -> None:
         key = (project_id, _kept(origin), is_allowed)

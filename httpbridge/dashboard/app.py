@@ -4,23 +4,25 @@ Called by `cli dashboard`; `serve` runs until it is told to stop.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
+from typing import cast
 
 from aiohttp import web
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address, ConfigurationError, Secret, kept_token
+from authsvc.client.listening import cannot_listen
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
-from httpbridge.dashboard.guard import Guard, is_signed_in
+from httpbridge.dashboard.connections import Connections
+from httpbridge.dashboard.guard import Guard, session_id
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.dashboard.logs import Logs
 from httpbridge.dashboard.origins import AllowedOrigins
@@ -30,7 +32,6 @@ from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.sign_in import SignIn
 from httpbridge.dashboard.signed_out import SignedOut
 from httpbridge.sinks.log_queries import LogQueries
-from httpbridge.sinks.origin_store import seen_origins
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
 
@@ -67,21 +68,20 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         pages = Pages(sessions, now)
         reveal = KeyReveal(pages, config.clients_url())
         queries = LogQueries(store, monotonic=time.monotonic)
-        streams = LogStreams(store, is_signed_in=partial(is_signed_in, sessions), monotonic=time.monotonic)
+        streams = LogStreams(store, session_id=partial(session_id, sessions), monotonic=time.monotonic)
         views: list[Views] = [
             SignIn(sessions, pages, Attempts(time.monotonic)),
             Projects(admin, queries, pages, reveal, now),
             Logs(admin, store, queries, streams, pages, config.clients_url(), now),
             ApiKeys(admin, pages, reveal),
-            AllowedOrigins(admin, partial(seen_origins, store), pages, config.clients_url(), now),
+            AllowedOrigins(admin, store, pages, config.clients_url(), now),
             Audit(admin, pages),
         ]
-        runner = web.AppRunner(
-            _application(Guard(sessions, pages), views),
-            access_log=None,
-            logger=_silent(),
-            shutdown_timeout=_SHUTDOWN_SECONDS,
-        )
+        application = web.AppRunner(_application(Guard(sessions, pages), views))
+        stack.push_async_callback(application.cleanup)
+        await application.setup()
+        server = cast(web.Server, application.server)  # there is one since `setup`
+        runner = web.ServerRunner(Connections(server), shutdown_timeout=_SHUTDOWN_SECONDS)
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(streams.close)
         await runner.setup()
@@ -89,9 +89,8 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         try:
             await web.TCPSite(runner, address.host, address.port, ssl_context=tls).start()
         except OSError as error:
-            raise ConfigurationError(
-                f"HTTPBRIDGE_DASHBOARD_LISTEN: cannot listen on {address}: {error.strerror or error}"
-            ) from None
+            reason = error.strerror or str(error)
+            raise cannot_listen("HTTPBRIDGE_DASHBOARD_LISTEN", address, reason) from None
         host, port = runner.addresses[0][:2]
         started(Address(host, port))
         await stop.wait()
@@ -122,10 +121,3 @@ def _application(guard: Guard, views: list[Views]) -> web.Application:
     for view in views:
         application.add_routes(view.routes())
     return application
-
-
-def _silent() -> logging.Logger:
-    """Return a logger for aiohttp's server, which would log what it cannot parse, cookies included."""
-    logger = logging.getLogger("httpbridge.dashboard.http")
-    logger.disabled = True
-    return logger

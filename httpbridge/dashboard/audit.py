@@ -33,7 +33,7 @@ class Audit:
         changes, older = await self._admin.changes(project_id=project_id, before_revision=int(before))
         return self._pages.render(
             request,
-            "audit_of_project.html" if project_id else "audit.html",
+            "audit.html",
             project_id=project_id,
             changes=changes,
             kinds=_KINDS,

@@ -18,7 +18,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.event_log import traceback_without_text
-from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https
+from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https, sentence
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -34,12 +34,11 @@ OPEN_PATHS = ("/sign-in", "/static/")
 STREAM_OVER = "event: over\ndata: \n\n"
 """Says to a live tail that the session is over; when it connects again, too, as it cannot read a page."""
 
-_SECURITY_HEADERS = {
+SECURITY_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
-    "Server": "httpbridge",
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -69,7 +68,8 @@ class Guard:
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what every answer carries; for the signal `on_response_prepare`, which streams pass too."""
-        response.headers.update(_SECURITY_HEADERS)
+        response.headers.update(SECURITY_HEADERS)
+        response.headers.pop("Server", None)  # aiohttp's version, and Python's
         is_static = request.path.startswith("/static/")
         response.headers["Cache-Control"] = "no-cache" if is_static else "no-store"
 
@@ -88,11 +88,11 @@ class Guard:
         except RefusedError as error:
             is_absent = error.refusal is Refusal.NOT_FOUND or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
-            return self._failure(request, status, title, f"The key service says: {error}.")
+            return self._failure(request, status, title, f"The key service says: {sentence(str(error))}")
         except ConnectionError:  # who asked is gone
             raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
-            _log.error("not set up", reason=str(error))
+            _log.error("not_set_up", reason=str(error))
             # Without what the dashboard token signs, as that may be the one.
             for known in (SESSION, VISITOR):
                 request.pop(known, None)
@@ -196,9 +196,10 @@ async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
     return [(name, value) for name, value in form.items() if name != "form_token" and isinstance(value, str)]
 
 
-def is_signed_in(sessions: Sessions, request: web.Request) -> bool:
-    """Whether the session of a request that is being answered still holds."""
-    return sessions.read(request.cookies.get(SESSION_COOKIE)) is not None
+def session_id(sessions: Sessions, request: web.Request) -> str | None:
+    """Return the id of a request's session; None when it does not hold, or not any more while it is being answered."""
+    session = sessions.read(request.cookies.get(SESSION_COOKIE))
+    return None if session is None else session.session_id
 
 
 def sign_in_location(next_path: str) -> str:

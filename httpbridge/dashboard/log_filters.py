@@ -3,8 +3,7 @@
 What does not make sense there is said beside its field, and the page shows what it can.
 """
 
-from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,6 +24,14 @@ RANGES = {
     "all": "All time",
 }
 DEFAULT_RANGE = "1h"
+CUSTOM = "custom"
+"""Stands among the RANGES for a beginning or an end of one's own."""
+
+AHEAD_MAX = timedelta(minutes=5)
+"""How far clients' clocks may be ahead: what claims to be from later is shown when it is asked for."""
+
+PLAUSIBLE_SINCE = datetime(2000, 1, 1, tzinfo=UTC)
+"""A chart of all time begins no earlier, whatever the clocks of clients say."""
 
 TEXT_CHARACTERS_MAX = 200
 NAME_CHARACTERS_MAX = 256
@@ -37,10 +44,11 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of the form, as they were sent."""
 
     range: str = DEFAULT_RANGE
-    """A key of RANGES, back from `until` or now; does not count where there is a `since`."""
+    """A key of RANGES, back from now; CUSTOM where there is a `since` or an `until`, and only there."""
     since: str = ""
-    """An instant, or how long ago: see `log_view.parse_since`."""
+    """An instant, or how long ago: see `log_view.parse_since`. Empty in a CUSTOM range: from the beginning."""
     until: str = ""
+    """Likewise. Empty: until now."""
     level: tuple[Level, ...] = ()
     service: str = ""
     environment: str = ""
@@ -48,13 +56,25 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, query: MultiMapping[str]) -> "LogQuery":
-        """Read a query string; what is unknown is left out."""
+        """Read a query string; what is unknown is left out.
+
+        A form without JavaScript may have a preset beside times of one's own. Those hold, unless the page that the form
+        is on showed a custom range (`shown`): then the preset is what was chosen.
+        """
         names = query.getall("level", [])
-        chosen = _text(query, "range", NAME_CHARACTERS_MAX)
+        chosen = query.get("range", "")
+        since = _text(query, "since", NAME_CHARACTERS_MAX).strip()
+        until = _text(query, "until", NAME_CHARACTERS_MAX).strip()
+        if chosen in RANGES and query.get("shown") == CUSTOM:
+            since = until = ""
+        if since or until:
+            chosen = CUSTOM
+        elif chosen not in RANGES:
+            chosen = DEFAULT_RANGE
         return cls(
-            range=chosen if chosen in RANGES else DEFAULT_RANGE,
-            since=_text(query, "since", NAME_CHARACTERS_MAX).strip(),
-            until=_text(query, "until", NAME_CHARACTERS_MAX).strip(),
+            range=chosen,
+            since=since,
+            until=until,
             level=tuple(level for level in Level if level.value in names),
             service=_text(query, "service", NAME_CHARACTERS_MAX),
             environment=_text(query, "environment", NAME_CHARACTERS_MAX),
@@ -64,7 +84,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     def url(self, **more: Any) -> str:
         """Return the query string of this page, `?` and all; `more` replaces fields, or adds such as `before`."""
         fields = msgspec.structs.asdict(self) | more
-        if fields["range"] == DEFAULT_RANGE or fields["since"]:
+        if fields["since"] or fields["until"] or fields["range"] in (DEFAULT_RANGE, CUSTOM):
             del fields["range"]
         given = {name: value for name, value in fields.items() if value}
         return "?" + urlencode(given, doseq=True) if given else "?"
@@ -75,13 +95,17 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.level or self.service or self.environment or self.text)
 
     def selection(self, project_id: str, now: datetime) -> tuple[LogFilter, dict[str, str]]:
-        """Return what the page selects, and errors by field; where there are any, that field counts as empty."""
+        """Return what arrives here live, and errors by field; where there are any, that field counts as empty.
+
+        It has no end unless one is stated; `ending` is for the page.
+        """
         errors: dict[str, str] = {}
         since = _instant(self.since, now, "since", errors)
         until = _instant(self.until, now, "until", errors)
-        if since is None and self.range != "all":
-            with suppress(ValueError):  # before the first year there is nothing
-                since = parse_since(self.range, until or now)
+        if self.range not in ("all", CUSTOM):
+            since = parse_since(self.range, now)
+        elif errors and since is None and until is None:
+            since = parse_since(DEFAULT_RANGE, now)
         if since is not None and until is not None and until <= since:
             errors["until"] = "This is not after the beginning."
             until = None
@@ -95,6 +119,13 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
             text=self.text,
         )
         return selection, errors
+
+
+def ending(selection: LogFilter, now: datetime) -> LogFilter:
+    """Return the selection with an end: what nothing ends ends AHEAD_MAX from now, unless it begins later."""
+    if selection.until is not None or (selection.since is not None and selection.since > now):
+        return selection
+    return msgspec.structs.replace(selection, until=now + AHEAD_MAX)
 
 
 def position_text(position: Position) -> str:

@@ -23,6 +23,9 @@ from httpbridge.sinks.log_tail import LogTail, Mark
 from httpbridge.sinks.read_store import ReadStore
 
 STREAMS_MAX = 32
+STREAMS_OF_SESSION_MAX = 8
+"""Whoever opens one more ends the oldest of the same session, and nobody else's."""
+
 LOOK_SECONDS = 1.0
 
 HEARTBEAT_SECONDS = 15.0
@@ -36,64 +39,96 @@ _RETRY_MILLISECONDS = 2000
 _log = structlog.get_logger("httpbridge.dashboard")
 
 
+_DISPLACED = "event: displaced\ndata: \n\n"
+"""Says that the session has a newer stream instead, so that the page does not take it back."""
+
+
+class _Stream:
+    """An open stream, and what ends it."""
+
+    def __init__(self) -> None:
+        self.ending = asyncio.Event()
+        self.is_displaced = False
+
+    def displace(self) -> None:
+        self.is_displaced = True
+        self.ending.set()
+
+
 class LogStreams:
-    """All open streams. `is_signed_in` says whether a request's session still holds; `monotonic` is in seconds."""
+    """All open streams. `session_id` is that of a request as long as its session holds; `monotonic` is in seconds."""
 
     def __init__(
         self,
         store: ReadStore,
         *,
-        is_signed_in: Callable[[web.Request], bool],
+        session_id: Callable[[web.Request], str | None],
         monotonic: Callable[[], float],
         look_seconds: float = LOOK_SECONDS,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
         write_seconds_max: float = WRITE_SECONDS_MAX,
         streams_max: int = STREAMS_MAX,
+        streams_of_session_max: int = STREAMS_OF_SESSION_MAX,
     ) -> None:
         self._store = store
-        self._is_signed_in = is_signed_in
+        self._session_id = session_id
         self._monotonic = monotonic
         self._look_seconds = look_seconds
         self._heartbeat_seconds = heartbeat_seconds
         self._write_seconds_max = write_seconds_max
         self._streams_max = streams_max
-        self._closing = asyncio.Event()
-        self.open = 0
+        self._streams_of_session_max = streams_of_session_max
+        self._streams: dict[_Stream, str | None] = {}
+        """With their sessions, the oldest first."""
+        self._is_closing = False
+
+    @property
+    def open(self) -> int:
         """How many there are."""
+        return len(self._streams)
 
     async def close(self) -> None:
         """Ask all streams to end; browsers connect again by themselves."""
-        self._closing.set()
+        self._is_closing = True
+        for stream in self._streams:
+            stream.ending.set()
 
     async def serve(self, request: web.Request, selection: LogFilter, after: Mark) -> web.StreamResponse:
         """Answer with the entries that arrive after that mark, until the reader, the session or the dashboard is gone.
 
         503 when there are too many streams.
         """
-        if self.open >= self._streams_max:
+        session_id = self._session_id(request)
+        stream = _Stream()
+        of_session = [one for one, whose in self._streams.items() if whose == session_id and not one.is_displaced]
+        if len(of_session) >= self._streams_of_session_max:
+            of_session[0].displace()
+        elif self.open >= self._streams_max:
             return web.Response(status=503, headers={"Retry-After": "5"}, text="Too many live tails are open.")
-        self.open += 1
+        if self._is_closing:
+            stream.ending.set()
+        self._streams[stream] = session_id
         try:
             response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
             await response.prepare(request)
             with suppress(ConnectionError):  # the reader went away
-                await self._follow(request, response, LogTail(self._store, selection, after))
+                await self._follow(request, response, LogTail(self._store, selection, after), stream)
             return response
         except (TimeoutError, ConfigurationError) as error:
             reason = "its reader takes nothing" if isinstance(error, TimeoutError) else str(error)
-            _log.info("live tail given up", reason=reason)
+            _log.info("live_tail_given_up", reason=reason)
             if request.transport is not None:
                 request.transport.abort()
             return response
         finally:
-            self.open -= 1
+            del self._streams[stream]
 
-    async def _follow(self, request: web.Request, response: web.StreamResponse, tail: LogTail) -> None:
+    async def _follow(self, request: web.Request, response: web.StreamResponse, tail: LogTail, stream: _Stream) -> None:
         await self._write(response, f"retry: {_RETRY_MILLISECONDS}\n\n")
         written_at = self._monotonic()
         is_lost = False
-        while not self._closing.is_set():
-            if not self._is_signed_in(request):
+        while not stream.ending.is_set():
+            if self._session_id(request) is None:
                 await self._write(response, STREAM_OVER)
                 return
             event = ""
@@ -115,7 +150,9 @@ class LogStreams:
                 await self._write(response, event)
                 written_at = self._monotonic()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), self._look_seconds)
+                await asyncio.wait_for(stream.ending.wait(), self._look_seconds)
+        if stream.is_displaced:
+            await self._write(response, _DISPLACED)
 
     async def _write(self, response: web.StreamResponse, text: str) -> None:
         async with asyncio.timeout(self._write_seconds_max):

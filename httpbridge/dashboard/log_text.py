@@ -8,6 +8,9 @@ so that no number, repeated key or escape changes.
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from unicodedata import category
+
+from httpbridge.dashboard.blanks import single_spaced
 
 INDENT_LEVELS_MAX = 24
 """Deeper nesting is laid out at this depth: brackets alone could make a page of spaces otherwise."""
@@ -32,13 +35,13 @@ def shown(text: str, characters: int, characters_max: int) -> Shown:
 
 def headline(text: str, characters_max: int) -> str:
     """Return the beginning of a text as one line."""
-    line = " ".join(text[:characters_max].split())
+    line = single_spaced(text[:characters_max])
     seen, taken = visible(line, characters_max)
     return seen + "…" if taken < len(line) or len(text) > characters_max else seen
 
 
 def visible(text: str, characters_max: int) -> tuple[str, int]:
-    """Escape what does not print, but for line breaks and tabs; such a page shows it as it was sent.
+    """Escape what does not print, but for line breaks, tabs and spaces, which become plain ones.
 
     Return at most `characters_max`, and how many characters of the text these stand for: an escape has up to ten.
     """
@@ -68,7 +71,9 @@ def visible(text: str, characters_max: int) -> tuple[str, int]:
 
 @lru_cache(maxsize=4096)
 def _escaped(char: str) -> str:
-    return char if char.isprintable() else char.encode("unicode_escape").decode()
+    if char.isprintable():
+        return char
+    return " " if category(char) == "Zs" else char.encode("unicode_escape").decode()
 
 
 def laid_out_json(text: str, characters: int, characters_max: int) -> Shown:

@@ -1,14 +1,15 @@
-"""Project > Logs: the page, one entry by itself, and the stream behind live tail.
+"""Project > Logs: the page, one entry by itself, and the stream behind live tail. Built by `app`.
 
-Built by `app`, which also calls `close` when the dashboard ends. The log store is only read. Nothing here needs the
-key service to be up: it only says whether there is such a project.
+The log store is only read. Nothing here needs the key service to be up: it only says whether there is such a project.
 """
 
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+import msgspec
 from aiohttp import web
 
 from authsvc.client import KeyServiceUnavailableError
@@ -16,18 +17,39 @@ from authsvc.client.admin import AdminClient
 from httpbridge.dashboard import log_chart
 from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.log_entries import entry_of
-from httpbridge.dashboard.log_filters import RANGES, LogQuery, position_text, read_position
+from httpbridge.dashboard.log_filters import (
+    CUSTOM,
+    DEFAULT_RANGE,
+    PLAUSIBLE_SINCE,
+    RANGES,
+    LogQuery,
+    ending,
+    position_text,
+    read_position,
+)
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.dashboard.pages import Pages
 from httpbridge.log_view import rfc3339
 from httpbridge.logs import Level
-from httpbridge.sinks.log_queries import LogQueries
+from httpbridge.sinks.log_queries import ENTRIES_NUMBERED_MAX, LogQueries
 from httpbridge.sinks.log_rows import LogFilter
 from httpbridge.sinks.log_tail import Mark, newest_mark
 from httpbridge.sinks.read_store import ReadStore
 
 _PROJECT_SECONDS_MAX = 1.0
 """How long logs wait for the key service, which they do not need."""
+
+
+_AROUND = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Entries whose time cannot be right: what they claim, how many there are, and where."""
+
+    text: str
+    number: int
+    url: str
 
 
 class Logs:
@@ -65,7 +87,9 @@ class Logs:
         project_id = await self._project_id(request)
         query = LogQuery.of(request.query)
         now = self._now()
-        selection, errors = query.selection(project_id, now)
+        arriving, errors = query.selection(project_id, now)
+        selection = ending(arriving, now)
+        is_open = arriving.until is None
         before = read_position(request.query.get("before", ""))
         # Asked for first, so that nothing is missing between the page and the stream.
         mark = await newest_mark(self._store)
@@ -75,13 +99,14 @@ class Logs:
             async with asyncio.TaskGroup() as group:
                 asking_page = group.create_task(self._queries.page(selection, before, is_counted=is_counted))
                 asking_names = group.create_task(self._queries.names(selection))
-                asking_chart = group.create_task(self._chart(selection, now)) if is_counted else None
+                asking_chart = group.create_task(self._chart(selection, now, is_open=is_open)) if is_counted else None
+                asking_claims = group.create_task(self._claims(selection, is_open=is_open)) if before is None else None
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # of one store: the others say the same
         page = asking_page.result()
         services, environments = asking_names.result()
         older = query.url(before=position_text(page.older)) if page.older is not None else ""
-        is_live = before is None and selection.until is None
+        is_live = before is None and is_open
         has_any = bool(page.rows) or await self._queries.oldest(project_id) is not None
         return self._pages.render(
             request,
@@ -91,6 +116,10 @@ class Logs:
             errors=errors,
             levels=[level.value for level in Level],
             ranges=RANGES,
+            custom=CUSTOM,
+            default_range=DEFAULT_RANGE,
+            claims=asking_claims.result() if asking_claims is not None else [],
+            numbered_max=ENTRIES_NUMBERED_MAX,
             # Offered to be chosen as they are; what does not print is not.
             services=[name for name in services if name.isprintable()],
             environments=[name for name in environments if name.isprintable()],
@@ -101,20 +130,46 @@ class Logs:
             newest=query.url() if before is not None else "",
             stream=f"/projects/{project_id}/logs/stream{query.url(after=str(mark))}" if is_live else "",
             has_any=has_any,
-            until=selection.until,
+            is_open=is_open,
             curl_line=curl_line(self._clients_url),
             rfc3339=rfc3339,
         )
 
-    async def _chart(self, selection: LogFilter, now: datetime) -> log_chart.Chart | None:
-        since = selection.since if selection.since is not None else await self._queries.oldest(selection.project_id)
-        if since is None:
+    async def _chart(self, selection: LogFilter, now: datetime, *, is_open: bool) -> log_chart.Chart | None:
+        """Count and draw; where there is too much to count, what the budget reaches, so that its bars are fine."""
+        until = selection.until
+        if until is None:  # it begins later than now
             return None
-        until = selection.until if selection.until is not None else max(now, since)
-        starts = log_chart.edges(since, until)
-        last = [] if selection.until is None else [selection.until]
-        bars = await self._queries.bars(selection, [*starts, *last])
-        return log_chart.chart(bars, starts, until)
+        since = selection.since
+        if since is None:
+            since = await self._queries.oldest(selection.project_id, PLAUSIBLE_SINCE)
+            if since is None or since >= until:
+                since = await self._queries.oldest(selection.project_id)
+            if since is None or since >= until:
+                return None
+        selection = msgspec.structs.replace(selection, since=since)
+        countable_since = await self._queries.countable_since(selection)
+        if countable_since is not None:
+            selection = msgspec.structs.replace(selection, since=countable_since)
+            since = countable_since
+        shown_until = max(now, since) if is_open else until
+        starts = log_chart.edges(since, shown_until)
+        bars = await self._queries.bars(selection, [*starts, until])
+        return log_chart.chart(bars, starts, shown_until, is_open=is_open, countable_since=countable_since)
+
+    async def _claims(self, selection: LogFilter, *, is_open: bool) -> list[Claim]:
+        """Return what the page or its chart leaves out because its time cannot be right."""
+        project_id = selection.project_id
+        claims = []
+        if is_open and selection.until is not None:
+            number = await self._queries.number(LogFilter(project_id=project_id, since=selection.until))
+            url = LogQuery(range=CUSTOM, since=rfc3339(selection.until)).url()
+            claims.append(Claim("to be from later than now", number, url))
+        if selection.since is None and (selection.until is None or selection.until > PLAUSIBLE_SINCE):
+            number = await self._queries.number(LogFilter(project_id=project_id, until=PLAUSIBLE_SINCE))
+            url = LogQuery(range=CUSTOM, until=rfc3339(PLAUSIBLE_SINCE)).url()
+            claims.append(Claim(f"to be from before {PLAUSIBLE_SINCE.year}, where the chart does not go", number, url))
+        return [claim for claim in claims if claim.number]
 
     async def _entry(self, request: web.Request) -> web.Response:
         project_id = await self._project_id(request)
@@ -122,7 +177,9 @@ class Logs:
         if row is None:
             raise web.HTTPNotFound
         entry = entry_of(row, is_alone=True)
-        return self._pages.render(request, "log_entry.html", project_id=project_id, entry=entry)
+        return self._pages.render(
+            request, "log_entry.html", project_id=project_id, entry=entry, around=_around(row.log.timestamp)
+        )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         project_id = await self._project_id(request)
@@ -143,3 +200,11 @@ class Logs:
             async with asyncio.timeout(_PROJECT_SECONDS_MAX):
                 await self._admin.project(project_id)
         return project_id
+
+
+def _around(instant: datetime) -> str:
+    """Return the query string of the entries around an instant; empty at the ends of time."""
+    try:
+        return LogQuery(range=CUSTOM, since=rfc3339(instant - _AROUND), until=rfc3339(instant + _AROUND)).url()
+    except OverflowError:
+        return ""

@@ -7,10 +7,10 @@ only the list that was reviewed.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 from aiohttp import web
@@ -22,6 +22,8 @@ from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.pages import Pages, counted, instant, session_of, whole_second
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.origin_store import SeenOrigin, seen_origins
+from httpbridge.sinks.read_store import ReadStore
 
 ENTRIES_MAX = 100
 """As many as the key service takes."""
@@ -29,38 +31,6 @@ ENTRIES_MAX = 100
 _SEEN = timedelta(hours=24)
 _NAMED_MAX = 5  # bridges in one line
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\]+)(?:[/?#]\S*)?")
-
-
-class SeenCount(Protocol):
-    """How often an origin was seen."""
-
-    @property
-    def origin(self) -> str:
-        """The header's value, or a label in parentheses for what is counted together."""
-
-    @property
-    def allowed(self) -> int:
-        """Requests that the list admitted then."""
-
-    @property
-    def blocked(self) -> int:
-        """Requests that it blocked."""
-
-
-class SeenCounts(Protocol):
-    """What was seen of a project."""
-
-    @property
-    def origins(self) -> Sequence[SeenCount]:
-        """As many as are read."""
-
-    @property
-    def others(self) -> int:
-        """How many there are beside them."""
-
-
-ReadSeen = Callable[[str, datetime], Awaitable[SeenCounts]]
-"""The origins of a project since an instant; raises StoreUnavailableError, StoreSetupError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +78,11 @@ class AllowedOrigins:
     """`/projects/{project}/settings/origins`."""
 
     def __init__(
-        self, admin: AdminClient, seen: ReadSeen, pages: Pages, clients_url: str, now: Callable[[], datetime]
+        self, admin: AdminClient, store: ReadStore, pages: Pages, clients_url: str, now: Callable[[], datetime]
     ) -> None:
-        """`clients_url` is where clients send; `now` gives aware instants."""
+        """Read which origins were seen in `store`; `clients_url` is where clients send; `now` gives aware instants."""
         self._admin = admin
-        self._seen = seen
+        self._store = store
         self._pages = pages
         self._clients_url = clients_url
         self._now = now
@@ -144,9 +114,10 @@ class AllowedOrigins:
             case "add":
                 draft.entries.append(argument)
                 return await self._page(request, project.origins, draft, focus=f"entry-{len(draft.entries)}")
-            case "remove" if argument.isdecimal() and int(argument) < len(draft.entries):
-                del draft.entries[int(argument)]
-                return await self._page(request, project.origins, draft)
+            case "remove" if (number := _number(argument)) < len(draft.entries):
+                del draft.entries[number]
+                focus = f"entry-{number + 1}" if number < len(draft.entries) else "add"  # what moved up
+                return await self._page(request, project.origins, draft, focus=focus)
             case "try":
                 return await self._page(request, project.origins, draft, focus="tried")
         return await self._review_or_save(request, project.origins, draft, is_save=False)
@@ -185,11 +156,11 @@ class AllowedOrigins:
     ) -> web.Response:
         """Return the page; `focus` is the id of what the browser puts the cursor on."""
         project_id = request.match_info["project"]
-        counts: Sequence[SeenCount] = ()
+        counts: Sequence[SeenOrigin] = ()
         unread = 0
         store_failure = ""
         try:
-            read = await self._seen(project_id, self._now() - _SEEN)
+            read = await seen_origins(self._store, project_id, self._now() - _SEEN)
             counts, unread = read.origins, read.others
         except (StoreUnavailableError, StoreSetupError) as error:
             store_failure = str(error)
@@ -217,7 +188,7 @@ class AllowedOrigins:
             saved=saved,
             rows=list(zip(draft.entries, _errors(draft, check), strict=True)),
             draft=draft,
-            is_too_long=len(draft.filled()) > ENTRIES_MAX,
+            filled_count=len(draft.filled()),
             entries_max=ENTRIES_MAX,
             tried_origin=tried_origin,
             tried=check.origins[0] if tried else None,
@@ -240,6 +211,11 @@ def origin_of(text: str) -> str:
     """Return the origin that a page at a typed or pasted address has; empty for what is no address and no origin."""
     match = _ADDRESS.fullmatch(text)
     return text if text == "null" else match[1] if match else ""
+
+
+def _number(text: str) -> int:
+    """Return the number of an entry that a button names; for anything else one that no entry has."""
+    return int(text) if re.fullmatch("[0-9]{1,6}", text) else sys.maxsize
 
 
 def _errors(draft: Draft, check: OriginsCheck) -> list[str]:

@@ -84,18 +84,22 @@ class Projects:
         )
 
     async def _new(self, request: web.Request) -> web.Response:
-        return self._pages.render(request, "project_new.html", project_id="", error="")
+        return self._pages.render(request, "project_new.html", project_id="", error="", made=None)
 
     async def _create(self, request: web.Request) -> web.Response:
         project_id = str((await request.post()).get("project_id", "")).strip()
+        name = session_of(request).name
+        made = None
         try:
-            issued = await self._admin.issue(project_id, (), caller=session_of(request).name)
+            issued = await self._admin.issue(project_id, (), caller=name)
         except RefusedError as error:
             if error.refusal not in (Refusal.ALREADY_EXISTS, Refusal.INVALID):
                 raise
-            text = str(error)
+            text = "A project cannot have this name."
             if error.refusal is Refusal.ALREADY_EXISTS:
                 text = f"There is a project {project_id} already."
+                project = await self._admin.project(project_id)
+                made = project if project.active_key.creator == name else None
             shown = project_id[: 2 * _PROJECT_ID_CHARACTERS_MAX]
-            return self._pages.render(request, "project_new.html", status=400, project_id=shown, error=text)
+            return self._pages.render(request, "project_new.html", status=400, project_id=shown, error=text, made=made)
         return self._reveal.page(request, project_id, issued, None)

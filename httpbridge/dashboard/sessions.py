@@ -16,6 +16,7 @@ from typing import Any
 from itsdangerous import BadData, URLSafeSerializer
 
 from authsvc.client.environment import Secret
+from httpbridge.dashboard.blanks import single_spaced
 from httpbridge.dashboard.signed_out import SignedOut
 
 SESSION_SECONDS = 12 * 3600
@@ -117,7 +118,7 @@ class Sessions:
 
 def parse_name(text: str) -> str:
     """Read a person's name, white space made one; raise ValueError, with a text for the person."""
-    name = " ".join(text.split())
+    name = single_spaced(text)
     if not name or len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
         raise ValueError(f"A name is needed, at most {NAME_CHARACTERS_MAX} characters, all of which can be seen.")
     return name

@@ -1,6 +1,7 @@
 """Signing in, with the dashboard token or a link, and out."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ from aiohttp import web
 
 from httpbridge.dashboard.attempts import Attempts, TooManyAttemptsError
 from httpbridge.dashboard.guard import SESSION_COOKIE, set_cookie
-from httpbridge.dashboard.pages import Pages, session_of
+from httpbridge.dashboard.pages import Pages, counted, session_of
 from httpbridge.dashboard.sessions import NAME_CHARACTERS_MAX, Sessions, parse_name
 
 _DEAD_LINK = "This link is too old, or not whole. Sign in here, or ask for a new link."
@@ -56,18 +57,19 @@ class SignIn:
         try:
             await self._sleep(self._attempts.begin(address))
         except TooManyAttemptsError as error:
-            _log.warning("too many attempts to sign in", address=address)
+            minutes = counted(math.ceil(error.retry_after_seconds / 60), "minute")
+            _log.warning("sign_in_attempts_exhausted", address=address)
             response = self._page(
                 request,
                 status=429,
                 name=name,
-                token_error=f"Too many attempts. Try again in {error.retry_after_seconds} seconds.",
+                token_error=f"Too many attempts. Try again in {minutes}.",
                 next_path=next_path,
             )
             response.headers["Retry-After"] = str(error.retry_after_seconds)
             return response
         if not self._sessions.is_token(str(form.get("token", ""))):
-            _log.warning("wrong dashboard token", address=address)
+            _log.warning("sign_in_refused", address=address)
             error_text = "This is not the dashboard token."
             return self._page(request, status=403, name=name, token_error=error_text, next_path=next_path)
         self._attempts.succeeded(address)
@@ -76,7 +78,7 @@ class SignIn:
     async def _follow_link(self, request: web.Request) -> web.Response:
         name = self._sessions.name_of_link(request.query.get("t", ""))
         if name is None:
-            return self._page(request, status=403, token_error=_DEAD_LINK)
+            return self._page(request, status=403, link_error=_DEAD_LINK)
         return self._begin(request, name, "/")
 
     async def _sign_out(self, request: web.Request) -> web.Response:
@@ -86,7 +88,7 @@ class SignIn:
         return response
 
     def _begin(self, request: web.Request, name: str, path: str) -> web.Response:
-        _log.info("signed in", name=name, address=request.remote)
+        _log.info("signed_in", name=name, address=request.remote)
         response = self._pages.redirect(request, path)
         set_cookie(request, response, SESSION_COOKIE, self._sessions.begin(name))
         return response
@@ -99,6 +101,7 @@ class SignIn:
         name: str = "",
         name_error: str = "",
         token_error: str = "",
+        link_error: str = "",
         next_path: str = "",
     ) -> web.Response:
         return self._pages.render(
@@ -108,6 +111,7 @@ class SignIn:
             name=name,
             name_error=name_error,
             token_error=token_error,
+            link_error=link_error,
             next_path=own_path(next_path),
         )
 

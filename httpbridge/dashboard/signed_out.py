@@ -43,7 +43,7 @@ class SignedOut:
                 os.close(descriptor)
         except OSError as error:
             self._unstored.append(name)
-            _log.error("sign-out not stored", folder=str(self._folder), reason=error.strerror)
+            _log.error("sign_out_not_stored", folder=str(self._folder), reason=error.strerror)
 
     def has(self, session_id: str, until: int) -> bool:
         """Whether the session was signed out. Raises ConfigurationError when the folder cannot be looked into."""

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -46,6 +47,9 @@ ACTIVITY_LOGS_MAX = 10_000
 _ACTIVITY_PROJECTS = 500
 """Projects a statement."""
 
+ENTRIES_NUMBERED_MAX = 1_000
+"""Entries of a stretch of time are numbered so far."""
+
 LIST_CHARACTERS_MAX = 4_000
 """Of each text of an entry in a page of many."""
 
@@ -69,11 +73,11 @@ class Bar(msgspec.Struct, frozen=True):
     """The matching entries of a stretch of time, by level; levels without any are absent."""
 
     start: datetime
-    end: datetime | None
-    """The first instant after; None for the newest bar of a range without an end."""
+    end: datetime
+    """The first instant after."""
     counts: dict[Level, int]
-    is_complete: bool
-    """False where the budget was used up: entries at its beginning are not counted."""
+    reached: Position | None = None
+    """Where the count stopped when the budget was used up: what is older in this bar is not counted. None: all is."""
 
 
 class Activity(msgspec.Struct, frozen=True):
@@ -153,18 +157,31 @@ class LogQueries:
     async def bars(self, selection: LogFilter, edges: Sequence[datetime]) -> list[Bar]:
         """Count the matching entries between each two of the edges, which ascend; oldest first.
 
-        The last edge only begins its bar when the filter has no end, and ends the last one otherwise. Bars that the
-        budget did not reach are absent, from the oldest on.
+        Bars that the budget did not reach are absent, from the oldest on.
         """
-        ends = [*edges[1:], None] if selection.until is None else edges[1:]
         budget = self._budget(selection, is_shared=True)
         bars: list[Bar] = []
         async with self._store.connection() as connection:
-            for start, end in reversed(list(zip(edges, ends, strict=False))):
+            for start, end in reversed(list(pairwise(edges))):
                 if budget.is_used_up:
                     break
                 bars.append(await _bar(connection, selection, start, end, budget))
         return bars[::-1]
+
+    async def countable_since(self, selection: LogFilter) -> datetime | None:
+        """Return from when on `bars` has rows enough in its budget; None when it has for all that the filter spans."""
+        within = between(selection.project_id, selection.begin, selection.end)
+        newest = _newest_first(sa.select(logs.c.timestamp).where(*within))
+        last_and_next = newest.offset(_rows_max(selection, is_shared=True) - 1).limit(2)
+        rows: list[tuple[datetime]] = await self._store.rows(last_and_next)
+        return rows[0][0] if len(rows) > 1 else None
+
+    async def number(self, selection: LogFilter) -> int:
+        """Return how many entries the filter's time has, whatever else it says, up to the bound and one more."""
+        within = between(selection.project_id, selection.begin, selection.end)
+        first = sa.select(sa.literal(1)).select_from(logs).where(*within).limit(ENTRIES_NUMBERED_MAX + 1)
+        ((number,),) = await self._store.rows(sa.select(sa.func.count()).select_from(first.subquery()))
+        return int(number)
 
     async def names(self, selection: LogFilter) -> tuple[list[str], list[str]]:
         """Return the services and the environments of the newest entries in the filter's time, each sorted."""
@@ -173,9 +190,11 @@ class LogQueries:
         pairs = await self._store.rows(sa.select(newest.subquery()).distinct().limit(NAMES_MAX))
         return sorted({service for service, _ in pairs}), sorted({environment for _, environment in pairs})
 
-    async def oldest(self, project_id: str) -> datetime | None:
-        """Return the oldest entry's `timestamp`."""
+    async def oldest(self, project_id: str, since: datetime | None = None) -> datetime | None:
+        """Return the `timestamp` of the oldest entry, or of the oldest since an instant."""
         statement = sa.select(sa.func.min(logs.c.timestamp)).where(logs.c.project_id == project_id)
+        if since is not None:
+            statement = statement.where(logs.c.timestamp >= since)
         rows: list[tuple[datetime | None]] = await self._store.rows(statement)
         return rows[0][0]
 
@@ -195,10 +214,14 @@ class LogQueries:
         return activity
 
     def _budget(self, selection: LogFilter, *, is_shared: bool) -> _Budget:
-        rows = ROWS_MAX
-        if selection.text:
-            rows = TEXT_ROWS_MAX // 2 if is_shared else TEXT_ROWS_MAX
+        rows = _rows_max(selection, is_shared=is_shared)
         return _Budget(rows, self._monotonic() + SEARCH_SECONDS_MAX, self._monotonic)
+
+
+def _rows_max(selection: LogFilter, *, is_shared: bool) -> int:
+    if not selection.text:
+        return ROWS_MAX
+    return TEXT_ROWS_MAX // 2 if is_shared else TEXT_ROWS_MAX
 
 
 def _newest_first(statement: sa.Select[Any]) -> sa.Select[Any]:
@@ -212,10 +235,10 @@ async def _stretch_begin(connection: Any, within: Sequence[Any], rows: int) -> P
     return None if position is None else Position(*position)
 
 
-async def _bar(connection: Any, selection: LogFilter, start: datetime, end: datetime | None, budget: _Budget) -> Bar:
+async def _bar(connection: Any, selection: LogFilter, start: datetime, end: datetime, budget: _Budget) -> Bar:
     """Count stretch by stretch, the newest first, as far as the budget goes."""
     begin = max(Position(start, 0), selection.begin)
-    stop = selection.end if end is None else Position(end, 0)
+    stop = min(Position(end, 0), selection.end)
     totals: Counter[Level] = Counter()
     while True:
         stretch_rows = budget.next_stretch()
@@ -225,11 +248,11 @@ async def _bar(connection: Any, selection: LogFilter, start: datetime, end: date
         budget.rows -= counts.scanned
         # Where there are more: the place of the last one that was looked at.
         reached = await _stretch_begin(connection, within, stretch_rows) if counts.scanned == stretch_rows else None
-        is_complete = reached is None
-        if reached is not None and budget.is_used_up:
-            is_complete = await _stretch_begin(connection, between(selection.project_id, begin, reached), 1) is None
         if reached is None or budget.is_used_up:
-            return Bar(start, end, {level: number for level, number in totals.items() if number}, is_complete)
+            if reached is not None:
+                older = between(selection.project_id, begin, reached)
+                reached = None if await _stretch_begin(connection, older, 1) is None else reached
+            return Bar(start, end, {level: number for level, number in totals.items() if number}, reached)
         stop = reached
 
 

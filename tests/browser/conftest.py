@@ -1,5 +1,6 @@
-"""Gives tests the stack. Without Chromium they are skipped, loudly."""
+"""Gives tests the stack. Without Chromium they are skipped, loudly, and fail where `CI=true`."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     """Start everything."""
     if CHROMIUM is None:
-        pytest.skip(MISSING)
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(MISSING)
     async with running(tmp_path) as stack:
         yield stack

@@ -1,7 +1,12 @@
 """Live tail in a real browser: what arrives is shown once and harmlessly, whatever the tail goes through."""
 
-from playwright.async_api import Page, expect
+import json
+from contextlib import AsyncExitStack
 
+import aiohttp
+from playwright.async_api import Page, Route, expect
+
+from httpbridge.dashboard.log_stream import STREAMS_OF_SESSION_MAX
 from tests.browser.stack import Stack
 from tests.browser.tour import LOGS, send, signed_in
 
@@ -132,3 +137,40 @@ async def test_a_store_that_is_away_and_a_session_that_ends_are_said(stack: Stac
     await send(stack, key, {"level": "info", "message": "secret"})
     await expect(page.get_by_role("button", name="Live tail")).to_be_visible()
     assert await shown(page) == ["after"]
+
+
+async def test_a_tail_that_a_newer_one_displaced_says_so_and_does_not_come_back(stack: Stack) -> None:
+    page, key = await live(stack)
+    cookies = {cookie["name"]: cookie["value"] for cookie in await page.context.cookies()}
+    async with AsyncExitStack() as open_streams:
+        session = await open_streams.enter_async_context(
+            aiohttp.ClientSession(cookies=cookies, cookie_jar=aiohttp.CookieJar(unsafe=True))
+        )
+        for _ in range(STREAMS_OF_SESSION_MAX):
+            await open_streams.enter_async_context(session.get(f"{stack.url}{LOGS}/stream"))
+        await expect(page.locator("#live-state")).to_have_text("You have opened many live tails; this one has ended")
+        await page.evaluate(_HIDE, True)
+        await page.evaluate(_HIDE, False)
+        await expect(page.get_by_role("button", name="Live tail")).to_have_attribute("aria-pressed", "false")
+    await send(stack, key, {"level": "info", "message": "meanwhile"})
+    await page.get_by_role("button", name="Live tail").click()
+    await expect(page.locator("details.entry")).to_have_count(1)
+
+
+async def test_a_tail_keeps_the_newest_five_hundred(stack: Stack) -> None:
+    """So that a page that is left open does not grow for ever."""
+    page = await signed_in(stack)
+    await stack.create(page)
+    time = "2026-01-31T08:00:00.000000Z"
+    made = {"timestamp": time, "received_at": time, "level": "info", "service": "shop", "parts": [], "is_short": False}
+    entries = [made | {"id": number, "headline": str(number)} for number in range(510)]
+    bodies = [f"id: 510\ndata: {json.dumps({'entries': entries, 'is_gap': False})}\n\n", "event: over\ndata: \n\n"]
+
+    async def answer(route: Route) -> None:
+        await route.fulfill(body=bodies.pop(0), content_type="text/event-stream")
+
+    await page.route("**/logs/stream?*", answer)
+    await page.goto(stack.url + LOGS)
+    await page.get_by_role("button", name="Live tail").click()
+    await expect(page.locator("details.entry")).to_have_count(500)
+    assert [(await shown(page))[number] for number in (0, -1)] == ["509", "10"]

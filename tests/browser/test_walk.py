@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from playwright.async_api import Dialog, Error, Page, Response, expect
+from playwright.async_api import Dialog, Error, Page, Response, Route, expect
 
 from tests.browser.stack import RAW_KEY, Stack, elsewhere
 from tests.browser.tour import ORIGINS, haystack, until_shown
@@ -82,7 +82,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
         await page.get_by_role("textbox", name="Entry 1").fill(origin + "/checkout")
         await page.keyboard.press("Enter")
         await expect(page.get_by_role("textbox", name="Entry 1")).to_have_accessible_description(
-            "a path is not part of an origin"
+            "A path is not part of an origin."
         )
         await page.get_by_role("textbox", name="Entry 1").fill(origin.upper())
         await page.get_by_role("textbox", name="Try an origin").fill(other_origin)
@@ -385,10 +385,142 @@ async def test_a_bar_leads_to_its_entries_and_filters_are_in_the_address(stack: 
     await page.get_by_label("Text").fill("SECOND")
     await page.get_by_role("button", name="Show").click()
     await expect(page.locator("details.entry")).to_have_count(1)
-    assert "level=error&service=checkout" in page.url
-    assert "text=SECOND" in page.url
+    assert page.url.endswith("?level=error&text=SECOND&service=checkout")
     await page.locator(".chart a").first.click()
     await expect(page).to_have_url(re.compile("since=.*level=error.*text=SECOND|level=error.*text=SECOND.*since="))
     await expect(page.locator("details.entry")).to_have_count(1)
     await page.locator("details.entry summary").click()
     await expect(page.locator("details.entry pre").last).to_contain_text('"order": 1042')
+
+
+async def test_a_preset_and_times_of_ones_own_exclude_each_other(stack: Stack) -> None:
+    """The choice of time says what is shown, and the address has what was chosen, and nothing empty."""
+    page = await stack.page(timezone_id="UTC")
+    page.on("dialog", lambda dialog: dialog.accept())
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs")
+    choice, since, until = page.get_by_label("Time"), page.locator("#since"), page.locator("#until")
+    show = page.get_by_role("button", name="Show")
+    await expect(choice).to_have_value("1h")
+    await since.press_sequentially("2h")
+    await expect(choice).to_have_value("custom")
+    await since.clear()
+    await expect(choice).to_have_value("1h")
+    await until.press_sequentially("30m")
+    await expect(choice).to_have_value("custom")
+    await show.click()
+    await expect(page).to_have_url(re.compile(r"/logs\?until=30m$"))
+    await expect(choice).to_have_value("custom")
+    await choice.select_option("Last 6 hours")
+    await expect(until).to_have_value("")
+    await show.click()
+    await expect(page).to_have_url(re.compile(r"/logs\?range=6h$"))
+    await expect(choice).to_have_value("6h")
+    await choice.select_option("Last hour")
+    await show.click()
+    await expect(page).to_have_url(re.compile(r"/logs\??$"))
+
+
+async def test_without_javascript_a_preset_chosen_on_a_custom_page_takes_its_place(stack: Stack) -> None:
+    """And times that are typed beside a preset take the preset's."""
+    page = await stack.page(java_script_enabled=False)
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs")
+    choice, since = page.get_by_label("Time"), page.locator("#since")
+    show = page.get_by_role("button", name="Show")
+    await since.fill("2h")
+    await show.click()
+    await expect(choice).to_have_value("custom")
+    await expect(since).to_have_value("2h")
+    await choice.select_option("Last 6 hours")
+    await show.click()
+    await expect(choice).to_have_value("6h")
+    await expect(since).to_have_value("")
+
+
+async def test_origins_that_are_not_saved_are_not_left_without_a_word(stack: Stack) -> None:
+    """But for those who discard them, and where there is nothing to lose."""
+    page = await stack.page()
+    asked: list[str] = []
+
+    async def stay(dialog: Dialog) -> None:
+        asked.append(dialog.type)
+        await dialog.dismiss()
+
+    async def leave(to: str) -> None:
+        await page.get_by_role("navigation").get_by_role("link", name=to).click()
+
+    page.once("dialog", lambda dialog: dialog.accept())  # the key is left
+    await stack.create(page)
+    await page.goto(stack.url + ORIGINS)
+    page.on("dialog", stay)
+    await page.get_by_role("button", name="Add entry").click()
+    await leave("API Keys")  # an empty entry is nothing
+    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
+    await page.goto(stack.url + ORIGINS)
+    await page.get_by_role("button", name="Add entry").click()
+    await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("button", name="Review changes").click()
+    await expect(page.get_by_role("heading", name="Before saving")).to_be_visible()
+    assert asked == []
+    await leave("API Keys")
+    await expect(page.get_by_role("textbox", name="Entry 1")).to_have_value("shop.example")
+    assert asked == ["beforeunload"]
+    await page.get_by_role("link", name="Discard").click()
+    await expect(page.get_by_text("No entries")).to_be_visible()
+    await page.get_by_role("button", name="Add entry").click()
+    await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
+    await page.get_by_role("button", name="Review changes").click()
+    await page.get_by_role("button", name="Save", exact=True).click()
+    await expect(page.get_by_role("status").first).to_contain_text("Saved.")
+    await leave("API Keys")
+    await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
+    assert asked == ["beforeunload"]
+
+
+async def test_a_page_that_showed_a_key_keeps_nothing_of_it_for_going_back(stack: Stack) -> None:
+    """Some browsers keep a page that was left, as it was, in memory."""
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    key = await stack.create(page)
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', { persisted: true }))")
+    assert key not in await page.content()
+    await page.evaluate("dispatchEvent(new PageTransitionEvent('pageshow', { persisted: true }))")
+    await expect(page.get_by_role("heading", name="Projects")).to_be_visible()
+
+
+async def test_a_form_is_sent_once_however_often_it_is_clicked(stack: Stack) -> None:
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    sent: list[str] = []
+    is_sent, is_clicked_again = asyncio.Event(), asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        if route.request.method == "POST":
+            sent.append(route.request.url)
+            is_sent.set()
+            await is_clicked_again.wait()
+        await route.continue_()
+
+    await page.route("**/projects/new", hold)
+    await page.goto(stack.url + "/projects/new")
+    await page.get_by_label("Name").fill("shop")
+    box = await page.get_by_role("button", name="Make project and key").bounding_box()
+    assert box is not None
+    await page.mouse.click(box["x"] + 5, box["y"] + 5)
+    await is_sent.wait()
+    await page.mouse.click(box["x"] + 5, box["y"] + 5)
+    is_clicked_again.set()
+    await expect(page.locator("#raw-key")).to_be_visible()
+    assert len(sent) == 1
+
+
+async def test_what_cannot_be_copied_is_selected(stack: Stack) -> None:
+    """Outside secure contexts there is no clipboard."""
+    page = await stack.page()
+    page.on("dialog", lambda dialog: dialog.accept())
+    await page.add_init_script("Object.defineProperty(Navigator.prototype, 'clipboard', { value: undefined })")
+    key = await stack.create(page)
+    await page.get_by_role("button", name="Copy API key").click()
+    await expect(page.get_by_role("button", name="Selected")).to_be_visible()
+    assert (await page.evaluate("getSelection().toString()")).strip() == key

@@ -12,9 +12,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
+from unittest.mock import patch
 
 from playwright.async_api import Page, expect
 
+from authsvc.client.environment import Address
+from httpbridge.dashboard import app as dashboard
 from httpbridge.dashboard.attempts import ATTEMPTS_PER_ADDRESS_MAX
 from httpbridge.dashboard.origins import ENTRIES_MAX
 from httpbridge.logs import LOGS_MAX
@@ -23,6 +26,8 @@ from httpbridge.sinks.log_tail import ARRIVALS_MAX
 from tests.browser.stack import Stack
 from tests.e2e.http_exchange import exchange, request
 from tests.e2e.processes import until
+from tests.httpbridge.dashboard.conftest import TOKEN
+from tests.httpbridge.dashboard.conftest import running as running_dashboard
 
 Walk: TypeAlias = Callable[[Stack], AsyncIterator[tuple[str, Page]]]
 
@@ -108,7 +113,7 @@ async def way_in(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     yield "new project", page
     await page.get_by_label("Name").fill("Not A Name")
     await page.keyboard.press("Enter")
-    await expect(page.get_by_label("Name")).to_have_accessible_description(re.compile("project id"))
+    await expect(page.get_by_label("Name")).to_have_accessible_description(re.compile("cannot have this name"))
     yield "new project, refused", page
     await stack.create(page)
     await page.goto(stack.url + ORIGINS)
@@ -139,7 +144,7 @@ async def guessing(stack: Stack, page: Page) -> AsyncIterator[None]:
         for _ in range(ATTEMPTS_PER_ADDRESS_MAX)
     ]
     try:
-        await until("guessing is stopped", lambda: "too many attempts to sign in" in stack.dashboard.stderr)
+        await until("guessing is stopped", lambda: "sign_in_attempts_exhausted" in stack.dashboard.stderr)
         yield
     finally:
         for guess in guesses:
@@ -230,6 +235,11 @@ async def logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     ):
         await page.goto(stack.url + LOGS + query)
         yield name, page
+    times = ("2999-01-01T00:00:00Z", "2999-01-02T00:00:00Z", "1970-01-01T00:00:00Z")
+    await send(stack, key, *({"level": "info", "message": "when?", "timestamp": time} for time in times))
+    await page.goto(stack.url + LOGS + "?range=all")
+    await expect(page.get_by_text("2 entries claim to be from later than now.")).to_be_visible()
+    yield "logs, times that cannot be right", page
 
 
 async def many_logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
@@ -253,6 +263,17 @@ async def many_logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await expect(page.get_by_text("There are older ones.")).to_be_visible()
     await expect(page.get_by_text("There is too much to count at once")).to_be_visible()
     yield "logs, a search that is not done", page
+    # A dashboard whose statements may take no time at all.
+    with patch.object(dashboard, "_STATEMENT_SECONDS_MAX", 0.0):
+        async with running_dashboard(stack.system.state_dir, Address.parse(stack.key_service.address)) as slow:
+            page = await stack.page(is_signed_in=False)
+            await page.goto(slow.url + "/sign-in")
+            await page.get_by_label("Your name").fill("Ann Example")
+            await page.get_by_label("Dashboard token").fill(TOKEN)
+            await page.get_by_role("button", name="Sign in").click()
+            await page.goto(slow.url + LOGS + "?text=nothing-like-it")
+            await expect(page.get_by_role("heading", name="The log store is slow")).to_be_visible()
+            yield "log store slow", page
 
 
 async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
@@ -308,7 +329,9 @@ async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         ENTRIES_MAX,
     )
     await page.get_by_role("button", name="Review changes").click()
-    await expect(page.get_by_role("alert")).to_contain_text(f"{ENTRIES_MAX} entries are the most.")
+    await expect(page.get_by_role("alert")).to_contain_text(
+        f"There are {ENTRIES_MAX + 1} entries, and {ENTRIES_MAX} are the most."
+    )
     yield "origins, too many", page
 
 
@@ -340,7 +363,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         ("origins, log store down", ORIGINS),
     ):
         await page.goto(stack.url + path)
-        await expect(page.get_by_text("log store is out of reach").first).to_be_visible()
+        await expect(page.get_by_text("no bridge has run with it yet").first).to_be_visible()
         yield name, page
     await page.goto(stack.url + LOGS)
     away.rename(store)

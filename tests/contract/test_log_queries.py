@@ -211,7 +211,7 @@ async def test_pages_and_counts_are_what_a_plain_filter_returns(
     assert found == [(minutes, entries[number][4], entries[number][5]) for minutes, number in expected]
     ids = [row.log.id for row in rows]
     assert len(set(ids)) == len(ids)
-    edges = [START + minutes * MINUTE for minutes in range(-2, 7)]
+    edges = [START + minutes * MINUTE for minutes in range(-2, 8)]
     bars = await store.queries.bars(LogFilter(project_id="demo", **(fields | {"until": None})), edges)
     if until is None:
         counted = {(int((bar.start - START) / MINUTE), level): n for bar in bars for level, n in bar.counts.items()}
@@ -308,35 +308,38 @@ async def test_who_waits_too_long_for_a_connection_is_told_that_the_store_is_slo
 
 
 async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest bar of an open range has what comes later, too; what was not counted is known."""
+    """What was not counted is known."""
     await store.write(entry("a", -1), entry("b", 0), entry("c", 0.5, Level.ERROR))
     await store.write(entry("d", 1), entry("e", 2, Level.WARN), entry("f", 99))
-    edges = [START + number * MINUTE for number in range(4)]
+    edges = [*(START + number * MINUTE for number in range(4)), START + 200 * MINUTE]
     selection = LogFilter(project_id="demo", since=START + 0.2 * MINUTE)
     bars = await store.queries.bars(selection, edges)
-    assert [(bar.start, bar.end, bar.counts, bar.is_complete) for bar in bars] == [
-        (edges[0], edges[1], {Level.ERROR: 1}, True),
-        (edges[1], edges[2], {Level.INFO: 1}, True),
-        (edges[2], edges[3], {Level.WARN: 1}, True),
-        (edges[3], None, {Level.INFO: 1}, True),
+    assert [(bar.start, bar.end, bar.counts, bar.reached) for bar in bars] == [
+        (edges[0], edges[1], {Level.ERROR: 1}, None),
+        (edges[1], edges[2], {Level.INFO: 1}, None),
+        (edges[2], edges[3], {Level.WARN: 1}, None),
+        (edges[3], edges[4], {Level.INFO: 1}, None),
     ]
-    closed = await store.queries.bars(LogFilter(project_id="demo", until=edges[3]), edges)
-    assert [sum(bar.counts.values()) for bar in closed] == [2, 1, 1]
+    ended = await store.queries.bars(LogFilter(project_id="demo", until=START + 99 * MINUTE), edges)
+    assert [sum(bar.counts.values()) for bar in ended] == [2, 1, 1, 0]
     monkeypatch.setattr(log_queries, "ROWS_MAX", 3)
     monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 4)
     bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
-    assert [(bar.start, sum(bar.counts.values()), bar.is_complete) for bar in bars] == [
-        (edges[1], 1, True), (edges[2], 1, True), (edges[3], 1, True),
+    assert [(bar.start, sum(bar.counts.values()), bar.reached) for bar in bars] == [
+        (edges[1], 1, None), (edges[2], 1, None), (edges[3], 1, None),
     ]  # fmt: skip
     await store.write(*(entry("many", 0.1) for _ in range(20)))
     monkeypatch.setattr(log_queries, "ROWS_MAX", 4)
     bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
-    assert [bar.is_complete for bar in bars] == [False, True, True, True]
+    assert [bar.reached and bar.reached.timestamp for bar in bars] == [START + 0.5 * MINUTE, None, None, None]
     assert sum(bars[0].counts.values()) == 1  # what was left of the budget
+    assert await store.queries.countable_since(LogFilter(project_id="demo")) == START + 0.5 * MINUTE
+    assert await store.queries.countable_since(selection) is None
+    assert await store.queries.countable_since(LogFilter(project_id="demo", text="x")) == START + 2 * MINUTE
     monkeypatch.setattr(log_queries, "ROWS_MAX", 25)
     monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 1)  # several stretches a bar
     bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
-    assert [(sum(bar.counts.values()), bar.is_complete) for bar in bars] == [(22, True), *[(1, True)] * 3]
+    assert [(sum(bar.counts.values()), bar.reached) for bar in bars] == [(22, None), *[(1, None)] * 3]
     text = LogFilter(project_id="demo", text="x")  # a page has the other half of its rows
     assert len(await store.queries.bars(text, edges)) == 2
     assert (await store.queries.page(text, is_counted=True)).searched_rows == 2
@@ -392,7 +395,25 @@ async def test_activity_of_many_projects_at_once(store: Store, monkeypatch: pyte
     await store.write(*(entry("e", 119) for _ in range(5)))
     assert (await store.queries.activity(["demo"], now))["demo"].last_hour_count == 2
     assert await store.queries.oldest("demo") == START
+    assert await store.queries.oldest("demo", START + MINUTE) == START + 61 * MINUTE
     assert await store.queries.oldest("nobody") is None
+
+
+async def test_entries_of_a_stretch_of_time_are_numbered_up_to_a_bound(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.write(*(entry("a", minutes) for minutes in range(6)))
+    await store.write(entry("b", 2), project_id="other")
+    for fields, number in [
+        ({}, 6),
+        ({"since": START + 2 * MINUTE}, 4),
+        ({"until": START + 2 * MINUTE}, 2),
+        ({"since": START + 9 * MINUTE}, 0),
+        ({"text": "not looked at"}, 6),
+    ]:
+        assert await store.queries.number(LogFilter(project_id="demo", **fields)) == number  # type: ignore[arg-type]
+    monkeypatch.setattr(log_queries, "ENTRIES_NUMBERED_MAX", 3)
+    assert await store.queries.number(LogFilter(project_id="demo")) == 4
 
 
 async def test_a_tail_returns_what_arrives_once_and_can_go_on_elsewhere(store: Store) -> None:
@@ -564,7 +585,10 @@ async def test_an_index_bounds_every_query(store: Store) -> None:
             await store.queries.page(selection, middle)
             await store.queries.bars(selection, [START + number * 100 * MINUTE for number in range(4)])
             await store.queries.names(selection)
+            await store.queries.countable_since(selection)
+            await store.queries.number(selection)
         await store.queries.oldest("p7")
+        await store.queries.oldest("p7", START + 100 * MINUTE)
         await store.queries.activity(["p7", "p8"], START + 3000 * MINUTE)
     assert len(plans) > 30
     for plan in plans:

@@ -81,11 +81,11 @@ def hostile_requests(key: str) -> list[bytes]:
     ]
 
 
-async def send_all(bridge: Service, key: str) -> None:
+async def send_all(service: Service, key: str) -> None:
     """Send each request on its own connection; an answer must not repeat the key either."""
 
     async def send(sent: bytes) -> None:
-        async with Connection(bridge.address) as connection:
+        async with Connection(service.address) as connection:
             connection.send(sent)
             connection.finish()
             with contextlib.suppress(NoAnswerError):
@@ -252,6 +252,7 @@ async def test_the_dashboard_shows_a_raw_key_in_one_answer_and_writes_it_nowhere
         await visitor.open_everything()
         for secret in (*keys, *tokens.values()):
             await visitor.say_everywhere(secret)
+            await send_all(dashboard, secret)
         await visitor.open_everything()
         (system.state_dir / "logs.db").rename(system.state_dir / "away.db")
         for path in ("/projects", "/projects/demo/logs", "/projects/demo/settings/origins"):

@@ -190,7 +190,7 @@ async def test_a_store_that_fails_is_told_later_what_it_missed() -> None:
         clock.time += timedelta(hours=1)
         counts.count("demo", "https://a.example", False)
         await counts.flush()
-    assert [line["event"] for line in lines] == ["origin counts not stored"]
+    assert [line["event"] for line in lines] == ["origin_counts_not_stored"]
     store.refuses = False
     await counts.flush()
     assert store.by_origin() == {"https://a.example": (3, 1)}

@@ -1,13 +1,17 @@
 // What pages do beyond HTML: times in the browser's zone, copying, a dialog before what cannot be undone, a warning before
-// leaving a page that shows a key. Everything but copying works without it.
+// leaving a page that shows a key or has what is not saved. Everything but copying works without it.
 "use strict";
 
-function localText(instant) {
-  const two = (number) => String(number).padStart(2, "0");
-  return (
-    `${instant.getFullYear()}-${two(instant.getMonth() + 1)}-${two(instant.getDate())} ` +
-    `${two(instant.getHours())}:${two(instant.getMinutes())}:${two(instant.getSeconds())}`
-  );
+// What of `2026-01-31 08:00:00.123` each form shows: those of log_parts.html.
+const TIME_FORMS = {
+  full: [0, 19], precise: [0, 23], date: [0, 10], minute: [11, 16], second: [11, 19], day_minute: [5, 16], day_second: [5, 19],
+};
+
+function localText(instant, form = "full") {
+  const padded = (number, digits = 2) => String(number).padStart(digits, "0");
+  const date = [padded(instant.getFullYear(), 4), padded(instant.getMonth() + 1), padded(instant.getDate())].join("-");
+  const time = [instant.getHours(), instant.getMinutes(), instant.getSeconds()].map((number) => padded(number)).join(":");
+  return `${date} ${time}.${padded(instant.getMilliseconds(), 3)}`.slice(...TIME_FORMS[form]);
 }
 
 // What can hold no <time>, the titles of a picture.
@@ -18,10 +22,12 @@ function showLocalTitles() {
 }
 
 // Every <time> has UTC as its text; show the browser's zone, and leave UTC to hovering. Also called by logs.js.
+// What says "(UTC)" besides is not true any more.
 function showLocalTimes(root) {
+  for (const zone of root.querySelectorAll("[data-zone]")) zone.hidden = true;
   for (const time of root.querySelectorAll("time[datetime]")) {
     const instant = new Date(time.dateTime);
-    if (!Number.isNaN(instant.valueOf())) time.textContent = localText(instant);
+    if (!Number.isNaN(instant.valueOf())) time.textContent = localText(instant, time.dataset.form);
   }
 }
 
@@ -38,7 +44,6 @@ function prepareTimes() {
       field.value = text;
       field.dataset.utc = JSON.stringify([text, stated]);  // more exact than what is shown
     }
-    document.querySelector(`label[for="${field.id}"] [data-zone]`).hidden = true;
     field.form.addEventListener("formdata", (event) => {
       const text = field.value.trim();
       const [shown, exact] = JSON.parse(field.dataset.utc ?? "[]");
@@ -101,6 +106,21 @@ function prepareLeaving() {
   addEventListener("pageshow", (event) => { if (event.persisted) location.replace("/projects"); });
 }
 
+// A form whose fields of a name make a list, `base` being the one that is saved: what was typed is not left without a word.
+function prepareUnsaved() {
+  const form = document.querySelector("form[data-unsaved]");
+  if (!form) return;
+  let isDiscarded = false;
+  const lines = (text) => text.split(/\s+/).filter(Boolean).join("\n");
+  form.querySelector("[data-discard]").addEventListener("click", () => { isDiscarded = true; });
+  addEventListener("pageshow", () => { isDiscarded = false; });
+  addEventListener("beforeunload", (event) => {
+    const data = new FormData(form);
+    const isSaved = lines(data.getAll(form.dataset.unsaved).join("\n")) === lines(data.get("base"));
+    if (!isSaved && !isDiscarded && !form.dataset.sent) event.preventDefault();
+  });
+}
+
 // Enter in a field that has a button of its own presses that, and not the form's first one.
 function prepareEnter() {
   for (const field of document.querySelectorAll("input[data-enter]")) {
@@ -135,6 +155,7 @@ document.addEventListener("DOMContentLoaded", () => {
   prepareCopying();
   prepareDialogs();
   prepareLeaving();
+  prepareUnsaved();
   prepareTimes();
   prepareEnter();
   prepareForms();

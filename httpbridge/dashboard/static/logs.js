@@ -1,4 +1,4 @@
-// Live tail: entries that arrive are put on top of the list, looking as the server's template makes them. Their texts only
+// The Logs page: the choice of time, and live tail. Entries that arrive are put on top of the list, looking as the server's template makes them. Their texts only
 // ever become text. What the server sends is harmless but for markup; see log_entries.py.
 "use strict";
 
@@ -14,8 +14,10 @@ function element(name, properties, ...children) {
   return made;
 }
 
-function timeOf(instant) {
-  return element("time", { dateTime: instant, title: instant }, instant);
+function timeOf(instant, form = "full") {
+  const made = element("time", { dateTime: instant, title: instant }, instant);
+  made.dataset.form = form;
+  return made;
 }
 
 function fieldOf(name, ...content) {
@@ -37,7 +39,7 @@ function entryOf(entry, base) {
     "details",
     { className: `entry level-${entry.level}` },
     element(
-      "summary", {}, timeOf(entry.timestamp), " ",
+      "summary", {}, timeOf(entry.timestamp, "precise"), " ",
       element("span", { className: `level level-${entry.level}` }, entry.level), " ",
       element("bdi", { className: "service" }, entry.service), " ",
       element("bdi", { className: "headline" }, entry.headline),
@@ -56,6 +58,26 @@ function entryOf(entry, base) {
   made.dataset.id = entry.id;
   showLocalTimes(made);
   return made;
+}
+
+// Presets and times of one's own exclude each other. What is empty, or as it would be anyway, is not in the address.
+function prepareTimeChoice() {
+  const form = document.getElementById("filter");
+  const range = form.elements.range;
+  const times = [form.elements.since, form.elements.until];
+  form.elements.shown?.remove();
+  range.addEventListener("change", () => {
+    if (range.value !== "custom") for (const field of times) field.value = "";
+  });
+  for (const field of times) {
+    field.addEventListener("input", () => {
+      range.value = times.some((one) => one.value.trim()) ? "custom" : range.dataset.default;
+    });
+  }
+  form.addEventListener("formdata", ({ formData }) => {
+    for (const [name, value] of [...formData]) if (!value) formData.delete(name);
+    if (["custom", range.dataset.default].includes(range.value)) formData.delete("range");
+  });
 }
 
 function prepareLiveTail() {
@@ -100,6 +122,7 @@ function prepareLiveTail() {
     source.addEventListener("message", add);
     source.addEventListener("trouble", () => show("The log store is out of reach; trying again", "Pause"));
     source.addEventListener("over", () => stop("Your session is over; reload the page to sign in", "Live tail"));
+    source.addEventListener("displaced", () => stop("You have opened many live tails; this one has ended", "Live tail"));
     source.addEventListener("error", () => {
       if (source?.readyState === EventSource.CLOSED) stop("Live tail was refused; try again later", "Live tail");
       else show("Connecting again", "Pause");
@@ -125,4 +148,7 @@ function prepareLiveTail() {
   show("", "Live tail");
 }
 
-document.addEventListener("DOMContentLoaded", prepareLiveTail);
+document.addEventListener("DOMContentLoaded", () => {
+  prepareTimeChoice();
+  prepareLiveTail();
+});

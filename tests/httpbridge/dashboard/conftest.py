@@ -121,6 +121,10 @@ class Browser:
     def cookies(self) -> dict[str, str]:
         return {cookie.key: cookie.value for cookie in self._session.cookie_jar}
 
+    def forget(self) -> None:
+        """Lose all cookies."""
+        self._session.cookie_jar.clear()
+
     def set_cookies(self, cookies: dict[str, str]) -> None:
         self._session.cookie_jar.update_cookies(cookies, URL(self.url))
 

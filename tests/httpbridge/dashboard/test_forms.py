@@ -101,7 +101,7 @@ async def test_what_is_no_form_is_refused_and_is_no_error_of_ours(
                     answer = await somebody.post_raw(path, body, **headers, **{"Sec-Fetch-Site": site})
                     assert 400 <= answer.status < 500
                     assert "nonsense" not in answer.text
-    assert [event for event in logged if event["event"] != "signed in"] == []
+    assert [event for event in logged if event["event"] != "signed_in"] == []
 
 
 @pytest.mark.parametrize("charset", ["punycode", "raw_unicode_escape", "utf-16", "latin-1", "utf-7", "nonsense"])

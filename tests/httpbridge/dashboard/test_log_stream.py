@@ -64,7 +64,7 @@ class Streams:
         self.ended = asyncio.Semaphore(0)
         """Released for each that was answered to its end, refused ones included."""
         self.served = LogStreams(
-            store, is_signed_in=lambda _: self.is_signed_in, monotonic=self.clock, **({"look_seconds": 0.005} | options)
+            store, session_id=self._session_id, monotonic=self.clock, **({"look_seconds": 0.005} | options)
         )
         self.url = ""
         self._stack = AsyncExitStack()
@@ -75,9 +75,12 @@ class Streams:
         finally:
             self.ended.release()
 
-    async def open(self, after: int = 0, **options: Any) -> Events:
-        session = await self._stack.enter_async_context(aiohttp.ClientSession(**options))
-        response = await self._stack.enter_async_context(session.get(f"{self.url}/?after={after}"))
+    def _session_id(self, request: web.Request) -> str | None:
+        return request.query.get("session", "Ann") if self.is_signed_in else None
+
+    async def open(self, after: int = 0, session_id: str = "Ann") -> Events:
+        session = await self._stack.enter_async_context(aiohttp.ClientSession())
+        response = await self._stack.enter_async_context(session.get(f"{self.url}/?after={after}&session={session_id}"))
         return Events(response)
 
     async def close(self) -> None:
@@ -153,6 +156,25 @@ async def test_streams_are_few(sqlite_url: str, sink: SqlSink) -> None:
         await streams.ended.acquire()
         assert streams.served.open == 1
         assert (await streams.open()).response.status == 200
+
+
+async def test_one_stream_too_many_of_a_session_ends_its_oldest_and_nobody_elses(
+    sqlite_url: str, sink: SqlSink
+) -> None:
+    """At once, with a word that tells the page not to come back; also where there is no room for another session's."""
+    async with streams_on(sqlite_url, streams_max=3, streams_of_session_max=2, look_seconds=1000) as streams:
+        other = await streams.open(session_id="Bob")
+        first, second = await streams.open(), await streams.open()
+        third = await streams.open()
+        assert (await first.ended())[-1] == {"event": "displaced", "data": ""}
+        await streams.ended.acquire()
+        assert (third.response.status, streams.served.open) == (200, 3)
+        fourth = await streams.open()
+        assert (await second.ended())[-1] == {"event": "displaced", "data": ""}
+        assert (await streams.open(session_id="Cyd")).response.status == 503
+        await streams.served.close()
+        for stream in (other, third, fourth):
+            assert [event.keys() for event in await stream.ended()] == [{"retry"}]
 
 
 async def test_a_stream_ends_with_the_session(sqlite_url: str, sink: SqlSink) -> None:

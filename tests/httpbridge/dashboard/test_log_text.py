@@ -26,6 +26,7 @@ _JSON = st.recursive(
         ("line\u2028separator\x85", "line\\u2028separator\\x85"),
         ("\rover", "\\rover"),
         ("\U000e0001tag", "\\U000e0001tag"),
+        ("1\xa0234\u202f567\u3000€\u200b", "1 234 567 €\\u200b"),
     ],
 )
 def test_what_does_not_print_becomes_visible(text: str, seen: str) -> None:
@@ -36,6 +37,8 @@ def test_long_texts_are_cut_and_counted() -> None:
     assert shown("abcdef", 1_000_000, 4) == Shown("abcd", 999_996)
     assert headline("two\n lines  \x1b[31m" + "x" * 100, 20) == "two lines \\x1b[31mxx…"
     assert headline("short", 20) == "short"
+    assert headline("\u3164\u2800 \u115f\u1160\uffa0\u034f", 20) == ""
+    assert headline("a\xa0b\u2800\u2800c", 20) == "a b c"
 
 
 def test_what_becomes_longer_by_escapes_is_cut_at_a_whole_one() -> None:

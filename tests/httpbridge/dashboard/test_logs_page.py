@@ -21,6 +21,7 @@ from httpbridge.dashboard.log_filters import position_text, read_position
 from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks import log_queries
 from httpbridge.sinks.log_rows import Position
+from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Answer, Browser, Dashboard, running
@@ -158,8 +159,11 @@ async def test_each_filter_is_in_the_address_and_in_the_form(browser: Browser, s
         ("?range=all", "c b a old"),
         ("?range=nonsense", "c b a"),
         ("?since=2h&until=1h", "old"),
-        ("?until=1h", "old"),  # the last hour before that
-        ("?until=1h&range=15m", ""),
+        ("?until=1h", "old"),
+        ("?until=1h&range=15m", "old"),  # times of one's own count,
+        ("?until=1h&range=15m&shown=custom", "c b a"),  # unless the preset was chosen after them
+        ("?since=2h&range=custom&shown=custom", "c b a old"),
+        ("?range=custom", "c b a"),
         (f"?since={quote(instant)}", "c b"),
         (f"?until={quote(instant)}&range=24h", "a old"),
     ]:
@@ -167,10 +171,14 @@ async def test_each_filter_is_in_the_address_and_in_the_form(browser: Browser, s
     page = await browser.get(PAGE + "?level=error&level=debug&service=w%26b&text=%22x%22&range=6h&until=30s")
     for field in (
         'value="error" checked', 'value="debug" checked', 'value="info">', 'name="service" value="w&amp;b"',
-        'name="text" value="&#34;x&#34;"', '<option value="6h" selected', 'name="until" value="30s"',
+        'name="text" value="&#34;x&#34;"', '<option value="custom" selected', 'name="until" value="30s"',
+        'name="shown" value="custom"',
         '<option value="w&amp;b">', '<option value="st aging">',
     ):  # fmt: skip
         assert field in page.text, field
+    page = await browser.get(PAGE + "?range=6h")
+    assert re.findall(r'<option value="(\w+)" selected', page.text) == ["6h"]
+    assert 'name="shown"' not in page.text
 
 
 @pytest.mark.parametrize(
@@ -258,7 +266,8 @@ async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browse
     )
     assert match
     title = " ".join(match[1].split())
-    assert re.fullmatch(r"5 logs from \S+Z to \S+Z: 2 error, 0 warn, 3 info, 0 debug\. At most 4 per minute\.", title)
+    levels = "2 error, 0 warn, 3 info, 0 debug"
+    assert re.fullmatch(rf"5 logs from \S+Z to \S+Z: {levels}\. The highest bar has 4 per minute\.", title)
     assert page.text.count('<rect class="level-') == 3
     row = re.search(r'<tr><th scope="row"><a href="([^"]+)">.*?</tr>', page.text, re.DOTALL)
     assert row
@@ -269,6 +278,72 @@ async def test_the_chart_says_in_words_and_numbers_what_it_shows(browser: Browse
     zoomed = await browser.get(PAGE + unescape(row[1]))
     assert messages(zoomed) == ["b", "a", "a", "a"]
     assert (await browser.get(PAGE + "?level=error")).text.count('<rect class="level-') == 2
+
+
+@pytest.mark.parametrize("query", ["?", "?range=15m", "?range=all", "?since=1h"])
+async def test_entries_of_the_future_and_of_antiquity_take_over_no_view(
+    browser: Browser, sink: SqlSink, query: str
+) -> None:
+    """They are numbered, and a click away; what is a little early is shown."""
+    later = [LogEntry(Level.INFO, "later", timestamp=datetime(2999, 1, day, tzinfo=UTC)) for day in range(1, 31)]
+    ancient = LogEntry(Level.INFO, "ancient", timestamp=datetime(1, 1, 1, tzinfo=UTC))
+    await write(sink, entry("early", -3), entry("now", 1), *later, ancient)
+    page = await browser.get(PAGE + query)
+    is_all = query == "?range=all"
+    assert messages(page) == ["early", "now", *(["ancient"] if is_all else [])]
+    assert "30 entries claim to be from later than now. Show them" in page.words
+    assert "data-stream" in page.text
+    assert re.search(r"<title id=\"chart-title\">2 logs from 2", page.text)
+    assert '<time datetime="2999' not in page.text
+    shown = await browser.get(link(page, "Show them"))
+    assert messages(shown) == ["later"] * 30
+    assert ("1 entry claims to be from before 2000, where the chart does not go. Show it" in page.words) is is_all
+    if is_all:
+        assert messages(await browser.get(link(page, "Show it"))) == ["ancient"]
+
+
+async def test_more_entries_of_the_future_than_are_numbered_are_said_to_be_more(
+    browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (log_queries, logs_view):
+        monkeypatch.setattr(module, "ENTRIES_NUMBERED_MAX", 2)
+    await write(sink, entry("now"), *(entry("later", -60) for _ in range(3)))
+    assert "More than 2 entries claim to be from later than now" in (await browser.get(PAGE)).words
+
+
+async def test_live_tail_shows_entries_of_the_future(browser: Browser, sink: SqlSink) -> None:
+    """A client whose clock is wrong finds them where they arrive."""
+    await write(sink, entry("now"))
+    (path,) = re.findall(r'data-stream="([^"]*)"', (await browser.get(PAGE)).text)
+    await write(sink, entry("later", -60))
+    assert '"headline":"later"' in await browser.beginning(unescape(path), "headline")
+
+
+async def test_a_chart_of_too_much_shows_what_can_be_counted_in_fine_bars(
+    browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_queries, "ROWS_MAX", 100)
+    # The newest hundred in four seconds of thirty days.
+    await write(sink, *(entry("hay", 5 + number / 1500) for number in range(300)), entry("old", 60 * 24 * 29))
+    page = await browser.get(PAGE + "?range=30d&level=info")
+    assert 'class="uncounted"' not in page.text
+    assert "what is older than 20" in page.words
+    title = re.search(r'<title id="chart-title">(.*?)</title>', page.text, re.DOTALL)
+    assert title
+    assert re.match(r"100 logs from \S+Z to \S+Z:", title[1])
+    assert re.search(r"The highest bar has at least \d+ per 5 seconds\.", title[1])
+    counted_since = datetime.fromisoformat(title[1].split()[3])
+    assert timedelta(0) <= datetime.now(UTC) - counted_since - timedelta(minutes=5) < timedelta(minutes=1)
+
+
+async def test_the_entries_around_one_are_a_click_away(browser: Browser, sink: SqlSink) -> None:
+    await write(sink, entry("before", 12), entry("just before", 10.5), entry("it", 10), entry("after", 8))
+    found = {unescape(_HEADLINE.search(match[3])[1]): match[2] for match in _ENTRY.finditer(  # type: ignore[index]
+        (await browser.get(PAGE)).text)}  # fmt: skip
+    alone = await browser.get(f"{PAGE}/{found['it']}")
+    assert messages(await browser.get(link(alone, "Around this entry"))) == ["it", "just before"]
+    await sink.write(batch(entries=[LogEntry(Level.INFO, "first", timestamp=datetime(1, 1, 1, tzinfo=UTC))]))
+    assert "Around this entry" not in (await browser.get(f"{PAGE}/5")).words
 
 
 async def test_an_empty_page_says_what_to_do_next(browser: Browser, sink: SqlSink) -> None:
@@ -352,6 +427,40 @@ async def test_a_statement_that_takes_too_long_is_stopped_and_the_page_says_so(
         page = await browser.get(PAGE + "?text=needle")
         assert (page.status, "The log store is slow" in page.words) == (503, True)
         assert (await browser.get(link(page, "The last 15 minutes"))).status in (200, 503)
+
+
+async def test_the_dashboard_asks_four_things_of_the_store_at_a_time(
+    dashboard: Dashboard, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many people ask at once: what they do shall not keep the bridge from its store."""
+    browser = await dashboard.browser()
+    await browser.create("demo")
+    await write(sink, entry("a"))
+    asking = lent = most = 0
+    release = asyncio.Event()
+    lend = ReadStore.connection
+
+    @asynccontextmanager
+    async def held(store: ReadStore) -> AsyncIterator[Any]:
+        nonlocal asking, lent, most
+        asking += 1
+        async with lend(store) as connection:
+            lent += 1
+            most = max(most, lent)
+            await release.wait()
+            lent -= 1
+            yield connection
+
+    monkeypatch.setattr(ReadStore, "connection", held)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        pages = [group.create_task(browser.get(PAGE)) for _ in range(8)]
+        while asking < len(pages) or lent < 4:
+            await browser.get("/sign-in")
+        for _ in range(20):  # as long as it takes to connect
+            await browser.get("/sign-in")
+        release.set()
+    assert most == 4
+    assert [page.result().status for page in pages] == [200] * len(pages)
 
 
 async def test_a_log_store_that_is_not_there_is_a_page_that_says_so(browser: Browser) -> None:

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address
 from authsvc.interceptors import CallLimits
+from httpbridge.dashboard.origins import ENTRIES_MAX
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks.origin_store import OriginCount, OriginStore
 from httpbridge.sinks.sql import open_sql_sink
@@ -103,7 +104,19 @@ async def test_a_bad_name_is_told_beside_its_field_and_kept(browser: Browser, pr
     assert (answer.status, answer.text.count('aria-invalid="true"')) == (400, 1)
     assert "<script>" not in answer.text
     assert (await browser.create("demo")).status == 200
-    assert "There is a project demo already" in (await browser.create("demo")).words
+    assert "There is a project demo already." in (await browser.create("demo")).words
+
+
+async def test_who_loads_a_new_project_again_is_told_that_it_is_made_and_others_are_not(dashboard: Dashboard) -> None:
+    browser, other = await dashboard.browser(), await dashboard.browser(name="Bob")
+    await browser.create("demo")
+    again = await browser.create("demo")
+    assert again.status == 400
+    assert "You have made demo already" in again.words
+    assert "issued to you and shown once" in again.words
+    assert 'href="/projects/demo/settings/keys"' in again.text
+    assert "dt_" not in again.text
+    assert "You have made" not in (await other.create("demo")).words
 
 
 async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_died(
@@ -126,6 +139,11 @@ async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_
     assert "was revoked already" in second.words
     assert "by Ann" in second.words
     assert "dt_" not in second.text
+    again = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)  # loaded again
+    assert again.status == 409
+    assert "You have done it already" in again.words
+    assert "Somebody" not in again.words
+    assert "It was shown once" in again.words
     assert await verdict(service, new) == pb.VERDICT_ALLOWED
 
     history = await browser.get(KEYS)
@@ -141,7 +159,7 @@ async def test_without_javascript_a_page_asks_before_revoking(browser: Browser) 
     assert (await browser.get(f"{KEYS}/revoke?key=another")).status == 404
     await browser.submit(KEYS, f"{KEYS}/revoke", key_id=key_id)
     stale = await browser.get(f"{KEYS}/revoke?key={key_id}")
-    assert (stale.status, "was revoked already" in stale.words) == (409, True)
+    assert (stale.status, "You have done it already" in stale.words) == (409, True)
 
 
 async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_the_latest(
@@ -198,7 +216,7 @@ async def test_errors_stand_beside_the_entries_that_caused_them_and_nothing_is_l
     assert answer.status == 400
     rows = re.findall(r"<li>(.*?)</li>", answer.text, re.DOTALL)
     assert ["error" in row for row in rows] == [False, True, False, True]
-    assert "a path is not part of an origin" in rows[1]
+    assert "A path is not part of an origin." in rows[1]
     for entry, row in zip(entries[:3], rows, strict=False):
         assert f'value="{entry}"' in row
     assert "<script>alert" not in answer.text
@@ -214,7 +232,28 @@ async def test_entries_are_added_and_removed_without_saving(browser: Browser) ->
     assert re.findall(r'name="entry" value="([^"]*)"', proposed.text) == ["a.example", "https://c.example"]
     removed = await browser.submit(ORIGINS, ORIGINS, action="remove:0", entry=["a.example", "b.example"])
     assert re.findall(r'name="entry" value="([^"]*)"', removed.text) == ["b.example"]
+    for number in ("2", "-1", "x", "", "9" * 5000, "٠"):  # 9: more digits than Python reads
+        same = await browser.submit(ORIGINS, ORIGINS, action=f"remove:{number}", entry=["a.example", "b.example"])
+        assert (same.status, same.text.count('name="entry"')) == (200, 2), number
     assert "all origins" in (await browser.get(ORIGINS)).words
+
+
+@pytest.mark.parametrize(("removed", "focused"), [(0, 'id="entry-1"'), (1, 'id="entry-2"'), (2, 'value="add:"')])
+async def test_the_cursor_is_on_what_moved_up_when_an_entry_is_removed(
+    browser: Browser, removed: int, focused: str
+) -> None:
+    await browser.create("demo")
+    entries = ["a.example", "b.example", "c.example"]
+    page = await browser.submit(ORIGINS, ORIGINS, action=f"remove:{removed}", entry=entries)
+    (tag,) = re.findall(r"<(?:input|button)[^>]* autofocus>", page.text)
+    assert focused in tag
+
+
+async def test_too_many_entries_are_numbered(browser: Browser) -> None:
+    await browser.create("demo")
+    entries = [f"{number}.example" for number in range(ENTRIES_MAX + 3)]
+    answer = await browser.submit(ORIGINS, ORIGINS, action="review", entry=entries, base="")
+    assert (answer.status, "There are 103 entries, and 100 are the most." in answer.words) == (400, True)
 
 
 async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Service, Dashboard]) -> None:
@@ -232,6 +271,8 @@ async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Ser
     assert "Before saving" in changed.words
     saved = await browser.submit(ORIGINS, ORIGINS, action="save", reviewed=reviewed[1], **fields)
     assert (saved.status, saved.location) == (303, ORIGINS)
+    (notice,) = [one for one in saved.headers.getall("Set-Cookie") if one.startswith("dashboard_notice=")]
+    assert {part.strip() for part in notice.split(";")[1:]} == {"HttpOnly", "Path=/", "SameSite=Strict"}
     page = await browser.get(ORIGINS)
     assert "Saved. It holds everywhere" in page.words
     assert re.findall(r'name="entry" value="([^"]*)"', page.text) == ["https://shop.example", "*.shop.example"]
@@ -350,6 +391,9 @@ async def test_emptying_the_list_is_warned_about(dashboard: Dashboard, browser: 
     expected = "Pages of every origin may send logs then , also of the 1 origin that is blocked now"
     assert expected in review.words
     assert "It blocks none" not in review.words
+    assert "No entries: all origins would be admitted." in review.words
+    tried = await browser.submit(ORIGINS, ORIGINS, action="try", entry=[""], tried="https://a.example")
+    assert "the list is empty, so all origins would be." in tried.words
 
 
 async def test_what_was_edited_after_a_review_is_reviewed_again(browser: Browser) -> None:
@@ -414,12 +458,70 @@ async def test_every_answer_forbids_what_pages_of_ours_do_not_need(dashboard: Da
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
-        assert answer.headers["Server"] == "httpbridge"
+        assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["X-Frame-Options"] == "DENY"
+        assert "Server" not in answer.headers
         assert answer.headers["Cache-Control"] == ("no-cache" if path.startswith("/static/") else "no-store"), path
         assert " style=" not in answer.text
         assert "<style" not in answer.text
         assert not re.search(r"<script(?! src=\"/static/)", answer.text)
         assert not re.search(r"\son[a-z]+=", answer.text)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/9.9-canary\r\n\r\n", 400),
+        (b"canary\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie : canary\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: canary\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"c" * 9000 + b"canary\r\n\r\n", 400),
+        (b"GET /" + b"c" * 9000 + b"canary HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\nExpect: canary\r\n\r\n", 417),
+        (b"GET /static/icon.svg HTTP/1.1\r\nHost: x\r\nExpect: canary\r\n\r\n", 417),
+        (b"POST /sign-in HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\ncanary\r\n", 400),
+        (b"GET /sign-in HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 200),
+        (b"GET /sign-in HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\nConnection: close\r\n\r\n", 100),
+    ],
+)
+async def test_what_is_no_request_is_answered_without_a_byte_of_it_and_names_no_version(
+    dashboard: Dashboard, sent: bytes, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, port = dashboard.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(sent)
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.split()[1] == str(status)
+    headers = answer.partition("\r\n\r\n")[0] if status != 100 else answer
+    assert "frame-ancestors 'none'" in headers
+    assert "Cache-Control: no-store" in headers
+    assert "Server:" not in headers
+    assert "aiohttp" not in answer
+    assert "canary" not in answer + "".join(capsys.readouterr())
+
+
+async def test_what_no_handler_can_answer_is_logged_without_its_text_and_ends_the_connection(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = "-".join(["can", "ary"])  # a traceback has lines of this file
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(canary)
+
+    monkeypatch.setattr("httpbridge.dashboard.pages.Pages.render", fail)
+    monkeypatch.setattr("httpbridge.dashboard.guard.Guard._failure", fail)
+    host, port = dashboard.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET /sign-in?{canary} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with capture_logs() as logged:
+        answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 500 Internal Server Error\r\n")
+    assert "frame-ancestors 'none'" in answer
+    assert "unexpected_error" in {event["event"] for event in logged}
+    assert canary not in answer + str(logged)
 
 
 async def test_a_name_with_markup_is_shown_as_text(dashboard: Dashboard) -> None:
@@ -507,7 +609,7 @@ async def test_a_spoilt_dashboard_token_is_a_page_that_says_so_and_is_logged(
             assert (answer.status, "Not set up" in answer.words) == (503, True)
             assert answer.headers["X-Frame-Options"] == "DENY"
             assert [(event["event"], "dashboard-token" in event["reason"]) for event in logged] == [
-                ("not set up", True)
+                ("not_set_up", True)
             ]
         kept.write_text(token)
         assert (await browser.get("/sign-in")).status == 200
@@ -538,9 +640,9 @@ async def test_the_key_service_comes_back_without_a_restart_of_the_dashboard(tmp
 async def test_without_the_log_store_keys_and_origins_are_managed_all_the_same(browser: Browser) -> None:
     await browser.create("demo")
     listed = await browser.get("/projects")
-    assert "The log store is out of reach, so counts are missing" in listed.words
+    assert "Counts are missing. There is no log store at" in listed.words
     assert "unknown" in listed.words
     assert (await browser.get(KEYS)).status == 200
-    assert "The log store is out of reach" in (await browser.get(ORIGINS)).words
+    assert "Not known. There is no log store at" in (await browser.get(ORIGINS)).words
     review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base="")
-    assert "Whom it would block is not known" in review.words
+    assert "Whom it would block is not known. There is no log store at" in review.words

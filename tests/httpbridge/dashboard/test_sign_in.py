@@ -2,11 +2,15 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 import trustme
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address, ConfigurationError
@@ -19,10 +23,12 @@ from httpbridge.dashboard.attempts import (
     Attempts,
     TooManyAttemptsError,
 )
-from httpbridge.dashboard.sign_in import own_path
+from httpbridge.dashboard.guard import Guard
+from httpbridge.dashboard.pages import Pages
+from httpbridge.dashboard.sign_in import SignIn, own_path
 from httpbridge.dashboard.signed_out import SignedOut
 from tests.httpbridge.conftest import FakeClock
-from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Dashboard, running
+from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
 
 NOWHERE = Address("127.0.0.1", 1)
 
@@ -80,7 +86,14 @@ async def test_under_https_cookies_are_secure(tmp_path: Path) -> None:
     async with running(tmp_path, NOWHERE, **files) as dashboard, aiohttp.ClientSession() as session:
         url = dashboard.url.replace("http://", "https://") + "/sign-in"
         async with session.get(url, ssl=context) as answer:
-            assert "; Secure" in answer.headers["Set-Cookie"]
+            visitor = answer.headers["Set-Cookie"]
+            page = Answer(answer, await answer.text())
+        fields = {"form_token": page.form_token, "name": "Ann", "token": TOKEN}
+        headers = {"Cookie": visitor.partition(";")[0]}
+        async with session.post(url, ssl=context, data=fields, headers=headers, allow_redirects=False) as answer:
+            (signed_in,) = [one for one in answer.headers.getall("Set-Cookie") if one.startswith("dashboard_session=")]
+        for cookie in (visitor, signed_in):
+            assert "; Secure" in cookie
 
 
 @pytest.mark.parametrize(
@@ -112,10 +125,47 @@ async def test_attempts_are_limited_and_the_right_token_is_no_exception(dashboar
     refused = await attempt(TOKEN)
     assert refused.status == 429
     assert 1 <= int(refused.headers["Retry-After"]) <= WINDOW_SECONDS
+    assert "Too many attempts. Try again in 5 minutes." in refused.words
     assert "dashboard_session" not in browser.cookies
     for one in attempts:
         one.cancel()
     await asyncio.gather(*attempts, return_exceptions=True)
+
+
+@asynccontextmanager
+async def signing_in(tmp_path: Path, sleep: Callable[[float], Awaitable[None]]) -> AsyncIterator[Browser]:
+    """Serve the way in alone, with a clock that stands still."""
+    sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_DASHBOARD_TOKEN": TOKEN}))
+    pages = Pages(sessions, FakeClock().now)
+    guard = Guard(sessions, pages)
+    application = web.Application(middlewares=guard.middlewares())
+    application.add_routes(SignIn(sessions, pages, Attempts(FakeClock().monotonic), sleep).routes())
+    async with TestServer(application) as server, Browser(str(server.make_url("")).rstrip("/")) as browser:
+        yield browser
+
+
+async def test_wrong_tokens_are_answered_ever_more_slowly_until_the_right_one(tmp_path: Path) -> None:
+    """The wait comes before the token is looked at, so that the right one is no quicker than a wrong one."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async with signing_in(tmp_path, sleep) as browser:
+        for token, status in [("wrong", 403)] * 4 + [(TOKEN, 303)]:
+            assert (await browser.sign_in(token=token)).status == status
+        assert slept == [0, 0.25, 0.5, 1, 2]
+        slept.clear()
+        browser.forget()
+        assert [(await browser.sign_in(token="wrong")).status for _ in range(2)] == [403, 403]
+        assert slept == [0, 0.25]
+
+
+async def test_the_log_says_who_signed_in_and_from_where(dashboard: Dashboard) -> None:
+    with capture_logs() as logged:
+        await dashboard.browser(name="Zoë")
+    (event,) = [event for event in logged if event["event"] == "signed_in"]
+    assert (event["name"], event["address"]) == ("Zoë", "127.0.0.1")
 
 
 def test_each_attempt_waits_longer_until_there_is_none_left() -> None:
@@ -173,7 +223,7 @@ async def test_signing_out_works_without_a_state_folder_to_write_to(tmp_path: Pa
         thief.set_cookies(browser.cookies)
         with capture_logs() as logged:
             assert (await browser.submit("/projects/new", "/sign-out")).status == 303
-        assert [event["event"] for event in logged] == ["sign-out not stored"]
+        assert [event["event"] for event in logged] == ["sign_out_not_stored"]
         assert (await thief.get("/projects/new")).status == 303
 
 
@@ -200,12 +250,15 @@ async def test_another_token_ends_every_session_at_once(tmp_path: Path) -> None:
         assert (await browser.get("/projects/new")).status == 303
 
 
-@pytest.mark.parametrize("name", ["", " \t", "x" * 65, "nn\u202eA", "Ann\x00", "\x1b[31mAnn"])
+@pytest.mark.parametrize(
+    "name", ["", " \t", "x" * 65, "nn\u202eA", "Ann\x00", "\x1b[31mAnn", "\u3164", "\u115f\u1160 \uffa0\u2800\u034f"]
+)
 def test_a_link_is_for_a_name_that_can_be_seen(tmp_path: Path, name: str) -> None:
     sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)}))
     with pytest.raises(ValueError, match="A name is needed"):
         sessions.link(name)
     assert sessions.name_of_link(sessions.link(" Ann  Ängström ")) == "Ann Ängström"
+    assert sessions.name_of_link(sessions.link("Ann\u3164")) == "Ann"  # and not somebody who looks like her
 
 
 def test_sessions_and_links_end_in_time(tmp_path: Path) -> None:
@@ -244,7 +297,9 @@ async def test_a_link_signs_in_and_is_not_the_token(dashboard: Dashboard) -> Non
     assert (answer.status, answer.location) == (303, "/")
     assert "Zoë" in (await browser.get("/projects")).words
     stranger = await dashboard.browser(is_signed_in=False)
-    assert (await stranger.get(f"/sign-in/link?t={link}x")).status == 403
+    dead = await stranger.get(f"/sign-in/link?t={link}x")
+    assert (dead.status, 'role="alert">This link is too old' in dead.text) == (403, True)
+    assert 'aria-invalid="true"' not in dead.text
     assert (await stranger.get("/projects")).status == 303
 
 
@@ -278,6 +333,24 @@ async def test_a_link_on_another_site_finds_the_session_by_loading_again(dashboa
     stranger = await dashboard.browser(is_signed_in=False)
     answer = await stranger.get("/projects", **{"Sec-Fetch-Site": "cross-site"})
     assert (answer.status, 'http-equiv="refresh"' in answer.text) == (200, True)
+
+
+async def test_where_a_network_sees_the_dashboard_somebody_has_to_choose_its_token(tmp_path: Path) -> None:
+    """A generated one would be known to nobody but those who read the state folder; and TLS alone keeps nobody out."""
+    cert, key = (tmp_path / f"{name}.pem" for name in ("cert", "key"))
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(cert)
+    issued.private_key_pem.write_to_path(key)
+    variables = {
+        "HTTPBRIDGE_DASHBOARD_LISTEN": "0.0.0.0:0",
+        "HTTPBRIDGE_TLS_CERT": str(cert),
+        "HTTPBRIDGE_TLS_KEY": str(key),
+    }
+    with pytest.raises(ConfigurationError, match="set HTTPBRIDGE_DASHBOARD_TOKEN"):
+        async with running(tmp_path, NOWHERE, HTTPBRIDGE_DASHBOARD_TOKEN="", **variables):
+            pass
+    async with running(tmp_path, NOWHERE, **variables):
+        pass
 
 
 @pytest.mark.parametrize(
