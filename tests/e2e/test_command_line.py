@@ -326,7 +326,7 @@ def test_the_audit_trail_has_the_users_name_as_it_is(system: System, name: str) 
     project = f"by-{len(name)}"
     assert system.run("authsvc", "issue", project, LOGNAME=name).returncode == 0
     shown = system.run("authsvc", "changes", "--project", project).stdout
-    assert re.fullmatch(rf" *\d+  .*Z  issue +{project}  by {name}\n", shown)
+    assert re.fullmatch(rf" *\d+  .*Z  issue +{project}  key_[0-9a-f]{{16}}  by {name}\n", shown)
 
 
 def test_of_two_revokes_at_once_the_one_that_comes_late_changes_nothing(system: System) -> None:

@@ -221,7 +221,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
         r"\ndead everywhere, 1 bridge confirmed in \d+ ms\n",
         r"KEY +ISSUED +REVOKED\nkey_\w+ .*active\nkey_\w+ .*Z\n",
         r"NAME +HOLDER +BEHIND .*\n\S+ +[0-9a-f]{32} +0 ",
-        r"issue +shop  by .*\n.*set_origins +shop  by .*\n.*revoke +shop  by ",
+        r"issue +shop  key_\w+  by .*\n.*set_origins +shop  by .*\n.*revoke +shop  key_\w+, next key_\w+  by ",
     ]
     for part in parts:
         assert re.search(part, printed), part
