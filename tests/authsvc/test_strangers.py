@@ -99,7 +99,7 @@ async def test_a_stranger_who_takes_no_answer_keeps_its_place_and_leaves_no_erro
     tmp_path: Path, logged: list[Any], method: str
 ) -> None:
     """Its call is over for us after its time, and for gRPC, which counts it among all calls, when its caller goes."""
-    limits = CallLimits(open_calls_max=1, call_seconds=0.05, open_stream_seconds=0.05)
+    limits = CallLimits(open_calls_max=1, call_seconds=0.5, open_stream_seconds=0.5)
     async with running(tmp_path / "state", limits) as service:
         async with unread_call(service, method):
             while not [line for line in logged if line.get("status") == "DEADLINE_EXCEEDED"]:
@@ -114,7 +114,8 @@ async def test_a_stranger_who_takes_no_answer_keeps_its_place_and_leaves_no_erro
 async def test_a_stranger_who_leaves_without_its_answer_leaves_no_error(
     tmp_path: Path, logged: list[Any], method: str
 ) -> None:
-    async with running(tmp_path / "state", CallLimits(open_calls_max=1)) as service:
+    # Two places: the call that looks whether one is free may hold its own for a moment after its end.
+    async with running(tmp_path / "state", CallLimits(open_calls_max=2)) as service:
         for _ in range(10):
             async with unread_call(service, method):
                 pass
