@@ -76,6 +76,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
         assert (await send(others, stack.logs_url, key))["status"] == 200
 
         # Allowed origins: nothing is saved before its consequences were shown.
+        await page.get_by_role("link", name="Settings").click()
         await page.get_by_role("link", name="Allowed origins").click()
         await expect(page.get_by_text("all origins").first).to_be_visible()
         await page.get_by_role("button", name="Add entry").click()
