@@ -1,7 +1,8 @@
 """What the commands of `cli` share: calling the service, printing, and failing with one line and an exit status.
 
 Exit status: 0; 1 refused, by the service or by the user; 2 wrong usage or
-configuration; 3 the service, or its database, is out of reach.
+configuration; 3 the service, or its database, is out of reach, or whether a
+change was made is not known.
 """
 
 import asyncio
@@ -114,10 +115,18 @@ def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FIL
         except _UnansweredError as error:
             if not again:
                 raise
-            command = shlex.join(("authsvc", *again))
-            raise KeyServiceUnavailableError(f"{error}; the change may have been made; ask again: {command}") from None
+            raise KeyServiceUnavailableError(_maybe_made(error, again)) from None
 
-    return run(connected_call())
+    try:
+        return run(connected_call())
+    except KeyboardInterrupt:
+        if not again:
+            raise
+        fail(_maybe_made("interrupted", again), OUT_OF_REACH)
+
+
+def _maybe_made(reason: object, again: Sequence[str]) -> str:
+    return f"{reason}; the change may have been made; ask again: {shlex.join(('authsvc', *again))}"
 
 
 def ask_timed(call: Callable[[Api], Any], *again: str) -> tuple[Any, float]:

@@ -74,6 +74,32 @@ async def test_a_change_whose_key_service_is_killed_in_mid_call_may_have_been_ma
     assert made[command.split(maxsplit=1)[0]] in retry.stderr
 
 
+@pytest.mark.parametrize("command", ["revoke demo --yes", "origins demo https://a.example", "issue other"])
+async def test_a_change_that_is_interrupted_may_have_been_made_and_can_be_asked_for_again(
+    system: System, command: str
+) -> None:
+    """While it waits for a bridge that does not answer, the raw key is made already, and is lost."""
+    cluster = await start_cluster(system)
+    bridge = await cluster.bridge("bridge")
+    system.issue("demo")
+    key_id = system.run("authsvc", "keys", "demo").stdout.split()[3]
+    bridge.send(signal.SIGSTOP)
+    async with cluster.administrator() as administrator:
+        before = await administrator.revision()
+        caller = system.launch("authsvc", *command.split(), "--wait", "20")
+
+        async def is_committed() -> bool:
+            return await administrator.revision() > before
+
+        await until("it is committed", is_committed)
+    caller.send(signal.SIGINT)
+    assert await caller.ended() == 3
+    bridge.send(signal.SIGCONT)
+    again = command.replace("--yes", f"--key-id {key_id}")
+    said = f"authsvc: interrupted; the change may have been made; ask again: authsvc {again}\n"
+    assert (caller.stdout, caller.stderr) == ("", said)
+
+
 async def test_a_change_that_never_reached_the_key_service_was_not_made(system: System) -> None:
     """Nothing is said of a change when there was no connection."""
     cluster = await start_cluster(system)
