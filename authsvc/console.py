@@ -48,10 +48,23 @@ _NAMED_MAX = 5  # holders in one line
 # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
 _OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _TOKEN_REFUSED_STATUS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+# Nothing was done. Any other status may follow a commit: an error of the service, or a stream that a proxy reset.
+_REFUSED_STATUS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 
 
 class _RefusedError(Exception):
     """The service's refusal; the message is one line for the user."""
+
+
+class _FailedError(_RefusedError):
+    """A call failed, and whether it did anything is not known."""
 
 
 class _UnansweredError(KeyServiceUnavailableError):
@@ -112,7 +125,7 @@ def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FIL
         try:
             async with _connected(config, role_files) as api:
                 return await call(api)
-        except _UnansweredError as error:
+        except (_UnansweredError, _FailedError) as error:
             if not again:
                 raise
             raise KeyServiceUnavailableError(_maybe_made(error, again)) from None
@@ -161,7 +174,9 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
                 raise _UnansweredError(f"the key service is out of reach: {error.details()}") from None
             if error.code() in _TOKEN_REFUSED_STATUS:
                 raise _RefusedError(f"{_shown(error)}; the token that was sent is the one in {source}") from None
-            raise _RefusedError(_shown(error)) from None
+            if error.code() in _REFUSED_STATUS:
+                raise _RefusedError(_shown(error)) from None
+            raise _FailedError(_shown(error)) from None
 
 
 async def _connect(channel: grpc.aio.Channel) -> bool:

@@ -4,7 +4,9 @@ import re
 import signal
 import sqlite3
 from contextlib import closing
+from typing import Any
 
+import grpc
 import psutil
 import pytest
 
@@ -98,6 +100,62 @@ async def test_a_change_that_is_interrupted_may_have_been_made_and_can_be_asked_
     again = command.replace("--yes", f"--key-id {key_id}")
     said = f"authsvc: interrupted; the change may have been made; ask again: authsvc {again}\n"
     assert (caller.stdout, caller.stderr) == ("", said)
+
+
+REFUSALS = [
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+]
+
+
+class Failing(grpc.GenericRpcHandler):
+    """A key service whose every call ends with the same status."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        self._status = status
+
+    def service(self, _details: grpc.HandlerCallDetails) -> Any:
+        """Return what handles any method."""
+
+        async def fail(_request: bytes, context: Any) -> bytes:
+            await context.abort(self._status, "as it was told to")
+            raise AssertionError  # abort does not return
+
+        return grpc.unary_unary_rpc_method_handler(fail)
+
+
+@pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
+async def test_a_change_that_fails_may_have_been_made_unless_it_was_refused(
+    system: System, status: grpc.StatusCode
+) -> None:
+    """An error of the service, or of a proxy before it, may follow the commit."""
+    server = grpc.aio.server(handlers=[Failing(status)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    variables = {"AUTHSVC_ADDRESS": f"127.0.0.1:{port}", "AUTHSVC_ADMIN_TOKEN": "a" * 43}
+    caller = system.launch("authsvc", "issue", "demo", **variables)
+    assert await caller.ended() == (1 if status in REFUSALS else 3)
+    maybe_made = "; the change may have been made; ask again: authsvc issue demo\n"
+    assert caller.stderr.endswith(maybe_made) is (status not in REFUSALS)
+    assert "as it was told to" in caller.stderr
+    await server.stop(None)
+
+
+async def test_a_read_that_fails_says_nothing_of_a_change(system: System) -> None:
+    server = grpc.aio.server(handlers=[Failing(grpc.StatusCode.INTERNAL)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    variables = {"AUTHSVC_ADDRESS": f"127.0.0.1:{port}", "AUTHSVC_ADMIN_TOKEN": "a" * 43}
+    reader = system.launch("authsvc", "holders", **variables)
+    assert await reader.ended() == 1
+    assert reader.stderr == "authsvc: as it was told to (INTERNAL)\n"
+    await server.stop(None)
 
 
 async def test_a_change_that_never_reached_the_key_service_was_not_made(system: System) -> None:
