@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -80,11 +81,18 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        _escape_what_cannot_be_encoded()
         try:
             return super().invoke(ctx)
         except _OutputError as error:
             discard(sys.stdout)
             fail(str(error), REFUSED)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Let standard output take any text that a caller chose, as Python's standard error does."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class Text(click.ParamType[str]):

@@ -3,6 +3,7 @@
 import re
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
 from typing import Any
 
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.cluster import start_cluster
-from tests.e2e.processes import System, until
+from tests.e2e.processes import BIN, DEADLINE_SECONDS, System, until
 from tests.e2e.tcp_proxy import TcpProxy
 
 TIME = r"\d\d:\d\d:\d\dZ"
@@ -190,6 +191,29 @@ async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system
     shown = [line.fullmatch(it) for it in follower.stdout.splitlines()]
     assert [it.groups() for it in shown if it] == [(str(number), f"project-{number}") for number in range(1, 4)]
     assert follower.stderr == ""
+
+
+def printed_in(encoding: str, system: System, command: str) -> subprocess.CompletedProcess[bytes]:
+    environment = system.environment(PYTHONIOENCODING=encoding)
+    return subprocess.run([BIN / "authsvc", command], env=environment, capture_output=True, timeout=DEADLINE_SECONDS)
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("latin-1", r"Zoë \u540d"), ("ascii", "Zoë 名")])
+async def test_a_name_beyond_the_encoding_of_the_output_is_shown_nevertheless(
+    system: System, encoding: str, name: str
+) -> None:
+    """Escaped; for ASCII, which is what is set where nobody set anything, click writes UTF-8."""
+    await start_cluster(system)
+    assert system.run("authsvc", "issue", "demo", LOGNAME="Zoë 名").returncode == 0
+    with closing(sqlite3.connect(system.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_gone)"
+            " SELECT 'holder', 'Zoë 名', '', 0, create_time, create_time, 0 FROM changes"
+        )
+    for command in ("changes", "holders"):
+        done = printed_in(encoding, system, command)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert name in done.stdout.decode("utf-8" if encoding == "ascii" else encoding)
 
 
 async def test_changes_begin_where_they_are_asked_to_and_name_the_keys(system: System) -> None:
