@@ -264,7 +264,7 @@ class Process:
         self._later(self.world.random.random(), self.die)
 
     def stream_for_goodbye(self) -> Stream | None:
-        """Return the stream that is open; without one, another for the goodbye alone: a renewal was sent at the start."""
+        """Return the stream that is open; without one, another for the goodbye alone: renewals have been sent."""
         return self.stream or Stream(self, self.pick_replica(), 0)
 
     def die(self) -> None:
