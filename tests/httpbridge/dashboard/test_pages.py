@@ -119,6 +119,15 @@ async def test_who_loads_a_new_project_again_is_told_that_it_is_made_and_others_
     assert "You have made" not in (await other.create("demo")).words
 
 
+async def test_who_revoked_the_first_key_of_a_project_has_not_made_it(dashboard: Dashboard) -> None:
+    browser, maker = await dashboard.browser(), await dashboard.browser(name="Bob")
+    await maker.create("demo")
+    await browser.submit(KEYS, f"{KEYS}/revoke", key_id=(await browser.get(KEYS)).key_id)
+    again = await browser.create("demo")
+    assert "There is a project demo already." in again.words
+    assert "You have made" not in again.words
+
+
 async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_died(
     system: tuple[Service, Dashboard],
 ) -> None:
