@@ -171,6 +171,23 @@ async def test_without_javascript_a_page_asks_before_revoking(browser: Browser) 
     assert (stale.status, "You have done it already" in stale.words) == (409, True)
 
 
+@pytest.mark.parametrize(("first", "second"), [("Bob", "Ann"), ("Ann", "Ann"), ("Ann", "Bob")])
+async def test_who_revoked_a_key_before_the_last_one_is_not_said(dashboard: Dashboard, first: str, second: str) -> None:
+    """As the page does not know: the key in use names who revoked the last one."""
+    browsers = {name: await dashboard.browser(name=name) for name in ("Ann", "Bob")}
+    ann = browsers["Ann"]
+    await ann.create("demo")
+    page = await ann.get(KEYS)
+    for name in (first, second):
+        key_id = (await ann.get(KEYS)).key_id
+        assert (await browsers[name].submit(KEYS, f"{KEYS}/revoke", key_id=key_id)).status == 200
+    stale = await ann.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    assert (stale.status, "It was revoked already" in stale.words) == (409, True)
+    assert "You have done it" not in stale.words
+    assert "Somebody was faster" not in stale.words
+    assert ("issued to you" in stale.words, "by Bob" in stale.words) == (second == "Ann", second == "Bob")
+
+
 async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_the_latest(
     system: tuple[Service, Dashboard],
 ) -> None:
