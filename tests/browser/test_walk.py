@@ -440,6 +440,23 @@ async def test_a_preset_and_times_of_ones_own_exclude_each_other(stack: Stack) -
     await expect(page).to_have_url(re.compile(r"/logs\??$"))
 
 
+@pytest.mark.parametrize("form", ["light", "narrow"])
+async def test_who_chooses_custom_goes_on_with_its_beginning(stack: Stack, form: str) -> None:
+    """On narrow screens, too, where the times are folded away."""
+    page = await stack.page(viewport=FORMS[form][1])
+    page.on("dialog", lambda dialog: dialog.accept())
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs")
+    since = page.locator("#since")
+    await expect(since).to_be_visible(visible=form != "narrow")
+    await page.get_by_label("Time").select_option("Custom")
+    await expect(since).to_be_visible()
+    await expect(since).to_be_focused()
+    await page.keyboard.type("2h")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(re.compile(r"/logs\?since=2h$"))
+
+
 async def test_without_javascript_a_preset_chosen_on_a_custom_page_takes_its_place(stack: Stack) -> None:
     """And times that are typed beside a preset take the preset's."""
     page = await stack.page(java_script_enabled=False)
