@@ -79,6 +79,8 @@ class CallLimits:
     """Without a call, until it is closed; whoever waits for nothing reconnects at its next call."""
     open_calls_max: int = 100
     """At a time of each method that needs no token, so that strangers leave room for the others."""
+    open_calls_host_max: int = 20
+    """Of these from one host, so that one stranger leaves room for those who look whether the service is well."""
     call_seconds: float = 30.0
     """A call that is no stream; the database answers or fails well within this."""
     open_stream_seconds: float = 600.0
@@ -129,6 +131,7 @@ class CallGuard(grpc.GenericRpcHandler):
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._handlers: dict[str, _Handler] = {}
         self._open_calls: Counter[str] = Counter()
+        self._open_calls_of_hosts: Counter[tuple[str, str]] = Counter()
         self._refusals = _Thinned(monotonic)
         self._open_failures = _Thinned(monotonic)
 
@@ -223,13 +226,21 @@ class CallGuard(grpc.GenericRpcHandler):
         """
 
         async def counted(messages: AsyncIterator[bytes], context: Any) -> None:
-            if self._open_calls[method] >= self._limits.open_calls_max:
+            of_host = method, context.peer().rpartition(":")[0]
+            if (
+                self._open_calls[method] >= self._limits.open_calls_max
+                or self._open_calls_of_hosts[of_host] >= self._limits.open_calls_host_max
+            ):
                 await _abort(method, context, *self._fault(method, TooManyCallsError(_TOO_MANY), context))
             self._open_calls[method] += 1
+            self._open_calls_of_hosts[of_host] += 1
             try:
                 await call(messages, context)
             finally:
                 self._open_calls[method] -= 1
+                self._open_calls_of_hosts[of_host] -= 1
+                if not self._open_calls_of_hosts[of_host]:
+                    del self._open_calls_of_hosts[of_host]
 
         return counted
 

@@ -73,7 +73,7 @@ async def serve(
         sink = await _open_sink(config, log_writer)
         stack.push_async_callback(sink.close)
         origins = OriginCounts(
-            OriginStore(config.sink_url()) if log_writer is None else RemoteOriginStore(log_writer), now=now
+            OriginStore(config.sink_url(), sink.check) if log_writer is None else RemoteOriginStore(log_writer), now=now
         )
         stack.push_async_callback(origins.close)
         origins.start()

@@ -308,14 +308,15 @@ class Connection(BaseProtocol):
         """Parse what came, one request after the other; return whether the head of one was whole.
 
         A request that is whole is in the queue before anything is parsed of the next, so that it is answered even if
-        that is not HTTP. Nothing is parsed beyond PIPELINED_MAX.
+        that is not HTTP. Beyond PIPELINED_MAX no more than one is parsed of each piece that was read.
         """
         was_whole = self._payload.is_eof()
+        is_head_whole = False
         messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
-        is_head_whole = bool(messages)
         while messages or not was_whole:
             was_whole = True
             if messages:
+                is_head_whole = True
                 if not _is_understood(messages[0][0]):  # it came alone
                     raise MalformedRequestError
                 self._queue += messages

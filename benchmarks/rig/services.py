@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import TokenFile, authorization
 from benchmarks.rig.keys import store_keys
@@ -111,6 +112,7 @@ class Rig:
         request = pb.IssueRequest(project_id=project_id, origins=origins)
         return str((await self.stub.Issue(request, metadata=self.metadata)).api_key)
 
-    async def revoke(self, project_id: str) -> None:
-        """Revoke a project's key; returns when no bridge accepts it any more."""
-        await self.stub.Revoke(pb.RevokeRequest(project_id=project_id), metadata=self.metadata)
+    async def revoke(self, project_id: str, *, waits: bool = True) -> None:
+        """Revoke a project's key; returns when no bridge accepts it any more, if it waits."""
+        request = pb.RevokeRequest(project_id=project_id, wait=None if waits else Duration())
+        await self.stub.Revoke(request, metadata=self.metadata)

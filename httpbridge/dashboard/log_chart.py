@@ -15,6 +15,8 @@ BAR_WIDTH = 10
 GAP = 1
 """In the picture's own units; it is stretched to the page. The gap is between two blocks of a bar."""
 
+_BLOCK_HEIGHT_MIN = 1.0
+
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _SECONDS_WITHIN = 10 * _MINUTE
 """Bars are whole minutes, but in a range that is shorter."""
@@ -143,17 +145,30 @@ def chart(
 
 
 def _blocks(bars: Sequence[Bar], missing: int, highest: int) -> list[Block]:
-    gaps = max((len(bar.counts) - 1 for bar in bars), default=0)
-    room = HEIGHT - GAP * max(gaps, 0)
     blocks = []
     for number, bar in enumerate(bars, missing):
+        heights = _heights(bar, highest)
         top = float(HEIGHT + GAP)
         for level in _STACKED:
-            if count := bar.counts.get(level, 0):
-                height = max(1.0, round(count * room / highest, 2))
+            if height := heights.get(level):
                 top -= GAP + height
                 blocks.append(Block(number * BAR_WIDTH + 1, round(max(top, 0.0), 2), height, level.value))
     return blocks
+
+
+def _heights(bar: Bar, highest: int) -> dict[Level, float]:
+    """Return how high each level's block is: all are seen, and the largest gives what that and the gaps take."""
+    heights = {
+        level: max(_BLOCK_HEIGHT_MIN, round(count * HEIGHT / highest, 2))
+        for level, count in bar.counts.items()
+        if count
+    }
+    if heights:
+        largest = max(heights, key=heights.__getitem__)
+        others = sum(heights.values()) - heights[largest] + GAP * (len(heights) - 1)
+        room = sum(bar.counts.values()) * HEIGHT / highest - others
+        heights[largest] = max(_BLOCK_HEIGHT_MIN, round(room, 2))
+    return heights
 
 
 def _bar_seconds(since: datetime, until: datetime) -> int:

@@ -23,6 +23,8 @@ from httpbridge.sinks.log_tail import LogTail, Mark
 from httpbridge.sinks.read_store import ReadStore
 
 STREAMS_MAX = 32
+"""And one more for a moment: one that was displaced and has not ended yet."""
+
 STREAMS_OF_SESSION_MAX = 8
 """Whoever opens one more ends the oldest of the same session, and nobody else's."""
 
@@ -46,13 +48,17 @@ _DISPLACED = "event: displaced\ndata: \n\n"
 class _Stream:
     """An open stream, and what ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, transport: asyncio.Transport | None) -> None:
         self.ending = asyncio.Event()
         self.is_displaced = False
+        self._transport = transport
 
     def displace(self) -> None:
+        """End it: with a word to a reader who has taken everything so far, and at once where one has not."""
         self.is_displaced = True
         self.ending.set()
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._transport.abort()
 
 
 class LogStreams:
@@ -99,12 +105,12 @@ class LogStreams:
         503 when there are too many streams.
         """
         session_id = self._session_id(request)
-        stream = _Stream()
-        of_session = [one for one, whose in self._streams.items() if whose == session_id and not one.is_displaced]
-        if len(of_session) >= self._streams_of_session_max:
-            of_session[0].displace()
-        elif self.open >= self._streams_max:
+        stream = _Stream(request.transport)
+        displaced = self._to_displace(session_id)
+        if self.open - (displaced is not None) >= self._streams_max:
             return web.Response(status=503, headers={"Retry-After": "5"}, text="Too many live tails are open.")
+        if displaced is not None:
+            displaced.displace()
         if self._is_closing:
             stream.ending.set()
         self._streams[stream] = session_id
@@ -122,6 +128,11 @@ class LogStreams:
             return response
         finally:
             del self._streams[stream]
+
+    def _to_displace(self, session_id: str | None) -> _Stream | None:
+        """Return the session's oldest stream where it has as many as it may."""
+        of_session = [one for one, whose in self._streams.items() if whose == session_id and not one.is_displaced]
+        return of_session[0] if len(of_session) >= self._streams_of_session_max else None
 
     async def _follow(self, request: web.Request, response: web.StreamResponse, tail: LogTail, stream: _Stream) -> None:
         await self._write(response, f"retry: {_RETRY_MILLISECONDS}\n\n")

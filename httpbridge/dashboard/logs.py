@@ -18,6 +18,7 @@ from httpbridge.dashboard import log_chart
 from httpbridge.dashboard.curl_line import curl_line
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.dashboard.log_filters import (
+    AHEAD_MAX,
     CUSTOM,
     DEFAULT_RANGE,
     PLAUSIBLE_SINCE,
@@ -41,6 +42,8 @@ _PROJECT_SECONDS_MAX = 1.0
 
 
 _AROUND = timedelta(minutes=1)
+
+_AHEAD_MINUTES = AHEAD_MAX // timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +167,13 @@ class Logs:
         if is_open and selection.until is not None:
             number = await self._queries.number(LogFilter(project_id=project_id, since=selection.until))
             url = LogQuery(range=CUSTOM, since=rfc3339(selection.until)).url()
-            claims.append(Claim("to be from later than now", number, url))
+            claims.append(Claim(f"to be from the future, over {_AHEAD_MINUTES} minutes from now", number, url))
         if selection.since is None and (selection.until is None or selection.until > PLAUSIBLE_SINCE):
             number = await self._queries.number(LogFilter(project_id=project_id, until=PLAUSIBLE_SINCE))
             url = LogQuery(range=CUSTOM, until=rfc3339(PLAUSIBLE_SINCE)).url()
-            claims.append(Claim(f"to be from before {PLAUSIBLE_SINCE.year}, where the chart does not go", number, url))
+            claims.append(
+                Claim(f"to be older than the year {PLAUSIBLE_SINCE.year}, where the chart begins", number, url)
+            )
         return [claim for claim in claims if claim.number]
 
     async def _entry(self, request: web.Request) -> web.Response:

@@ -99,7 +99,13 @@ class Projects:
             if error.refusal is Refusal.ALREADY_EXISTS:
                 text = f"There is a project {project_id} already."
                 project = await self._admin.project(project_id)
-                made = project if project.active_key.creator == name else None
+                made = project if _made_by(project, name) else None
             shown = project_id[: 2 * _PROJECT_ID_CHARACTERS_MAX]
             return self._pages.render(request, "project_new.html", status=400, project_id=shown, error=text, made=made)
         return self._reveal.page(request, project_id, issued, None)
+
+
+def _made_by(project: Project, name: str) -> bool:
+    """Whether that person made it: the creator of its first key, as long as that one is in use."""
+    key = project.active_key
+    return key.creator == name and key.create_time == project.create_time

@@ -18,6 +18,8 @@ def parse(url: str) -> Path | str:
     except (sa.exc.ArgumentError, ValueError):  # the latter for a port
         raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
     match parsed.get_backend_name():
+        case "sqlite" if parsed.query:
+            raise StoreSetupError("the log store's address has options after ?, which a sqlite: address cannot have")
         case "sqlite":
             return Path(parsed.database or ":memory:")
         case "postgresql":

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from httpbridge.logs import Level
 from httpbridge.sinks.log_rows import LogFilter, LogRow, Position, between, cut_columns, matches, row_of
-from httpbridge.sinks.read_store import ReadStore
+from httpbridge.sinks.read_store import ReadStore, StoreSlowError
 from httpbridge.sinks.schema import logs
 
 PAGE_ROWS = 100
@@ -169,11 +169,18 @@ class LogQueries:
         return bars[::-1]
 
     async def countable_since(self, selection: LogFilter) -> datetime | None:
-        """Return from when on `bars` has rows enough in its budget; None when it has for all that the filter spans."""
+        """Return from when on `bars` has rows enough in its budget.
+
+        None when it has for all that the filter spans, or where the store takes too long to find out: `bars` then says
+        how far it got.
+        """
         within = between(selection.project_id, selection.begin, selection.end)
         newest = _newest_first(sa.select(logs.c.timestamp).where(*within))
         last_and_next = newest.offset(_rows_max(selection, is_shared=True) - 1).limit(2)
-        rows: list[tuple[datetime]] = await self._store.rows(last_and_next)
+        try:
+            rows: list[tuple[datetime]] = await self._store.rows(last_and_next)
+        except StoreSlowError:
+            return None
         return rows[0][0] if len(rows) > 1 else None
 
     async def number(self, selection: LogFilter) -> int:

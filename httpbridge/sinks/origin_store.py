@@ -5,7 +5,7 @@ own, so that whatever keeps it waiting keeps no log waiting.
 """
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -63,13 +63,20 @@ class SeenOrigins(msgspec.Struct, frozen=True):
     others: int
 
 
+async def _unchecked() -> None:
+    """Take the store for what it was."""
+
+
 class OriginStore:
-    """Adds counts to the table `origin_counts`, which the sink has made, at the sink's address.
+    """Adds counts to the table `origin_counts`, which the sink has made, at the sink's address."""
 
-    Raises StoreSetupError for another kind of address; connects at the first write.
-    """
+    def __init__(self, url: str, check: Callable[[], Awaitable[None]] = _unchecked) -> None:
+        """Connect at the first write. `check` raises StoreUnavailableError while the sink's store takes no writes.
 
-    def __init__(self, url: str) -> None:
+        It is called before each write: where a SQLite file was replaced, connecting to the new one beside the old one's
+        WAL would spoil it. Raises StoreSetupError for another kind of address.
+        """
+        self._check = check
         address = parse(url)
         if isinstance(address, Path):
             self._engine = _sqlite_engine(address)
@@ -87,6 +94,7 @@ class OriginStore:
 
         Raises StoreUnavailableError. Then nothing was added, unless the answer to the commit was lost.
         """
+        await self._check()
         try:
             async with self._engine.begin() as connection:
                 # In one order, so that two bridges never wait for each other.

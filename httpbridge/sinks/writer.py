@@ -40,7 +40,7 @@ async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Calla
     A store that is out of reach now is no error, as workers are told so until it is back. Raises StoreSetupError.
     """
     store = store_at(url)
-    writer = Writer(store, OriginStore(url))
+    writer = Writer(store, OriginStore(url, store.probe))
     try:
         with suppress(StoreUnavailableError):
             await store.open()

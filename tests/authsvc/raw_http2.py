@@ -21,9 +21,11 @@ def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> b
 
 
 @asynccontextmanager
-async def raw_connection(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Connect as an HTTP/2 client that answers nothing."""
-    reader, writer = await asyncio.open_connection(service.address.host, service.address.port)
+async def raw_connection(
+    service: Service, host: str = "127.0.0.1"
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect from an address of this machine as an HTTP/2 client that answers nothing."""
+    reader, writer = await asyncio.open_connection(service.address.host, service.address.port, local_addr=(host, 0))
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS))
     try:
         yield reader, writer
@@ -41,9 +43,9 @@ async def read_until(reader: asyncio.StreamReader, kind: int, flags: int = 0) ->
 
 
 @asynccontextmanager
-async def unread_call(service: Service, method: str) -> AsyncIterator[None]:
+async def unread_call(service: Service, method: str, host: str = "127.0.0.1") -> AsyncIterator[None]:
     """Make a call that is served, and whose answer cannot be written: its caller has no room for a single byte."""
-    async with raw_connection(service) as (reader, writer):
+    async with raw_connection(service, host) as (reader, writer):
         writer.write(frame(SETTINGS, payload=_INITIAL_WINDOW_SIZE.to_bytes(2) + bytes(4)))
         for _ in range(2):
             await read_until(reader, SETTINGS, ACK)

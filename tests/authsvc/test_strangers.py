@@ -1,7 +1,9 @@
 """What callers without a token make the service do and log: nothing that they can call fails, or fills the disk."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +62,14 @@ async def reflected_methods(service: Service) -> list[str]:
 async def status_of_first_answer(service: Service, method: str) -> grpc.StatusCode:
     """Call a method with an empty message; return OK when it answers."""
     begin: Any = service.channel.stream_stream(method)
-    call = begin()
+    while True:
+        call = begin()
+        try:
+            await call.write(b"")
+            break
+        except grpc.aio.AioRpcError:  # it was refused before that, and the client then loses its status
+            call.cancel()
     try:
-        await call.write(b"")
         await call.done_writing()
         await call.read()
         return await call.code() if call.done() else Code.OK
@@ -126,6 +133,16 @@ async def test_a_stranger_who_leaves_without_its_answer_leaves_no_error(
                 pass
             await until_there_is_room(service, method)
     assert not errors(logged)
+
+
+async def test_a_stranger_who_takes_all_that_it_gets_leaves_room_for_other_hosts(tmp_path: Path) -> None:
+    """So that whoever looks whether the service is well finds out."""
+    async with running(tmp_path / "state", CallLimits(open_calls_host_max=2)) as service, AsyncExitStack() as stack:
+        for _ in range(2):
+            await stack.enter_async_context(unread_call(service, CHECK))
+        assert await status_of_first_answer(service, CHECK) == Code.RESOURCE_EXHAUSTED
+        async with asyncio.timeout(10):
+            await stack.enter_async_context(unread_call(service, CHECK, host="127.0.0.2"))
 
 
 async def test_failures_that_strangers_cause_are_logged_once_a_second_with_their_number(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Dialog, Error, Page, Response, Route, expect
 
-from tests.browser.stack import RAW_KEY, Stack, elsewhere
+from tests.browser.stack import FORMS, RAW_KEY, Stack, elsewhere
 from tests.browser.tour import ORIGINS, haystack, until_shown
 from tests.browser.tour import send as post_logs
 
@@ -374,6 +374,24 @@ async def test_times_are_typed_in_the_zone_that_they_are_shown_in(stack: Stack) 
     await expect(since).to_have_value("2026-01-31 10:30:00")
 
 
+async def test_a_day_of_utc_has_its_minute_where_it_does_not_begin_at_midnight(stack: Stack) -> None:
+    """West of UTC its date alone would be that of the day before."""
+    page = await stack.page(timezone_id="America/New_York", viewport=FORMS["narrow"][1])
+    page.on("dialog", lambda dialog: dialog.accept())
+    key = await stack.create(page)
+    assert await post_logs(stack, key, {"level": "info", "message": "old", "timestamp": "2026-02-10T12:00:00Z"}) == 200
+    path = "/projects/shop/logs?since=2026-01-01&until=2026-04-01"
+    await page.goto(stack.url + path)
+    ticks, row = page.locator(".ticks time"), page.locator(".numbers tbody time")
+    await expect(row).to_have_text(["2026-02-09 19:00"])
+    await expect(ticks).to_have_text(["2025-12-31 19:00", "2026-02-14 19:00", "2026-03-31 20:00"])
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 360
+    in_utc = await stack.page(timezone_id="UTC")
+    await in_utc.goto(stack.url + path)
+    await expect(in_utc.locator(".numbers tbody time")).to_have_text(["2026-02-10"])
+    await expect(in_utc.locator(".ticks time")).to_have_text(["2026-01-01", "2026-02-15", "2026-04-01"])
+
+
 async def test_a_bar_leads_to_its_entries_and_filters_are_in_the_address(stack: Stack) -> None:
     page = await stack.page()
     page.on("dialog", lambda dialog: dialog.accept())
@@ -420,6 +438,23 @@ async def test_a_preset_and_times_of_ones_own_exclude_each_other(stack: Stack) -
     await choice.select_option("Last hour")
     await show.click()
     await expect(page).to_have_url(re.compile(r"/logs\??$"))
+
+
+@pytest.mark.parametrize("form", ["light", "narrow"])
+async def test_who_chooses_custom_goes_on_with_its_beginning(stack: Stack, form: str) -> None:
+    """On narrow screens, too, where the times are folded away."""
+    page = await stack.page(viewport=FORMS[form][1])
+    page.on("dialog", lambda dialog: dialog.accept())
+    await stack.create(page)
+    await page.goto(stack.url + "/projects/shop/logs")
+    since = page.locator("#since")
+    await expect(since).to_be_visible(visible=form != "narrow")
+    await page.get_by_label("Time").select_option("Custom")
+    await expect(since).to_be_visible()
+    await expect(since).to_be_focused()
+    await page.keyboard.type("2h")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(re.compile(r"/logs\?since=2h$"))
 
 
 async def test_without_javascript_a_preset_chosen_on_a_custom_page_takes_its_place(stack: Stack) -> None:

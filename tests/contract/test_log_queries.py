@@ -307,6 +307,22 @@ async def test_who_waits_too_long_for_a_connection_is_told_that_the_store_is_slo
     await reader.close()
 
 
+async def test_where_the_look_for_what_can_be_counted_is_slow_that_is_unknown(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("httpbridge.sinks.read_store.WAIT_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("httpbridge.sinks.postgres_store.CONNECT_SECONDS_MAX", 0.5)
+    monkeypatch.setattr(log_queries, "ROWS_MAX", 1)
+    reader = ReadStore(database_url)
+    queries = LogQueries(reader, monotonic=Clock())
+    async with sink_on(database_url) as sink:
+        await sink.write(batch(entries=[entry("a"), entry("b", 1)]))
+        async with reader.connection():
+            assert await queries.countable_since(LogFilter(project_id="demo")) is None
+        assert await queries.countable_since(LogFilter(project_id="demo")) == START + MINUTE
+    await reader.close()
+
+
 async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was not counted is known."""
     await store.write(entry("a", -1), entry("b", 0), entry("c", 0.5, Level.ERROR))

@@ -383,6 +383,17 @@ async def test_a_head_of_64_kib_is_taken(bridge: Bridge) -> None:
         assert [(await client.answer()).status for _ in range(3)] == [200] * 3
 
 
+async def test_requests_that_do_not_end_where_segments_do_are_taken(bridge: Bridge) -> None:
+    """Each segment has the end of one body, and a head with as much of the next: that is no head without an end."""
+    whole = request(body=BODY + b" " * 2000)
+    client = await bridge.connect()
+    ahead = len(whole) - 1000
+    client.send(whole[:ahead])
+    for _ in range(80):  # 160 kB
+        client.send(whole[ahead:] + whole[:ahead])
+        assert (await client.answer()).status == 200
+
+
 async def test_a_length_may_begin_with_any_number_of_zeros(bridge: Bridge) -> None:
     sent = request("POST", "/ingest/logs", f"Content-Length: {len(BODY):05000}") + BODY
     assert (await bridge.exchange(sent)).status == 200

@@ -96,6 +96,7 @@ async def test_what_waiting_does_not_mend_stops_the_start(
     [
         ("mysql://root:secret@host/x", "begins with sqlite: or postgresql:, not mysql:"),
         ("/var/lib/secret.db", "not a URL such as"),
+        ("sqlite:///secret.db?timeout=5", "has options after \\?"),
         ("postgresql://host:notaport/secret", "not a URL such as"),
         ("postgresql://u:secret@localhost/x?sslmode=sometimes", "sslmode"),
     ],

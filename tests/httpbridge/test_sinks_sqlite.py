@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import structlog
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreNotDurableError, StoreSetupError
+from httpbridge.sinks.origin_store import OriginCount, OriginStore
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.sinks.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
@@ -78,7 +80,6 @@ FULL_DISK = """
 import asyncio, resource, signal, sys
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks.sql import open_sql_sink
-from httpbridge.sinks.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import batch
 
 async def main():
@@ -323,6 +324,26 @@ async def test_another_store_in_its_place_keeps_its_wal_when_the_old_one_is_clos
         with closing(sqlite3.connect(files[0])) as other:
             assert other.execute("SELECT text FROM other").fetchall() == [("in the WAL",)]
     assert await stored_messages(sqlite_url) == ["after"]
+
+
+async def test_counts_of_origins_leave_a_store_alone_that_took_the_others_place(sqlite_url: str) -> None:
+    """Opening it beside the WAL of the old one would put that into it."""
+    files, clock = files_of(sqlite_url), Clock()
+    new = files[0].with_name("new.db")
+    async with sink_on(f"sqlite:///{new}") as other:
+        await other.write(batch("new"))
+    content = new.read_bytes()
+    async with sink_on(sqlite_url, monotonic=clock) as sink:
+        await sink.write(batch("old, in the WAL"))
+        new.rename(files[0])
+        clock.seconds += 10
+        origins = OriginStore(sqlite_url, sink.check)
+        now = datetime(2026, 1, 31, 8, tzinfo=UTC)
+        with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+            await origins.add([OriginCount("demo", now, "https://a.example", 1, 0)], now)
+        await origins.close()
+        assert files[0].read_bytes() == content
+        assert size(str(files[1])) > 0
 
 
 async def test_no_checkpoint_makes_a_file_in_the_place_of_one_that_is_gone(

@@ -2,16 +2,20 @@
 // leaving a page that shows a key or has what is not saved. Everything but copying works without it.
 "use strict";
 
-// What of `2026-01-31 08:00:00.123` each form shows: those of log_parts.html.
+// What of `2026-01-31 08:00:00.123` each form shows: those of log_parts.html. A date stands for its midnight; a day of UTC
+// begins at another time in most zones, and that is shown.
 const TIME_FORMS = {
-  full: [0, 19], precise: [0, 23], date: [0, 10], minute: [11, 16], second: [11, 19], day_minute: [5, 16], day_second: [5, 19],
+  full: [0, 19], precise: [0, 23], date: [0, 10], date_minute: [0, 16],
+  minute: [11, 16], second: [11, 19], day_minute: [5, 16], day_second: [5, 19],
 };
 
 function localText(instant, form = "full") {
   const padded = (number, digits = 2) => String(number).padStart(digits, "0");
   const date = [padded(instant.getFullYear(), 4), padded(instant.getMonth() + 1), padded(instant.getDate())].join("-");
   const time = [instant.getHours(), instant.getMinutes(), instant.getSeconds()].map((number) => padded(number)).join(":");
-  return `${date} ${time}.${padded(instant.getMilliseconds(), 3)}`.slice(...TIME_FORMS[form]);
+  const exact = `${date} ${time}.${padded(instant.getMilliseconds(), 3)}`;
+  const shown = form === "date" && !exact.endsWith(" 00:00:00.000") ? "date_minute" : form;
+  return exact.slice(...TIME_FORMS[shown]);
 }
 
 // What can hold no <time>, the titles of a picture.

@@ -1,5 +1,6 @@
-// The Logs page: the choice of time, and live tail. Entries that arrive are put on top of the list, looking as the server's template makes them. Their texts only
-// ever become text. What the server sends is harmless but for markup; see log_entries.py.
+// The Logs page: the choice of time, and live tail. Entries that arrive are put on top of the list, looking as the server's
+// template makes them. Their texts only ever become text. What the server sends is harmless but for markup; see
+// log_entries.py.
 "use strict";
 
 const ENTRIES_MAX = 500;
@@ -67,7 +68,12 @@ function prepareTimeChoice() {
   const times = [form.elements.since, form.elements.until];
   form.elements.shown?.remove();
   range.addEventListener("change", () => {
-    if (range.value !== "custom") for (const field of times) field.value = "";
+    if (range.value === "custom") {
+      form.querySelector("details.more").open = true;  // on narrow screens the times are in it
+      form.elements.since.focus();
+    } else {
+      for (const field of times) field.value = "";
+    }
   });
   for (const field of times) {
     field.addEventListener("input", () => {

@@ -1,13 +1,13 @@
 """The bars of the chart: how wide, how many, how high."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httpbridge.dashboard.log_chart import BARS_MAX, HEIGHT, chart, edges
+from httpbridge.dashboard.log_chart import BARS_MAX, GAP, HEIGHT, Chart, chart, edges
 from httpbridge.logs import Level
 from httpbridge.sinks.log_queries import Bar
 from httpbridge.sinks.log_rows import Position
@@ -66,7 +66,7 @@ def test_blocks_stand_on_each_other_errors_lowest() -> None:
     ]
     drawn = chart(bars, starts, NOW + 2 * MINUTE)
     assert [(block.level, block.x, block.y, block.height) for block in drawn.blocks] == [
-        ("error", 1, 75.25, 24.75), ("info", 1, 0, 74.25), ("debug", 11, 50.5, 49.5),
+        ("error", 1, 75, 25), ("info", 1, 0, 74), ("debug", 11, 50, 50),
     ]  # fmt: skip
     assert (drawn.width, drawn.total, drawn.highest, drawn.unit) == (20, 6, 4, "minute")
     assert drawn.totals == {"error": 1, "warn": 0, "info": 3, "debug": 2}
@@ -105,11 +105,35 @@ def test_an_axis_that_begins_where_the_budget_ends_has_nothing_grey_and_says_tha
     assert [column.is_complete for column in drawn.columns] == [True, False]
 
 
-def test_a_single_entry_among_millions_is_seen() -> None:
-    counts = {Level.ERROR: 1, Level.WARN: 1, Level.INFO: 10_000_000, Level.DEBUG: 1}
+def assert_all_are_seen(drawn: Chart) -> None:
+    """Each level has a block of its own, within the picture, with a gap below it."""
+    for _, blocks in groupby(drawn.blocks, key=lambda block: block.x):
+        bottom = float(HEIGHT + GAP)
+        for block in blocks:
+            assert block.height >= 1
+            assert block.y >= 0
+            assert bottom - (block.y + block.height) == pytest.approx(GAP, abs=0.02)
+            bottom = block.y
+
+
+@pytest.mark.parametrize("largest", Level)
+def test_a_single_entry_among_millions_is_seen(largest: Level) -> None:
+    counts = {level: 10_000_000 if level is largest else 1 for level in Level}
     drawn = chart([Bar(NOW, NOW + MINUTE, counts)], [NOW], NOW)
-    assert all(block.height >= 1 and 0 <= block.y <= HEIGHT for block in drawn.blocks)
-    assert len(drawn.blocks) == 4
+    assert sorted(block.height for block in drawn.blocks) == [1, 1, 1, HEIGHT - 3 - 3 * GAP]
+    assert_all_are_seen(drawn)
+
+
+_COUNTS = st.dictionaries(st.sampled_from(Level), st.integers(0, 300) | st.integers(0, 10_000_000))
+
+
+@given(st.lists(_COUNTS, min_size=1, max_size=3))
+def test_blocks_do_not_overlap_and_keep_their_gaps(counts: list[dict[Level, int]]) -> None:
+    starts = [NOW + number * MINUTE for number in range(len(counts))]
+    bars = [Bar(start, start + MINUTE, of_levels) for start, of_levels in zip(starts, counts, strict=True)]
+    drawn = chart(bars, starts, NOW + len(counts) * MINUTE)
+    assert len(drawn.blocks) == sum(1 for of_levels in counts for count in of_levels.values() if count)
+    assert_all_are_seen(drawn)
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ from aiohttp import web
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.logs import Level, LogEntry
 from httpbridge.sinks.log_rows import LogFilter
-from httpbridge.sinks.log_tail import Mark
+from httpbridge.sinks.log_tail import Arrivals, LogTail, Mark
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Dashboard
+
+LARGE = [LogEntry(Level.INFO, "x" * 4000, metadata="{" + '"k":1,' * 600 + '"k":1}') for _ in range(100)]
+"""More than a connection takes of which nothing is read, if it is sent a few times."""
 
 
 class Events:
@@ -63,6 +66,8 @@ class Streams:
         self.is_signed_in = True
         self.ended = asyncio.Semaphore(0)
         """Released for each that was answered to its end, refused ones included."""
+        self.transport: asyncio.Transport | None = None
+        """Of the newest request."""
         self.served = LogStreams(
             store, session_id=self._session_id, monotonic=self.clock, **({"look_seconds": 0.005} | options)
         )
@@ -70,6 +75,7 @@ class Streams:
         self._stack = AsyncExitStack()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.transport = request.transport
         try:
             return await self.served.serve(request, LogFilter(project_id="demo"), Mark(int(request.query["after"])))
         finally:
@@ -82,6 +88,14 @@ class Streams:
         session = await self._stack.enter_async_context(aiohttp.ClientSession())
         response = await self._stack.enter_async_context(session.get(f"{self.url}/?after={after}&session={session_id}"))
         return Events(response)
+
+    async def open_reading_nothing(self, session_id: str = "Ann") -> None:
+        """Open a stream whose reader takes its headers at most."""
+        host, port = self.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        self._stack.callback(writer.close)
+        writer.write(f"GET /?after=0&session={session_id} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await reader.readline()
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -200,15 +214,47 @@ async def test_streams_end_when_the_dashboard_does(sqlite_url: str, sink: SqlSin
 async def test_a_reader_who_takes_nothing_is_disconnected(sqlite_url: str, sink: SqlSink) -> None:
     """And nothing piles up for it meanwhile."""
     async with streams_on(sqlite_url, write_seconds_max=0.05) as streams:
-        host, port = streams.url.removeprefix("http://").split(":")
-        _, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        writer.write(b"GET /?after=0 HTTP/1.1\r\nHost: x\r\n\r\n")
+        await streams.open_reading_nothing()
         disconnecting = asyncio.create_task(streams.ended.acquire())
-        large = [LogEntry(Level.INFO, "x" * 4000, metadata="{" + '"k":1,' * 600 + '"k":1}') for _ in range(100)]
         while not disconnecting.done():
-            await sink.write(batch(entries=large))
+            await sink.write(batch(entries=LARGE))
         assert streams.served.open == 0
-        writer.close()
+
+
+async def test_readers_who_take_nothing_are_displaced_at_once(sqlite_url: str, sink: SqlSink) -> None:
+    """Whatever they were sent and did not take: a session keeps no place but its own."""
+    async with streams_on(sqlite_url, streams_max=3, streams_of_session_max=2, write_seconds_max=1000) as streams:
+        for number in range(6):
+            await streams.open_reading_nothing()
+            assert streams.transport is not None
+            while not streams.transport.get_write_buffer_size():
+                await sink.write(batch(entries=LARGE))
+            if number >= 2:
+                async with asyncio.timeout(10):
+                    await streams.ended.acquire()
+            assert streams.served.open == min(number + 1, 2)
+        assert (await streams.open(session_id="Bob")).response.status == 200
+
+
+async def test_a_displaced_stream_that_has_not_ended_yet_takes_a_place(
+    sqlite_url: str, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them, as it makes room; the next one is refused, and displaces nothing."""
+    answering = asyncio.Event()
+
+    async def look(tail: LogTail) -> Arrivals:
+        await answering.wait()
+        return Arrivals([], Mark(0), is_gap=False)
+
+    monkeypatch.setattr(LogTail, "look", look)
+    async with streams_on(sqlite_url, streams_max=1, streams_of_session_max=1, look_seconds=1000) as streams:
+        first, second, third = [await streams.open() for _ in range(3)]
+        assert [one.response.status for one in (first, second, third)] == [200, 200, 503]
+        answering.set()
+        assert (await first.ended())[-1] == {"event": "displaced", "data": ""}
+        await streams.ended.acquire()
+        await streams.ended.acquire()
+        assert streams.served.open == 1
 
 
 async def test_trouble_with_the_store_is_said_once_and_then_it_goes_on(sqlite_url: str, sink: SqlSink) -> None:

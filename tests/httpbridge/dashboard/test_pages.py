@@ -119,6 +119,15 @@ async def test_who_loads_a_new_project_again_is_told_that_it_is_made_and_others_
     assert "You have made" not in (await other.create("demo")).words
 
 
+async def test_who_revoked_the_first_key_of_a_project_has_not_made_it(dashboard: Dashboard) -> None:
+    browser, maker = await dashboard.browser(), await dashboard.browser(name="Bob")
+    await maker.create("demo")
+    await browser.submit(KEYS, f"{KEYS}/revoke", key_id=(await browser.get(KEYS)).key_id)
+    again = await browser.create("demo")
+    assert "There is a project demo already." in again.words
+    assert "You have made" not in again.words
+
+
 async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_died(
     system: tuple[Service, Dashboard],
 ) -> None:
@@ -160,6 +169,23 @@ async def test_without_javascript_a_page_asks_before_revoking(browser: Browser) 
     await browser.submit(KEYS, f"{KEYS}/revoke", key_id=key_id)
     stale = await browser.get(f"{KEYS}/revoke?key={key_id}")
     assert (stale.status, "You have done it already" in stale.words) == (409, True)
+
+
+@pytest.mark.parametrize(("first", "second"), [("Bob", "Ann"), ("Ann", "Ann"), ("Ann", "Bob")])
+async def test_who_revoked_a_key_before_the_last_one_is_not_said(dashboard: Dashboard, first: str, second: str) -> None:
+    """As the page does not know: the key in use names who revoked the last one."""
+    browsers = {name: await dashboard.browser(name=name) for name in ("Ann", "Bob")}
+    ann = browsers["Ann"]
+    await ann.create("demo")
+    page = await ann.get(KEYS)
+    for name in (first, second):
+        key_id = (await ann.get(KEYS)).key_id
+        assert (await browsers[name].submit(KEYS, f"{KEYS}/revoke", key_id=key_id)).status == 200
+    stale = await ann.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    assert (stale.status, "It was revoked already" in stale.words) == (409, True)
+    assert "You have done it" not in stale.words
+    assert "Somebody was faster" not in stale.words
+    assert ("issued to you" in stale.words, "by Bob" in stale.words) == (second == "Ann", second == "Bob")
 
 
 async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_the_latest(
