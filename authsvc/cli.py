@@ -184,7 +184,8 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
         console.show_key(project, answer, as_json, by_when)
         return
     when = shown_time(answer.revoked_key.revoke_time)
-    console.note(f"{key_id} was revoked already, at {when}; nothing was changed\n{by_when}")
+    unseen = f"if its next key was not shown to you, 'authsvc revoke {project}' replaces it"
+    console.note(f"{key_id} was revoked already, at {when}; nothing was changed; {unseen}\n{by_when}")
     if as_json:
         console.print_json(answer)
 

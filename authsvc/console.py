@@ -1,7 +1,8 @@
 """What the commands of `cli` share: calling the service, printing, and failing with one line and an exit status.
 
 Exit status: 0; 1 refused, by the service or by the user; 2 wrong usage or
-configuration; 3 the service, or its database, is out of reach.
+configuration; 3 the service, or its database, is out of reach, or whether a
+change was made is not known.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from typing import Any, NoReturn, TypeVar
 
 import click
@@ -47,10 +49,23 @@ _NAMED_MAX = 5  # holders in one line
 # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
 _OUT_OF_REACH_STATUS = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 _TOKEN_REFUSED_STATUS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+# Nothing was done. Any other status may follow a commit: an error of the service, or a stream that a proxy reset.
+_REFUSED_STATUS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 
 
 class _RefusedError(Exception):
     """The service's refusal; the message is one line for the user."""
+
+
+class _FailedError(_RefusedError):
+    """A call failed, and whether it did anything is not known."""
 
 
 class _UnansweredError(KeyServiceUnavailableError):
@@ -66,11 +81,18 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        _escape_what_cannot_be_encoded()
         try:
             return super().invoke(ctx)
         except _OutputError as error:
             discard(sys.stdout)
             fail(str(error), REFUSED)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Let standard output take any text that a caller chose, as Python's standard error does."""
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 class Text(click.ParamType[str]):
@@ -111,13 +133,21 @@ def ask(call: Callable[[Api], Any], role_files: Sequence[str] = (ADMIN_TOKEN_FIL
         try:
             async with _connected(config, role_files) as api:
                 return await call(api)
-        except _UnansweredError as error:
+        except (_UnansweredError, _FailedError) as error:
             if not again:
                 raise
-            command = shlex.join(("authsvc", *again))
-            raise KeyServiceUnavailableError(f"{error}; the change may have been made; ask again: {command}") from None
+            raise KeyServiceUnavailableError(_maybe_made(error, again)) from None
 
-    return run(connected_call())
+    try:
+        return run(connected_call())
+    except KeyboardInterrupt:
+        if not again:
+            raise
+        fail(_maybe_made("interrupted", again), OUT_OF_REACH)
+
+
+def _maybe_made(reason: object, again: Sequence[str]) -> str:
+    return f"{reason}; the change may have been made; ask again: {shlex.join(('authsvc', *again))}"
 
 
 def ask_timed(call: Callable[[Api], Any], *again: str) -> tuple[Any, float]:
@@ -152,7 +182,9 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
                 raise _UnansweredError(f"the key service is out of reach: {error.details()}") from None
             if error.code() in _TOKEN_REFUSED_STATUS:
                 raise _RefusedError(f"{_shown(error)}; the token that was sent is the one in {source}") from None
-            raise _RefusedError(_shown(error)) from None
+            if error.code() in _REFUSED_STATUS:
+                raise _RefusedError(_shown(error)) from None
+            raise _FailedError(_shown(error)) from None
 
 
 async def _connect(channel: grpc.aio.Channel) -> bool:

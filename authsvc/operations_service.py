@@ -54,10 +54,13 @@ class OperationsService(pb_grpc.OperationsServiceServicer):
 
 
 def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> pb.Change:
-    revoked, issued = "", ""
-    if change.kind is not ChangeKind.SET_ORIGINS:
-        *earlier, issued = [key_ids.get(digest, "") for digest in change.voided_digests]
-        revoked = "".join(earlier)  # one at the most
+    ids = [key_ids.get(digest, "") for digest in change.voided_digests]
+    issued = revoked = ""
+    match change.kind, ids:  # in the order of `Change.voided_digests`
+        case ChangeKind.ISSUE, [issued]:
+            pass
+        case ChangeKind.REVOKE, [revoked, issued]:
+            pass
     return pb.Change(
         revision=change.revision,
         kind=change.kind,

@@ -153,6 +153,7 @@ class Change:
     kind: ChangeKind
     project_id: ProjectId
     voided_digests: tuple[Digest, ...]
+    """ISSUE: the new key's. REVOKE: the revoked key's first, then the new key's. SET_ORIGINS: the active key's."""
     caller: str
     create_time: datetime
 

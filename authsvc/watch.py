@@ -28,7 +28,7 @@ from authsvc.store import KeyStore, Revision
 _log = structlog.get_logger("authsvc")
 
 _STREAMS_MAX = 5000
-"""Rule 6: a limit of their own, below that of all calls, so that holders leave room for the others."""
+"""Rule 6: a limit of their own. It is below that of all calls, so that holders leave room for the others."""
 _OPENING_SECONDS = 5.0
 """For the first request of a stream."""
 _QUEUE_MAX = 1000
@@ -47,7 +47,7 @@ _GROUP_MAX = 500
 """Renewals in one transaction: who waits for another is not kept waiting for thousands."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
-"""An expired lease is swept after so many times its duration (rule 7)."""
+"""Rule 7: an expired lease is swept, and its id forgotten, after so many times its duration."""
 
 
 class Granter:

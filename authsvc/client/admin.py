@@ -118,7 +118,7 @@ class OriginsSet:
     """An origin list as it is stored."""
 
     origins: tuple[str, ...]
-    was_set: bool
+    already_set: bool
     """The list had been stored before this call, which changed nothing."""
     propagation: Propagation
 

@@ -52,7 +52,10 @@ class Watcher:
         self._leaving = asyncio.Event()
         self._farewell: Renewal | None = None
         self._owes_goodbye = False
-        """Revocations wait for the lease that there was, and the service has not been told that nobody uses it."""
+        """The service may have a lease of ours, for which revocations wait, and has not said that it took the goodbye.
+
+        From the first renewal on: it may be committed though its answer was lost, and outlasts the lease by the margin.
+        """
         self._was_live = False
         self._lease_end: asyncio.TimerHandle | None = None
 
@@ -86,7 +89,6 @@ class Watcher:
             reason = "the key service ended the stream"
         except grpc.aio.AioRpcError as error:
             reason = error.code().name
-            error.__traceback__ = None  # its frames hold the error, and the connection, until the next collection
         except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
             reason = str(error)
         except (grpc.aio.BaseError, asyncio.InvalidStateError):
@@ -100,10 +102,9 @@ class Watcher:
     def leave(self) -> None:
         """Use no cached verdict from here on, and tell the service; `run` then ends (rule 7).
 
-        Without a stream that is open one more is, for the goodbye alone, if there was a lease.
+        Without a stream that is open one more is, for the goodbye alone, if a renewal was ever sent.
         """
         if not self._leaving.is_set():
-            self._owes_goodbye = self._holder.is_live(self._clock())
             self._farewell = self._holder.goodbye()
             self._leaving.set()
 
@@ -130,6 +131,7 @@ class Watcher:
             call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
             stream, renewal = self._holder.open(self._clock())
             leaving = asyncio.create_task(self._leaving.wait())
+            reading: asyncio.Task[Any] | None = None
             tasks: set[asyncio.Task[Any]] = {leaving}
             try:
                 await self._send(call, renewal)
@@ -155,12 +157,15 @@ class Watcher:
                         tasks.add(reading)
                 await self._say_goodbye(call, reading)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
+                await _end(tasks)
                 call.cancel()
+                # An error that was read holds this frame. If this held the error too, the connection would stay until
+                # the next collection.
+                reading = None
+                tasks.clear()
 
     async def _send(self, call: Any, renewal: Renewal) -> None:
+        self._owes_goodbye = True
         try:
             async with asyncio.timeout(max(0.0, self._holder.give_up_at() - self._clock())):
                 await call.write(_request(renewal))
@@ -168,7 +173,7 @@ class Watcher:
             raise TimeoutError("no connection in time") from None
 
     async def _open_for_goodbye(self) -> None:
-        async with asyncio.timeout(_GOODBYE_SECONDS_MAX), open_channel(self._address, self._tls) as channel:
+        async with open_channel(self._address, self._tls) as channel:
             call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
             try:
                 await self._say_goodbye(call)
@@ -187,7 +192,15 @@ class Watcher:
         except TimeoutError:
             self._owes_goodbye = False  # whoever stops has no time for a second try
             raise TimeoutError("no answer to the goodbye") from None
+        finally:
+            reading = None  # as in `_watch`
         self._owes_goodbye = False
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 def _request(renewal: Renewal) -> pb2.WatchRequest:

@@ -141,7 +141,7 @@ class AllowedOrigins:
             return await self._page(request, saved, shown, is_stale=is_stale, focus="review")
         project_id = request.match_info["project"]
         stored = await self._admin.set_origins(project_id, normalised, caller=session_of(request).name)
-        saying = Markup("This was saved already. ") if stored.was_set else Markup("Saved. ")
+        saying = Markup("This was saved already. ") if stored.already_set else Markup("Saved. ")
         return self._pages.redirect(request, request.path, notice=saying + _by_when(stored.propagation))
 
     async def _page(

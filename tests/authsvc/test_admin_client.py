@@ -49,9 +49,9 @@ async def test_a_key_is_issued_listed_and_revoked_in_somebodys_name(admin: Admin
         (issued.key.key_id, "Ann"),
     ]
     assert more == ""
-    for was_set in (False, True):
+    for already_set in (False, True):
         stored = await admin.set_origins("demo", ["b.example", "B.example"], caller="Ann")
-        assert (stored.origins, stored.was_set) == (("b.example",), was_set)
+        assert (stored.origins, stored.already_set) == (("b.example",), already_set)
     changes, older = await admin.changes()
     assert older == 0
     assert [(change.revision, change.kind, change.caller) for change in changes] == [

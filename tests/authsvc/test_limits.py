@@ -20,7 +20,7 @@ from authsvc.interceptors import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
-from tests.authsvc.conftest import Service, running
+from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.raw_http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, PING, SETTINGS, frame, raw_connection, read_until
 
 Code = grpc.StatusCode
@@ -88,14 +88,17 @@ async def test_streams_without_a_token_leave_room_for_all_other_calls(service: S
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
         assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
         streams[0].cancel()
-        while True:  # until the service has seen that
+
+        async def is_watched() -> bool:
             another = stub.Watch(health_pb2.HealthCheckRequest())
             try:
-                assert (await another.read()).status == health_pb2.HealthCheckResponse.SERVING
-                break
+                return bool((await another.read()).status == health_pb2.HealthCheckResponse.SERVING)
             except grpc.aio.AioRpcError:
-                continue
-        another.cancel()
+                return False
+            finally:
+                another.cancel()
+
+        await until_true("the service has seen that a stream has gone", is_watched)
 
 
 async def test_a_stream_without_a_token_ends_after_a_while(tmp_path: Path) -> None:
@@ -136,12 +139,14 @@ async def test_calls_past_the_limit_are_refused_not_queued(tmp_path: Path) -> No
     async with running(tmp_path / "state", CallLimits(calls_max=3)) as service, watching_health(service, 3) as streams:
         assert await status_of(validate(service)) == Code.RESOURCE_EXHAUSTED
         streams[0].cancel()
-        while True:  # until the service has seen that
+
+        async def is_answered() -> bool:
             try:
-                assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
-                break
+                return bool((await validate(service)).verdict == pb.VERDICT_INVALID_KEY)
             except grpc.aio.AioRpcError:
-                continue
+                return False
+
+        await until_true("the service has seen that a call has gone", is_answered)
 
 
 async def test_a_connection_has_so_many_calls_at_a_time_and_the_rest_wait_at_the_callers_end(tmp_path: Path) -> None:
@@ -173,8 +178,7 @@ async def test_connections_past_the_limit_are_closed_and_the_others_served(tmp_p
             await read_until(other, SETTINGS)
             assert not await is_taken(service)
             assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
-        while not await is_taken(service):  # until the service has seen that they are gone
-            pass
+        await until_true("the service has seen that connections have gone", lambda: is_taken(service))
 
 
 async def test_a_connection_without_a_call_is_closed_after_a_while(tmp_path: Path) -> None:

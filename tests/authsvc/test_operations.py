@@ -1,5 +1,7 @@
 """OperationsService: who holds leases, and the audit trail, page by page."""
 
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,6 +71,18 @@ async def test_pages_of_changes_join_without_gap_or_repeat(service: Service) -> 
     mine += await list_changes(service, project_id="even", after_revision=mine[-1].revision)
     assert [change.revision for change in mine] == [1, 8]
     assert await list_changes(service, project_id="nobody") == []
+
+
+async def test_a_change_that_names_no_key_is_listed_without_one(service: Service) -> None:
+    """The trail stays readable whatever a row says."""
+    await issue(service)
+    await revoke(service)
+    with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute("UPDATE changes SET voided_digests = '[]'")
+    assert [(c.kind, c.key_id, c.revoked_key_id) for c in await list_changes(service)] == [
+        ("issue", "", ""),
+        ("revoke", "", ""),
+    ]
 
 
 async def revoke_project(service: Service, project_id: str) -> None:

@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 
 from authsvc.health import HealthService
 from authsvc.interceptors import CallLimits
-from tests.authsvc.conftest import Service, running
+from tests.authsvc.client.fake_key_service import until
+from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.raw_http2 import unread_call
 
 Code = grpc.StatusCode
@@ -78,6 +79,13 @@ async def status_of_first_answer(service: Service, method: str) -> grpc.StatusCo
         call.cancel()
 
 
+async def until_there_is_room(service: Service, method: str) -> None:
+    async def is_answered() -> bool:
+        return await status_of_first_answer(service, method) is Code.OK
+
+    await until_true("the service has seen that a stranger has gone", is_answered)
+
+
 async def test_every_method_that_reflection_lists_answers_or_refuses_a_stranger(
     service: Service, logged: list[Any]
 ) -> None:
@@ -108,11 +116,9 @@ async def test_a_stranger_who_takes_no_answer_keeps_its_place_and_leaves_no_erro
     limits = CallLimits(open_calls_max=1, call_seconds=0.5, open_stream_seconds=0.5)
     async with running(tmp_path / "state", limits) as service:
         async with unread_call(service, method):
-            while not [line for line in logged if line.get("status") == "DEADLINE_EXCEEDED"]:
-                await asyncio.sleep(0)
+            await until(lambda: any(line.get("status") == "DEADLINE_EXCEEDED" for line in logged))
             assert await status_of_first_answer(service, method) == Code.RESOURCE_EXHAUSTED
-        while await status_of_first_answer(service, method) is not Code.OK:  # until the service has seen that
-            pass
+        await until_there_is_room(service, method)
     assert not errors(logged)
 
 
@@ -125,8 +131,7 @@ async def test_a_stranger_who_leaves_without_its_answer_leaves_no_error(
         for _ in range(10):
             async with unread_call(service, method):
                 pass
-            while await status_of_first_answer(service, method) is not Code.OK:  # until the service has seen that
-                pass
+            await until_there_is_room(service, method)
     assert not errors(logged)
 
 

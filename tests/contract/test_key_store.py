@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 import sqlalchemy as sa
@@ -226,6 +227,18 @@ async def test_every_mutation_leaves_a_row_that_says_who_did_what_when_and_what_
     ]
     assert [c.voided_digests for c in changes] == [(first.digest,), (first.digest, second.digest), (second.digest,)]
     assert [c.create_time - START for c in changes] == [timedelta(seconds=n) for n in range(3)]
+
+
+async def test_a_revocation_voids_the_revoked_keys_digest_first_then_the_new_keys(store: KeyStore) -> None:
+    """The audit trail tells by this order which is which."""
+    first, _ = await issue(store)
+    digests = [first.digest]
+    for _ in range(4):  # whatever the order of the digests themselves is
+        raw_key, key = new_key()
+        await store.revoke(DEMO, None, key, "tester")
+        digests.append(raw_key.digest)
+    revocations = await store.changes(after=Revision(1), limit=9)
+    assert [change.voided_digests for change in revocations] == list(pairwise(digests))
 
 
 async def test_pages_of_projects_and_keys_join_without_gap_or_repeat(store: KeyStore) -> None:

@@ -348,6 +348,7 @@ def test_of_two_revokes_at_once_the_one_that_comes_late_changes_nothing(system: 
     printed, said = late.communicate("y\n", timeout=60)
     assert (late.returncode, printed) == (0, "")
     assert "was revoked already" in said
+    assert "; if its next key was not shown to you, 'authsvc revoke raced' replaces it\n" in said
     assert system.run("authsvc", "validate", stdin=first).returncode == 0
 
 

@@ -3,13 +3,16 @@
 import re
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
+from typing import Any
 
+import grpc
 import psutil
 import pytest
 
 from tests.e2e.cluster import start_cluster
-from tests.e2e.processes import System, until
+from tests.e2e.processes import BIN, DEADLINE_SECONDS, System, until
 from tests.e2e.tcp_proxy import TcpProxy
 
 TIME = r"\d\d:\d\d:\d\dZ"
@@ -74,6 +77,88 @@ async def test_a_change_whose_key_service_is_killed_in_mid_call_may_have_been_ma
     assert made[command.split(maxsplit=1)[0]] in retry.stderr
 
 
+@pytest.mark.parametrize("command", ["revoke demo --yes", "origins demo https://a.example", "issue other"])
+async def test_a_change_that_is_interrupted_may_have_been_made_and_can_be_asked_for_again(
+    system: System, command: str
+) -> None:
+    """While it waits for a bridge that does not answer, the raw key is made already, and is lost."""
+    cluster = await start_cluster(system)
+    bridge = await cluster.bridge("bridge")
+    system.issue("demo")
+    key_id = system.run("authsvc", "keys", "demo").stdout.split()[3]
+    bridge.send(signal.SIGSTOP)
+    async with cluster.administrator() as administrator:
+        before = await administrator.revision()
+        caller = system.launch("authsvc", *command.split(), "--wait", "20")
+
+        async def is_committed() -> bool:
+            return await administrator.revision() > before
+
+        await until("it is committed", is_committed)
+    caller.send(signal.SIGINT)
+    assert await caller.ended() == 3
+    bridge.send(signal.SIGCONT)
+    again = command.replace("--yes", f"--key-id {key_id}")
+    said = f"authsvc: interrupted; the change may have been made; ask again: authsvc {again}\n"
+    assert (caller.stdout, caller.stderr) == ("", said)
+
+
+REFUSALS = [
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+]
+
+
+class Failing(grpc.GenericRpcHandler):
+    """A key service whose every call ends with the same status."""
+
+    def __init__(self, status: grpc.StatusCode) -> None:
+        self._status = status
+
+    def service(self, _details: grpc.HandlerCallDetails) -> Any:
+        """Return what handles any method."""
+
+        async def fail(_request: bytes, context: Any) -> bytes:
+            await context.abort(self._status, "as it was told to")
+            raise AssertionError  # abort does not return
+
+        return grpc.unary_unary_rpc_method_handler(fail)
+
+
+@pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
+async def test_a_change_that_fails_may_have_been_made_unless_it_was_refused(
+    system: System, status: grpc.StatusCode
+) -> None:
+    """An error of the service, or of a proxy before it, may follow the commit."""
+    server = grpc.aio.server(handlers=[Failing(status)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    variables = {"AUTHSVC_ADDRESS": f"127.0.0.1:{port}", "AUTHSVC_ADMIN_TOKEN": "a" * 43}
+    caller = system.launch("authsvc", "issue", "demo", **variables)
+    assert await caller.ended() == (1 if status in REFUSALS else 3)
+    maybe_made = "; the change may have been made; ask again: authsvc issue demo\n"
+    assert caller.stderr.endswith(maybe_made) is (status not in REFUSALS)
+    assert "as it was told to" in caller.stderr
+    await server.stop(None)
+
+
+async def test_a_read_that_fails_says_nothing_of_a_change(system: System) -> None:
+    server = grpc.aio.server(handlers=[Failing(grpc.StatusCode.INTERNAL)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    variables = {"AUTHSVC_ADDRESS": f"127.0.0.1:{port}", "AUTHSVC_ADMIN_TOKEN": "a" * 43}
+    reader = system.launch("authsvc", "holders", **variables)
+    assert await reader.ended() == 1
+    assert reader.stderr == "authsvc: as it was told to (INTERNAL)\n"
+    await server.stop(None)
+
+
 async def test_a_change_that_never_reached_the_key_service_was_not_made(system: System) -> None:
     """Nothing is said of a change when there was no connection."""
     cluster = await start_cluster(system)
@@ -106,6 +191,29 @@ async def test_changes_are_shown_as_they_are_made_until_it_is_interrupted(system
     shown = [line.fullmatch(it) for it in follower.stdout.splitlines()]
     assert [it.groups() for it in shown if it] == [(str(number), f"project-{number}") for number in range(1, 4)]
     assert follower.stderr == ""
+
+
+def printed_in(encoding: str, system: System, command: str) -> subprocess.CompletedProcess[bytes]:
+    environment = system.environment(PYTHONIOENCODING=encoding)
+    return subprocess.run([BIN / "authsvc", command], env=environment, capture_output=True, timeout=DEADLINE_SECONDS)
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("latin-1", r"Zoë \u540d"), ("ascii", "Zoë 名")])
+async def test_a_name_beyond_the_encoding_of_the_output_is_shown_nevertheless(
+    system: System, encoding: str, name: str
+) -> None:
+    """Escaped; for ASCII, which is what is set where nobody set anything, click writes UTF-8."""
+    await start_cluster(system)
+    assert system.run("authsvc", "issue", "demo", LOGNAME="Zoë 名").returncode == 0
+    with closing(sqlite3.connect(system.state_dir / "authsvc.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_gone)"
+            " SELECT 'holder', 'Zoë 名', '', 0, create_time, create_time, 0 FROM changes"
+        )
+    for command in ("changes", "holders"):
+        done = printed_in(encoding, system, command)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert name in done.stdout.decode("utf-8" if encoding == "ascii" else encoding)
 
 
 async def test_changes_begin_where_they_are_asked_to_and_name_the_keys(system: System) -> None:

@@ -264,10 +264,8 @@ class Process:
         self._later(self.world.random.random(), self.die)
 
     def stream_for_goodbye(self) -> Stream | None:
-        """Return the stream that is open; without one, another for the goodbye alone if there is a lease."""
-        if self.stream is None and self.is_live():
-            return Stream(self, self.pick_replica(), 0)
-        return self.stream
+        """Return the stream that is open; without one, another for the goodbye alone: renewals have been sent."""
+        return self.stream or Stream(self, self.pick_replica(), 0)
 
     def die(self) -> None:
         """End. What is in the network arrives nevertheless."""

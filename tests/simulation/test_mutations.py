@@ -8,7 +8,7 @@ from tests.simulation.mutations import MUTATIONS, Mutation
 from tests.simulation.simulate import simulate
 from tests.simulation.world import World
 
-_SEEDS = 200
+_SEEDS = 400
 _STEPS_PER_SEED = 10_000
 
 

@@ -44,6 +44,8 @@ def test_no_request_is_decided_by_older_state_and_leases_recover(
 
 def test_the_steps_say_something(totals: Totals) -> None:
     """Of those that the parts took: a single seed may be a quiet one."""
+    if not totals.steps:
+        pytest.skip("no steps were counted: run the parts of the test above too")
     assert totals.decisions >= totals.steps // 10, "the traffic is too thin"
     assert totals.promises >= totals.steps // 200
 

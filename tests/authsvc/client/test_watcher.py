@@ -1,6 +1,7 @@
 """The validator's stream to the key service: it comes back whatever happens to it, and ends with a goodbye."""
 
 import asyncio
+import gc
 from pathlib import Path
 
 import grpc
@@ -79,6 +80,28 @@ async def test_a_stream_that_ends_is_opened_anew_from_where_it_was(
     assert request.sequence > first.requests[-1].sequence
     await service.mutate(KEY)
     assert validator.cached(KEY) is None
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+async def test_the_error_that_ends_a_stream_is_let_go_of_without_the_garbage_collector(
+    service: FakeKeyService, validator: KeyValidator, is_leaving: bool
+) -> None:
+    """And with it the connection, whose frames it holds."""
+    stream = await service.stream()
+    gc.collect()
+    gc.disable()
+    try:
+        if is_leaving:
+            service.takes_goodbye = False
+            closing = asyncio.create_task(validator.close())
+            await stream.request(lambda request: request.goodbye)
+            service.takes_goodbye = True
+        stream.end(grpc.StatusCode.UNAVAILABLE)
+        await (closing if is_leaving else service.stream(2))
+        kept = [found for found in gc.get_objects() if isinstance(found, grpc.aio.AioRpcError)]
+        assert kept == []
+    finally:
+        gc.enable()
 
 
 async def test_a_missing_change_breaks_the_stream(
@@ -389,15 +412,40 @@ async def test_a_goodbye_that_its_stream_did_not_outlive_is_said_again(
     assert [request.goodbye for request in service.streams[1].requests] == [True]
 
 
-async def test_who_never_had_a_lease_has_nothing_to_say(
+async def test_who_never_sent_a_renewal_has_nothing_to_say(
+    service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
+) -> None:
+    async with KeyValidator(address, TokenFile(tmp_path / "token"), clock=clock) as validator:
+        with pytest.raises(KeyServiceUnavailableError):
+            await validator.validate(KEY)
+        (tmp_path / "token").write_text("the-token")
+    assert not service.streams
+
+
+async def test_a_goodbye_is_owed_for_a_renewal_whose_lease_never_came(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
+    """It may have been committed: revocations would wait for its row."""
     service.lease_seconds = 0
-    async with KeyValidator(address, service.token, clock=clock):
+    async with KeyValidator(address, service.token, clock=clock) as validator:
         stream = await service.stream()
         stream.end(grpc.StatusCode.UNAVAILABLE)
         await stream.is_over.wait()
-    assert len(service.streams) == 1
+        assert not validator.has_lease
+    assert [request.goodbye for request in service.streams[1].requests] == [True]
+
+
+async def test_a_goodbye_is_owed_for_a_lease_that_has_ended(
+    service: FakeKeyService, validator: KeyValidator, clock: Clock
+) -> None:
+    """Its row lasts for the margin more."""
+    stream = await service.stream()
+    stream.end(grpc.StatusCode.UNAVAILABLE)
+    await stream.is_over.wait()
+    clock.now += service.lease_seconds
+    assert not validator.has_lease
+    await validator.close()
+    assert any(request.goodbye for each in service.streams[1:] for request in each.requests)
 
 
 @pytest.mark.parametrize("turns", range(8))
