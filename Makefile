@@ -54,7 +54,7 @@ type: $(STAMP) ## mypy, strict
 test: $(STAMP) ## run every test, or those that TESTS names
 	$(BIN)/pytest $(TESTS)
 
-bench: $(STAMP) ## measure against the targets, and write docs/performance.md: thirteen minutes, and needs wrk
+bench: $(STAMP) ## measure against the targets, and write docs/performance.md: fifteen minutes, and needs wrk
 	$(BIN)/python -m benchmarks
 
 cost: $(STAMP) ## count the instructions of a cached ingest request; needs valgrind

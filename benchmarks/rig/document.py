@@ -13,7 +13,7 @@ DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 _INTRODUCTION = """\
 # Performance
 
-Written by `make bench`, which measures all of this anew in about thirteen minutes; `python -m benchmarks NAME…` answers
+Written by `make bench`, which measures all of this anew in about fifteen minutes; `python -m benchmarks NAME…` answers
 some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a baseline
 that does the least that could be called the same work, in the same rounds: every contender has a turn in each round,
 every other round backwards, and a ratio is the median of the rounds', unless a question says otherwise. Servers have
