@@ -4,7 +4,6 @@ Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is ou
 """
 
 import asyncio
-import gc
 import getpass
 import os
 import signal
@@ -19,8 +18,8 @@ from typing import Any, NoReturn
 
 import click
 import msgspec
-import uvloop
 
+from authsvc.client import event_loop
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
@@ -237,10 +236,8 @@ def _config() -> Config:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
-    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work)
+        event_loop.run(work)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
     except StoreSetupError as error:
