@@ -6,6 +6,7 @@ change was made is not known.
 """
 
 import asyncio
+import gc
 import getpass
 import json
 import os
@@ -21,12 +22,13 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import grpc
+import uvloop
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from authsvc.client import KeyServiceUnavailableError, event_loop
+from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
@@ -263,8 +265,10 @@ def read_config() -> Config:
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        return event_loop.run(work)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
     except StartFailedError as error:  # whose worker has said why

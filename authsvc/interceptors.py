@@ -9,7 +9,8 @@ import asyncio
 import hmac
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NoReturn, TypeAlias
@@ -46,9 +47,12 @@ _STATUS: dict[type, grpc.StatusCode] = {
     StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
-_BRIDGE_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "Watch"))
+_BRIDGE_METHODS = frozenset(
+    f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "StreamValidate", "Watch")
+)
 _UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
 """They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
+_STREAM_VALIDATE = "/authsvc.v1.KeyService/StreamValidate"
 _TOO_MANY = "too many such calls are open already"
 _LINE_SECONDS = 1.0
 """Between two lines about callers without a token, who could fill the disk with them."""
@@ -77,6 +81,8 @@ class CallLimits:
     """At a time, or fewer where the system allows fewer open files; a bridge has five, and each takes 15 KiB."""
     connection_idle_seconds: float = 300.0
     """Without a call, until it is closed; whoever waits for nothing reconnects at its next call."""
+    validate_streams_max: int = 1000
+    """At a time; whoever finds no place makes a call for each batch instead."""
     open_calls_max: int = 100
     """At a time of each method that needs no token, so that strangers leave room for the others."""
     open_calls_host_max: int = 20
@@ -127,7 +133,9 @@ class CallGuard(grpc.GenericRpcHandler):
         self._limits = limits
         self._monotonic = monotonic
         self.calls = 0
-        """Under way now, streams not counted."""
+        """Under way now: of streams, a batch of StreamValidate is one."""
+        self._validate_streams = 0
+        self._is_stopping = False
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._handlers: dict[str, _Handler] = {}
         self._open_calls: Counter[str] = Counter()
@@ -154,6 +162,10 @@ class CallGuard(grpc.GenericRpcHandler):
             return _stream(self._refuse(method, *refusal), handler)
         return handler
 
+    def stop(self) -> None:
+        """Let streams of batches end after the one that is under way: they go on elsewhere."""
+        self._is_stopping = True
+
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         limits = self._limits
         if method.startswith(_OPEN_SERVICES):
@@ -163,7 +175,10 @@ class CallGuard(grpc.GenericRpcHandler):
         if handler.request_streaming:
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
-                await handler.stream_stream(_read_all(handler, messages), context)
+                if method == _STREAM_VALIDATE:
+                    await self._serve_batches(handler, messages, context)
+                else:
+                    await handler.stream_stream(_read_all(handler, messages), context)
 
             return _stream(self._guard(method, serve, seconds=None), handler)
         serve_one = handler.unary_unary
@@ -177,6 +192,27 @@ class CallGuard(grpc.GenericRpcHandler):
 
         guarded = self._guard(method, answer, None if method in _UNTIMED_METHODS else limits.call_seconds)
         return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
+
+    async def _serve_batches(self, handler: _Handler, messages: AsyncIterator[bytes], context: Any) -> None:
+        if self._validate_streams >= self._limits.validate_streams_max:
+            raise TooManyCallsError(f"{self._validate_streams} streams of batches are open already")
+        self._validate_streams += 1
+        try:
+            async with aclosing(self._batches(handler, messages)) as batches:
+                await handler.stream_stream(batches, context)
+        finally:
+            self._validate_streams -= 1
+
+    async def _batches(self, handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
+        """Yield what is sent. Who asks for the next one has answered the last."""
+        async for message in messages:
+            self.calls += 1
+            try:
+                yield _read(handler, message)
+            finally:
+                self.calls -= 1
+            if self._is_stopping:
+                return
 
     def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
         async def guarded(request: Any, context: Any) -> Any:

@@ -4,6 +4,7 @@ Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is ou
 """
 
 import asyncio
+import gc
 import getpass
 import os
 import signal
@@ -18,8 +19,8 @@ from typing import Any, NoReturn
 
 import click
 import msgspec
+import uvloop
 
-from authsvc.client import event_loop
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
@@ -236,8 +237,10 @@ def _config() -> Config:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        event_loop.run(work)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
     except StoreSetupError as error:

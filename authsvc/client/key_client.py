@@ -1,4 +1,4 @@
-"""Calls of BatchValidate to the key service: protobuf and status codes in, typed answers and errors out.
+"""Batches of questions to the key service: protobuf and status codes in, typed answers and errors out.
 
 `validator` calls it, and nothing else talks to the key service on the ingest path.
 """
@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import grpc
 
-from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
+from authsvc.client.batch_stream import BatchStream, StreamOverError, is_cancelled
+from authsvc.client.channel import ClientTls, Metadata, TokenSource, authorization, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.raw_key import RawKey
@@ -38,6 +39,12 @@ _CHANNELS = 4
 """The key service may be several processes that share a port, and a channel reaches one of them."""
 _REST_SECONDS = 1.0
 """For a channel whose call failed, while others do not fail: as long as gRPC may take to connect again."""
+_NO_STREAM_SECONDS = 60.0
+"""For a channel whose stream was not answered once: the key service is an older one, or has too many."""
+_NO_STREAM_SECONDS = 60.0
+"""For a channel whose stream ended unanswered: the key service is an older one, or has too many."""
+_NOT_YET = float("inf")
+"""Before the first call on a channel: it finds out whether the service lets us."""
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
@@ -59,26 +66,76 @@ def sendable_origin(origin: str | None) -> str | None:
     return origin if len(origin) <= ORIGIN_CHARACTERS_MAX else ""
 
 
-class _Line:
-    """One channel and how it fares. It can be opened anew."""
+class _FailedError(Exception):
+    """The service did not answer, with a status that says why."""
 
-    def __init__(self, address: Address, tls: ClientTls | None, now: float) -> None:
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class _Line:
+    """One channel and how it fares, and the stream on it. It can be opened anew."""
+
+    def __init__(self, address: Address, tls: ClientTls | None, monotonic: Callable[[], float]) -> None:
         self._address = address
         self._tls = tls
+        self._monotonic = monotonic
         self.calls = 0
         self.failed_at = float("-inf")
         """When the last call ended, if it failed."""
-        self.open(now)
+        self._stream: BatchStream | None = None
+        """The one that nobody uses now."""
+        self.open()
 
-    def open(self, now: float) -> None:
+    def open(self) -> None:
         self.channel = open_channel(self._address, self._tls)
-        self.stub = KeyServiceStub(self.channel)
-        self.good_at = now
+        self._stub = KeyServiceStub(self.channel)
+        self.good_at = self._monotonic()
         """When it was opened, or last answered."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        self._streams_from = _NOT_YET
 
     def burden(self, now: float) -> tuple[bool, int]:
         """Return what is less for a line that is better to use."""
         return now < self.failed_at + _REST_SECONDS, self.calls
+
+    async def ask(
+        self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, give_up_at: float
+    ) -> Sequence[pb2.ValidateResponse]:
+        """Return what the service answers, on a stream or in a call; raise what gRPC does."""
+        answers = await self._ask_on_stream(requests, metadata, now, give_up_at - now)
+        if answers is None:
+            request = pb2.BatchValidateRequest(requests=requests)
+            left_seconds = give_up_at - self._monotonic()
+            answers = (await self._stub.BatchValidate(request, timeout=left_seconds, metadata=metadata)).responses
+            if self._streams_from == _NOT_YET:
+                self._streams_from = now
+        return answers
+
+    async def _ask_on_stream(
+        self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, timeout_seconds: float
+    ) -> Sequence[pb2.ValidateResponse] | None:
+        """Return None where there is no stream, or it ended without an answer."""
+        stream, self._stream = self._stream, None
+        if stream is None or stream.is_over:
+            if self.calls > 1 or now < self._streams_from:
+                return None
+            stream = BatchStream(self._stub, metadata)
+        channel = self.channel
+        try:
+            response = await stream.ask(requests, timeout_seconds)
+        except StreamOverError:
+            if not stream.has_answered:
+                self._streams_from = now + _NO_STREAM_SECONDS
+            return None
+        if self.channel is channel and not self._stream:
+            self._stream = stream
+        else:
+            stream.close()
+        return response.responses
 
 
 class KeyClient:
@@ -106,7 +163,7 @@ class KeyClient:
         self._diagnosing = False
         self._diagnosed_at = float("-inf")
         self._diagnosis: str | None = None
-        self._lines = [_Line(address, tls, monotonic()) for _ in range(_CHANNELS)]
+        self._lines = [_Line(address, tls, monotonic) for _ in range(_CHANNELS)]
         """The one that was used last is last."""
 
     async def validate(
@@ -117,27 +174,25 @@ class KeyClient:
         Up to KEYS_PER_CALL_MAX at once. Return as many answers, or errors where the key service had none. Every fault
         of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
         """
-        request = pb2.BatchValidateRequest()
-        for api_key, origin in questions:
-            request.requests.add(api_key=api_key.reveal(), origin=origin)
+        requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in questions]
         give_up_at = self._monotonic() + self._deadline_seconds
         token = self._token.read()
         try:
-            return await self._call(request, token, give_up_at)
+            return await self._call(requests, token, give_up_at)
         except grpc.aio.AioRpcError as error:
             self._token.forget()
             code = error.code()
         renewed = self._token.read() if code is grpc.StatusCode.UNAUTHENTICATED else token
         if renewed.reveal() != token.reveal():
             try:
-                return await self._call(request, renewed, give_up_at)
+                return await self._call(requests, renewed, give_up_at)
             except grpc.aio.AioRpcError as error:
                 self._token.forget()
                 code = error.code()
         raise KeyServiceUnavailableError(await self._reason(code))
 
     async def _call(
-        self, request: pb2.BatchValidateRequest, token: Secret, give_up_at: float
+        self, requests: Sequence[pb2.ValidateRequest], token: Secret, give_up_at: float
     ) -> list[Answer | KeyServiceUnavailableError]:
         if self._closed:
             raise KeyServiceUnavailableError("this client is closed")
@@ -147,9 +202,9 @@ class KeyClient:
         self._lines.append(line)
         line.calls += 1
         try:
-            response = await line.stub.BatchValidate(request, timeout=give_up_at - now, metadata=authorization(token))
+            answers = await line.ask(requests, authorization(token), now, give_up_at)
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
@@ -163,11 +218,11 @@ class KeyClient:
         finally:
             line.calls -= 1
         line.good_at, line.failed_at = self._monotonic(), float("-inf")
-        if len(response.responses) != len(request.requests):
+        if len(answers) != len(requests):
             raise KeyServiceUnavailableError(
-                f"the key service gave {len(response.responses)} answers to {len(request.requests)} questions"
+                f"the key service gave {len(answers)} answers to {len(requests)} questions"
             )
-        return [_answer(answer) for answer in response.responses]
+        return [_answer(answer) for answer in answers]
 
     async def _reason(self, code: grpc.StatusCode) -> str:
         if code is grpc.StatusCode.UNAUTHENTICATED:
@@ -197,7 +252,7 @@ class KeyClient:
             return
         stale = line.channel
         try:
-            line.open(now)
+            line.open()
         except ConfigurationError:  # a certificate is just being replaced, say: the diagnosis names it
             line.good_at = now
             return
@@ -229,9 +284,3 @@ def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableErr
             return KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
     return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
-
-
-def _is_cancelled() -> bool:
-    """Whether the current task was asked to end."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

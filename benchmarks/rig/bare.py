@@ -73,6 +73,10 @@ class Echo:
             self._batches[size] = pb.BatchValidateResponse(responses=[self._answer] * size)
         return self._batches[size]
 
+    async def StreamValidate(self, requests: AsyncIterator[pb.StreamValidateRequest], context: Any) -> None:  # noqa: N802
+        async for request in requests:
+            await context.write(pb.StreamValidateResponse(responses=[self._answer] * len(request.requests)))
+
 
 async def _serve_http(validate: Any = None) -> AsyncIterator[str]:
     runner = web.AppRunner(ingest_application(validate), access_log=None)

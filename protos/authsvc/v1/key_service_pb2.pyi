@@ -5,8 +5,8 @@ The contract between the key service and its callers: who may send logs, for
 which project and from which browser origins.
 
 Every call carries `authorization: Bearer <token>` in its metadata. The role
-`bridge` may call Validate, BatchValidate and Watch; the role `admin` may call
-everything. A missing or wrong token is UNAUTHENTICATED, the wrong role
+`bridge` may call Validate, BatchValidate, StreamValidate and Watch; the role
+`admin` may call everything. A missing or wrong token is UNAUTHENTICATED, the wrong role
 PERMISSION_DENIED.
 
 A verdict is an answer, a fault is an error: a bad key is a verdict in an OK
@@ -285,6 +285,54 @@ class BatchValidateResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchValidateResponse: _TypeAlias = BatchValidateResponse  # noqa: Y015
+
+@_typing.final
+class StreamValidateRequest(_message.Message):
+    """StreamValidateRequest names up to 256 raw keys, as BatchValidateRequest does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidateRequest]:
+        """As for Validate; repeats are allowed."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___ValidateRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamValidateRequest: _TypeAlias = StreamValidateRequest  # noqa: Y015
+
+@_typing.final
+class StreamValidateResponse(_message.Message):
+    """StreamValidateResponse is as many verdicts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def responses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ValidateResponse]:
+        """One for each request, in the order given, each with a revision of its own."""
+
+    def __init__(
+        self,
+        *,
+        responses: _abc.Iterable[Global___ValidateResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["responses", b"responses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamValidateResponse: _TypeAlias = StreamValidateResponse  # noqa: Y015
 
 @_typing.final
 class IssueRequest(_message.Message):

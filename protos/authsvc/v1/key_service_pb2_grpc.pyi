@@ -5,8 +5,8 @@ The contract between the key service and its callers: who may send logs, for
 which project and from which browser origins.
 
 Every call carries `authorization: Bearer <token>` in its metadata. The role
-`bridge` may call Validate, BatchValidate and Watch; the role `admin` may call
-everything. A missing or wrong token is UNAUTHENTICATED, the wrong role
+`bridge` may call Validate, BatchValidate, StreamValidate and Watch; the role
+`admin` may call everything. A missing or wrong token is UNAUTHENTICATED, the wrong role
 PERMISSION_DENIED.
 
 A verdict is an answer, a fault is an error: a bad key is a verdict in an OK
@@ -53,6 +53,16 @@ class KeyServiceStub:
     spoils none of the others.
 
     Errors: INVALID_ARGUMENT for more than 256 requests. Role: bridge or admin.
+    """
+    StreamValidate: _grpc.StreamStreamMultiCallable[_key_service_pb2.StreamValidateRequest, _key_service_pb2.StreamValidateResponse]
+    """StreamValidate does what BatchValidate does, on a stream that stays open: each
+    response answers one request, in their order. For few keys at a time a turn
+    costs both sides a quarter of a call. The stream has no deadline. The service
+    ends it when it stops, and an error ends it, too: what was not answered by then
+    is asked again, with BatchValidate.
+
+    Errors: those of BatchValidate, and RESOURCE_EXHAUSTED for one stream too many.
+    Role: bridge or admin.
     """
     Issue: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.IssueRequest, _key_service_pb2.IssueResponse]
     """Issue creates a project's active key, and the project if it is new.
@@ -101,6 +111,16 @@ class KeyServiceAsyncStub(KeyServiceStub):
     spoils none of the others.
 
     Errors: INVALID_ARGUMENT for more than 256 requests. Role: bridge or admin.
+    """
+    StreamValidate: _aio.StreamStreamMultiCallable[_key_service_pb2.StreamValidateRequest, _key_service_pb2.StreamValidateResponse]  # type: ignore[assignment]
+    """StreamValidate does what BatchValidate does, on a stream that stays open: each
+    response answers one request, in their order. For few keys at a time a turn
+    costs both sides a quarter of a call. The stream has no deadline. The service
+    ends it when it stops, and an error ends it, too: what was not answered by then
+    is asked again, with BatchValidate.
+
+    Errors: those of BatchValidate, and RESOURCE_EXHAUSTED for one stream too many.
+    Role: bridge or admin.
     """
     Issue: _aio.UnaryUnaryMultiCallable[_key_service_pb2.IssueRequest, _key_service_pb2.IssueResponse]  # type: ignore[assignment]
     """Issue creates a project's active key, and the project if it is new.
@@ -158,6 +178,22 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         spoils none of the others.
 
         Errors: INVALID_ARGUMENT for more than 256 requests. Role: bridge or admin.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamValidate(
+        self,
+        request_iterator: _MaybeAsyncIterator[_key_service_pb2.StreamValidateRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_key_service_pb2.StreamValidateResponse], _abc.AsyncIterator[_key_service_pb2.StreamValidateResponse]]:
+        """StreamValidate does what BatchValidate does, on a stream that stays open: each
+        response answers one request, in their order. For few keys at a time a turn
+        costs both sides a quarter of a call. The stream has no deadline. The service
+        ends it when it stops, and an error ends it, too: what was not answered by then
+        is asked again, with BatchValidate.
+
+        Errors: those of BatchValidate, and RESOURCE_EXHAUSTED for one stream too many.
+        Role: bridge or admin.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,78 @@
+"""StreamValidate from the caller's side: one batch at a time on a stream that stays open.
+
+`key_client` keeps one for each of its channels, and makes a call where there is none: a
+turn on a stream costs both sides a quarter of what a call does.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+
+from authsvc.client.channel import Metadata
+from protos.authsvc.v1 import key_service_pb2 as pb2
+from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+
+_NOTHING = grpc.aio.Metadata()
+
+
+class StreamOverError(Exception):
+    """The stream ended without an answer. Why is for a call to find out: the service may only have stopped."""
+
+
+class BatchStream:
+    """One stream, used by one task at a time."""
+
+    def __init__(self, stub: KeyServiceStub, metadata: Metadata) -> None:
+        """Open it; whether the service lets us shows at the first batch."""
+        open_stream: Any = stub.StreamValidate  # the stub does not know that requests may be written, too
+        self._call = open_stream(metadata=metadata)
+        self.has_answered = False
+        self._has_expired = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, at either side."""
+        is_over: bool = self._call.done()
+        return is_over
+
+    async def ask(self, requests: Sequence[pb2.ValidateRequest], timeout_seconds: float) -> pb2.StreamValidateResponse:
+        """Send a batch and return what comes back.
+
+        Raises StreamOverError, and after so many seconds what a call does. Whatever it raises, cancellation included,
+        ends the stream: who asks next must not get this answer.
+        """
+        timer = asyncio.get_running_loop().call_later(timeout_seconds, self._expire)
+        response: Any = None
+        try:
+            await self._call.write(pb2.StreamValidateRequest(requests=requests))
+            response = await self._call.read()
+        except asyncio.CancelledError:
+            if self._has_expired and not is_cancelled():
+                raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, _NOTHING, _NOTHING) from None
+            raise
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            pass
+        finally:
+            timer.cancel()
+            if response is None:
+                self.close()
+        if not isinstance(response, pb2.StreamValidateResponse):  # but the mark of the end
+            raise StreamOverError
+        self.has_answered = True
+        return response
+
+    def _expire(self) -> None:
+        self._has_expired = True
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
+        self._call.cancel()
+
+
+def is_cancelled() -> bool:
+    """Whether the current task was asked to end. gRPC raises CancelledError, too, for calls that end otherwise."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
