@@ -206,11 +206,14 @@ class CallGuard(grpc.GenericRpcHandler):
     async def _batches(self, handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
         """Yield what is sent. Who asks for the next one has answered the last."""
         async for message in messages:
+            started = self._monotonic() if self._logs_calls else 0.0
             self.calls += 1
             try:
                 yield _read(handler, message)
             finally:
                 self.calls -= 1
+            if self._logs_calls:
+                self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
             if self._is_stopping:
                 return
 

@@ -94,7 +94,7 @@ async def test_every_method_that_reflection_lists_answers_or_refuses_a_stranger(
     open_methods = {method for method, status in statuses.items() if status is Code.OK}
     assert open_methods == {CHECK, WATCH, "/grpc.health.v1.Health/List", REFLECTION}
     assert {statuses[method] for method in statuses.keys() - open_methods} == {Code.UNAUTHENTICATED}
-    assert sum(method.startswith("/authsvc.v1.") for method in methods) == 12
+    assert sum(method.startswith("/authsvc.v1.") for method in methods) == 13
     assert not errors(logged)
 
 
