@@ -44,7 +44,7 @@ _NO_STREAM_SECONDS = 60.0
 _NO_STREAM_SECONDS = 60.0
 """For a channel whose stream ended unanswered: the key service is an older one, or has too many."""
 _NOT_YET = float("inf")
-"""Before the first call on a channel: it finds out whether the service lets us."""
+"""Until a call on the channel is answered: it finds out what is wrong, if anything is."""
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
@@ -107,13 +107,19 @@ class _Line:
     ) -> Sequence[pb2.ValidateResponse]:
         """Return what the service answers, on a stream or in a call; raise what gRPC does."""
         answers = await self._ask_on_stream(requests, metadata, now, give_up_at - now)
-        if answers is None:
-            request = pb2.BatchValidateRequest(requests=requests)
-            left_seconds = give_up_at - self._monotonic()
-            answers = (await self._stub.BatchValidate(request, timeout=left_seconds, metadata=metadata)).responses
-            if self._streams_from == _NOT_YET:
-                self._streams_from = now
-        return answers
+        if answers is not None:
+            return answers
+        request = pb2.BatchValidateRequest(requests=requests)
+        try:
+            response = await self._stub.BatchValidate(
+                request, timeout=give_up_at - self._monotonic(), metadata=metadata
+            )
+        except BaseException:
+            self._streams_from = _NOT_YET
+            raise
+        if self._streams_from == _NOT_YET:
+            self._streams_from = now
+        return response.responses
 
     async def _ask_on_stream(
         self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, timeout_seconds: float

@@ -1,8 +1,8 @@
 """What bridges do while the key service is away, and what Revoke promises right after its end or restart."""
 
 import asyncio
-import re
 import random
+import re
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM, Signals
 
 import asyncpg
