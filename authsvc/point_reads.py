@@ -1,9 +1,9 @@
-"""One statement that is run for every look-up of a key, prepared, on a connection of its own and past SQLAlchemy.
+"""One statement that is run very often, prepared, on a connection of its own and past SQLAlchemy.
 
-`store` gives the statement, `database` makes the reader and closes it. Through SQLAlchemy
-such a read costs over half a millisecond, and its database a hundredth of that. Whatever
-the short way fails with, the read is tried again the usual way, which knows all errors;
-the short way is open again with the next read.
+`store` looks keys up with it, and on SQLite `lease_store` the revision; `database` makes
+the reader and closes it. Through SQLAlchemy such a read costs over half a millisecond, and
+its database a hundredth of that. Whatever the short way fails with, the read is tried again
+the usual way, which knows all errors; the short way is open again with the next read.
 """
 
 import asyncio
@@ -17,7 +17,8 @@ import asyncpg
 from authsvc.errors import StoreUnavailableError
 
 Row: TypeAlias = Sequence[Any]
-Rows: TypeAlias = Mapping[bytes | None, Row]
+Value: TypeAlias = bytes | int
+Rows: TypeAlias = Mapping[Value | None, Row]
 """By their first column: the value that each was found for, None where none was found."""
 UsualWay: TypeAlias = Callable[[str, tuple[Any, ...]], Awaitable[Sequence[Row]]]
 """Runs a statement with its parameters on a connection of the pool."""
@@ -32,7 +33,7 @@ _WAITING_VALUES_MAX = 64 * _VALUES_MAX
 class PointReads(Protocol):
     """Runs the statement."""
 
-    async def rows(self, values: Sequence[bytes]) -> Rows:
+    async def rows(self, values: Sequence[Value]) -> Rows:
         """Return the rows for some values, and perhaps for others; raise what the usual way does.
 
         They are of one snapshot, which was taken after the call, and there is one at least.
@@ -58,7 +59,7 @@ class SqliteReads:
         self._connection: sqlite3.Connection | None = None
         self._prepared: dict[int, str] = {}
 
-    async def rows(self, values: Sequence[bytes]) -> Rows:
+    async def rows(self, values: Sequence[Value]) -> Rows:
         """Read now."""
         # Few different statements, so that SQLite has them all prepared: their sizes are powers of two.
         size = 1 << (len(values) - 1).bit_length()
@@ -97,11 +98,11 @@ class PostgresReads:
         self._usual_way = usual_way
         self._connection: asyncpg.Connection[Any] | None = None
         self._statement: Any = None
-        self._waiting: OrderedDict[asyncio.Future[Rows], Sequence[bytes]] = OrderedDict()
+        self._waiting: OrderedDict[asyncio.Future[Rows], Sequence[Value]] = OrderedDict()
         self._waiting_values = 0
         self._reading: asyncio.Task[None] | None = None
 
-    async def rows(self, values: Sequence[bytes]) -> Rows:
+    async def rows(self, values: Sequence[Value]) -> Rows:
         """Read with all that wait. Raises StoreUnavailableError at once when they are too many."""
         if self._waiting_values + len(values) > _WAITING_VALUES_MAX:
             raise StoreUnavailableError(f"{self._waiting_values} keys wait to be read already")
@@ -115,14 +116,14 @@ class PostgresReads:
         finally:
             self._take(done)
 
-    def _take(self, done: asyncio.Future[Rows]) -> Sequence[bytes]:
+    def _take(self, done: asyncio.Future[Rows]) -> Sequence[Value]:
         """Return what waits to be read for this caller, which then waits no longer."""
         values = self._waiting.pop(done, ())
         self._waiting_values -= len(values)
         return values
 
-    def _next_group(self) -> dict[asyncio.Future[Rows], Sequence[bytes]]:
-        group: dict[asyncio.Future[Rows], Sequence[bytes]] = {}
+    def _next_group(self) -> dict[asyncio.Future[Rows], Sequence[Value]]:
+        group: dict[asyncio.Future[Rows], Sequence[Value]] = {}
         count = 0
         while self._waiting:
             done, values = next(iter(self._waiting.items()))
@@ -148,7 +149,7 @@ class PostgresReads:
                     if not done.done():  # its caller has gone
                         done.set_result(rows)
 
-    async def _read(self, values: list[bytes]) -> Sequence[Row]:
+    async def _read(self, values: list[Value]) -> Sequence[Row]:
         try:
             if self._statement is None:
                 self._connection = await self._connect()
