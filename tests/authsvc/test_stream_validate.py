@@ -103,7 +103,7 @@ async def until_it_stops(service: Service) -> None:
     async def is_refused() -> bool:
         try:
             _, writer = await asyncio.open_connection(service.address.host, service.address.port)
-        except ConnectionRefusedError:
+        except ConnectionError:  # refused, or taken back while the port is closed
             return True
         writer.transport.abort()
         return False
