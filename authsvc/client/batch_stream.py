@@ -29,7 +29,6 @@ class BatchStream:
         open_stream: Any = stub.StreamValidate  # the stub does not know that requests may be written, too
         self._call = open_stream(metadata=metadata)
         self.has_answered = False
-        self._has_expired = False
 
     @property
     def is_over(self) -> bool:
@@ -43,29 +42,23 @@ class BatchStream:
         Raises StreamOverError, and after so many seconds what a call does. Whatever it raises, cancellation included,
         ends the stream: who asks next must not get this answer.
         """
-        timer = asyncio.get_running_loop().call_later(timeout_seconds, self._expire)
         response: Any = None
         try:
-            await self._call.write(pb2.StreamValidateRequest(requests=requests))
-            response = await self._call.read()
-        except asyncio.CancelledError:
-            if self._has_expired and not is_cancelled():
-                raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, _NOTHING, _NOTHING) from None
-            raise
+            # Ending the stream is not enough: who writes to one that has no connection yet is not told of its end.
+            async with asyncio.timeout(timeout_seconds):
+                await self._call.write(pb2.StreamValidateRequest(requests=requests))
+                response = await self._call.read()
+        except TimeoutError:
+            raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, _NOTHING, _NOTHING) from None
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             pass
         finally:
-            timer.cancel()
             if response is None:
                 self.close()
         if not isinstance(response, pb2.StreamValidateResponse):  # but the mark of the end
             raise StreamOverError
         self.has_answered = True
         return response
-
-    def _expire(self) -> None:
-        self._has_expired = True
-        self.close()
 
     def close(self) -> None:
         """End it."""

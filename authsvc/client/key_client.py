@@ -137,6 +137,9 @@ class _Line:
             if not stream.has_answered:
                 self._streams_from = now + _NO_STREAM_SECONDS
             return None
+        except grpc.aio.AioRpcError:  # no answer in time
+            self._streams_from = _NOT_YET if stream.has_answered else now + _NO_STREAM_SECONDS
+            raise
         if self.channel is channel and not self._stream:
             self._stream = stream
         else:

@@ -8,6 +8,7 @@ import grpc
 import pytest
 import trustme
 
+from authsvc.client import key_client as key_client_module
 from authsvc.client.environment import Address
 from authsvc.client.validator import KeyValidator
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials, until
@@ -44,6 +45,12 @@ async def validator(service: FakeKeyService, address: Address, clock: Clock) -> 
     async with KeyValidator(address, service.token, name="bridge-1", clock=clock) as validator:
         await until(lambda: validator.has_lease)
         yield validator
+
+
+@pytest.fixture
+def one_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients open a single channel, so that the second question already finds a stream."""
+    monkeypatch.setattr(key_client_module, "_CHANNELS", 1)
 
 
 @pytest.fixture(scope="session")

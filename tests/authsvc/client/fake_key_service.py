@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -137,13 +137,26 @@ class FakeKeyService:
     answer: pb2.ValidateResponse = field(default_factory=allowed)
     next_answers: list[pb2.ValidateResponse] = field(default_factory=list)
     """Given before `answer`, one to a key."""
+    answers_of_keys: dict[str, pb2.ValidateResponse] = field(default_factory=dict)
+    """Given before either."""
     answers_missing: int = 0
     status: grpc.StatusCode | None = None
     calls: list[Call] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
-    """How many keys each call asked about."""
+    """How many keys each call, or each turn of a stream, asked about."""
+    ways: list[str] = field(default_factory=list)
+    """Whether each batch came in a `call` or on a `stream`."""
     peers: list[str] = field(default_factory=list)
-    """Which connection each call came over."""
+    """Which connection each batch came over."""
+    streams_refused: grpc.StatusCode | None = grpc.StatusCode.UNIMPLEMENTED
+    """How a StreamValidate ends at once; None: it is served."""
+    stream_end: grpc.StatusCode | None = None
+    """How it ends at a batch, in place of an answer."""
+    stream_bytes: bytes | None = None
+    """What it answers with in place of a message."""
+    batch_streams: int = 0
+    """How many of them were opened."""
+    batch_streams_open: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     epoch: str = "epoch-1"
@@ -151,6 +164,8 @@ class FakeKeyService:
     lease_seconds: float = 600.0
     takes_goodbye: bool = True
     streams: list[Stream] = field(default_factory=list)
+    _batch_streams_end: asyncio.Event = field(default_factory=asyncio.Event)
+    _batch_streams_status: grpc.StatusCode = grpc.StatusCode.OK
     _arrivals: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
     _openings: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
 
@@ -158,34 +173,85 @@ class FakeKeyService:
         self.gate.set()
 
     async def batch_validate(self, request: pb2.BatchValidateRequest, context: "Context") -> pb2.BatchValidateResponse:
-        metadata = dict(context.invocation_metadata() or ())
-        authorization = str(metadata.get("authorization", ""))
-        self.batches.append(len(request.requests))
+        await self._arrive("call", request.requests, context)
+        await self._check(context)
+        return pb2.BatchValidateResponse(responses=self._answers(request.requests))
+
+    async def stream_validate(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        self.batch_streams += 1
+        if self.streams_refused is not None:
+            await context.abort(self.streams_refused, "the test says so")
+        await self._check(context)
+        self.batch_streams_open += 1
+        answering = asyncio.create_task(self._answer_batches(messages, context))
+        ending = asyncio.create_task(self._batch_streams_end.wait())
+        waiting: list[asyncio.Future[Any]] = [answering, ending]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            end = await answering if answering.done() else self._batch_streams_status
+        finally:
+            self.batch_streams_open -= 1
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+        if end is not grpc.StatusCode.OK:
+            await context.abort(end, "the test says so")
+
+    async def _answer_batches(self, messages: AsyncIterator[bytes], context: Any) -> grpc.StatusCode:
+        async for message in messages:
+            request = pb2.StreamValidateRequest.FromString(message)
+            await self._arrive("stream", request.requests, context)
+            if self.stream_end is not None:
+                return self.stream_end
+            response = pb2.StreamValidateResponse(responses=self._answers(request.requests))
+            await context.write(response.SerializeToString() if self.stream_bytes is None else self.stream_bytes)
+        return grpc.StatusCode.OK
+
+    def end_batch_streams(self, status: grpc.StatusCode) -> None:
+        """End those that are open now."""
+        self._batch_streams_status = status
+        self._batch_streams_end.set()
+        self._batch_streams_end = asyncio.Event()
+
+    async def _arrive(self, way: str, requests: Iterable[pb2.ValidateRequest], context: Any) -> None:
+        """Take note of a batch, and wait until the gate is open."""
+        batch = [
+            Call(entry.api_key, entry.origin if entry.HasField("origin") else None, _authorization(context))
+            for entry in requests
+        ]
+        self.ways.append(way)
+        self.batches.append(len(batch))
         self.peers.append(context.peer())
-        for entry in request.requests:
-            origin = entry.origin if entry.HasField("origin") else None
-            self.calls.append(Call(entry.api_key, origin, authorization))
+        for call in batch:
+            self.calls.append(call)
             self._arrivals[len(self.calls)].set()
         try:
             await self.gate.wait()
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        if authorization != f"Bearer {self.token}":
+
+    async def _check(self, context: Any) -> None:
+        if _authorization(context) != f"Bearer {self.token}":
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no or wrong token")
         if self.status is not None:
             await context.abort(self.status, "the test says so")
-        count = len(request.requests) - self.answers_missing
-        return pb2.BatchValidateResponse(
-            responses=[self.next_answers.pop(0) if self.next_answers else self.answer for _ in range(count)]
-        )
+
+    def _answers(self, requests: Iterable[pb2.ValidateRequest]) -> list[pb2.ValidateResponse]:
+        answered = list(requests)
+        return [self._answer(entry.api_key) for entry in answered[: len(answered) - self.answers_missing]]
+
+    def _answer(self, api_key: str) -> pb2.ValidateResponse:
+        if api_key in self.answers_of_keys:
+            return self.answers_of_keys[api_key]
+        return self.next_answers.pop(0) if self.next_answers else self.answer
 
     async def arrived(self, count: int) -> None:
         """Return once so many keys have been asked about."""
         await self._arrivals[count].wait()
 
     async def watch(self, requests: AsyncIterator[pb2.WatchRequest], context: Any) -> None:
-        authorization = str(dict(context.invocation_metadata() or ()).get("authorization", ""))
+        authorization = _authorization(context)
         stream = Stream(authorization, context)
         self.streams.append(stream)
         self._openings[len(self.streams)].set()
@@ -216,6 +282,10 @@ class FakeKeyService:
         await self.streams[-1].acknowledged(self.revision)
 
 
+def _authorization(context: Any) -> str:
+    return str(dict(context.invocation_metadata() or ()).get("authorization", ""))
+
+
 @dataclass
 class Clock:
     """A monotonic clock that a test moves."""
@@ -241,7 +311,11 @@ def serve(
         request_deserializer=pb2.WatchRequest.FromString,
         response_serializer=pb2.WatchResponse.SerializeToString,
     )
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {"BatchValidate": handler, "Watch": watch_handler}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "BatchValidate": handler,
+        "StreamValidate": grpc.stream_stream_rpc_method_handler(service.stream_validate),
+        "Watch": watch_handler,
+    }
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("authsvc.v1.KeyService", handlers)])
     if credentials is None:
         return server, server.add_insecure_port(address)

@@ -1,0 +1,53 @@
+"""One question at a time of a `KeyClient`, over a stream where there is one, and what its tests begin with."""
+
+import asyncio
+
+from authsvc.client.channel import FixedToken
+from authsvc.client.environment import Secret
+from authsvc.client.key_client import KeyClient
+from authsvc.client.raw_key import RawKey
+from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
+from tests.authsvc.client.fake_key_service import FakeKeyService
+from tests.authsvc.conftest import Service
+
+KEY = RawKey("dt_0123456789abcdef01234567")
+OTHER = RawKey("dt_76543210fedcba9876543210")
+TOKEN = FixedToken(Secret("the-token"))
+ALLOWED, INVALID = Verdict.ALLOWED, Verdict.INVALID_KEY
+
+
+async def ask(client: KeyClient, key: RawKey = KEY) -> Verdict:
+    """Ask about one key; raise the error if there is no answer."""
+    (answer,) = await client.validate([(key, None)])
+    if isinstance(answer, KeyServiceUnavailableError):
+        raise answer
+    return answer.decision.verdict
+
+
+async def open_stream(client: KeyClient, service: FakeKeyService) -> None:
+    """Ask until there is an open stream, which has answered."""
+    while service.ways[-1:] != ["stream"]:
+        assert await ask(client) is ALLOWED
+
+
+async def asking(client: KeyClient, service: FakeKeyService, key: RawKey = KEY) -> asyncio.Task[Verdict]:
+    """Begin a question, and return once the service has it."""
+    count = len(service.calls) + 1
+    task = asyncio.create_task(ask(client, key))
+    await service.arrived(count)
+    return task
+
+
+async def until_reached(client: KeyClient) -> None:
+    """Return once a question is answered: the channel's back-off is at most a second."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await ask(client)
+            except KeyServiceUnavailableError:
+                continue
+            return
+
+
+def bridge_token(service: Service) -> FixedToken:
+    return FixedToken(Secret(service.token("bridge")[0][1].removeprefix("Bearer ")))
