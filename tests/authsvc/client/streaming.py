@@ -26,8 +26,10 @@ async def ask(client: KeyClient, key: RawKey = KEY) -> Verdict:
 
 async def open_stream(client: KeyClient, service: FakeKeyService) -> None:
     """Ask until there is an open stream, which has answered."""
-    while service.ways[-1:] != ["stream"]:
-        assert await ask(client) is ALLOWED
+    for _ in range(2):  # a call first, where there was none since the last failure
+        if service.ways[-1:] != ["stream"]:
+            assert await ask(client) is ALLOWED
+    assert service.ways[-1] == "stream"
 
 
 async def asking(client: KeyClient, service: FakeKeyService, key: RawKey = KEY) -> asyncio.Task[Verdict]:
