@@ -9,7 +9,7 @@ import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,7 +87,6 @@ async def serve(
     StoreUnavailableError when the database cannot be reached.
     """
     limits = limits or CallLimits()
-    _let_threads_take_turns()
     config.check_exposure()
     connections_max = _connections_max(limits)
     make_state_dir(config.state_dir)
@@ -139,18 +138,6 @@ async def serve(
             await _stop(server, guard)
             await key_service.drain()
             await _end(indexing, watching, stopping)
-
-
-def _let_threads_take_turns() -> None:
-    """Keep a thread that is woken from interrupting the one that woke it; those that are started from now on, too.
-
-    A call passes through several threads of gRPC and the event loop's. On one core each would stop the last one in the
-    middle of its work: Validate takes 17 switches between threads by Linux's usual policy, and 5 by this one, for a
-    fifth less of the processor's time.
-    """
-    if hasattr(os, "SCHED_BATCH"):  # Linux
-        with suppress(OSError):  # a sandbox may not allow it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _connections_max(limits: CallLimits) -> int:

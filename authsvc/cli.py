@@ -30,6 +30,7 @@ from authsvc.client.standard_streams import open_missing
 from authsvc.client.workers import PLACE, Link, Place, run_workers, stop_at_signals
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
+from authsvc.scheduling import let_threads_take_turns
 from protos.authsvc.v1 import key_service_pb2 as pb
 
 _log = structlog.get_logger("authsvc")
@@ -91,6 +92,7 @@ def serve() -> None:
     async def run() -> None:
         await app.serve(config, stop_at_signals(), started)
 
+    let_threads_take_turns()
     console.run(run())
 
 
@@ -107,6 +109,7 @@ def worker(place: Place) -> None:
         with Link(place) as link:
             await app.serve(config, stop_at_signals(), lambda _: link.ready(), link=link)
 
+    let_threads_take_turns()
     console.run(run())
 
 

@@ -74,7 +74,7 @@ class CallLimits:
     """What callers may take up."""
 
     calls_max: int = 7000
-    """At a time, of which streams of holders are at most 5000."""
+    """At a time, of which streams of holders are at most 5000, and streams of batches 1000."""
     connection_calls_max: int = 200
     """At a time on one connection; a caller's further calls wait at its end."""
     connections_max: int = 10_000
@@ -135,6 +135,8 @@ class CallGuard(grpc.GenericRpcHandler):
         self.calls = 0
         """Under way now: of streams, a batch of StreamValidate is one."""
         self._validate_streams = 0
+        self._idle_streams: set[asyncio.Task[Any]] = set()
+        """Those of StreamValidate that wait for a batch."""
         self._is_stopping = False
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._handlers: dict[str, _Handler] = {}
@@ -163,8 +165,10 @@ class CallGuard(grpc.GenericRpcHandler):
         return handler
 
     def stop(self) -> None:
-        """Let streams of batches end after the one that is under way: they go on elsewhere."""
+        """End streams of batches, each after the one that is under way: they go on elsewhere."""
         self._is_stopping = True
+        for task in self._idle_streams:
+            task.cancel()
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         limits = self._limits
@@ -173,12 +177,11 @@ class CallGuard(grpc.GenericRpcHandler):
             seconds = limits.open_stream_seconds if is_stream else limits.call_seconds
             return _stream(self._counted(method, self._guard(method, self._open(handler), seconds)), handler)
         if handler.request_streaming:
+            if method == _STREAM_VALIDATE:
+                return _stream(self._guard(method, self._of_batches(handler), seconds=None), handler)
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
-                if method == _STREAM_VALIDATE:
-                    await self._serve_batches(handler, messages, context)
-                else:
-                    await handler.stream_stream(_read_all(handler, messages), context)
+                await handler.stream_stream(_read_all(handler, messages), context)
 
             return _stream(self._guard(method, serve, seconds=None), handler)
         serve_one = handler.unary_unary
@@ -193,29 +196,56 @@ class CallGuard(grpc.GenericRpcHandler):
         guarded = self._guard(method, answer, None if method in _UNTIMED_METHODS else limits.call_seconds)
         return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
-    async def _serve_batches(self, handler: _Handler, messages: AsyncIterator[bytes], context: Any) -> None:
-        if self._validate_streams >= self._limits.validate_streams_max:
-            raise TooManyCallsError(f"{self._validate_streams} streams of batches are open already")
-        self._validate_streams += 1
-        try:
-            async with aclosing(self._batches(handler, messages)) as batches:
-                await handler.stream_stream(batches, context)
-        finally:
-            self._validate_streams -= 1
+    def _of_batches(self, handler: _Handler) -> Any:
+        """Serve streams of StreamValidate, of which each batch counts, and is logged, like a call."""
 
-    async def _batches(self, handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncGenerator[Any, None]:
-        """Yield what is sent. Who asks for the next one has answered the last."""
-        async for message in messages:
-            started = self._monotonic() if self._logs_calls else 0.0
-            self.calls += 1
+        async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
+            if self._validate_streams >= self._limits.validate_streams_max:
+                raise TooManyCallsError(f"{self._validate_streams} streams of batches are open already")
+            self._validate_streams += 1
             try:
-                yield _read(handler, message)
+                await self._serve_batches(handler, messages, context)
             finally:
-                self.calls -= 1
-            if self._logs_calls:
-                self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
-            if self._is_stopping:
-                return
+                self._validate_streams -= 1
+
+        return serve
+
+    async def _serve_batches(self, handler: _Handler, messages: AsyncIterator[bytes], context: Any) -> None:
+        started, is_under_way = 0.0, False
+
+        async def batches() -> AsyncGenerator[Any, None]:
+            nonlocal started, is_under_way
+            while not self._is_stopping and (message := await self._next_batch(messages)) is not None:
+                started = self._monotonic()
+                self.calls += 1
+                is_under_way = True
+                yield _read(handler, message)
+
+        try:
+            async with aclosing(batches()) as requests, aclosing(handler.stream_stream(requests, context)) as responses:
+                async for response in responses:
+                    self.calls -= 1  # what takes its caller long to read holds up nobody else
+                    is_under_way = False
+                    await context.write(response)
+                    if self._logs_calls:
+                        self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
+        finally:
+            self.calls -= is_under_way
+
+    async def _next_batch(self, messages: AsyncIterator[bytes]) -> bytes | None:
+        """Return the next message of a stream, None at its end or ours."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        self._idle_streams.add(task)
+        try:
+            return await anext(messages, None)
+        except asyncio.CancelledError:
+            if not self._is_stopping:
+                raise
+            task.uncancel()
+            return None
+        finally:
+            self._idle_streams.discard(task)
 
     def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
@@ -231,7 +261,7 @@ class CallGuard(grpc.GenericRpcHandler):
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
                 status, detail = self._fault(method, error, context)
             else:
-                if self._logs_calls:
+                if self._logs_calls and method != _STREAM_VALIDATE:
                     self._log_call(method, grpc.StatusCode.OK, started)
                 return response
             self._log_call(method, status, started)

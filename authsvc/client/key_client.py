@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import grpc
 
@@ -40,9 +41,7 @@ _CHANNELS = 4
 _REST_SECONDS = 1.0
 """For a channel whose call failed, while others do not fail: as long as gRPC may take to connect again."""
 _NO_STREAM_SECONDS = 60.0
-"""For a channel whose stream was not answered once: the key service is an older one, or has too many."""
-_NO_STREAM_SECONDS = 60.0
-"""For a channel whose stream ended unanswered: the key service is an older one, or has too many."""
+"""For a channel whose stream was never answered: the key service is an older one, or has too many."""
 _NOT_YET = float("inf")
 """Until a call on the channel is answered: it finds out what is wrong, if anything is."""
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
@@ -64,14 +63,6 @@ def sendable_origin(origin: str | None) -> str | None:
     except UnicodeEncodeError:
         return ""
     return origin if len(origin) <= ORIGIN_CHARACTERS_MAX else ""
-
-
-class _FailedError(Exception):
-    """The service did not answer, with a status that says why."""
-
-    def __init__(self, code: grpc.StatusCode) -> None:
-        super().__init__(code)
-        self.code = code
 
 
 class _Line:
@@ -111,7 +102,7 @@ class _Line:
             return answers
         request = pb2.BatchValidateRequest(requests=requests)
         try:
-            response = await self._stub.BatchValidate(
+            response: Any = await self._stub.BatchValidate(
                 request, timeout=give_up_at - self._monotonic(), metadata=metadata
             )
         except BaseException:
@@ -119,7 +110,7 @@ class _Line:
             raise
         if self._streams_from == _NOT_YET:
             self._streams_from = now
-        return response.responses
+        return () if response is None else response.responses  # gRPC's word for bytes that are no message
 
     async def _ask_on_stream(
         self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, timeout_seconds: float
@@ -140,7 +131,8 @@ class _Line:
         except grpc.aio.AioRpcError:  # no answer in time
             self._streams_from = _NOT_YET if stream.has_answered else now + _NO_STREAM_SECONDS
             raise
-        if self.channel is channel and not self._stream:
+        is_in_step = len(response.responses) == len(requests)
+        if is_in_step and self.channel is channel and not self._stream:
             self._stream = stream
         else:
             stream.close()
@@ -160,7 +152,7 @@ class KeyClient:
     ) -> None:
         """Raise ConfigurationError when a TLS file cannot be used; nothing is connected yet.
 
-        `deadline_seconds` bounds a call, connecting included.
+        `deadline_seconds` bounds each question, connecting included.
         """
         self._address = address
         self._token = token
