@@ -40,7 +40,7 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
-# The largest request is BatchValidate with 256 keys and origins of 300 characters, at most 4 bytes each.
+# The largest request is a batch of 256 keys and origins of 300 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 512 * 1024
 _OTHER_FILES_MAX = 100  # the database's, and the system's
 _DRAIN_SECONDS = 10.0

@@ -9,11 +9,11 @@ import asyncio
 import hmac
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Self, TypeAlias
 
 import grpc
 import structlog
@@ -80,7 +80,8 @@ class CallLimits:
     connections_max: int = 10_000
     """At a time, or fewer where the system allows fewer open files; a bridge has five, and each takes 15 KiB."""
     connection_idle_seconds: float = 300.0
-    """Without a call, until it is closed; whoever waits for nothing reconnects at its next call."""
+    """Without a call, until it is closed; whoever waits for nothing reconnects at its next call. And of a stream of
+    StreamValidate without a batch, until that is ended."""
     validate_streams_max: int = 1000
     """At a time; whoever finds no place makes a call for each batch instead."""
     open_calls_max: int = 100
@@ -135,8 +136,8 @@ class CallGuard(grpc.GenericRpcHandler):
         self.calls = 0
         """Under way now: of streams, a batch of StreamValidate is one."""
         self._validate_streams = 0
-        self._idle_streams: set[asyncio.Task[Any]] = set()
-        """Those of StreamValidate that wait for a batch."""
+        self._idle_streams: set[Callable[[], None]] = set()
+        """How to end those of StreamValidate that wait for a batch."""
         self._is_stopping = False
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._handlers: dict[str, _Handler] = {}
@@ -167,8 +168,8 @@ class CallGuard(grpc.GenericRpcHandler):
     def stop(self) -> None:
         """End streams of batches, each after the one that is under way: they go on elsewhere."""
         self._is_stopping = True
-        for task in self._idle_streams:
-            task.cancel()
+        for end in self._idle_streams:
+            end()
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         limits = self._limits
@@ -211,41 +212,48 @@ class CallGuard(grpc.GenericRpcHandler):
         return serve
 
     async def _serve_batches(self, handler: _Handler, messages: AsyncIterator[bytes], context: Any) -> None:
-        started, is_under_way = 0.0, False
-
-        async def batches() -> AsyncGenerator[Any, None]:
-            nonlocal started, is_under_way
-            while not self._is_stopping and (message := await self._next_batch(messages)) is not None:
+        batch = _Handed()
+        async with aclosing(handler.stream_stream(batch, context)) as responses:
+            while (message := await self._next_batch(messages)) is not None:
                 started = self._monotonic()
                 self.calls += 1
-                is_under_way = True
-                yield _read(handler, message)
-
-        try:
-            async with aclosing(batches()) as requests, aclosing(handler.stream_stream(requests, context)) as responses:
-                async for response in responses:
-                    self.calls -= 1  # what takes its caller long to read holds up nobody else
-                    is_under_way = False
-                    await context.write(response)
-                    if self._logs_calls:
-                        self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
-        finally:
-            self.calls -= is_under_way
+                try:
+                    batch.message = _read(handler, message)
+                    response = await anext(responses)
+                finally:
+                    self.calls -= 1
+                await context.write(response)  # however long its caller takes to read, nobody waits for that
+                if self._logs_calls:
+                    self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
 
     async def _next_batch(self, messages: AsyncIterator[bytes]) -> bytes | None:
-        """Return the next message of a stream, None at its end or ours."""
+        """Return the next message of a stream; None at its end, and at ours: it was idle for long, or we stop.
+
+        A message that comes in the very instant of that is lost; its caller sees the end, and asks again in a call.
+        """
+        if self._is_stopping:
+            return None
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
-        self._idle_streams.add(task)
+        is_over = False
+
+        def end() -> None:
+            nonlocal is_over
+            is_over = True
+            task.cancel()
+
+        timer = asyncio.get_running_loop().call_later(self._limits.connection_idle_seconds, end)
+        self._idle_streams.add(end)
         try:
             return await anext(messages, None)
         except asyncio.CancelledError:
-            if not self._is_stopping:
+            if not is_over:
                 raise
             task.uncancel()
             return None
         finally:
-            self._idle_streams.discard(task)
+            timer.cancel()
+            self._idle_streams.discard(end)
 
     def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
@@ -359,6 +367,18 @@ class CallGuard(grpc.GenericRpcHandler):
         if role is Role.BRIDGE and method not in _BRIDGE_METHODS:
             return grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token"
         return None
+
+
+class _Handed:
+    """What a servicer reads its requests from: the one that it was handed last."""
+
+    message: Any = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        return self.message
 
 
 def _stream(serve: Any, handler: _Handler) -> _Handler:

@@ -68,8 +68,8 @@ class LeaseStore:
 
     async def state(self) -> StoreState:
         """Read epoch, revision and clock."""
-        if self._counter is not None:  # read four times a second, and for each lease: a thread would cost a percent
-            ((_, epoch, revision),) = (await self._counter.rows([_COUNTER_ID])).values()
+        if self._counter is not None:  # four times a second, and for each lease: not worth a thread
+            _, epoch, revision = (await self._counter.rows([_COUNTER_ID]))[_COUNTER_ID]
             return _state(epoch, revision, self._now())
         async with self._database.statement() as connection:
             return await self._read_state(connection)

@@ -7,9 +7,9 @@ from contextlib import suppress
 def let_threads_take_turns() -> None:
     """Keep threads of this process that are woken from interrupting the one that woke them; called before any starts.
 
-    A call passes through several threads of gRPC and the event loop's. On one core each would stop the last one in the
-    middle of its work: Validate takes 17 switches between threads by Linux's usual policy, and 5 by this one, for a
-    fifth less of the processor's time. In return the process does not interrupt others either.
+    A call passes through several threads of gRPC and the event loop's. By Linux's usual policy each that is woken stops
+    the last one in the middle of its work, where they share a core. What that costs `python -m benchmarks.validate`
+    shows. In return the process does not interrupt others either.
     """
     if hasattr(os, "SCHED_BATCH"):  # Linux
         with suppress(OSError):  # a sandbox may not allow it

@@ -1,4 +1,4 @@
-"""What does a verdict cost the key service, one a call and 32 a call?"""
+"""What does a verdict cost the key service: one a call, one a turn on a stream, and 32 a call?"""
 
 import asyncio
 import time
@@ -22,14 +22,15 @@ KEYS = 1000
 BATCH = 32
 IN_FLIGHT = 32
 ECHO, FOUND, NEW, UNKNOWN, MALFORMED = "bare echo", "found", "found, first time asked", "unknown", "malformed"
-STREAMED, STREAMED_NEW = "found, on streams", "found, first time asked, on streams"
+ECHO_TURNS = "bare echo, threads taking turns"
 COLUMNS = [("calls/s", ",.0f"), ("CPU µs", ",.1f"), ("ratio, wall clock", ".2f"), ("ratio, CPU", ".2f")]
 NEW_A_SECOND_MAX = 30_000
 
 HOW = """\
 A client on grpc.aio keeps 32 calls in flight to the server, which has a core to itself. The bare echo is grpc.aio on
 uvloop answering with the same messages, made ahead. Found keys are a thousand in turn; unknown ones are each another.
-On streams, it has 32 of `StreamValidate` open, and asks for one key at a time on each.
+On streams, it has 32 of `StreamValidate` open to either, and asks for one key at a time on each. The key service's
+threads take turns (`SCHED_BATCH`); a second echo shows what that is worth by itself.
 The ratio that is judged is of the server's processor time: the client is as dear as the server, so that the wall clock
 measures both."""
 
@@ -38,24 +39,36 @@ async def main(pace: Pace) -> Report:
     async with Rig() as rig:
         keys = KEYS + NEW_A_SECOND_MAX * pace.seconds * (pace.rounds + 1)
         service = await rig.key_service(keys=keys)
-        echo = await rig.bare("grpc")
-        async with grpc.aio.insecure_channel(echo.address) as channel:
+        echo, echo_turns = await rig.bare("grpc"), await rig.bare("grpc-turns")
+        async with (
+            grpc.aio.insecure_channel(echo.address) as channel,
+            grpc.aio.insecure_channel(echo_turns.address) as channel_turns,
+        ):
             echo_stub: Any = pb_grpc.KeyServiceStub(channel)
+            echo_turns_stub: Any = pb_grpc.KeyServiceStub(channel_turns)
             ask = partial(call, rig, pace.seconds)
             found = cycle([pb.ValidateRequest(api_key=key(number)) for number in range(KEYS)])
             new = (pb.ValidateRequest(api_key=key(number)) for number in range(KEYS, keys))
             unknown = (pb.ValidateRequest(api_key=unknown_key(number)) for number in count())
             malformed = cycle([pb.ValidateRequest(api_key=MALFORMED_KEY)])
-            ask_on_streams = partial(call_on_streams, rig, pace.seconds, service)
+            on_streams = partial(call_on_streams, rig, pace.seconds)
             single = await interleaved(
                 {
                     ECHO: lambda: ask(echo, echo_stub.Validate, found),
+                    ECHO_TURNS: lambda: ask(echo_turns, echo_turns_stub.Validate, found),
                     FOUND: lambda: ask(service, rig.stub.Validate, found),
                     NEW: lambda: ask(service, rig.stub.Validate, new),
                     UNKNOWN: lambda: ask(service, rig.stub.Validate, unknown),
                     MALFORMED: lambda: ask(service, rig.stub.Validate, malformed),
-                    STREAMED: lambda: ask_on_streams(found),
-                    STREAMED_NEW: lambda: ask_on_streams(new),
+                },
+                pace.rounds,
+            )
+            stream = await interleaved(
+                {
+                    ECHO: lambda: on_streams(echo, echo_stub, found),
+                    FOUND: lambda: on_streams(service, rig.stub, found),
+                    NEW: lambda: on_streams(service, rig.stub, new),
+                    UNKNOWN: lambda: on_streams(service, rig.stub, unknown),
                 },
                 pace.rounds,
             )
@@ -68,11 +81,15 @@ async def main(pace: Pace) -> Report:
                 },
                 pace.rounds,
             )
-    one, many = Comparison(single, ECHO), Comparison(batch, ECHO)
+    one, turn, many = Comparison(single, ECHO), Comparison(stream, ECHO), Comparison(batch, ECHO)
     return Report(
         __doc__ or "",
         HOW,
-        [Table("Validate", COLUMNS, one.rows()), Table(f"BatchValidate of {BATCH}", COLUMNS, many.rows())],
+        [
+            Table("Validate", COLUMNS, one.rows()),
+            Table("StreamValidate, one a turn", [("turns/s", ",.0f"), *COLUMNS[1:]], turn.rows()),
+            Table(f"BatchValidate of {BATCH}", COLUMNS, many.rows()),
+        ],
         {"validate": one.cpu(FOUND), "batch_validate": many.cpu(FOUND)},
         {"validate": one.wall(FOUND), "batch_validate": many.wall(FOUND)},
     )
@@ -96,14 +113,15 @@ async def call(rig: Rig, seconds: float, server: Server, method: Any, requests: 
 
 
 async def call_on_streams(
-    rig: Rig, seconds: float, server: Server, requests: Iterator[pb.ValidateRequest]
+    rig: Rig, seconds: float, server: Server, stub: Any, requests: Iterator[pb.ValidateRequest]
 ) -> Throughput:
     """Do the same with a stream in place of each call in flight."""
-    streams = [rig.stub.StreamValidate(metadata=rig.metadata) for _ in range(IN_FLIGHT)]
+    streams = [stub.StreamValidate(metadata=rig.metadata) for _ in range(IN_FLIGHT)]
 
     async def ask(stream: Any, request: pb.ValidateRequest) -> None:
         await stream.write(pb.StreamValidateRequest(requests=[request]))
-        await stream.read()
+        if not isinstance(await stream.read(), pb.StreamValidateResponse):
+            raise VoidError("a stream ended without an answer")
 
     try:
         return await _count(seconds, server, [partial(ask, stream) for stream in streams], requests)

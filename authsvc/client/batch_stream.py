@@ -14,8 +14,6 @@ from authsvc.client.channel import Metadata
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
-_NOTHING = grpc.aio.Metadata()
-
 
 class StreamOverError(Exception):
     """The stream ended without an answer. Why is for a call to find out: the service may only have stopped."""
@@ -39,8 +37,8 @@ class BatchStream:
     async def ask(self, requests: Sequence[pb2.ValidateRequest], timeout_seconds: float) -> pb2.StreamValidateResponse:
         """Send a batch and return what comes back.
 
-        Raises StreamOverError, and after so many seconds what a call does. Whatever it raises, cancellation included,
-        ends the stream: who asks next must not get this answer.
+        Raises StreamOverError, and TimeoutError after so many seconds. Whatever it raises, cancellation included, ends
+        the stream: who asks next must not get this answer.
         """
         response: Any = None
         try:
@@ -48,8 +46,6 @@ class BatchStream:
             async with asyncio.timeout(timeout_seconds):
                 await self._call.write(pb2.StreamValidateRequest(requests=requests))
                 response = await self._call.read()
-        except TimeoutError:
-            raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, _NOTHING, _NOTHING) from None
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             pass
         finally:
@@ -63,9 +59,3 @@ class BatchStream:
     def close(self) -> None:
         """End it."""
         self._call.cancel()
-
-
-def is_cancelled() -> bool:
-    """Whether the current task was asked to end. gRPC raises CancelledError, too, for calls that end otherwise."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

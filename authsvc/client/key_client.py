@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from authsvc.client.batch_stream import BatchStream, StreamOverError, is_cancelled
+from authsvc.client.batch_stream import BatchStream, StreamOverError
 from authsvc.client.channel import ClientTls, Metadata, TokenSource, authorization, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import Address, ConfigurationError, Secret
@@ -42,8 +42,8 @@ _REST_SECONDS = 1.0
 """For a channel whose call failed, while others do not fail: as long as gRPC may take to connect again."""
 _NO_STREAM_SECONDS = 60.0
 """For a channel whose stream was never answered: the key service is an older one, or has too many."""
-_NOT_YET = float("inf")
-"""Until a call on the channel is answered: it finds out what is wrong, if anything is."""
+_FIRST_ANSWER_SECONDS = 0.5
+"""For a new stream, to leave time for a call: something in between may keep what is streamed to itself."""
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
@@ -77,6 +77,7 @@ class _Line:
         """When the last call ended, if it failed."""
         self._stream: BatchStream | None = None
         """The one that nobody uses now."""
+        self._streams_from = float("-inf")
         self.open()
 
     def open(self) -> None:
@@ -87,7 +88,8 @@ class _Line:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        self._streams_from = _NOT_YET
+        self._needs_call = True
+        """Before the next stream: a call finds out what is wrong, if anything is."""
 
     def burden(self, now: float) -> tuple[bool, int]:
         """Return what is less for a line that is better to use."""
@@ -97,40 +99,47 @@ class _Line:
         self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, give_up_at: float
     ) -> Sequence[pb2.ValidateResponse]:
         """Return what the service answers, on a stream or in a call; raise what gRPC does."""
-        answers = await self._ask_on_stream(requests, metadata, now, give_up_at - now)
-        if answers is not None:
-            return answers
-        request = pb2.BatchValidateRequest(requests=requests)
+        is_refused = False
         try:
-            response: Any = await self._stub.BatchValidate(
-                request, timeout=give_up_at - self._monotonic(), metadata=metadata
-            )
-        except BaseException:
-            self._streams_from = _NOT_YET
-            raise
-        if self._streams_from == _NOT_YET:
-            self._streams_from = now
+            answers = await self._ask_on_stream(requests, metadata, now, give_up_at - now)
+            if answers is not None:
+                return answers
+        except StreamOverError:
+            is_refused = True
+        self._needs_call = True
+        request = pb2.BatchValidateRequest(requests=requests)
+        left_seconds = give_up_at - self._monotonic()
+        response: Any = await self._stub.BatchValidate(request, timeout=left_seconds, metadata=metadata)
+        self._needs_call = False
+        if is_refused:
+            self._streams_from = now + _NO_STREAM_SECONDS
         return () if response is None else response.responses  # gRPC's word for bytes that are no message
 
     async def _ask_on_stream(
-        self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, timeout_seconds: float
+        self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, left_seconds: float
     ) -> Sequence[pb2.ValidateResponse] | None:
-        """Return None where there is no stream, or it ended without an answer."""
+        """Return None where a call has to be made: there is no stream, or it ended.
+
+        Raises StreamOverError for one that never answered, and what gRPC does where there is no time for a call.
+        """
         stream, self._stream = self._stream, None
         if stream is None or stream.is_over:
-            if self.calls > 1 or now < self._streams_from:
+            if self.calls > 1 or self._needs_call or now < self._streams_from:
                 return None
             stream = BatchStream(self._stub, metadata)
         channel = self.channel
         try:
-            response = await stream.ask(requests, timeout_seconds)
-        except StreamOverError:
+            response = await stream.ask(
+                requests, left_seconds if stream.has_answered else min(left_seconds, _FIRST_ANSWER_SECONDS)
+            )
+        except (StreamOverError, TimeoutError) as error:
+            self._needs_call = True
             if not stream.has_answered:
-                self._streams_from = now + _NO_STREAM_SECONDS
+                raise StreamOverError from None
+            if isinstance(error, TimeoutError):
+                nothing = grpc.aio.Metadata()
+                raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing) from None
             return None
-        except grpc.aio.AioRpcError:  # no answer in time
-            self._streams_from = _NOT_YET if stream.has_answered else now + _NO_STREAM_SECONDS
-            raise
         is_in_step = len(response.responses) == len(requests)
         if is_in_step and self.channel is channel and not self._stream:
             self._stream = stream
@@ -205,7 +214,7 @@ class KeyClient:
         try:
             answers = await line.ask(requests, authorization(token), now, give_up_at)
         except asyncio.CancelledError:
-            if is_cancelled():
+            if _is_cancelled():
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
@@ -285,3 +294,9 @@ def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableErr
             return KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
     return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
+
+
+def _is_cancelled() -> bool:
+    """Whether the current task was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

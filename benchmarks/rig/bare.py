@@ -1,10 +1,10 @@
 """The baselines: servers that do the least that could be called the same work, on uvloop.
 
-Usage: python -m benchmarks.rig.bare aiohttp | grpc | aiohttp-grpc ADDRESS [TOKEN]
+Usage: python -m benchmarks.rig.bare aiohttp | grpc | grpc-turns | aiohttp-grpc ADDRESS [TOKEN]
 
-`aiohttp` reads the body and answers JSON; `grpc` answers Validate and BatchValidate with the same messages as the key
-service, made ahead; `aiohttp-grpc` is the first with one Validate call before each answer, to the second at ADDRESS or
-to a key service, which wants a token.
+`aiohttp` reads the body and answers JSON; `grpc` answers Validate, BatchValidate and StreamValidate with the same
+messages as the key service, made ahead, and `grpc-turns` does with its threads taking turns as well; `aiohttp-grpc` is
+the first with one Validate call before each answer, to the second at ADDRESS or to a key service, which wants a token.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import authorization
 from authsvc.client.environment import Secret
+from authsvc.scheduling import let_threads_take_turns
 from benchmarks.rig.traffic import INGEST, key
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
@@ -49,6 +50,8 @@ class Echo:
     def __init__(self) -> None:
         self._batches: dict[int, pb.BatchValidateResponse] = {}
         """By size, made when one is asked for first."""
+        self._turns: dict[int, pb.StreamValidateResponse] = {}
+        """Likewise."""
         ttl = Duration()
         ttl.FromTimedelta(timedelta(seconds=60))
         self._answer = pb.ValidateResponse(
@@ -75,7 +78,10 @@ class Echo:
 
     async def StreamValidate(self, requests: AsyncIterator[pb.StreamValidateRequest], context: Any) -> None:  # noqa: N802
         async for request in requests:
-            await context.write(pb.StreamValidateResponse(responses=[self._answer] * len(request.requests)))
+            size = len(request.requests)
+            if size not in self._turns:
+                self._turns[size] = pb.StreamValidateResponse(responses=[self._answer] * size)
+            await context.write(self._turns[size])
 
 
 async def _serve_http(validate: Any = None) -> AsyncIterator[str]:
@@ -111,6 +117,7 @@ async def main(name: str, *addresses: str) -> None:
     servers: dict[str, Callable[..., AsyncIterator[str]]] = {
         "aiohttp": _serve_http,
         "grpc": _serve_grpc,
+        "grpc-turns": _serve_grpc,
         "aiohttp-grpc": _serve_both,
     }
     async for address in servers[name](*addresses):
@@ -119,5 +126,7 @@ async def main(name: str, *addresses: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "grpc-turns":
+        let_threads_take_turns()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(*sys.argv[1:]))

@@ -263,6 +263,16 @@ async def test_a_stream_that_is_cancelled_with_a_batch_under_way_leaves_its_plac
         await until_there_is_room(service)
 
 
+async def test_a_stream_that_was_asked_nothing_for_long_is_ended(tmp_path: Path, logged: list[Any]) -> None:
+    """It leaves its place to another, and its connection may close."""
+    limits = CallLimits(validate_streams_max=1, connection_idle_seconds=0.2)
+    async with running(tmp_path / "state", limits) as service:
+        batches = Batches(service)
+        assert await batches.verdicts(UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]
+        assert (await ended(batches.call))[0] == Code.OK
+        await until_there_is_room(service)
+
+
 async def test_a_failure_of_ours_ends_the_stream_and_shows_its_text_to_nobody(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -79,6 +79,15 @@ async def test_every_worker_of_the_bridge_answers_and_one_process_writes(system:
     assert bridge.stdout.count("\n") == 1
 
 
+async def test_threads_of_the_key_service_take_turns_and_those_of_bridges_need_not(system: System) -> None:
+    key_service, alone = await system.key_service(), await system.key_service(AUTHSVC_WORKERS="1")
+    bridge = await system.bridge()
+    serving = [alone.pid, *(process.pid for process in workers(key_service).values())]
+    assert {os.sched_getscheduler(pid) for pid in serving} == {os.SCHED_BATCH}
+    others = [bridge.pid, *(process.pid for process in workers(bridge).values())]
+    assert {os.sched_getscheduler(pid) for pid in others} == {os.SCHED_OTHER}
+
+
 async def test_every_worker_of_the_key_service_answers_and_is_healthy(system: System) -> None:
     key_service = await system.key_service(AUTHSVC_LOG_LEVEL="debug")
     assert sorted(workers(key_service)) == ["1", "2"]

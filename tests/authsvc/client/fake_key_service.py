@@ -154,6 +154,8 @@ class FakeKeyService:
     """How it ends at a batch, in place of an answer."""
     stream_bytes: bytes | None = None
     """What it answers with in place of a message."""
+    stream_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """It answers once this is open, too."""
     batch_streams: int = 0
     """How many of them were opened."""
     batch_streams_open: int = 0
@@ -171,6 +173,7 @@ class FakeKeyService:
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.stream_gate.set()
 
     async def batch_validate(self, request: pb2.BatchValidateRequest, context: "Context") -> pb2.BatchValidateResponse:
         await self._arrive("call", request.requests, context)
@@ -201,6 +204,7 @@ class FakeKeyService:
         async for message in messages:
             request = pb2.StreamValidateRequest.FromString(message)
             await self._arrive("stream", request.requests, context)
+            await self.stream_gate.wait()
             if self.stream_end is not None:
                 return self.stream_end
             response = pb2.StreamValidateResponse(responses=self._answers(request.requests))

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from authsvc.client import key_client
 from authsvc.client.environment import Address
 from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
@@ -145,22 +146,52 @@ async def test_a_stream_that_does_not_answer_is_a_fault_at_the_deadline_and_its_
     assert not unhandled
 
 
-async def test_a_new_stream_that_does_not_answer_is_not_tried_again_at_once(
+@pytest.mark.parametrize("seconds_between", [0.0, 6.0])
+async def test_a_new_stream_that_does_not_answer_costs_nobody_an_answer_and_is_not_tried_again_for_a_minute(
+    service: FakeKeyService,
+    address: Address,
+    clock: Clock,
+    one_channel: None,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_between: float,
+) -> None:
+    """Something between the two may keep what is streamed to itself. Nor where the channel is opened anew meanwhile."""
+    monkeypatch.setattr(key_client, "_FIRST_ANSWER_SECONDS", 0.05)
+    client = KeyClient(address, TOKEN, None, clock)
+    assert await ask(client) is ALLOWED
+    service.stream_gate.clear()
+    assert await ask(client) is ALLOWED
+    service.stream_gate.set()
+    for _ in range(3):
+        clock.now += seconds_between
+        assert await ask(client) is ALLOWED
+    service.status = grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(KeyServiceUnavailableError):
+        await ask(client)
+    service.status = None
+    for _ in range(2):
+        assert await ask(client) is ALLOWED
+    assert service.ways == ["call", "stream", *["call"] * 7]
+    clock.now += 60.0
+    assert await ask(client) is ALLOWED
+    assert service.ways[-1] == "stream"
+    await client.close()
+
+
+async def test_a_channel_that_is_opened_anew_has_a_stream_of_its_own(
     service: FakeKeyService, address: Address, clock: Clock, one_channel: None
 ) -> None:
-    """Something between the two may keep what is streamed to itself, and would have every question fail."""
     client = KeyClient(address, TOKEN, None, clock, deadline_seconds=0.1)
-    assert await ask(client) is ALLOWED
+    await open_stream(client, service)
     service.gate.clear()
+    clock.now += 6.0  # it has not answered for so long that the channel is given up
     with pytest.raises(KeyServiceUnavailableError, match="did not answer"):
         await ask(client)
     service.gate.set()
     for _ in range(3):
         assert await ask(client) is ALLOWED
-    assert service.ways == ["call", "stream", "call", "call", "call"]
-    clock.now += 60.0
-    assert await ask(client) is ALLOWED
-    assert service.ways[-1] == "stream"
+    assert service.ways[-3:] == ["call", "stream", "stream"]
+    assert len(set(service.peers)) == 2
     await client.close()
 
 

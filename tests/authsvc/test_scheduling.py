@@ -1,0 +1,17 @@
+"""How the key service's processes share a core."""
+
+import os
+
+import pytest
+
+from authsvc.scheduling import let_threads_take_turns
+
+
+def test_a_system_that_does_not_allow_it_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    let_threads_take_turns()
+    monkeypatch.delattr(os, "SCHED_BATCH")
+    let_threads_take_turns()
