@@ -4,11 +4,13 @@ import asyncio
 import os
 import re
 import signal
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -312,3 +314,29 @@ def test_a_reader_that_is_cancelled_while_it_connects_leaves_no_connection_behin
         for turns in [*range(60)] * 2:
             asyncio.run(cancel_after(turns))
     assert failed == []
+
+
+async def test_the_state_has_what_another_process_committed_before(database_url: str) -> None:
+    """Rule 1: a lease is granted with a revision that was read after its commit."""
+    async with opened(database_url) as (_, leases), opened(database_url) as (other, _):
+        before = await leases.state()
+        for number in range(1, 4):
+            await mutate(other, f"project-{number}")
+            state = await leases.state()
+            assert (state.epoch, state.revision) == (before.epoch, before.revision + number)
+
+
+async def test_a_lock_that_passes_costs_the_state_a_moment(tmp_path: Path) -> None:
+    """On SQLite, where a reader waits for nothing else: it is read anew the usual way, which waits."""
+    url = f"sqlite:///{tmp_path / 'keys.db'}"
+    async with opened(url) as (_, leases):
+        before = await leases.state()
+    holder = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
+    holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    database = Database(url)
+    reading = asyncio.create_task(LeaseStore(database, now, MARGIN_SECONDS).state())
+    await asyncio.sleep(0)  # the short way, which does not wait, has failed
+    holder.close()
+    assert (await reading).revision == before.revision
+    await database.close()
