@@ -28,7 +28,7 @@ LIMIT_PER_MINUTE = 2_000
 CALLS_A_SECOND = 200
 """Of another caller of the key service."""
 WRK_STARTS_SECONDS = 0.5
-"""It reads its keys on the core of that caller, which would wait for it; it goes on for a second more than is watched."""
+"""wrk reads its keys on the core of that caller, which would wait for it. It goes on for a second more."""
 
 Seen = tuple[Latencies, float]
 """What became of the cached traffic, and how many other requests a second were answered."""
