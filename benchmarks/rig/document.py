@@ -17,7 +17,8 @@ Written by `make bench`, which measures all of this anew in about fifteen minute
 some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a baseline
 that does the least that could be called the same work, in the same rounds: every contender has a turn in each round,
 every other round backwards, and a ratio is the median of the rounds', unless a question says otherwise. Servers have
-one core; load and PostgreSQL have the other.
+one core; load and PostgreSQL have the other. All figures are of one run: what is met in one may be missed in the next,
+so a target counts as met when it is in two runs of three.
 
 Where a target is about refusals, misses, calls or keys, the ratio that is judged is of the servers' processor time for
 one answer, and the wall clock's stands beside it. The two are equal only where both servers are busy all of the time.
