@@ -11,7 +11,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from authsvc import app as app_module
-from authsvc import index as index_module
 from authsvc.interceptors import CallLimits
 from authsvc.keys import generate_raw_key
 from authsvc.store import KeyStore
@@ -311,30 +310,6 @@ async def test_an_idle_stream_does_not_hold_up_the_end_of_the_service(
         service.stop.set()
         assert (await ended(idle.call))[0] == Code.OK
         await ended(silent.call)
-
-
-async def test_a_caller_that_takes_no_answers_does_not_hold_up_the_end_of_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
-) -> None:
-    monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 3600.0)
-    monkeypatch.setattr(index_module, "_BUSY_KEYS", 1_000_000)  # so that each batch is looked up
-    looked_up = 0
-    lookup = KeyStore.lookup
-
-    async def counted(store: KeyStore, digests: Any) -> Any:
-        nonlocal looked_up
-        looked_up += 1
-        return await lookup(store, digests)
-
-    async with running(tmp_path / "state") as service:
-        api_key = (await issue(service, "p" * 63)).api_key
-        monkeypatch.setattr(KeyStore, "lookup", counted)
-        batches = Batches(service)
-        for _ in range(3):
-            await batches.send(*[about(api_key)] * 256)
-        # Two answers of 34 kB are more than HTTP/2's window of 64 KiB: the second cannot be sent.
-        await until(lambda: looked_up == 2)
-        # The service ends here, within a test's time.
 
 
 async def test_a_batch_under_way_when_the_service_stops_is_answered_and_then_the_stream_ends(
