@@ -12,6 +12,7 @@ import msgspec
 
 from authsvc.client.environment import Address, ConfigurationError, Secret, Token, kept_token, make_folder, read
 from authsvc.client.event_log import LogFormat, LogLevel
+from authsvc.client.networks import Networks
 
 PREFIX = "AUTHSVC_"
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
@@ -37,6 +38,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
     allow_insecure: bool = False
+    trusted_proxies: Networks = Networks()
     lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60
     lease_margin_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5
     log_level: LogLevel = LogLevel.INFO

@@ -12,6 +12,7 @@ import msgspec
 
 from authsvc.client.environment import Address, ConfigurationError, Secret, Token, make_folder, read
 from authsvc.client.event_log import LogFormat, LogLevel
+from authsvc.client.networks import Networks
 
 PREFIX = "HTTPBRIDGE_"
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name, where the key service leaves it
@@ -32,6 +33,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     allow_insecure: bool = False
+    trusted_proxies: Networks = Networks()
     key_service: Address = Address("127.0.0.1", 50051)
     key_service_token: Token | None = None
     key_service_ca: Path | None = None

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from authsvc.client.environment import Address, Secret, Token
+from authsvc.client.networks import Networks
 from authsvc.config import Config as KeyServiceConfig
 from httpbridge.config import Config as BridgeConfig
 
@@ -35,7 +36,7 @@ def test_every_variable_is_documented_with_its_default_and_no_other_is(struct: A
     assert documented.keys() == fields.keys()
     for name, default in fields.items():
         shown = documented[name].strip("`")
-        if default is None:
+        if default is None or default == Networks():
             assert shown.startswith(("none", "generated", "read from", "sqlite:///STATE_DIR/", "AUTHSVC_LISTEN")), name
         else:
             assert shown == (str(default).lower() if isinstance(default, bool) else str(default)), name
@@ -66,6 +67,7 @@ def words(hint: Any) -> set[str]:
         Token: {"secret"},
         Secret: {"URL", "secret"},
         str: {"URL"},
+        Networks: {"networks"},
     }[hint]
 
 

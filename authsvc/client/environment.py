@@ -17,6 +17,8 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
+from authsvc.client.networks import Networks
+
 _T = TypeVar("_T", bound=msgspec.Struct)
 
 
@@ -145,6 +147,8 @@ def _decode(kind: type, value: Any) -> Any:
         return Secret(value)
     if kind is Path:
         return Path(value)
+    if kind is Networks:
+        return Networks.parse(value)
     raise NotImplementedError(kind)
 
 

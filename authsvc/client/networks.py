@@ -1,0 +1,137 @@
+"""Who is at the other end: addresses, the networks of trusted proxies, and how many places one address may take.
+
+Pure. Used by everything of both services that strangers can reach.
+"""
+
+import ipaddress
+from collections import Counter
+from collections.abc import Sequence
+from typing import Self, TypeAlias
+
+_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+_IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_SUBSCRIBER_PREFIX = 64
+"""Of IPv6: what one subscriber gets at least (RFC 6177), who can use any address of it."""
+
+_FREE_SHARE = 3 / 4
+"""Of the places, which anybody may take. Of the rest an address gets none that has more than its share."""
+
+_ADDRESS_SHARE = 1 / 16
+"""Of the places: what one address may have once the free ones are taken."""
+
+
+def _ip(text: str) -> _IP | None:
+    """Return the address, an IPv4 one also where it is mapped into IPv6; None for what is none, a UNIX socket say."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def address_group(text: str) -> str:
+    """Return what is counted as one caller: an IPv4 address, the /64 of an IPv6 one, or the text as it is."""
+    address = _ip(text)
+    if address is None:
+        return text
+    if address.version == 4:
+        return str(address)
+    return str(ipaddress.ip_network((address, _SUBSCRIBER_PREFIX), strict=False))
+
+
+class Networks:
+    """A list of networks, as CIDRs; empty by default."""
+
+    __slots__ = ("_networks",)
+
+    def __init__(self, networks: Sequence[_Network] = ()) -> None:
+        self._networks = tuple(networks)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read CIDRs and single addresses with commas or white space between; raise ValueError naming a bad one."""
+        networks = []
+        for word in text.replace(",", " ").split():
+            try:
+                networks.append(ipaddress.ip_network(word, strict=False))
+            except ValueError:
+                raise ValueError(f"expected networks such as 10.0.0.0/8, 2001:db8::/32; not {word!r}") from None
+        return cls(networks)
+
+    def __contains__(self, text: str) -> bool:
+        if not self._networks:
+            return False
+        address = _ip(text)
+        return address is not None and any(address in network for network in self._networks)
+
+    def __bool__(self) -> bool:
+        return bool(self._networks)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Networks) and self._networks == other._networks
+
+    def __hash__(self) -> int:
+        return hash(self._networks)
+
+    def __repr__(self) -> str:
+        return f"Networks({', '.join(map(str, self._networks))})"
+
+
+def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Networks) -> str:
+    """Return the address that a request comes from: the last one that no trusted proxy has.
+
+    `peer` is the connection's, `forwarded_for` what X-Forwarded-For lists (or Forwarded's `for`), in its order. What a
+    stranger sends in them is not believed: each is looked at only where the one after it is a trusted proxy.
+    """
+    address = peer
+    for text in reversed(forwarded_for):
+        if address not in trusted_proxies:
+            break
+        if _ip(text) is None:
+            break
+        address = text
+    return address
+
+
+class Places:
+    """Counts who takes how many of a bounded number of places.
+
+    An address is bounded once three quarters of them are taken, and a trusted proxy never: it speaks for many.
+    """
+
+    def __init__(self, places_max: int, trusted_proxies: Networks) -> None:
+        self.places_max = places_max
+        self.taken = 0
+        self._free = int(places_max * _FREE_SHARE)
+        self._of_address_max = max(1, int(places_max * _ADDRESS_SHARE))
+        self._trusted_proxies = trusted_proxies
+        self._of_addresses: Counter[str] = Counter()
+
+    def has_room(self, address: str) -> bool:
+        """Return whether an address may take one more."""
+        if self.taken < self._free:
+            return True
+        if self.taken >= self.places_max:
+            return False
+        return self.count(address) < self._of_address_max or address in self._trusted_proxies
+
+    def take(self, address: str) -> bool:
+        """Take a place, if there is room for the address; return whether there was."""
+        if not self.has_room(address):
+            return False
+        self.taken += 1
+        self._of_addresses[address_group(address)] += 1
+        return True
+
+    def release(self, address: str) -> None:
+        """Give a place back."""
+        group = address_group(address)
+        self.taken -= 1
+        self._of_addresses[group] -= 1
+        if self._of_addresses[group] <= 0:
+            del self._of_addresses[group]
+
+    def count(self, address: str) -> int:
+        """Return how many places an address has."""
+        return self._of_addresses.get(address_group(address), 0)
