@@ -49,7 +49,9 @@ class Authorizer:
         if api_key is None:
             return INVALID_KEY
         origin = _origin(headers)
-        decision = self._validator.cached(api_key, origin) or await self._validator.validate(api_key, origin)
+        decision = self._validator.cached(api_key, origin)
+        if decision is None:  # one that refuses is false
+            decision = await self._validator.validate(api_key, origin)
         if origin is not None and decision.verdict is not Verdict.INVALID_KEY:
             self._origins.count(decision.project_id, origin, decision.verdict is Verdict.ALLOWED)
         return decision

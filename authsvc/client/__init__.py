@@ -6,7 +6,7 @@ it; the other modules that do are imported by their own names.
 
 from typing import TYPE_CHECKING
 
-from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import Decision, KeyRefusedError, KeyServiceUnavailableError, Verdict
 
 if TYPE_CHECKING:
     from authsvc.client.validator import KeyValidator
@@ -20,4 +20,4 @@ else:
         return KeyValidator
 
 
-__all__ = ["Decision", "KeyServiceUnavailableError", "KeyValidator", "Verdict"]
+__all__ = ["Decision", "KeyRefusedError", "KeyServiceUnavailableError", "KeyValidator", "Verdict"]

@@ -1,15 +1,22 @@
 """How a process of this product logs: events with fields, one a line, on standard error.
 
 `configure` is called once, at start, by each command line. Libraries' own logs come out
-the same way, from WARNING on: below that they print what they handle.
+the same way, from WARNING on: below that they print what they handle. `authsvc.client`
+logs like a library, and comes out from `level` on.
 """
 
 import logging
 import sys
-import traceback
+from collections.abc import MutableMapping
 from enum import StrEnum
+from typing import Any
 
 import structlog
+
+from authsvc.client import library_log
+from authsvc.client.library_log import traceback_without_text
+
+__all__ = ["LogFormat", "LogLevel", "configure", "traceback_without_text"]
 
 
 class LogLevel(StrEnum):
@@ -52,26 +59,17 @@ def configure(level: LogLevel, log_format: LogFormat, worker: str | None = None)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[_with_fields, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger(library_log.LOGGER).setLevel(level.value.upper())
 
 
-def traceback_without_text(error: BaseException) -> str:
-    """Return an error's traceback, and those of what it came from, with types instead of messages.
-
-    A message may repeat what a caller sent.
-    """
-    parts: list[str] = []
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        parts += [
-            f"{type(current).__module__}.{type(current).__qualname__}\n",
-            *traceback.format_tb(current.__traceback__),
-        ]
-        current = current.__cause__ or current.__context__
-    return "".join(parts)
+def _with_fields(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take over the fields of a record that the client made."""
+    record = event["_record"]
+    if not hasattr(record, library_log.FIELDS):
+        return event
+    return {**event, "event": getattr(record, library_log.EVENT), **getattr(record, library_log.FIELDS)}

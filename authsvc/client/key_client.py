@@ -149,7 +149,7 @@ class _Line:
 
 
 class KeyClient:
-    """The key service at one address, over several channels. Made and used in one event loop; `close` ends it."""
+    """The key service at one address, over several channels. Made anywhere, used in one event loop; `close` ends it."""
 
     def __init__(
         self,
@@ -173,8 +173,10 @@ class KeyClient:
         self._diagnosing = False
         self._diagnosed_at = float("-inf")
         self._diagnosis: str | None = None
-        self._lines = [_Line(address, tls, monotonic) for _ in range(_CHANNELS)]
-        """The one that was used last is last."""
+        if tls is not None:
+            tls.credentials()
+        self._lines: list[_Line] = []
+        """Made by the first call, in its event loop. The one that was used last is last."""
 
     async def validate(
         self, questions: Sequence[tuple[RawKey, str | None]]
@@ -206,6 +208,8 @@ class KeyClient:
     ) -> list[Answer | KeyServiceUnavailableError]:
         if self._closed:
             raise KeyServiceUnavailableError("this client is closed")
+        if not self._lines:
+            self._lines = self._new_lines()
         now = self._monotonic()
         line = min(self._lines, key=lambda line: line.burden(now))
         self._lines.remove(line)
@@ -233,6 +237,12 @@ class KeyClient:
                 f"the key service gave {len(answers)} answers to {len(requests)} questions"
             )
         return [_answer(answer) for answer in answers]
+
+    def _new_lines(self) -> list[_Line]:
+        try:
+            return [_Line(self._address, self._tls, self._monotonic) for _ in range(_CHANNELS)]
+        except ConfigurationError as error:  # a file that was good when this was made
+            raise KeyServiceUnavailableError(str(error)) from None
 
     async def _reason(self, code: grpc.StatusCode) -> str:
         if code is grpc.StatusCode.UNAUTHENTICATED:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-import structlog
-
+from authsvc.client.library_log import EventLogger
 from authsvc.client.raw_key import Digest, RawKey
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
 
@@ -28,7 +27,7 @@ _FLOOD_KEYS = 8
 
 _LOG_INTERVAL_SECONDS = 10.0
 
-_log = structlog.get_logger("authsvc.client")
+_log = EventLogger()
 
 
 class Question:

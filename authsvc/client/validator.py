@@ -13,17 +13,17 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Self, TypeVar
 
-import structlog
-
+from authsvc.client import farewell
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
 from authsvc.client.clock import boot_clock
 from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient, sendable_origin
+from authsvc.client.library_log import EventLogger
 from authsvc.client.questions import Question, Questions
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
 
 _PROBE_KEY = RawKey("dt_" + "0" * 24)
@@ -51,7 +51,7 @@ _GOODBYE_SECONDS_MAX = 2.0
 
 _T = TypeVar("_T")
 
-_log = structlog.get_logger("authsvc.client")
+_log = EventLogger()
 
 
 class KeyServiceState(Enum):
@@ -69,7 +69,7 @@ class KeyServiceState(Enum):
 
 
 class KeyValidator:
-    """Validates keys against one key service. Made and used in one event loop; `close` ends it.
+    """Validates keys against one key service. Made anywhere, used in one event loop; `close` ends it.
 
     Verdicts are cached under the lease protocol (docs/watch-protocol.md): a key that was
     revoked is refused from the instant that Revoke returned. Without a live lease each
@@ -88,7 +88,7 @@ class KeyValidator:
         waiting_max: int = _WAITING_MAX,
         clock: Callable[[], float] = boot_clock,
     ) -> None:
-        """Nothing is connected before the first call, or `start`.
+        """Nothing is connected before the first call, or `start`, so that it may be made before there is an event loop.
 
         `name` is a label for operators, by default the host and process id. At most `calls_max`
         calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
@@ -98,12 +98,12 @@ class KeyValidator:
         """
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that it is used in, from the first call on."""
         self._clock = clock
         self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
         self._client = KeyClient(address, token, tls, clock)
-        # Rule 8: a random id for each validator, drawn by the process that will use it.
-        self._holder = Holder(secrets.token_hex(16), name or f"{socket.gethostname()}:{os.getpid()}", self._cache)
+        self._holder = Holder("", name, self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
         self._questions = Questions(clock, calls_max=calls_max, keys_max=KEYS_PER_CALL_MAX, waiting_max=waiting_max)
@@ -124,9 +124,29 @@ class KeyValidator:
         await self.close()
 
     def start(self) -> None:
-        """Begin to watch, so that the first verdicts can be cached already."""
-        if self._watching is None and not self._closed:
-            self._watching = asyncio.create_task(self._watcher.run(), name="key service watcher")
+        """Begin to watch, so that the first verdicts can be cached already.
+
+        Until `close`, SIGTERM lets go of the lease before it ends the process, unless the host handles that signal.
+        """
+        if self._watching is not None or self._closed:
+            return
+        self._loop = asyncio.get_running_loop()
+        # Rule 8: a random id for each validator, drawn by the process that uses it.
+        self._holder.holder_id = secrets.token_hex(16)
+        self._holder.name = self._holder.name or f"{socket.gethostname()}:{os.getpid()}"
+        self._watching = asyncio.create_task(self._watcher.run(), name="key service watcher")
+        farewell.release_on_sigterm(self)
+
+    def release_soon(self, done: Callable[[], None]) -> None:
+        """Use the cache no more, and release the lease; `done` is called then. For `farewell`, from any thread."""
+        if self._loop is None:
+            raise RuntimeError("nothing to release")
+        self._loop.call_soon_threadsafe(self._release, done)
+
+    def _release(self, done: Callable[[], None]) -> None:
+        self._watcher.leave()
+        if self._watching is not None:
+            self._watching.add_done_callback(lambda _: done())
 
     @property
     def has_lease(self) -> bool:
@@ -155,7 +175,10 @@ class KeyValidator:
         decision = self.cached(api_key, origin)
         if decision is not None:
             return decision
-        give_up_at = self._loop.time() + CALL_SECONDS_MAX
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise RuntimeError("this validator belongs to another event loop: make one for each")
+        give_up_at = loop.time() + CALL_SECONDS_MAX
         for _ in range(_JOINS_MAX):
             asked = self._questions.get(api_key.digest, origin)
             if asked is None or not self.has_lease:
@@ -168,9 +191,19 @@ class KeyValidator:
                 return decision
         return await self._ask(api_key, origin, give_up_at)
 
+    async def require(self, api_key: RawKey | str, origin: str | None = None) -> Decision:
+        """Return whose key it is, if it may be used, and from this origin; raise KeyRefusedError if not.
+
+        The rest is as with `validate`.
+        """
+        decision = await self.validate(api_key, origin)
+        if not decision:
+            raise KeyRefusedError(decision)
+        return decision
+
     async def _wait(self, told: asyncio.Future[_T], give_up_at: float) -> _T:
         """Return what is told until then; a timer costs a miss less than `asyncio.timeout` does."""
-        timer = self._loop.call_at(give_up_at, _give_up, told)
+        timer = told.get_loop().call_at(give_up_at, _give_up, told)
         try:
             return await told
         finally:
@@ -179,7 +212,8 @@ class KeyValidator:
     async def _ask(self, api_key: RawKey, origin: str | None, give_up_at: float) -> Decision:
         if self._closed:
             raise _closed()
-        question = Question(api_key, origin, self._loop, is_known=self._cache.knows(api_key.digest, origin))
+        loop = asyncio.get_running_loop()
+        question = Question(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
         self._questions.put(question)
         if not self._is_gathering:  # who asks in the same turn of the event loop goes along
             self._gather(_GATHER_TURNS if self._calls else 0)
@@ -190,10 +224,11 @@ class KeyValidator:
 
     def _gather(self, turns: int) -> None:
         self._is_gathering = True
+        loop = asyncio.get_running_loop()
         if turns:
-            self._loop.call_soon(self._gather, turns - 1)
+            loop.call_soon(self._gather, turns - 1)
         else:
-            self._loop.call_soon(self._begin_calls)
+            loop.call_soon(self._begin_calls)
 
     def _begin_calls(self) -> None:
         self._is_gathering = False
@@ -202,7 +237,7 @@ class KeyValidator:
             self._calls.add(call)
             call.add_done_callback(partial(self._call_ended, questions))
         if self._pause is None and (pause_seconds := self._questions.pause_seconds()) > 0:
-            self._pause = self._loop.call_later(pause_seconds, self._end_pause)
+            self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
 
     def _end_pause(self) -> None:
         self._pause = None
@@ -287,6 +322,7 @@ class KeyValidator:
     async def close(self) -> None:
         """Say goodbye, end the calls under way, whose callers get KeyServiceUnavailableError, and the connection."""
         self._closed = True
+        farewell.forget(self)
         self._watcher.leave()
         if self._watching is not None:
             await asyncio.wait([self._watching], timeout=_GOODBYE_SECONDS_MAX)

@@ -16,11 +16,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict, and whose key it is about; both ids are empty for an invalid key."""
+    """A verdict, and whose key it is about; both ids are empty for an invalid key. True if the verdict is ALLOWED."""
 
     verdict: Verdict
     project_id: str
     key_id: str
+
+    def __bool__(self) -> bool:
+        return self.verdict is Verdict.ALLOWED
 
 
 INVALID_KEY = Decision(Verdict.INVALID_KEY, project_id="", key_id="")
@@ -39,6 +42,20 @@ class Answer:
     """The store's revision that it was read at."""
     epoch: str = ""
     """Of the revision; empty where the key service did not say."""
+
+
+class KeyRefusedError(Exception):
+    """The key may not be used, or not from this origin: `decision` says which."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(_REFUSALS[decision.verdict])
+        self.decision = decision
+
+
+_REFUSALS = {
+    Verdict.INVALID_KEY: "missing or invalid API key",
+    Verdict.ORIGIN_NOT_ALLOWED: "the key's project does not admit the origin",
+}
 
 
 class KeyServiceUnavailableError(Exception):

@@ -11,12 +11,11 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-import structlog
 
 from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
 from authsvc.client.environment import Address, ConfigurationError
-from authsvc.client.event_log import traceback_without_text
 from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, StreamBrokenError
+from authsvc.client.library_log import EventLogger, traceback_without_text
 from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from protos.authsvc.v1 import key_service_pb2 as pb2
@@ -29,7 +28,7 @@ _UNANSWERED_MAX = 4
 """Renewals on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
 _GOODBYE_SECONDS_MAX = 1.0
 
-_log = structlog.get_logger("authsvc.client")
+_log = EventLogger()
 
 
 class Watcher:
@@ -60,14 +59,25 @@ class Watcher:
         self._lease_end: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled or `leave`, connecting again whenever a stream ends."""
+        """Watch until cancelled or `leave`, connecting again whenever a stream ends.
+
+        A host that ends its event loop without `close` cancels it: the goodbye is said then, too.
+        """
         try:
             await self._watch_again_and_again()
-            if self._owes_goodbye:
-                await self._try(self._open_for_goodbye)
+            await self._say_what_is_owed()
+        except asyncio.CancelledError:
+            if not self._leaving.is_set():
+                self.leave()
+                await self._say_what_is_owed()
+            raise
         finally:
             if self._lease_end is not None:
                 self._lease_end.cancel()
+
+    async def _say_what_is_owed(self) -> None:
+        if self._owes_goodbye:
+            await self._try(self._open_for_goodbye)
 
     async def _watch_again_and_again(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN

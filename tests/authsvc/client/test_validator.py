@@ -7,13 +7,13 @@ from typing import Any
 
 import grpc
 import pytest
-from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address, Secret
 from authsvc.client.raw_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
+from tests.authsvc.client.client_log import client_events
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")
@@ -262,7 +262,7 @@ async def test_many_invalid_keys_are_asked_for_a_few_at_a_time(
     await validator.validate(KEY)
     clock.now += 1.0
     service.answer = invalid()
-    with capture_logs() as logs:
+    with client_events() as logs:
         flood = asked(validator, keys(0, 600))
         await until(lambda: sum(task.done() for task in flood) == 512)
     assert [each["event"] for each in logs] == ["invalid_keys_flood"]
@@ -320,7 +320,7 @@ async def test_keys_that_wait_are_bounded_and_beyond_that_callers_are_told_at_on
     """Cached verdicts are not affected, nor are those who ask for what is asked for already."""
     await narrow.validate(KEY)
     under_way, queue = await busy(service, narrow)
-    with capture_logs() as logs:
+    with client_events() as logs:
         for _ in range(3):
             with pytest.raises(KeyServiceUnavailableError, match="16 keys wait"):
                 await narrow.validate(OTHER)
@@ -518,7 +518,7 @@ async def test_recent_traffic_makes_the_probe_needless(
 
 
 async def test_only_changes_are_logged(service: FakeKeyService, validator: KeyValidator, clock: Clock) -> None:
-    with capture_logs() as logs:
+    with client_events() as logs:
         for status in (None, grpc.StatusCode.UNAVAILABLE, None):
             service.status = status
             for _ in range(3):
@@ -536,7 +536,7 @@ async def test_a_service_that_never_answered_is_logged_once(
     service: FakeKeyService, validator: KeyValidator, clock: Clock
 ) -> None:
     service.status = grpc.StatusCode.PERMISSION_DENIED
-    with capture_logs() as logs:
+    with client_events() as logs:
         for _ in range(3):
             with pytest.raises(KeyServiceUnavailableError):
                 await validator.validate(KEY)

@@ -7,7 +7,6 @@ from pathlib import Path
 import grpc
 import pytest
 import trustme
-from structlog.testing import capture_logs
 
 from authsvc.client.channel import ClientTls, TokenFile
 from authsvc.client.environment import Address
@@ -15,6 +14,7 @@ from authsvc.client.raw_key import Digest, RawKey
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from tests.authsvc.client.client_log import client_events
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, Stream, serve, until
 from tests.e2e.tcp_proxy import TcpProxy
 
@@ -145,7 +145,7 @@ async def test_nothing_that_a_stream_brings_ends_the_watching(
 ) -> None:
     """Otherwise there would be no lease any more until a restart. Such as a duration that has no room in Python's."""
     stream = await service.stream()
-    with capture_logs() as logs:
+    with client_events() as logs:
         await stream.lease(99, 1e18, 1)
         await stream.is_over.wait()
         await (await reopened(service, clock, 2)).request(lambda _: True)
@@ -500,7 +500,7 @@ async def test_the_lease_is_logged_when_it_comes_and_when_it_is_lost(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
     service.lease_seconds = 30.0
-    with capture_logs() as logs:
+    with client_events() as logs:
         async with KeyValidator(address, service.token, clock=clock) as validator:
             await until(lambda: validator.has_lease)
             stream = await service.stream()
@@ -527,7 +527,7 @@ async def test_a_lease_is_logged_as_lost_when_it_ends_whatever_the_stream_does(
 ) -> None:
     """Also while an answer is being waited for, which then brings the next one."""
     service.lease_seconds = 3.0
-    with capture_logs() as logs:
+    with client_events() as logs:
 
         def noted() -> list[str]:
             return [entry["event"] for entry in logs if entry["log_level"] != "debug"]
