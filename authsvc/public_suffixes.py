@@ -39,7 +39,8 @@ def public_suffix_within(host: str) -> str | None:
 
 @cache
 def _rules() -> _Rules:
-    suffixes, wildcards, exceptions, above = set(), set(), set(), {}
+    suffixes, wildcards, exceptions = set(), set(), set()
+    above: dict[str, str] = {}
     for line in Path(PSLFILE).read_text("utf-8").splitlines():
         rule = line.partition(" ")[0]
         if not rule or rule.startswith("//"):
