@@ -51,6 +51,11 @@ def _number(_context: click.Context, _parameter: click.Parameter, value: float) 
     return value
 
 
+_force = click.option(
+    "--force",
+    is_flag=True,
+    help="Admit whole public suffixes, such as *.vercel.app, where anybody can have pages.",
+)
 _wait = click.option(
     "--wait",
     "wait_seconds",
@@ -150,12 +155,14 @@ def dev_certs(folder: Path) -> None:
     metavar="ENTRY",
     help="Admit this browser origin; repeatable.",
 )
+@_force
 @_wait
 @_as_json
-def issue(project: str, origins: Sequence[str], wait_seconds: float, as_json: bool) -> None:
+def issue(project: str, origins: Sequence[str], force: bool, wait_seconds: float, as_json: bool) -> None:
     """Create PROJECT's key, and PROJECT if it is new; print the raw key, which is shown this once."""
-    request = pb.IssueRequest(project_id=project, origins=origins, wait=console.duration(wait_seconds))
-    again = [word for origin in origins for word in ("--origin", origin)]
+    wait = console.duration(wait_seconds)
+    request = pb.IssueRequest(project_id=project, origins=origins, wait=wait, allow_public_suffix=force)
+    again = [word for origin in origins for word in ("--origin", origin)] + ["--force"] * force
     answer, seconds = console.ask_timed(lambda api: api.keys.Issue(request, **api.options), "issue", project, *again)
     console.note(f"issued {answer.key.key_id} for project {project}; origins: {shown_list(answer.origins)}")
     console.show_key(project, answer, as_json, console.by_when("in force", answer.propagation, seconds))
@@ -197,17 +204,22 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
 @_project
 @click.argument("entries", type=console.TEXT, nargs=-1, metavar="[ENTRY]...")
 @click.option("--any", "any_origin", is_flag=True, help="Admit every origin: empty the list.")
+@_force
 @_wait
 @_as_json
-def origins(project: str, entries: Sequence[str], any_origin: bool, wait_seconds: float, as_json: bool) -> None:
+def origins(
+    project: str, entries: Sequence[str], any_origin: bool, force: bool, wait_seconds: float, as_json: bool
+) -> None:
     """Show the browser origins that PROJECT admits, or set them to the entries given."""
     if entries and any_origin:
         raise click.UsageError("give entries or --any, not both")
     answer: Any
     if entries or any_origin:
-        change = pb.SetOriginsRequest(project_id=project, origins=entries, wait=console.duration(wait_seconds))
+        wait = console.duration(wait_seconds)
+        change = pb.SetOriginsRequest(project_id=project, origins=entries, wait=wait, allow_public_suffix=force)
+        again = [*(entries or ("--any",)), *["--force"] * force]
         answer, seconds = console.ask_timed(
-            lambda api: api.keys.SetOrigins(change, **api.options), "origins", project, *(entries or ("--any",))
+            lambda api: api.keys.SetOrigins(change, **api.options), "origins", project, *again
         )
         if answer.already_set:
             console.note(f"project {project} admitted these already; nothing was changed")

@@ -106,7 +106,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
     async def Issue(self, request: pb.IssueRequest, context: Context) -> pb.IssueResponse:
         """Create the project's key, and the project if it is new."""
         project_id = parse_project_id(request.project_id)
-        origins = _normalised(request.origins)
+        origins = _normalised(request)
         raw_key, new_key = _new_key()
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         key, origins, revision = await self._finish(self._issue(project_id, origins, new_key, _caller(context)))
@@ -137,7 +137,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
     async def SetOrigins(self, request: pb.SetOriginsRequest, context: Context) -> pb.SetOriginsResponse:
         """Replace the project's origin list."""
         project_id = parse_project_id(request.project_id)
-        origins = _normalised(request.origins)
+        origins = _normalised(request)
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         revision, is_new = await self._finish(self._set_origins(project_id, origins, _caller(context)))
         return pb.SetOriginsResponse(
@@ -259,9 +259,9 @@ def _caller(context: Context) -> str:
     return "admin"
 
 
-def _normalised(entries: Sequence[str]) -> tuple[str, ...]:
+def _normalised(request: pb.IssueRequest | pb.SetOriginsRequest) -> tuple[str, ...]:
     try:
-        return normalise_list(entries)
+        return normalise_list(request.origins, allow_public_suffix=request.allow_public_suffix)
     except OriginEntryError as error:
         raise InvalidArgumentError(str(error)) from None
 

@@ -10,6 +10,7 @@ public contract's:
     https://example.com       that scheme, its default port
     https://example.com:8443  that scheme and port
     *.example.com             one or more labels under it; also with scheme, port
+    capacitor://localhost     any other scheme (apps, browser extensions): exactly that origin
 
 Both sides go through one parser, so that they cannot disagree; what it does not
 understand, no entry admits.
@@ -23,6 +24,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 import idna
 
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
+from authsvc.public_suffixes import public_suffix_within
 
 ENTRIES_MAX = 100
 ENTRY_CHARACTERS_MAX = 260
@@ -30,10 +32,13 @@ _HOST_CHARACTERS_MAX = 253  # RFC 1035 section 2.3.4: 255 octets on the wire
 _SHOWN_CHARACTERS_MAX = 80  # of an entry in an error message
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_SCHEME = re.compile(r"(https?)://", re.IGNORECASE)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]{1,5}))?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_OPAQUE_HOST = re.compile(r"[!-~]+")
+"""Of another scheme: browsers change nothing in it, and what else they would not leave in it is refused before."""
+_OPAQUE_FORBIDDEN = frozenset("<>[]^|*,")
 
 
 class OriginEntryError(ValueError):
@@ -92,33 +97,68 @@ EVERY_ORIGIN = OriginList(())
 """The list that most projects have, and that all of them share."""
 
 
-def normalise_list(entries: Sequence[str]) -> tuple[str, ...]:
+def normalise_list(entries: Sequence[str], *, allow_public_suffix: bool = False) -> tuple[str, ...]:
     """Return the entries in the form that is stored and compared, without repeats, in the order given.
 
-    Raises OriginEntryError when one is malformed or longer than 260 characters, or there are more than 100.
+    Raises OriginEntryError when there are more than 100, and for one that is malformed, longer than 260 characters or,
+    unless that is allowed, a wildcard over a public suffix.
     """
     if len(entries) > ENTRIES_MAX:
         raise OriginEntryError("", f"{len(entries)} origin entries, and {ENTRIES_MAX} is the most")
-    return tuple(dict.fromkeys(map(normalise_entry, entries)))
+    normalised = dict(zip(map(normalise_entry, entries), entries, strict=True))
+    if not allow_public_suffix:
+        for entry, given in normalised.items():
+            if suffix := admitted_public_suffix(entry):
+                raise OriginEntryError(given, public_suffix_reason(suffix))
+    return tuple(normalised)
+
+
+def admitted_public_suffix(entry: str) -> str:
+    """Return the public suffix under which a normalised entry admits everybody's pages; empty for none."""
+    host = entry.partition("://")[2] or entry
+    if not host.startswith("*."):
+        return ""
+    return public_suffix_within(host.removeprefix("*.").partition(":")[0]) or ""
+
+
+def public_suffix_reason(suffix: str) -> str:
+    """Say why such an entry is refused."""
+    return f"it would admit everybody's pages under {suffix}, a public suffix, and so must be forced"
 
 
 def normalise_entry(entry: str) -> str:
     """Return one entry in the form that is stored and compared; raise OriginEntryError saying why it cannot be."""
     if len(entry) > ENTRY_CHARACTERS_MAX:
         raise OriginEntryError(entry, f"longer than {ENTRY_CHARACTERS_MAX} characters")
-    if not entry:
+    text = entry.strip()
+    if not text:
         raise OriginEntryError("", "an origin entry is empty")
-    if entry.lower() == "null":  # as a host it would be valid, and never what was meant
+    if text.lower() == "null":  # as a host it would be valid, and never what was meant
         raise OriginEntryError(entry, "Origin: null, which sandboxed and local pages send, cannot be admitted")
     try:
-        scheme, rest = _split_scheme(entry)
-        wildcard = rest.startswith("*.")
-        parts = _parse(scheme + rest.removeprefix("*."))
+        _check_single(text)
+        # One slash at the end is what a browser's address bar adds.
+        scheme, rest = _split_scheme(text if text.endswith("//") else text.removesuffix("/"))
+        wildcard = rest.startswith("*.") and _is_web(scheme)
+        parts = _parse(scheme + (rest.removeprefix("*.") if wildcard else rest))
         if wildcard and _is_ip(parts.host):
             raise _UnparsableError("an IP address has no labels under it")
     except _UnparsableError as error:
         raise OriginEntryError(entry, str(error)) from None
     return _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
+
+
+def _check_single(text: str) -> None:
+    """Raise _UnparsableError for what a list of entries, or another idea of a wildcard, looks like."""
+    if text == "*":
+        raise _UnparsableError("a wildcard must have labels after it; an empty list is what admits every origin")
+    if "," in text or ";" in text:
+        raise _UnparsableError("one entry has no commas and semicolons: write several as entries of their own")
+    if any(character.isspace() for character in text):
+        raise _UnparsableError("white space is not part of an origin: write several as entries of their own")
+    host = text.partition("://")[2] or text
+    if "*" in host.removeprefix("*."):
+        raise _UnparsableError("a wildcard must be the whole first label, with others after it: *.example.com")
 
 
 def _admitting(origin: str) -> Iterator[str]:
@@ -130,6 +170,9 @@ def _admitting(origin: str) -> Iterator[str]:
     except _UnparsableError:
         return
     if not parts.scheme:
+        return
+    if not _is_web(parts.scheme):
+        yield _write(parts.scheme, parts.host, parts.port)
         return
     for host in _host_patterns(parts.host):
         yield host
@@ -150,12 +193,17 @@ def _write(scheme: str, host: str, port: int | None) -> str:
 
 
 def _split_scheme(text: str) -> tuple[str, str]:
-    """Return `https://` or `http://` or nothing, and the rest."""
+    """Return the scheme with `://`, or nothing, and the rest."""
     if match := _SCHEME.match(text):
         return match[0].lower(), text[match.end() :]
     if "://" in text:
-        raise _UnparsableError("the scheme must be http or https")
+        raise _UnparsableError("a scheme is letters, digits, + . and -, such as https or chrome-extension")
     return "", text
+
+
+def _is_web(scheme: str) -> bool:
+    """Whether the rules of http and https hold; no scheme stands for both."""
+    return scheme.removesuffix("://") in ("", *_DEFAULT_PORTS)
 
 
 def _parse(text: str) -> _Parts:
@@ -170,15 +218,28 @@ def _parse(text: str) -> _Parts:
     ):
         if character in authority:
             raise _UnparsableError(f"{name} is not part of an origin")
-    if "%" in authority or any(character.isspace() for character in authority):
-        raise _UnparsableError("white space and percent signs are not part of an origin")
+    if "%" in authority:
+        raise _UnparsableError("a percent sign is not part of an origin")
+    if any(character.isspace() for character in authority):
+        raise _UnparsableError("white space is not part of an origin")
     match = _AUTHORITY.fullmatch(authority)
     if match is None or not match[1]:
         raise _UnparsableError("expected a host, or a host and a port, such as https://example.com:8443")
     port = int(match[2]) if match[2] else None
     if port is not None and not 1 <= port <= 65535:
         raise _UnparsableError("the port must be 1 to 65535")
-    return _Parts(scheme.removesuffix("://"), _host(match[1]), port)
+    host = _host(match[1]) if _is_web(scheme) else _opaque_host(match[1])
+    return _Parts(scheme.removesuffix("://"), host, port)
+
+
+def _opaque_host(text: str) -> str:
+    """Return the host of a scheme that browsers know nothing about: it is compared as it is (URL standard, 3.5)."""
+    if _OPAQUE_HOST.fullmatch(text) is None or not _OPAQUE_FORBIDDEN.isdisjoint(text):
+        reason = (
+            "has a wildcard, and these are for http and https" if "*" in text else "has characters that no origin has"
+        )
+        raise _UnparsableError(f"the host {reason}")
+    return text
 
 
 def _host(text: str) -> str:
@@ -219,8 +280,6 @@ def _mapped(text: str) -> str:
 def _check_label(label: str) -> None:
     if not label:
         raise _UnparsableError("a label of the host is empty")
-    if label == "*":
-        raise _UnparsableError("a wildcard must be the first label, with others after it: *.example.com")
     if _LABEL.fullmatch(label) is None:
         raise _UnparsableError("a label of the host is longer than 63 characters, or has others than a-z 0-9 - _")
 

@@ -11,7 +11,14 @@ from authsvc import messages
 from authsvc.errors import InvalidArgumentError
 from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, ProjectId, parse_project_id
 from authsvc.messages import Context
-from authsvc.origins import ENTRIES_MAX, OriginEntryError, OriginList, normalise_entry
+from authsvc.origins import (
+    ENTRIES_MAX,
+    OriginEntryError,
+    OriginList,
+    admitted_public_suffix,
+    normalise_entry,
+    public_suffix_reason,
+)
 from authsvc.store import KeyStore, Project, Revision
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
@@ -62,7 +69,7 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
                 f"{len(request.entries)} origin entries and {len(request.origins)} origins: "
                 f"{ENTRIES_MAX} and {_CHECKED_ORIGINS_MAX} are the most"
             )
-        checks = [_entry_check(entry) for entry in request.entries]
+        checks = [_entry_check(entry, request.allow_public_suffix) for entry in request.entries]
         entries = [check.entry for check in checks if check.entry]
         listed = OriginList(entries)
         answer = pb.CheckOriginsResponse(entries=checks)
@@ -73,11 +80,15 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
         return answer
 
 
-def _entry_check(entry: str) -> pb.EntryCheck:
+def _entry_check(entry: str, allow_public_suffix: bool) -> pb.EntryCheck:
     try:
-        return pb.EntryCheck(entry=normalise_entry(entry))
+        normalised = normalise_entry(entry)
     except OriginEntryError as error:
         return pb.EntryCheck(error=error.reason)
+    suffix = admitted_public_suffix(normalised)
+    if suffix and not allow_public_suffix:
+        return pb.EntryCheck(error=public_suffix_reason(suffix), public_suffix=suffix)
+    return pb.EntryCheck(entry=normalised, public_suffix=suffix)
 
 
 def _page_token(position: str) -> str:

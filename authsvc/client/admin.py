@@ -129,6 +129,8 @@ class EntryCheck:
 
     entry: str
     error: str
+    public_suffix: str
+    """The public suffix under which it admits everybody's pages; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,18 +202,22 @@ class AdminClient:
             next_key = Issued(RawKey(answer.api_key), _key(answer.key), propagation)
         return Revoked(_key(answer.revoked_key), next_key, propagation)
 
-    async def set_origins(self, project_id: str, origins: Sequence[str], *, caller: str) -> OriginsSet:
+    async def set_origins(
+        self, project_id: str, origins: Sequence[str], *, allow_public_suffix: bool = False, caller: str
+    ) -> OriginsSet:
         """Replace a project's origins. INVALID names the bad entry."""
-        request = pb.SetOriginsRequest(project_id=project_id, origins=origins)
+        request = pb.SetOriginsRequest(project_id=project_id, origins=origins, allow_public_suffix=allow_public_suffix)
         answer = await self._call(lambda stubs, **options: stubs.keys.SetOrigins(request, **options), caller)
         return OriginsSet(tuple(answer.origins), answer.already_set, _propagation(answer.propagation))
 
-    async def check_origins(self, entries: Sequence[str], origins: Sequence[str] = ()) -> OriginsCheck:
+    async def check_origins(
+        self, entries: Sequence[str], origins: Sequence[str] = (), *, allow_public_suffix: bool = False
+    ) -> OriginsCheck:
         """Say what a list of at most 100 entries would be stored as, and which of at most 1000 origins it admits."""
-        request = pb.CheckOriginsRequest(entries=entries, origins=origins)
+        request = pb.CheckOriginsRequest(entries=entries, origins=origins, allow_public_suffix=allow_public_suffix)
         answer = await self._call(lambda stubs, **options: stubs.projects.CheckOrigins(request, **options))
         return OriginsCheck(
-            tuple(EntryCheck(check.entry, check.error) for check in answer.entries),
+            tuple(EntryCheck(check.entry, check.error, check.public_suffix) for check in answer.entries),
             tuple(OriginCheck(check.admitted, check.entry) for check in answer.origins),
         )
 

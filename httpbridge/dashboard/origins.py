@@ -57,6 +57,8 @@ class Draft:
     """The list that was saved when editing began, an entry a line."""
     reviewed: str | None = None
     """The normalised list that the page showed the consequences of; None before that."""
+    allows_public_suffix: bool = False
+    """Whether entries may admit everybody's pages under a public suffix."""
 
     @classmethod
     def of(cls, form: MultiMapping[object]) -> "Draft":
@@ -67,6 +69,7 @@ class Draft:
             str(form.get("tried", "")).strip(),
             "\n".join(str(form.get("base", "")).split()),
             None if reviewed is None else "\n".join(str(reviewed).split()),
+            "allow_public_suffix" in form,
         )
 
     def filled(self) -> list[str]:
@@ -96,7 +99,7 @@ class AllowedOrigins:
 
     async def _show(self, request: web.Request) -> web.Response:
         project = await self._admin.project(request.match_info["project"])
-        draft = Draft(list(project.origins), base="\n".join(project.origins))
+        draft = Draft(list(project.origins), base="\n".join(project.origins), allows_public_suffix=True)
         return await self._page(request, project.origins, draft)
 
     async def _edit(self, request: web.Request) -> web.Response:
@@ -129,7 +132,7 @@ class AllowedOrigins:
         filled = draft.filled()
         if len(filled) > ENTRIES_MAX:
             return await self._page(request, saved, draft, status=400)
-        check = await self._admin.check_origins(filled)
+        check = await self._admin.check_origins(filled, allow_public_suffix=draft.allows_public_suffix)
         if any(entry.error for entry in check.entries):
             first = next(number for number, error in enumerate(_errors(draft, check), 1) if error)
             return await self._page(request, saved, draft, status=400, focus=f"entry-{first}")
@@ -137,10 +140,13 @@ class AllowedOrigins:
         is_stale = draft.base != "\n".join(saved)
         if not is_save or is_stale or draft.reviewed != "\n".join(normalised):
             # Reviewed against what is saved now: the page says what somebody else has changed meanwhile.
-            shown = Draft(list(normalised), draft.tried, "\n".join(saved), "\n".join(normalised))
+            base, reviewed = "\n".join(saved), "\n".join(normalised)
+            shown = Draft(list(normalised), draft.tried, base, reviewed, draft.allows_public_suffix)
             return await self._page(request, saved, shown, is_stale=is_stale, focus="review")
         project_id = request.match_info["project"]
-        stored = await self._admin.set_origins(project_id, normalised, caller=session_of(request).name)
+        stored = await self._admin.set_origins(
+            project_id, normalised, allow_public_suffix=draft.allows_public_suffix, caller=session_of(request).name
+        )
         saying = Markup("This was saved already. ") if stored.already_set else Markup("Saved. ")
         return self._pages.redirect(request, request.path, notice=saying + _by_when(stored.propagation))
 
@@ -167,8 +173,10 @@ class AllowedOrigins:
         filled = draft.filled()[:ENTRIES_MAX]
         tried_origin = origin_of(draft.tried)
         tried = [tried_origin] if tried_origin else []
-        check = await self._admin.check_origins(filled, [*tried, *(count.origin for count in counts)])
-        before = await self._admin.check_origins(saved, [count.origin for count in counts])
+        check = await self._admin.check_origins(
+            filled, [*tried, *(count.origin for count in counts)], allow_public_suffix=draft.allows_public_suffix
+        )
+        before = await self._admin.check_origins(saved, [count.origin for count in counts], allow_public_suffix=True)
         seen = [
             Seen(
                 count.origin,
@@ -176,7 +184,7 @@ class AllowedOrigins:
                 count.blocked,
                 was.is_admitted,
                 one,
-                count.origin.startswith(("http://", "https://")),
+                "://" in count.origin,
             )
             for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
         ]
@@ -188,6 +196,7 @@ class AllowedOrigins:
             saved=saved,
             rows=list(zip(draft.entries, _errors(draft, check), strict=True)),
             draft=draft,
+            public_suffixes=list(dict.fromkeys(one.public_suffix for one in check.entries if one.public_suffix)),
             filled_count=len(draft.filled()),
             entries_max=ENTRIES_MAX,
             tried_origin=tried_origin,

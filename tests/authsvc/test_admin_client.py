@@ -106,6 +106,19 @@ async def test_an_origin_list_is_checked_without_being_saved(admin: AdminClient)
     assert (await admin.project("demo")).origins == ()
 
 
+async def test_a_public_suffix_is_named_and_admitted_only_when_allowed(admin: AdminClient) -> None:
+    await admin.issue("demo", [], caller="Ann")
+    [refused] = (await admin.check_origins(["*.vercel.app"])).entries
+    assert (refused.entry, refused.public_suffix, bool(refused.error)) == ("", "vercel.app", True)
+    [allowed] = (await admin.check_origins(["*.vercel.app"], allow_public_suffix=True)).entries
+    assert (allowed.entry, allowed.public_suffix, allowed.error) == ("*.vercel.app", "vercel.app", "")
+    with pytest.raises(RefusedError, match="public suffix"):
+        await admin.set_origins("demo", ["*.vercel.app"], caller="Ann")
+    assert (await admin.project("demo")).origins == ()
+    await admin.set_origins("demo", ["*.vercel.app"], allow_public_suffix=True, caller="Ann")
+    assert (await admin.project("demo")).origins == ("*.vercel.app",)
+
+
 async def test_projects_are_found_by_a_part_of_their_names_a_page_at_a_time(admin: AdminClient) -> None:
     for number in range(PAGE_SIZE + 2):
         await admin.issue(f"shop-{number:02}", [], caller="Ann")

@@ -42,6 +42,18 @@ def admits(entry: str, origin: str | None) -> bool:
         ("*.bücher。example", "*.xn--bcher-kva.example"),
         ("faß.example", "xn--fa-hia.example"),
         ("xn--ls8h.example", "xn--ls8h.example"),
+        ("https://shop.example/", "https://shop.example"),
+        ("shop.example:8443/", "shop.example:8443"),
+        (" https://shop.example\n", "https://shop.example"),
+        ("capacitor://localhost", "capacitor://localhost"),
+        ("capacitor://localhost/", "capacitor://localhost"),
+        ("TAURI://localhost", "tauri://localhost"),
+        ("moz-extension://0B2c-4d", "moz-extension://0B2c-4d"),
+        ("app+x.y-z://host:8080", "app+x.y-z://host:8080"),
+        ("*.internal", "*.internal"),
+        ("*.shop.vercel.app", "*.shop.vercel.app"),
+        ("vercel.app", "vercel.app"),
+        ("*.www.ck", "*.www.ck"),
     ],
 )
 def test_an_entry_comes_back_as_browsers_write_it(entry: str, normalised: str) -> None:
@@ -52,15 +64,16 @@ def test_an_entry_comes_back_as_browsers_write_it(entry: str, normalised: str) -
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ("*", "wildcard"),
+        ("*", "an empty list is what admits every origin"),
+        ("https://*.shop.*", "wildcard"),
         ("https://*", "wildcard"),
         ("*:8443", "wildcard"),
         ("*.", "expected a host"),
         ("*.*.example.com", "wildcard"),
         ("a.*.example.com", "wildcard"),
         ("example.*", "wildcard"),
-        ("*a.example.com", "a label"),
-        ("*example.com", "a label"),
+        ("*a.example.com", "wildcard"),
+        ("*example.com", "wildcard"),
         ("*.127.0.0.1", "IP address"),
         ("*.0.0.1", "IPv4"),
         ("*.[::1]", "IP address"),
@@ -80,15 +93,18 @@ def test_an_entry_comes_back_as_browsers_write_it(entry: str, normalised: str) -
         ("example.com:-1", "expected a host"),
         ("example.com:８０", "expected a host"),
         ("example.com:1:2", "expected a host"),
-        ("https://example.com/", "path"),
+        ("https://example.com//", "path"),
+        ("https://example.com/a/", "path"),
+        ("/", "expected a host"),
         ("example.com/path", "path"),
         ("example.com\\", "path"),
         ("example.com?q", "query"),
         ("example.com#f", "fragment"),
         ("user@example.com", "user info"),
         ("https://user:password@example.com", "user info"),
-        (" example.com", "white space"),
-        ("example.com\n", "white space"),
+        ("a.example b.example", "white space is not part of an origin: write several"),
+        ("a.example, b.example", "commas"),
+        ("a.example;b.example", "commas"),
         ("exam\tple.com", "white space"),
         ("exam ple.com", "white space"),
         ("exam\u3000ple.com", "white space"),
@@ -100,9 +116,18 @@ def test_an_entry_comes_back_as_browsers_write_it(entry: str, normalised: str) -
         ("\ud800.com", "internationalised"),
         ("💩.example", "internationalised"),
         ("\u00ad.example", "empty"),
-        ("ftp://example.com", "scheme"),
-        ("file://", "scheme"),
-        ("javascript://example.com", "scheme"),
+        ("file://", "expected a host"),
+        ("file:///", "path"),
+        ("1app://host", "scheme"),
+        ("app_x://host", "scheme"),
+        ("capacitor://*.host", "wildcard"),
+        ("capacitor://*", "wildcard"),
+        ("capacitor://bücher", "characters that no origin has"),
+        ("capacitor://a|b", "characters that no origin has"),
+        ("capacitor://[::1]", "characters that no origin has"),
+        ("capacitor://host/path", "path"),
+        ("capacitor://", "expected a host"),
+        ("capacitor://us%65r", "percent"),
         ("://example.com", "scheme"),
         ("//example.com", "path"),
         ("null", "null"),
@@ -130,9 +155,32 @@ def test_a_bad_entry_is_refused_with_a_message_that_names_it(entry: str, reason:
     assert reason in str(caught.value)
 
 
-def test_an_empty_entry_is_refused() -> None:
+@pytest.mark.parametrize("entry", ["", " ", "\n"])
+def test_an_empty_entry_is_refused(entry: str) -> None:
     with pytest.raises(OriginEntryError, match="empty"):
-        normalise_list([""])
+        normalise_list([entry])
+
+
+SUFFIXES = [
+    ("*.com", "com"),
+    ("https://*.vercel.app:8443", "vercel.app"),
+    ("*.Vercel.App.", "vercel.app"),
+    ("*.github.io", "github.io"),
+    ("*.co.uk", "co.uk"),
+    ("*.foo.ck", "foo.ck"),
+    ("*.ck", "ck"),
+    ("*.香港", "香港"),
+    ("*.xn--j6w193g", "香港"),
+    ("*.amazonaws.com", ".amazonaws.com"),  # not one itself, but s3.amazonaws.com and others under it are
+]
+
+
+@pytest.mark.parametrize(("entry", "suffix"), SUFFIXES)
+def test_a_wildcard_over_a_public_suffix_is_refused_unless_forced(entry: str, suffix: str) -> None:
+    with pytest.raises(OriginEntryError, match="everybody's pages under") as caught:
+        normalise_list(["shop.example", entry])
+    assert f"{suffix}, a public suffix" in str(caught.value)
+    assert len(normalise_list(["shop.example", entry], allow_public_suffix=True)) == 2
 
 
 @pytest.mark.parametrize("entry", ["a\r\nb", "a\x1b[2Jb", "x" * 100_000, "\u202e" * 1000, "%" * 260])
@@ -202,6 +250,8 @@ def test_a_request_without_an_origin_is_always_admitted(entry: str) -> None:
         ("*.bücher.example", ["https://a.xn--bcher-kva.example"]),
         ("xn--ls8h.example", ["https://xn--ls8h.example"]),
         ("localhost:3000", ["http://localhost:3000", "http://LOCALHOST:3000"]),
+        ("capacitor://localhost", ["capacitor://localhost", "Capacitor://localhost"]),
+        ("moz-extension://0b2c-4d", ["moz-extension://0b2c-4d"]),
         ("127.0.0.1", ["http://127.0.0.1:5173", "https://127.0.0.1"]),
         ("[::1]:3000", ["http://[::1]:3000", "http://[0:0::1]:3000"]),
         ("[2001:DB8::1]", ["https://[2001:db8::1]", "https://[2001:db8:0:0::1]:8443"]),
@@ -227,7 +277,11 @@ def test_an_entry_admits(entry: str, origins: list[str]) -> None:
             "127.0.0.1",
             ["http://127.1", "http://2130706433", "http://0x7f000001", "http://0177.0.0.1", "http://127.0.0.2"],
         ),
-        ("*.com", ["https://com", "https://1.2.3.4"]),
+        (
+            "capacitor://localhost",
+            ["capacitor://LOCALHOST", "http://localhost", "capacitor://localhost:80", "tauri://localhost"],
+        ),
+        ("localhost", ["capacitor://localhost", "tauri://localhost"]),
         ("[::1]", ["http://::1", "http://[::2]", "http://[::1%25lo]", "http://[::1]x", "http://1"]),
     ],
 )

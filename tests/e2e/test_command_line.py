@@ -113,6 +113,15 @@ def test_origins_are_shown_set_and_emptied(system: System) -> None:
     refused = system.run("authsvc", "origins", "listed", "https://shop.example/path")
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "https://shop.example/path" in refused.stderr
+    suffix = system.run("authsvc", "origins", "listed", "*.vercel.app")
+    assert (suffix.returncode, "must be forced" in suffix.stderr) == (1, True)
+    forced = system.run("authsvc", "origins", "listed", "--force", "*.vercel.app")
+    assert (forced.returncode, forced.stdout) == (0, "*.vercel.app\n")
+    app = system.run(
+        "authsvc", "issue", "app", "--origin", "capacitor://localhost", "--origin", "*.github.io", "--force"
+    )
+    assert app.returncode == 0
+    system.run("authsvc", "origins", "listed", "https://shop.example/", "*.shop.example")
     assert "nothing was changed" not in changed.stderr
     again = system.run("authsvc", "origins", "listed", "https://shop.example", "*.shop.example")
     assert (again.returncode, again.stdout) == (0, changed.stdout)

@@ -343,8 +343,11 @@ class IssueRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    ALLOW_PUBLIC_SUFFIX_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project, created when it is new."""
+    allow_public_suffix: _builtins.bool
+    """As for SetOriginsRequest."""
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The origins that the project admits, as for SetOrigins."""
@@ -362,10 +365,11 @@ class IssueRequest(_message.Message):
         project_id: _builtins.str = ...,
         origins: _abc.Iterable[_builtins.str] | None = ...,
         wait: _duration_pb2.Duration | None = ...,
+        allow_public_suffix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "origins", b"origins", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "allow_public_suffix", b"allow_public_suffix", "origins", b"origins", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait: _TypeAlias = _typing.Literal["wait"]  # noqa: Y015
     _WhichOneofArgType__wait: _TypeAlias = _typing.Literal["_wait", b"_wait"]  # noqa: Y015
@@ -515,13 +519,18 @@ class SetOriginsRequest(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    ALLOW_PUBLIC_SUFFIX_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project."""
+    allow_public_suffix: _builtins.bool
+    """Store wildcards over a public suffix, such as `*.vercel.app`, under which
+    anybody can have a page. Otherwise they are refused.
+    """
     @_builtins.property
     def origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 100 entries of at most 260 characters: `example.com`,
-        `example.com:8443`, `https://example.com`, `*.example.com`. Empty: every
-        origin is admitted.
+        `example.com:8443`, `https://example.com`, `*.example.com`,
+        `capacitor://localhost`. Empty: every origin is admitted.
         """
 
     @_builtins.property
@@ -534,10 +543,11 @@ class SetOriginsRequest(_message.Message):
         project_id: _builtins.str = ...,
         origins: _abc.Iterable[_builtins.str] | None = ...,
         wait: _duration_pb2.Duration | None = ...,
+        allow_public_suffix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "origins", b"origins", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "allow_public_suffix", b"allow_public_suffix", "origins", b"origins", "project_id", b"project_id", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait: _TypeAlias = _typing.Literal["wait"]  # noqa: Y015
     _WhichOneofArgType__wait: _TypeAlias = _typing.Literal["_wait", b"_wait"]  # noqa: Y015
@@ -1213,6 +1223,9 @@ class CheckOriginsRequest(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     ORIGINS_FIELD_NUMBER: _builtins.int
+    ALLOW_PUBLIC_SUFFIX_FIELD_NUMBER: _builtins.int
+    allow_public_suffix: _builtins.bool
+    """As for SetOriginsRequest."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """At most 100 entries. Empty: every origin is admitted."""
@@ -1226,10 +1239,11 @@ class CheckOriginsRequest(_message.Message):
         *,
         entries: _abc.Iterable[_builtins.str] | None = ...,
         origins: _abc.Iterable[_builtins.str] | None = ...,
+        allow_public_suffix: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "origins", b"origins"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_public_suffix", b"allow_public_suffix", "entries", b"entries", "origins", b"origins"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1273,19 +1287,23 @@ class EntryCheck(_message.Message):
 
     ENTRY_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    PUBLIC_SUFFIX_FIELD_NUMBER: _builtins.int
     entry: _builtins.str
     """The normalised entry; empty when it is refused."""
     error: _builtins.str
     """Why it is refused; empty when it is not."""
+    public_suffix: _builtins.str
+    """The public suffix under which it admits everybody's pages; empty for none."""
     def __init__(
         self,
         *,
         entry: _builtins.str = ...,
         error: _builtins.str = ...,
+        public_suffix: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "error", b"error"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "error", b"error", "public_suffix", b"public_suffix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

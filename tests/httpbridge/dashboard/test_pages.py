@@ -1,6 +1,7 @@
 """What the pages show and do, against a real key service and log store."""
 
 import asyncio
+import html
 import re
 import shlex
 from collections.abc import AsyncIterator
@@ -364,6 +365,30 @@ async def test_an_origin_is_tried_against_the_list_in_the_form(
 ) -> None:
     await browser.create("demo")
     assert expected in (await browser.submit(ORIGINS, ORIGINS, action="try", entry=entries, tried=tried)).words
+
+
+async def test_everybodys_pages_are_admitted_only_with_a_tick(browser: Browser) -> None:
+    await browser.create("demo")
+    fields = {"entry": ["*.vercel.app"], "base": ""}
+    refused = await browser.submit(ORIGINS, ORIGINS, action="review", **fields)
+    assert refused.status == 400
+    assert "It would admit everybody's pages under vercel.app" in html.unescape(refused.words)
+    assert re.search(r'<input type="checkbox" name="allow_public_suffix">', refused.text)
+    review = await browser.submit(ORIGINS, ORIGINS, action="review", allow_public_suffix="on", **fields)
+    assert (review.status, "Before saving" in review.words) == (200, True)
+    reviewed = fields | {"reviewed": "*.vercel.app"}
+    assert (await browser.submit(ORIGINS, ORIGINS, action="save", **reviewed)).status == 400
+    saved = await browser.submit(ORIGINS, ORIGINS, action="save", allow_public_suffix="on", **reviewed)
+    assert saved.status == 303
+    page = await browser.get(ORIGINS)
+    assert 'class="error"' not in page.text
+    assert re.search(r'<input type="checkbox" name="allow_public_suffix" checked>', page.text)
+
+
+async def test_the_tick_is_not_there_without_a_public_suffix(browser: Browser) -> None:
+    await browser.create("demo")
+    page = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["*.shop.example"], base="")
+    assert "allow_public_suffix" not in page.text
 
 
 async def test_before_saving_the_origins_that_it_would_block_are_listed_with_their_counts(
