@@ -27,7 +27,7 @@ from authsvc import console
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
-from authsvc.client.workers import PLACE, Link, Place, run_workers, stop_at_signals
+from authsvc.client.workers import PLACE, Link, Place, ignore_other_signals, run_workers, stop_at_signals
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.console import shown_list, shown_time
 from authsvc.scheduling import let_threads_take_turns
@@ -81,6 +81,7 @@ def main() -> None:
 @main.command()
 def serve() -> None:
     """Run the key service until SIGTERM or SIGINT."""
+    ignore_other_signals()
     config = console.read_config()
     configure(config.log_level, config.log_format)
     if config.is_margin_thin:
@@ -105,6 +106,7 @@ def serve() -> None:
 @click.argument("place", type=PLACE)
 def worker(place: Place) -> None:
     """Be one of the processes of `serve`, which starts it."""
+    ignore_other_signals()
     from authsvc import app  # noqa: PLC0415 - as above
 
     config = msgspec.structs.replace(console.read_config(), listen=place.address)

@@ -24,7 +24,16 @@ import uvloop
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
-from authsvc.client.workers import PLACE, Link, Place, Role, StartFailedError, run_workers, stop_at_signals
+from authsvc.client.workers import (
+    PLACE,
+    Link,
+    Place,
+    Role,
+    StartFailedError,
+    ignore_other_signals,
+    run_workers,
+    stop_at_signals,
+)
 from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import Level
@@ -128,6 +137,7 @@ def _socket_folder() -> TemporaryDirectory[str]:
 @main.command()
 def dashboard() -> None:
     """Run the dashboard until SIGTERM or SIGINT."""
+    ignore_other_signals()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from httpbridge.dashboard import app  # noqa: PLC0415 - as above
 
@@ -221,6 +231,7 @@ def _user() -> str:
 def _service_config(place: Place | None = None) -> Config:
     """Return the configuration of a process that serves, after what all of those do first."""
     # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
+    ignore_other_signals()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
     config = _config()

@@ -5,10 +5,14 @@ adds what belongs to one request. Bodies and headers are the public contract's, 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
+
+from aiohttp import hdrs
+from multidict import MultiMapping
 
 from httpbridge.errors import BodyRefusedError
 from httpbridge.rate_limit import Quota
@@ -58,28 +62,47 @@ ORIGIN_NOT_ALLOWED = _error(403, "Origin not allowed")
 NOT_FOUND = _error(404, "Not found")
 BODY_TOO_LARGE = _error(413, "Request body too large")
 UNSUPPORTED_ENCODING = _error(415, "Unsupported content encoding")
-INTERNAL_ERROR = _error(500, "Internal server error")
+# Not a 500: it may go well the next time, and OpenTelemetry's exporters send again after 429, 502, 503 and 504 alone.
+INTERNAL_ERROR = _error(503, "Internal server error", {"Retry-After": "1"})
 # Not a 408: clients drop what gets a 4xx, and retry a 5xx.
 REQUEST_TIMEOUT = _error(503, "Request timeout", {"Retry-After": "1"})
 OVERLOADED = _error(503, "Overloaded", {"Retry-After": "1"})
 KEY_SERVICE_UNAVAILABLE = _error(503, "Key service unavailable", {"Retry-After": "1"})
 STORE_UNAVAILABLE = _error(503, "Log store unavailable", {"Retry-After": "1"})
 
-PREFLIGHT = _prepare(
-    204,
-    {
-        "Access-Control-Allow-Origin": "*",
-        "Access-Control-Allow-Methods": "POST",
-        "Access-Control-Allow-Headers": (
-            "authorization, content-type, content-encoding, x-deeptracer-sdk, traceparent, tracestate"
-        ),
-        "Access-Control-Max-Age": "86400",
-    },
-    b"",
-    cors=b"",
-)
+_HEADER_NAMES_MAX = 64
+_HEADER_NAMES_CHARACTERS_MAX = 2048
+"""Of the headers that a preflight asks for; those beyond are not allowed."""
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def preflight(allowed: str) -> Response:
+    """Prepare the answer to a preflight of a path with these methods, but for `preflight_headers`."""
+    headers = {
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Allow-Methods": allowed,
+        "Access-Control-Max-Age": "86400",
+        "Vary": "Access-Control-Request-Headers, Access-Control-Request-Private-Network",
+    }
+    return _prepare(204, headers, b"", cors=b"")
+
+
+def preflight_headers(headers: MultiMapping[str]) -> bytes:
+    """Return the header lines that allow what a preflight asks for.
+
+    Pages send more headers than ours: a tracing SDK, say, adds its own to all requests of a page.
+    """
+    asked = ",".join(headers.getall(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ()))[:_HEADER_NAMES_CHARACTERS_MAX]
+    names = [name for name in map(str.strip, asked.split(",")) if _HEADER_NAME.fullmatch(name)]
+    allowed = ", ".join(names[:_HEADER_NAMES_MAX])
+    lines = f"Access-Control-Allow-Headers: {allowed}\r\n" if allowed else ""
+    # A page of the Internet that sends to a bridge in its user's own network.
+    if headers.get("Access-Control-Request-Private-Network", "").lower() == "true":
+        lines += "Access-Control-Allow-Private-Network: true\r\n"
+    return lines.encode("ascii")
 
 
 def method_not_allowed(allowed: str) -> Response:

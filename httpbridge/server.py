@@ -19,6 +19,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.event_log import traceback_without_text
 from httpbridge import errors, responses
 from httpbridge.connection import Connection, last_answer
+from httpbridge.paths import canonical_path, path_of
 from httpbridge.request import Request
 from httpbridge.responses import Response
 
@@ -48,6 +49,8 @@ _ANSWERS: Mapping[type, Response] = {
     errors.MalformedRequestError: responses.BAD_REQUEST,
     errors.ClientGoneError: responses.BAD_REQUEST,  # nobody is left to read it
 }
+_PREFLIGHT_ELSEWHERE = responses.preflight("POST")
+"""Of a path that is not served: a page cannot read a 404 to its preflight, but that to its request."""
 _BODY_BROKEN_OFF = (errors.BodyTimeoutError, errors.MalformedRequestError, errors.ClientGoneError)
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -76,6 +79,7 @@ class _Route:
     methods: tuple[str, ...]
     handler: Handler
     method_not_allowed: Response
+    preflight: Response
 
 
 class PublicServer:
@@ -109,14 +113,13 @@ class PublicServer:
         self._logs_requests = self._log.is_enabled_for(logging.DEBUG)
         self._date_unix_seconds = 0
         self._date_line = b""
-        ingest_route = _Route("/ingest/logs", ("POST",), ingest, responses.method_not_allowed("POST"))
-        looks = ("GET", "HEAD")  # the latter is what some load balancers send
-        look_only = responses.method_not_allowed("GET, HEAD")
         self._routes = {
-            "/ingest/logs": ingest_route,
-            "//ingest/logs": ingest_route,  # SDKs join an endpoint with a trailing slash like that
-            "/health": _Route("/health", looks, self._health, look_only),
-            "/ready": _Route("/ready", looks, self._ready, look_only),
+            route.path: route
+            for route in (
+                _route("/ingest/logs", ("POST",), ingest),
+                _route("/health", ("GET", "HEAD"), self._health),  # the latter is what some load balancers send
+                _route("/ready", ("GET", "HEAD"), self._ready),
+            )
         }
         self._loop = asyncio.get_running_loop()
 
@@ -188,7 +191,7 @@ class PublicServer:
 
     async def answer(self, request: Request) -> Response:
         """Return the answer to a request, whatever goes wrong."""
-        route = self._routes.get(request.target) or self._routes.get(_path(request.target))
+        route = self._routes.get(request.target) or self._routes.get(canonical_path(path_of(request.target)))
         if not self._logs_requests:
             return await self._answer(request, route)
         started = self._monotonic()
@@ -204,13 +207,12 @@ class PublicServer:
         return response
 
     async def _answer(self, request: Request, route: _Route | None) -> Response:
-        if route is None:
-            return responses.NOT_FOUND
-        if request.method not in route.methods:
+        if route is None or request.method not in route.methods:
             is_preflight = request.method == hdrs.METH_OPTIONS and request.is_cross_origin
             if is_preflight and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-                return responses.PREFLIGHT
-            return route.method_not_allowed
+                request.more_headers = responses.preflight_headers(request.headers)
+                return route.preflight if route else _PREFLIGHT_ELSEWHERE
+            return route.method_not_allowed if route else responses.NOT_FOUND
         try:
             return await route.handler(request)
         except errors.BodyRefusedError as error:
@@ -237,10 +239,6 @@ class PublicServer:
         return responses.json_response(status, {"status": readiness.status, **reason})
 
 
-def _path(target: str) -> str:
-    """Return the path of a request target: RFC 9112, 3.2, in origin or absolute form."""
-    path = target.partition("?")[0]
-    if path[:7].lower() == "http://" or path[:8].lower() == "https://":
-        _, slash, rest = path.partition("//")[2].partition("/")
-        return slash + rest
-    return path
+def _route(path: str, methods: tuple[str, ...], handler: Handler) -> _Route:
+    allowed = ", ".join(methods)
+    return _Route(path, methods, handler, responses.method_not_allowed(allowed), responses.preflight(allowed))

@@ -273,7 +273,7 @@ async def run() -> int:
     for variable in ("AUTHSVC_STATE_DIR", "HTTPBRIDGE_STATE_DIR"):
         environ[variable] = environ.get(variable) or state  # an empty one counts as unset
     interrupted = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last when the terminal is closed
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)
 
     async def raise_when_interrupted() -> None:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Self
 
 import click
@@ -43,6 +44,8 @@ STOP_SECONDS_MAX = 60.0
 """For a worker to drain, likewise."""
 
 _READY, _NEWS = b"r", b"n"
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _log = structlog.get_logger("workers")
 
@@ -105,12 +108,43 @@ class Role:
     arguments: tuple[str, ...]
 
 
+def ignore_other_signals() -> None:
+    """Let signals pass that would end a process, for which a supervisor or a terminal has other uses."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def stop_at_signals() -> asyncio.Event:
-    """Return an event of the running loop that SIGTERM and SIGINT set."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    """Return an event of the running loop that SIGTERM and SIGINT set. One that comes again changes nothing."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def end() -> None:
+        if not stop.is_set():
+            stop.set()
+            _ignore_stop_signals()
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the service has failed
+            loop.call_soon_threadsafe(end)
+
+    # Not the loop's own handlers: these are gone, as are all of Python, before the process is.
+    for number in _STOP_SIGNALS:
+        signal.signal(number, handle)
     return stop
+
+
+def _ignore_stop_signals() -> None:
+    hook, sys.unraisablehook = sys.unraisablehook, _say_nothing
+    try:
+        for number in _STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        _say_nothing(None)  # a call, at which Python looks for one that came in this very instant, and would report it
+    finally:
+        sys.unraisablehook = hook
+
+
+def _say_nothing(_: object) -> None:
+    pass
 
 
 async def run_workers(

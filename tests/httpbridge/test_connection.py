@@ -167,7 +167,7 @@ async def test_an_unexpected_error_is_logged_with_its_place_and_without_its_text
 ) -> None:
     bridge.sink.failure = RuntimeError(f"cannot take {KEY}")
     bridge.sink.failure.__cause__ = ValueError(f"cannot store {KEY}")
-    assert (await bridge.exchange(request(body=BODY))).status == 500
+    assert (await bridge.exchange(request(body=BODY))).status == 503
     (event,) = [event for event in events if event["log_level"] == "error"]
     assert "in handle" in event["traceback"]
     assert "builtins.ValueError" in event["traceback"]

@@ -23,13 +23,18 @@ from tests.httpbridge.conftest import (
 GOLDEN = Path(__file__).parent / "golden"
 ORIGIN = "https://shop.example"
 PREFLIGHT = "Access-Control-Request-Method: POST"
+ASKED = "Access-Control-Request-Headers"
 
 REQUESTS = {
     "200-stored": request(body=BODY),
     "200-stored-cross-origin": request(origin=ORIGIN, body=BODY),
     "200-health": request("GET", "/health", key=None),
     "200-ready": request("GET", "/ready", key=None),
-    "204-preflight": request("OPTIONS", "/ingest/logs", PREFLIGHT, key=None, origin=ORIGIN),
+    "204-preflight": request(
+        "OPTIONS", "/ingest/logs", PREFLIGHT, f"{ASKED}: authorization,baggage, Sentry-Trace", key=None, origin=ORIGIN
+    ),
+    "204-preflight-elsewhere": request("OPTIONS", "/nowhere", PREFLIGHT, key=None, origin=ORIGIN),
+    "204-preflight-health": request("OPTIONS", "/health", PREFLIGHT, key=None, origin=ORIGIN),
     "400-body": request(origin=ORIGIN, body=b'{"logs": [{"level": "loud", "message": "hello"}]}'),
     "400-not-http": b"nonsense\r\n\r\n",
     "401-no-key": request(key=None, body=BODY),
@@ -72,14 +77,14 @@ async def test_store_away_is_the_golden_503(bridge: Bridge) -> None:
     check_golden("503-store", answer.head + answer.body)
 
 
-async def test_unexpected_error_is_the_golden_500_with_cors_and_rate_headers(bridge: Bridge) -> None:
+async def test_unexpected_error_is_the_golden_503_with_cors_and_rate_headers(bridge: Bridge) -> None:
     bridge.sink.failure = ZeroDivisionError("secret")
     answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
-    check_golden("500-unexpected", answer.head + answer.body)
+    check_golden("503-unexpected", answer.head + answer.body)
 
 
 @pytest.mark.parametrize(
-    ("base", "status"), [(StoreUnavailableError, 503), (KeyServiceUnavailableError, 503), (BridgeError, 500)]
+    ("base", "status"), [(StoreUnavailableError, 503), (KeyServiceUnavailableError, 503), (BridgeError, 503)]
 )
 async def test_an_error_that_has_no_answer_of_its_own_has_that_of_its_base(
     bridge: Bridge, base: type[Exception], status: int
@@ -129,8 +134,18 @@ async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge:
         pytest.param(request(target="http://bridge.example/ingest/logs?x", body=BODY), 200, id="absolute form"),
         pytest.param(request(target="https://bridge.example/ingest/logs?x", body=BODY), 200, id="absolute form, https"),
         pytest.param(request("OPTIONS", "/health", PREFLIGHT, key=None, origin=ORIGIN), 204, id="preflight elsewhere"),
-        pytest.param(request("GET", "//health", key=None), 404, id="doubled slash elsewhere"),
-        pytest.param(request(target="/ingest/logs/", body=BODY), 404, id="trailing slash"),
+        pytest.param(request(target="///ingest//logs", body=BODY), 200, id="more slashes"),
+        pytest.param(request("GET", "//health", key=None), 200, id="doubled slash elsewhere"),
+        pytest.param(request(target="/ingest/logs/", body=BODY), 200, id="trailing slash"),
+        pytest.param(request(target="/ingest/logs/?a=/b/", body=BODY), 200, id="trailing slash before a query"),
+        pytest.param(request(target="http://bridge.example//ingest/logs/", body=BODY), 200, id="all in absolute form"),
+        pytest.param(request("GET", "/ready/", key=None), 200, id="trailing slash elsewhere"),
+        pytest.param(request(target="/%69ngest/lo%67%73", body=BODY), 200, id="escaped plain characters"),
+        pytest.param(request(target="/%2569ngest/logs", body=BODY), 404, id="escaped twice"),
+        pytest.param(request(target="/ingest/logs%00", body=BODY), 404, id="escaped zero"),
+        pytest.param(request(target="/ingest/logs%", body=BODY), 404, id="half an escape"),
+        pytest.param(request(target="/ingest/logs/x", body=BODY), 404, id="below"),
+        pytest.param(request(target="/ingest", body=BODY), 404, id="above"),
         pytest.param(request(target="/INGEST/logs", body=BODY), 404, id="case"),
         pytest.param(request(target="/ingest%2Flogs", body=BODY), 404, id="escaped"),
         pytest.param(request("OPTIONS", "*", key=None), 404, id="asterisk"),
@@ -138,7 +153,7 @@ async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge:
         pytest.param(request("OPTIONS", key=None), 405, id="no preflight: no origin"),
         pytest.param(request("OPTIONS", key=None, origin=ORIGIN), 405, id="no preflight: no method"),
         pytest.param(
-            request("OPTIONS", "/nowhere", PREFLIGHT, key=None, origin=ORIGIN), 404, id="path before preflight"
+            request("OPTIONS", "/nowhere", PREFLIGHT, key=None, origin=ORIGIN), 204, id="preflight before path"
         ),
         pytest.param(request("GET", key=None), 405, id="method before key"),
         pytest.param(
@@ -291,3 +306,38 @@ async def test_ready_tells_what_the_parts_say(
     bridge.readiness = readiness
     answer = await bridge.exchange(request("GET", "/ready", key=None))
     assert (answer.status, json.loads(answer.body)) == (status, content)
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed"),
+    [
+        ("", None),
+        ("b3", "b3"),
+        ("authorization, x-request-id,,baggage", "authorization, x-request-id, baggage"),
+        ("a b, c, d:e, \u00e4, f", "c, f"),
+        (", ".join(f"x-{number}" for number in range(100)), ", ".join(f"x-{number}" for number in range(64))),
+        (f"{'x' * 3000}, b3", "x" * 2048),
+    ],
+)
+async def test_a_preflight_allows_the_headers_that_it_asks_for_within_bounds(
+    bridge: Bridge, asked: str, allowed: str | None
+) -> None:
+    lines = [f"{ASKED}: {asked}"] if asked else []
+    answer = await bridge.exchange(request("OPTIONS", "/ingest/logs", PREFLIGHT, *lines, key=None, origin=ORIGIN))
+    assert answer.status == 204
+    assert answer.headers.get("access-control-allow-headers") == allowed
+
+
+async def test_several_lines_of_asked_headers_are_one_list(bridge: Bridge) -> None:
+    lines = [f"{ASKED}: a", f"{ASKED}: b"]
+    answer = await bridge.exchange(request("OPTIONS", "/ingest/logs", PREFLIGHT, *lines, key=None, origin=ORIGIN))
+    assert answer.headers["access-control-allow-headers"] == "a, b"
+
+
+@pytest.mark.parametrize(("asked", "allowed"), [("true", "true"), ("TRUE", "true"), ("false", None), (None, None)])
+async def test_a_page_of_another_network_is_let_in_where_it_asks(
+    bridge: Bridge, asked: str | None, allowed: str | None
+) -> None:
+    lines = [] if asked is None else [f"Access-Control-Request-Private-Network: {asked}"]
+    answer = await bridge.exchange(request("OPTIONS", "/ingest/logs", PREFLIGHT, *lines, key=None, origin=ORIGIN))
+    assert answer.headers.get("access-control-allow-private-network") == allowed
