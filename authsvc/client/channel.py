@@ -134,8 +134,10 @@ class TokenFile:
                 raise KeyServiceUnavailableError(f"there is no token: {_why(self._path, error)}") from None
             try:
                 self._token = Token.parse(text)
-            except ValueError:
-                raise KeyServiceUnavailableError(f"there is no token: {self._path} holds something else") from None
+            except ValueError as error:
+                raise KeyServiceUnavailableError(
+                    f"there is no token: {self._path} holds something else: {error}"
+                ) from None
         return self._token
 
     def forget(self) -> None:

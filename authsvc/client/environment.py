@@ -45,19 +45,27 @@ class Secret:
 
 
 class Token(Secret):
-    """A bearer token: printable ASCII without spaces, which is what gRPC metadata and HTTP headers carry."""
+    """A bearer token: printable ASCII without spaces, which is what gRPC metadata and HTTP headers carry.
+
+    It has at least 32 characters, so that nobody guesses it: of hex digits, those are 128 bits.
+    """
 
     __slots__ = ()
+    CHARACTERS_MIN = 32
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a token as it was configured or as a file holds it; white space around it does not count.
 
-        Raises ValueError, which does not repeat the text, when it cannot be sent.
+        Raises ValueError, which does not repeat the text, when it cannot be sent or is too short.
         """
         text = text.strip()
         if not re.fullmatch(r"[!-~]+", text):
             raise ValueError("expected a token: printable ASCII without spaces")
+        if len(text) < cls.CHARACTERS_MIN:
+            raise ValueError(
+                f"expected a token of at least {cls.CHARACTERS_MIN} characters, such as 'openssl rand -hex 32' prints"
+            )
         return cls(text)
 
 

@@ -282,7 +282,7 @@ async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_
     kept = clone.folder / "var" / "demo-key"
     key = kept.read_text().strip()
     kept.unlink()
-    token = {"AUTHSVC_BRIDGE_TOKEN": "a-bridge-token"}
+    token = {"AUTHSVC_BRIDGE_TOKEN": 3 * "a-bridge-token"}
     run = clone.make_run(**LISTENS, **token)
     greeting = await run.greeted()
     assert re.search(r"There is no demo key to show: authsvc: .*\(ALREADY_EXISTS\)\n", greeting)
@@ -310,10 +310,10 @@ async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_
 async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: Clone, tmp_path: Path) -> None:
     """Its commands are pasted into another shell, which has of the variables no more than the secrets."""
     secrets = {
-        "AUTHSVC_ADMIN_TOKEN": "canary-admin",
+        "AUTHSVC_ADMIN_TOKEN": 3 * "canary-admin",
         "AUTHSVC_DATABASE_URL": f"sqlite:///{tmp_path}/canary-keys.db",
         "HTTPBRIDGE_LOG_STORE_URL": f"sqlite:///{tmp_path}/canary-logs.db",
-        "HTTPBRIDGE_DASHBOARD_TOKEN": "canary-dashboard",
+        "HTTPBRIDGE_DASHBOARD_TOKEN": 3 * "canary-dashboard",
     }
     run = clone.make_run(**LISTENS, **secrets, AUTHSVC_STATE_DIR="some state")
     greeting = await run.greeted()

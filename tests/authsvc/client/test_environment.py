@@ -19,13 +19,16 @@ class Config(msgspec.Struct, frozen=True):
     url: Secret | None = None
 
 
-@pytest.mark.parametrize("text", ["a-token", "a-token\n", " \ta-token\r\n"])
+TOKEN = "a-token-of-thirty-two-characters"
+
+
+@pytest.mark.parametrize("text", [TOKEN, TOKEN + "\n", f" \t{TOKEN}\r\n"])
 def test_white_space_around_a_token_does_not_count(text: str) -> None:
     """A secrets file often ends with a line feed."""
     config = read(Config, "X_", {"X_TOKEN": text})
     assert config.token is not None
-    assert config.token.reveal() == "a-token"
-    assert "a-token" not in repr(config)
+    assert config.token.reveal() == TOKEN
+    assert TOKEN not in repr(config)
 
 
 @pytest.mark.parametrize("text", ["käse", "two words", "two\nlines", "\n", "\udcff", "\x7f", "tok\0en"])
@@ -33,6 +36,15 @@ def test_a_token_that_cannot_be_sent_is_refused_with_its_variable_and_not_repeat
     with pytest.raises(ConfigurationError) as caught:
         read(Config, "X_", {"X_TOKEN": text})
     assert str(caught.value) == "X_TOKEN: expected a token: printable ASCII without spaces"
+
+
+@pytest.mark.parametrize("text", ["x", TOKEN[1:], f"  {TOKEN[1:]}\n"])
+def test_a_token_that_can_be_guessed_is_refused_with_what_makes_one(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(Config, "X_", {"X_TOKEN": text})
+    assert str(caught.value) == (
+        "X_TOKEN: expected a token of at least 32 characters, such as 'openssl rand -hex 32' prints"
+    )
 
 
 def test_other_secrets_are_taken_as_they_are() -> None:
