@@ -461,7 +461,10 @@ async def test_tokens_are_made_once_and_are_private(tmp_path: Path) -> None:
     ("variables", "named"),
     [
         ({"AUTHSVC_LISTEN": "0.0.0.0:0"}, "AUTHSVC_ALLOW_INSECURE"),
-        ({"AUTHSVC_LISTEN": "0.0.0.0:0", "AUTHSVC_ADMIN_TOKEN": 32 * "a", "AUTHSVC_BRIDGE_TOKEN": 32 * "b"}, "AUTHSVC_TLS_CERT"),
+        (
+            {"AUTHSVC_LISTEN": "0.0.0.0:0", "AUTHSVC_ADMIN_TOKEN": 32 * "a", "AUTHSVC_BRIDGE_TOKEN": 32 * "b"},
+            "AUTHSVC_TLS_CERT",
+        ),
         ({"AUTHSVC_LISTEN": "nonsense"}, "AUTHSVC_LISTEN"),
         ({"AUTHSVC_ADMIN_TOKEN": 32 * "x", "AUTHSVC_BRIDGE_TOKEN": 32 * "x"}, "AUTHSVC_BRIDGE_TOKEN"),
         ({"AUTHSVC_ADMIN_TOKEN": "sp ace"}, "AUTHSVC_ADMIN_TOKEN"),

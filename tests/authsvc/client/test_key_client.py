@@ -15,7 +15,16 @@ from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient, sendable_ori
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Call, Clock, FakeKeyService, allowed, invalid, refused, serve
+from tests.authsvc.client.fake_key_service import (
+    BRIDGE_TOKEN,
+    Call,
+    Clock,
+    FakeKeyService,
+    allowed,
+    invalid,
+    refused,
+    serve,
+)
 from tests.authsvc.conftest import running
 
 KEY = RawKey("dt_0123456789abcdef01234567")
