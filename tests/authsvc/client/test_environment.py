@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from authsvc.client.environment import ConfigurationError, Secret, Token, kept_token, read
+from authsvc.client.environment import ConfigurationError, Secret, Token, read
+from authsvc.client.private_files import kept_token
 from authsvc.client.validator import KeyValidator
 
 
