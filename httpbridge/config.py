@@ -14,7 +14,7 @@ import msgspec
 from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
-from authsvc.client.private_files import check_files, make_folder, readable_by_all
+from authsvc.client.private_files import check_files, check_private, make_folder, readable_by_all
 
 PREFIX = "HTTPBRIDGE_"
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name, where the key service leaves it
@@ -123,6 +123,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_state_dir(config: Config) -> None:
-    """Make the folder, if something of ours is kept there and there is none; raise ConfigurationError as it does."""
-    if config.log_store_url is None or (config.key_service_token is None and config.state_dir.exists()):
+    """Make the folder, if the logs go there and there is none.
+
+    Raises ConfigurationError when that fails, and when others can write what is used of it, or read the token.
+    """
+    is_token_kept = config.key_service_token is None and config.state_dir.exists()
+    if config.log_store_url is None or is_token_kept:
         make_folder(config.state_dir, "HTTPBRIDGE_STATE_DIR")
+    if is_token_kept:
+        check_private(config.state_dir / BRIDGE_TOKEN_FILE)

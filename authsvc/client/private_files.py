@@ -63,6 +63,13 @@ def read_private(path: Path) -> str:
         return file.read()
 
 
+def check_private(path: Path) -> None:
+    """Raise ConfigurationError for a file, if there is one, that others can read or write."""
+    with suppress(FileNotFoundError):
+        if reason := _open_to_others(path, path.stat(), _READ | _WRITE):
+            raise ConfigurationError(f"{path}: {reason}")
+
+
 def check_files(files: Iterable[tuple[str, Path | None]]) -> None:
     """Raise ConfigurationError for a file, which its variable names, that everybody can write.
 

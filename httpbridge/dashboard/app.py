@@ -17,7 +17,7 @@ from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address, Secret
 from authsvc.client.listening import cannot_listen
-from authsvc.client.private_files import kept_token, make_folder
+from authsvc.client.private_files import check_private, kept_token, make_folder
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
@@ -56,6 +56,8 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     config.check_dashboard_exposure()
     tls = server_tls(config)
     sessions = open_sessions(config)
+    if config.admin_token is None:
+        check_private(config.state_dir / ADMIN_TOKEN_FILE)
     async with AsyncExitStack() as stack:
         kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
         token = FixedToken(config.admin_token) if config.admin_token else kept

@@ -18,5 +18,5 @@ def test_white_space_around_a_token_does_not_count(name: str) -> None:
     secret = "a-token-of-thirty-two-characters"
     token = getattr(Config.from_environment({variable: f" {secret}\n"}), name)
     assert token.reveal() == secret
-    with pytest.raises(ConfigurationError, match=f"^{variable}: expected a token"):
+    with pytest.raises(ConfigurationError, match=f"^{variable}: expected a value"):
         Config.from_environment({variable: " \n"})
