@@ -37,7 +37,7 @@ def uv_lock(requirements: str) -> str:
 
 def main(options: Sequence[str], lock: Path = LOCK) -> int:
     """Audit, with more options for uv; return the exit status."""
-    uv = [Path(sys.executable).parent / "uv", "audit", "--frozen", "--preview-features", "audit-command"]
+    uv = [str(Path(sys.executable).parent / "uv"), "audit", "--frozen", "--preview-features", "audit-command"]
     limits = {"UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "1"}
     with TemporaryDirectory() as folder:
         Path(folder, "pyproject.toml").write_text(_PROJECT)
