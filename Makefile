@@ -1,6 +1,6 @@
 # `make run` and `make test` work on a fresh clone: they set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup proto released fmt lint type test bench cost migrate run lock clean
+.PHONY: help setup proto released fmt lint type audit test bench cost migrate run lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -50,6 +50,9 @@ lint: $(STAMP) ## ruff, import-linter, buf lint and breaking
 
 type: $(STAMP) ## mypy, strict
 	$(BIN)/mypy
+
+audit: $(STAMP) ## look for known vulnerabilities of what the lock files pin
+	@$(BIN)/python scripts/audit.py
 
 test: $(STAMP) ## run every test, or those that TESTS names
 	$(BIN)/pytest $(TESTS)

@@ -197,7 +197,7 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         await database.open()
         yield database
     except StoreRefusedError as error:  # later ones are answers to calls
-        raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error.reason}") from None
+        raise ConfigurationError(f"{config.database_variable}: {error.reason}") from None
     finally:
         await database.close()
 
@@ -228,11 +228,13 @@ async def _listen(server: grpc.aio.Server, config: Config, *, is_shared: bool) -
     # gRPC does not say why an address cannot be listened on, and prints it at length.
     for bound in await bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
         bound.close()
+    # gRPC takes IPv4, too, where it listens on every address of IPv6, and IPv4 alone where there is no IPv6.
+    listen = str(config.listen) if config.listen.host_to_bind else f"[::]:{config.listen.port}"
     try:
         if config.tls_cert is None:
-            port = server.add_insecure_port(str(config.listen))
+            port = server.add_insecure_port(listen)
         else:
-            port = server.add_secure_port(str(config.listen), _credentials(config))
+            port = server.add_secure_port(listen, _credentials(config))
     except RuntimeError:
         raise cannot_listen("AUTHSVC_LISTEN", config.listen, "gRPC cannot use this address") from None
     return Address(config.listen.host, port)

@@ -24,6 +24,7 @@ import msgspec
 import structlog
 
 from authsvc import console
+from authsvc.client import core_dumps
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
@@ -75,6 +76,7 @@ def main() -> None:
 
     Configured by AUTHSVC_… environment variables: see docs/configuration.md.
     """
+    core_dumps.turn_off()
     open_missing()
 
 
@@ -84,6 +86,8 @@ def serve() -> None:
     ignore_other_signals()
     config = console.read_config()
     configure(config.log_level, config.log_format)
+    for variable, path in config.keys_readable_by_all():
+        _log.warning("key_readable_by_all", variable=variable, file=str(path))
     if config.is_margin_thin:
         _log.warning("lease_margin_thin", seconds=config.lease_margin_seconds, lease_seconds=config.lease_seconds)
 

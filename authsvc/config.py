@@ -7,16 +7,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import quote
 
 import msgspec
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, Token, kept_token, make_folder, read
+from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
+from authsvc.client.private_files import check_files, kept_token, make_folder, readable_by_all
 
 PREFIX = "AUTHSVC_"
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name
+
+_FILES = ("tls_cert", "tls_key", "tls_client_ca", "ca", "client_cert", "client_key")
 
 _MARGIN_SECONDS_MIN = 0.1
 """Clocks are set forward and back by so much without anybody noticing."""
@@ -27,7 +31,7 @@ _MARGIN_OF_LEASE_MIN = 0.001
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The variables, in lower case and without their prefix. The last four are the command line's side."""
 
-    listen: Address = Address("127.0.0.1", 50051)
+    listen: ListenAddress = ListenAddress("127.0.0.1", 50051)
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     database_url: Secret | None = None
     state_dir: Path = Path("var")
@@ -59,11 +63,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError("AUTHSVC_TLS_CLIENT_CA needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY")
         if config.client_cert is not None and config.ca is None:
             raise ConfigurationError("AUTHSVC_CLIENT_CERT needs AUTHSVC_CA")
+        check_files((PREFIX + name.upper(), getattr(config, name)) for name in _FILES)
         return config
 
+    def keys_readable_by_all(self) -> list[tuple[str, Path]]:
+        """Return the private keys that everybody can read, after their variables."""
+        names = ("tls_key", "client_key")
+        return readable_by_all((PREFIX + name.upper(), getattr(self, name)) for name in names)
+
     def store_url(self) -> str:
-        """Return the database's URL: the one that is set, or the file `authsvc.db` in the state folder."""
-        return self.database_url.reveal() if self.database_url else f"sqlite:///{self.state_dir / 'authsvc.db'}"
+        """Return the database's URL: the one that is set, or that of the file `authsvc.db` in the state folder."""
+        if self.database_url:
+            return self.database_url.reveal()
+        return "sqlite:///" + quote(str(self.state_dir.absolute() / "authsvc.db"))
+
+    @property
+    def database_variable(self) -> str:
+        """The variable that says where the database is, for messages."""
+        return "AUTHSVC_DATABASE_URL" if self.database_url else "AUTHSVC_STATE_DIR"
 
     @property
     def is_margin_thin(self) -> bool:
@@ -72,7 +89,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def service_address(self) -> Address:
         """Return where the command line finds the service: where it listens, unless said otherwise."""
-        return self.address or self.listen
+        return self.address or self.listen.to_connect()
 
     def check_exposure(self) -> None:
         """Raise ConfigurationError for an address that others reach, without TLS or tokens of one's own choice."""

@@ -165,6 +165,8 @@ def ask_timed(call: Callable[[Api], Any], *again: str) -> tuple[Any, float]:
 async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator[Api]:
     config.check_connection()
     tls = None
+    for variable, path in config.keys_readable_by_all():
+        note(f"authsvc: {variable}: everybody can read {path}")
     if config.ca is not None:
         variables = ("AUTHSVC_CA", "AUTHSVC_CLIENT_CERT", "AUTHSVC_CLIENT_KEY")
         tls = ClientTls(config.ca, config.client_cert, config.client_key, variables)
@@ -210,7 +212,7 @@ def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
     for file in role_files:
         path = config.state_dir / file
         try:
-            return TokenFile(path).read(), str(path)
+            return TokenFile(path, is_private=True).read(), str(path)
         except KeyServiceUnavailableError as error:
             reasons.append(error)
     raise ConfigurationError(

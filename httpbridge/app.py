@@ -133,7 +133,7 @@ def _validator(config: Config) -> KeyValidator:
     token = config.key_service_token
     return KeyValidator(
         config.key_service,
-        FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE),
+        FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE, is_private=True),
         tls=key_service_tls(config),
         cache=VerdictCache(ttl_seconds_max=config.cache_ttl_seconds),
     )

@@ -19,8 +19,10 @@ from typing import Any, NoReturn
 
 import click
 import msgspec
+import structlog
 import uvloop
 
+from authsvc.client import core_dumps
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
@@ -39,6 +41,8 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import Level
 from httpbridge.sinks import StoreSetupError
 
+_log = structlog.get_logger("httpbridge")
+
 _CRASHED = _REFUSED = 1
 _USAGE, _OUT_OF_REACH = 2, 3
 _FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
@@ -51,6 +55,7 @@ def main() -> None:
 
     Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
     """
+    core_dumps.turn_off()
     open_missing()
 
 
@@ -58,6 +63,7 @@ def main() -> None:
 def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
     config = _service_config()
+    _warn(config)
 
     def started(address: Address) -> None:
         click.echo(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
@@ -143,6 +149,7 @@ def dashboard() -> None:
 
     config = _config()
     configure(config.log_level, config.log_format)
+    _warn(config)
 
     def started(address: Address) -> None:
         click.echo(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
@@ -161,7 +168,7 @@ def sign_in_link(name: str | None, url: str | None) -> None:
     from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
 
     config = _config()
-    if url is None and config.dashboard_listen.host in ("0.0.0.0", "::"):  # noqa: S104 - an address to listen on only
+    if url is None and config.dashboard_listen.is_every_interface:
         raise click.UsageError("The dashboard listens on every address: say by --url which one people use.")
     try:
         sessions = open_sessions(config)
@@ -239,6 +246,11 @@ def _service_config(place: Place | None = None) -> Config:
     return config
 
 
+def _warn(config: Config) -> None:
+    for variable, path in config.keys_readable_by_all():
+        _log.warning("key_readable_by_all", variable=variable, file=str(path))
+
+
 def _config() -> Config:
     try:
         return Config.from_environment(os.environ)
@@ -255,7 +267,7 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     except ConfigurationError as error:
         _fail(str(error), _USAGE)
     except StoreSetupError as error:
-        _fail(f"HTTPBRIDGE_LOG_STORE_URL: {error}", _USAGE)
+        _fail(f"{_config().log_store_variable}: {error}", _USAGE)
     except StartFailedError as error:  # whose worker has said why
         sys.exit(max(error.status, _CRASHED))
     except StoreUnavailableError as error:

@@ -7,17 +7,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
+from urllib.parse import quote
 
 import msgspec
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, Token, make_folder, read
+from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
+from authsvc.client.private_files import check_files, check_private, make_folder, readable_by_all
 
 PREFIX = "HTTPBRIDGE_"
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name, where the key service leaves it
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - likewise
 DASHBOARD_TOKEN_FILE = "dashboard-token"  # noqa: S105 - a file's name
+
+_FILES = ("tls_cert", "tls_key", "key_service_ca", "key_service_cert", "key_service_cert_key")
 
 _PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 
@@ -27,7 +31,7 @@ _Positive = Annotated[int, msgspec.Meta(ge=1)]
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The variables, in lower case and without their prefix."""
 
-    listen: Address = Address("127.0.0.1", 8080)
+    listen: ListenAddress = ListenAddress("127.0.0.1", 8080)
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     state_dir: Path = Path("var")
     tls_cert: Path | None = None
@@ -43,7 +47,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     rate_limit_per_minute: _Positive = 5000
     cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
-    dashboard_listen: Address = Address("127.0.0.1", 8081)
+    dashboard_listen: ListenAddress = ListenAddress("127.0.0.1", 8081)
     dashboard_token: Token | None = None
     admin_token: Token | None = None
     public_url: str | None = None
@@ -61,7 +65,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError("HTTPBRIDGE_KEY_SERVICE_CERT needs HTTPBRIDGE_KEY_SERVICE_CA")
         if config.public_url is not None and _PUBLIC_URL.fullmatch(config.public_url) is None:
             raise ConfigurationError("HTTPBRIDGE_PUBLIC_URL: expected http:// or https://, a host, and no query")
+        check_files((PREFIX + name.upper(), getattr(config, name)) for name in _FILES)
         return config
+
+    def keys_readable_by_all(self) -> list[tuple[str, Path]]:
+        """Return the private keys that everybody can read, after their variables."""
+        names = ("tls_key", "key_service_cert_key")
+        return readable_by_all((PREFIX + name.upper(), getattr(self, name)) for name in names)
 
     def clients_url(self) -> str:
         """Return where clients reach the bridge, without a slash at the end: HTTPBRIDGE_PUBLIC_URL, or its listener."""
@@ -71,12 +81,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Return where the dashboard listens, as a URL."""
         return self._url(self.dashboard_listen)
 
-    def _url(self, address: Address) -> str:
-        return f"{'https' if self.tls_cert else 'http'}://{address}"
+    def _url(self, address: ListenAddress) -> str:
+        return f"{'https' if self.tls_cert else 'http'}://{address.to_connect()}"
 
     def sink_url(self) -> str:
-        """Return the log store's URL: the one that is set, or the file `logs.db` in the state folder."""
-        return self.log_store_url.reveal() if self.log_store_url else f"sqlite:///{self.state_dir / 'logs.db'}"
+        """Return the log store's URL: the one that is set, or that of the file `logs.db` in the state folder."""
+        if self.log_store_url:
+            return self.log_store_url.reveal()
+        return "sqlite:///" + quote(str(self.state_dir.absolute() / "logs.db"))
+
+    @property
+    def log_store_variable(self) -> str:
+        """The variable that says where the log store is, for messages."""
+        return "HTTPBRIDGE_LOG_STORE_URL" if self.log_store_url else "HTTPBRIDGE_STATE_DIR"
 
     def check_exposure(self) -> None:
         """Raise ConfigurationError where keys would cross a network in the clear."""
@@ -106,6 +123,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_state_dir(config: Config) -> None:
-    """Make the folder, if the logs go there and there is none; raise ConfigurationError when that fails."""
-    if config.log_store_url is None:
+    """Make the folder, if the logs go there and there is none.
+
+    Raises ConfigurationError when that fails, and when others can write what is used of it, or read the token.
+    """
+    is_token_kept = config.key_service_token is None and config.state_dir.exists()
+    if config.log_store_url is None or is_token_kept:
         make_folder(config.state_dir, "HTTPBRIDGE_STATE_DIR")
+    if is_token_kept:
+        check_private(config.state_dir / BRIDGE_TOKEN_FILE)

@@ -16,7 +16,10 @@ from typing import NoReturn
 
 import aiohttp
 
+from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import BRIDGE_TOKEN_FILE
+from authsvc.config import Config as KeyServiceConfig
+from httpbridge.config import Config as BridgeConfig
 
 BIN = Path(sys.executable).parent
 PROJECT = "demo"
@@ -42,7 +45,7 @@ class Services:
         self._processes: list[Process] = []
 
     async def start(self, name: str, command: str = "serve") -> str:
-        """Start `NAME COMMAND`; return the URL that it says it listens on."""
+        """Start `NAME COMMAND`; return the URL at which it listens, as it says, or is reached from here."""
         process = await asyncio.create_subprocess_exec(
             BIN / name,
             command,
@@ -62,7 +65,7 @@ class Services:
             status = await process.wait()
             raise FailedRunError("" if status > 0 else f"{name} ended (status {status})")
         self._group.create_task(_fail_at_end(name, process))
-        return ("https://" if fields.get("tls") == "on" else "http://") + fields["address"]
+        return f"{'https' if fields.get('tls') == 'on' else 'http'}://{Address.parse(fields['address'])}"
 
     async def stop(self) -> None:
         """Let the services drain, the last one first: it still needs the others; kill one that takes too long."""
@@ -272,6 +275,12 @@ async def run() -> int:
     environ = dict(os.environ)
     for variable in ("AUTHSVC_STATE_DIR", "HTTPBRIDGE_STATE_DIR"):
         environ[variable] = environ.get(variable) or state  # an empty one counts as unset
+    try:  # for both read them as they are meant, and each knows the other's names
+        environ["AUTHSVC_STATE_DIR"] = state = str(KeyServiceConfig.from_environment(environ).state_dir)
+        environ["HTTPBRIDGE_STATE_DIR"] = str(BridgeConfig.from_environment(environ).state_dir)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)
+        return 2
     interrupted = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last when the terminal is closed
         asyncio.get_running_loop().add_signal_handler(number, interrupted.set)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import msgspec
 import pytest
 
-from authsvc.client.environment import Address, Secret, Token
+from authsvc.client.environment import Address, ListenAddress, Secret, Token
 from authsvc.client.networks import Networks
 from authsvc.config import Config as KeyServiceConfig
 from httpbridge.config import Config as BridgeConfig
@@ -64,6 +64,7 @@ def words(hint: Any) -> set[str]:
         bool: {"switch"},
         Path: {"path"},
         Address: {"address"},
+        ListenAddress: {"address"},
         Token: {"secret"},
         Secret: {"URL", "secret"},
         str: {"URL"},

@@ -11,6 +11,7 @@ from typing import Protocol, TypeAlias
 import grpc
 
 from authsvc.client.environment import Address, ConfigurationError, Secret, Token
+from authsvc.client.private_files import read_private
 from authsvc.client.verdicts import KeyServiceUnavailableError
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
@@ -117,15 +118,17 @@ class FixedToken:
 class TokenFile:
     """A token that the key service keeps in a file, which may appear after us and be replaced."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_private: bool = False) -> None:
+        """With `is_private` a file that others can read or write holds no token: it is one of the state folder."""
         self._path = path
+        self._is_private = is_private
         self._token: Secret | None = None
 
     def read(self) -> Secret:
         """Return the token; raise KeyServiceUnavailableError when the file has none yet."""
         if self._token is None:
             try:
-                text = self._path.read_text("utf-8", "replace")
+                text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
             except FileNotFoundError:
                 raise KeyServiceUnavailableError(
                     f"there is no token: {self._path} does not exist; the key service writes it at its first start"
@@ -134,8 +137,10 @@ class TokenFile:
                 raise KeyServiceUnavailableError(f"there is no token: {_why(self._path, error)}") from None
             try:
                 self._token = Token.parse(text)
-            except ValueError:
-                raise KeyServiceUnavailableError(f"there is no token: {self._path} holds something else") from None
+            except ValueError as error:
+                raise KeyServiceUnavailableError(
+                    f"there is no token: {self._path} holds something else: {error}"
+                ) from None
         return self._token
 
     def forget(self) -> None:

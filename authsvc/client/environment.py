@@ -5,21 +5,22 @@ case, are its variables; `read` fills it and names the variable that is wrong.
 """
 
 import ipaddress
-import os
 import re
-import secrets
-import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from types import NoneType
+from typing import Any, Self, TypeVar, get_args
 
 import msgspec
 
+from authsvc.client.known_variables import unknown_variable
 from authsvc.client.networks import Networks
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+
+_SWITCH_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+"""Besides what msgspec takes: true, false, 1, 0."""
 
 
 class ConfigurationError(Exception):
@@ -45,63 +46,32 @@ class Secret:
 
 
 class Token(Secret):
-    """A bearer token: printable ASCII without spaces, which is what gRPC metadata and HTTP headers carry."""
+    """A bearer token: printable ASCII without spaces, which is what gRPC metadata and HTTP headers carry.
+
+    It has at least 32 characters, so that nobody guesses it: of hex digits, those are 128 bits.
+    """
 
     __slots__ = ()
+    CHARACTERS_MIN = 32
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a token as it was configured or as a file holds it; white space around it does not count.
 
-        Raises ValueError, which does not repeat the text, when it cannot be sent.
+        Raises ValueError, which does not repeat the text, when it cannot be sent or is too short.
         """
         text = text.strip()
         if not re.fullmatch(r"[!-~]+", text):
             raise ValueError("expected a token: printable ASCII without spaces")
+        if len(text) < cls.CHARACTERS_MIN:
+            raise ValueError(
+                f"expected a token of at least {cls.CHARACTERS_MIN} characters, such as 'openssl rand -hex 32' prints"
+            )
         return cls(text)
 
 
-def make_folder(path: Path, variable: str) -> None:
-    """Make the folder that a variable names, for this user only, if there is none; raise ConfigurationError."""
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{variable}: {path}: {error.strerror}") from None
-
-
-def kept_token(path: Path) -> Token:
-    """Return the token in a file, generated (mode 0600) if there is no such file.
-
-    Raises ConfigurationError when the file can be neither read nor made, or holds something else.
-    """
-    try:
-        if not path.exists():
-            _make_token(path)
-        return Token.parse(path.read_text("utf-8", "replace"))
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: {error}; remove it to have one generated") from None
-
-
-def _make_token(path: Path) -> None:
-    """Write a new token, unless somebody else does so first.
-
-    It is linked into place when it is whole, so that a process which starts at the same time never reads half of it,
-    and of two that start at once both take the first one's.
-    """
-    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)  # with mode 0600
-    try:
-        with os.fdopen(descriptor, "w") as draft:
-            draft.write(secrets.token_hex(32) + "\n")
-        with suppress(FileExistsError):
-            path.hardlink_to(name)
-    finally:
-        Path(name).unlink()
-
-
 class Address:
-    """A host and a port to listen on or to connect to. The host of an IPv6 literal is kept without brackets."""
+    """A host and a port to connect to. The host of an IPv6 literal is kept without brackets."""
 
     __slots__ = ("host", "port")
 
@@ -111,11 +81,12 @@ class Address:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `host:port`, `[ipv6]:port` or `:port` (loopback); raise ValueError saying what is expected."""
-        match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]\ud800-\udfff]*)):([0-9]{1,5})", text)
-        if match is None or int(match[3]) > 65535:
-            raise ValueError("expected HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
-        return cls(match[1] or match[2] or "127.0.0.1", int(match[3]))
+        """Read `host:port` or `[ipv6]:port`; no host, or one that means every interface, is this machine.
+
+        Raises ValueError saying what is expected.
+        """
+        host, port = _host_and_port(text)
+        return cls(_OF_THIS_MACHINE.get(host, host), port)
 
     @property
     def is_loopback(self) -> bool:
@@ -123,7 +94,12 @@ class Address:
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
-            return self.host == "localhost"
+            return self.host.lower() == "localhost"
+
+    @property
+    def host_to_bind(self) -> str | None:
+        """The host as `getaddrinfo` takes it to listen on: None for every interface."""
+        return None if self.host == _EVERY_INTERFACE else self.host
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Address) and (self.host, self.port) == (other.host, other.port)
@@ -138,39 +114,115 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _decode(kind: type, value: Any) -> Any:
-    if kind is Address:
-        return Address.parse(value)
-    if kind is Token:
-        return Token.parse(value)
-    if kind is Secret:
-        return Secret(value)
-    if kind is Path:
-        return Path(value)
-    if kind is Networks:
-        return Networks.parse(value)
-    raise NotImplementedError(kind)
+class ListenAddress(Address):
+    """A host and a port to listen on; the host `*` is every interface, IPv4 and IPv6."""
+
+    __slots__ = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `host:port`, `[ipv6]:port`, or for every interface `:port` or `*:port`; raise ValueError likewise."""
+        host, port = _host_and_port(text)
+        return cls(host or _EVERY_INTERFACE, port)
+
+    @property
+    def is_every_interface(self) -> bool:
+        """Whether it is no address to connect to: every one of the machine, of one family at least."""
+        return self.host in _OF_THIS_MACHINE
+
+    def to_connect(self) -> Address:
+        """Return where this machine reaches it."""
+        return Address(_OF_THIS_MACHINE.get(self.host, self.host), self.port)
+
+
+_EVERY_INTERFACE = "*"
+_OF_THIS_MACHINE = {"": "127.0.0.1", _EVERY_INTERFACE: "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Hosts that mean every interface where something listens, and where it is reached then."""
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s:/\[\]\ud800-\udfff]*)):([0-9]{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("expected HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
+    host = match[1] or match[2]
+    try:
+        host.encode("idna")
+    except UnicodeError:  # which looking it up would raise
+        raise ValueError("expected HOST:PORT with the name of a host") from None
+    return host, int(match[3])
 
 
 def read(struct: type[_T], prefix: str, environ: Mapping[str, str]) -> _T:
     """Fill `struct` from the variables `<prefix><FIELD>`; an empty variable counts as unset.
 
-    Raises ConfigurationError naming the first variable whose value does not fit.
+    Raises ConfigurationError naming the first variable that neither service has, or whose value does not fit.
     """
+    fields = {prefix + field.name.upper(): field for field in msgspec.structs.fields(struct)}
+    if unknown := unknown_variable(environ, fields):
+        raise ConfigurationError(f"{unknown.name}: there is no such variable; did you mean {unknown.nearest}?")
     values = {}
-    for field in msgspec.structs.fields(struct):
-        if value := environ.get(variable := prefix + field.name.upper()):
-            try:  # one at a time, so that the error can name the variable
-                msgspec.convert({field.name: value}, struct, strict=False, dec_hook=_decode)
-            except (msgspec.ValidationError, ValueError) as error:
-                raise ConfigurationError(f"{variable}: {_reason(field.type, error)}") from None
-            values[field.name] = value
-    return msgspec.convert(values, struct, strict=False, dec_hook=_decode)
+    for variable, field in fields.items():
+        if text := environ.get(variable):
+            try:
+                values[field.name] = _value(field.type, text)
+            except ValueError as error:
+                raise ConfigurationError(f"{variable}: {error}") from None
+    return struct(**values)
 
 
-def _reason(kind: Any, error: Exception) -> str:
-    if kind is bool:
+def _value(kind: Any, text: str) -> Any:
+    """Read a value as operators write it; raise ValueError, which does not repeat it, saying what is expected."""
+    text = text.strip()
+    if not text:
+        raise ValueError("expected a value: it is white space alone")
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        raise ValueError("expected a value without quotes around it")
+    base, limits = _base(kind)
+    if issubclass(base, Address | Networks | Token):
+        return base.parse(text)
+    if base is Secret:
+        return Secret(text)
+    if base is Path:
+        return _path(text)
+    if base is bool:
+        text = _SWITCH_WORDS.get(text.lower(), text)
+    elif issubclass(base, Enum):
+        text = text.lower()
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        raise ValueError(_expected(base, limits)) from None
+
+
+def _base(kind: Any) -> tuple[type, msgspec.Meta | None]:
+    """Return the type of a field without `| None`, and its limits."""
+    base, limits = kind, None
+    for part in get_args(kind):
+        if isinstance(part, msgspec.Meta):
+            limits = part
+        elif part is not NoneType:
+            base = part
+    return base, limits
+
+
+def _path(text: str) -> Path:
+    """Read a path, which may begin with `~` or `~user`; raise ValueError."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # no URL and no line of a log can have it
+        raise ValueError("expected a path in UTF-8") from None
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"nobody knows the home folder of {Path(text).parts[0]}") from None
+
+
+def _expected(base: type, limits: msgspec.Meta | None) -> str:
+    if issubclass(base, Enum):
+        return "expected one of " + ", ".join(str(member.value) for member in base)
+    if base is bool:
         return "expected true or false"
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "expected one of " + ", ".join(str(member.value) for member in kind)
-    return re.sub(r" - at `\$[^`]*`$", "", str(error))
+    within = ""
+    if limits is not None:
+        within = f" of at least {limits.ge}" if limits.le is None else f" from {limits.ge} to {limits.le}"
+    return f"expected a {'whole ' if base is int else ''}number{within}, in digits and without a unit"

@@ -18,7 +18,9 @@ async def bind(address: Address, variable: str, *, is_shared: bool = False) -> l
     """
     sockets: list[socket.socket] = []
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(
+            address.host_to_bind, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         if address.port == 0:
             del found[1:]  # each would get a port of its own
         for family, kind, protocol, _, name in dict.fromkeys(found):

@@ -27,7 +27,7 @@ from typing import Any, Self
 import click
 import structlog
 
-from authsvc.client.environment import Address, ConfigurationError
+from authsvc.client.environment import Address, ConfigurationError, ListenAddress
 from authsvc.client.listening import bind, bound_address
 
 RESTART_SECONDS_MIN = 0.1
@@ -71,7 +71,7 @@ class Place:
     def parse(cls, text: str) -> Self:
         """Read what `str` wrote; raise ValueError when there is no such parent."""
         name, parent_fd, address = text.split(":", 2)
-        place = cls(name, int(parent_fd), Address.parse(address))
+        place = cls(name, int(parent_fd), ListenAddress.parse(address))
         try:
             is_socket = stat.S_ISSOCK(os.fstat(place.parent_fd).st_mode)
         except OSError:

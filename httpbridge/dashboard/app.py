@@ -15,8 +15,9 @@ from aiohttp import web
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
-from authsvc.client.environment import Address, ConfigurationError, Secret, kept_token
+from authsvc.client.environment import Address, Secret
 from authsvc.client.listening import cannot_listen
+from authsvc.client.private_files import check_private, kept_token, make_folder
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
@@ -55,8 +56,11 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     config.check_dashboard_exposure()
     tls = server_tls(config)
     sessions = open_sessions(config)
+    if config.admin_token is None:
+        check_private(config.state_dir / ADMIN_TOKEN_FILE)
     async with AsyncExitStack() as stack:
-        token = FixedToken(config.admin_token) if config.admin_token else TokenFile(config.state_dir / ADMIN_TOKEN_FILE)
+        kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
+        token = FixedToken(config.admin_token) if config.admin_token else kept
         admin = AdminClient(config.key_service, token, key_service_tls(config))
         stack.push_async_callback(admin.close)
         store = ReadStore(
@@ -87,7 +91,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         await runner.setup()
         address = config.dashboard_listen
         try:
-            await web.TCPSite(runner, address.host, address.port, ssl_context=tls).start()
+            await web.TCPSite(runner, address.host_to_bind, address.port, ssl_context=tls).start()
         except OSError as error:
             reason = error.strerror or str(error)
             raise cannot_listen("HTTPBRIDGE_DASHBOARD_LISTEN", address, reason) from None
@@ -101,11 +105,8 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
 
     Raises ConfigurationError.
     """
-    try:
-        if config.dashboard_token is None:
-            config.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {config.state_dir}: {error.strerror}") from None
+    if config.dashboard_token is None:
+        make_folder(config.state_dir, "HTTPBRIDGE_STATE_DIR")
 
     def token() -> Secret:
         return config.dashboard_token or kept_token(config.state_dir / DASHBOARD_TOKEN_FILE)

@@ -461,9 +461,12 @@ async def test_tokens_are_made_once_and_are_private(tmp_path: Path) -> None:
     ("variables", "named"),
     [
         ({"AUTHSVC_LISTEN": "0.0.0.0:0"}, "AUTHSVC_ALLOW_INSECURE"),
-        ({"AUTHSVC_LISTEN": "0.0.0.0:0", "AUTHSVC_ADMIN_TOKEN": "a", "AUTHSVC_BRIDGE_TOKEN": "b"}, "AUTHSVC_TLS_CERT"),
+        (
+            {"AUTHSVC_LISTEN": "0.0.0.0:0", "AUTHSVC_ADMIN_TOKEN": 32 * "a", "AUTHSVC_BRIDGE_TOKEN": 32 * "b"},
+            "AUTHSVC_TLS_CERT",
+        ),
         ({"AUTHSVC_LISTEN": "nonsense"}, "AUTHSVC_LISTEN"),
-        ({"AUTHSVC_ADMIN_TOKEN": "same", "AUTHSVC_BRIDGE_TOKEN": "same"}, "AUTHSVC_BRIDGE_TOKEN"),
+        ({"AUTHSVC_ADMIN_TOKEN": 32 * "x", "AUTHSVC_BRIDGE_TOKEN": 32 * "x"}, "AUTHSVC_BRIDGE_TOKEN"),
         ({"AUTHSVC_ADMIN_TOKEN": "sp ace"}, "AUTHSVC_ADMIN_TOKEN"),
         ({"AUTHSVC_TLS_CERT": "cert.pem"}, "AUTHSVC_TLS_KEY"),
         ({"AUTHSVC_TLS_CERT": "no.pem", "AUTHSVC_TLS_KEY": "no.pem"}, "AUTHSVC_TLS_CERT"),

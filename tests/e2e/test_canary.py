@@ -22,7 +22,7 @@ from tests.httpbridge.dashboard.conftest import Answer as DashboardAnswer
 from tests.httpbridge.dashboard.conftest import Browser
 
 UNKNOWN_KEY = "dt_" + "c0ffee" * 4
-WRONG_TOKEN = "wrong-token-5e1f"
+WRONG_TOKEN = "wrong-token-5e1f-of-32-characters"
 EXPECTED_SECRETS = {"admin-token", "bridge-token", "dashboard-token"}
 """The only files that hold a secret: each one's own."""
 

@@ -218,9 +218,10 @@ def test_a_refused_token_is_1_and_one_line_that_says_where_it_came_from(system: 
     bridge_token = (system.state_dir / "bridge-token").read_text()
     state_dir = system.folder / "wrong"
     state_dir.mkdir()
-    (state_dir / "admin-token").write_text("wrong")
+    (state_dir / "admin-token").touch(mode=0o600)
+    (state_dir / "admin-token").write_text(32 * "x")
     for variables, source, status in [
-        ({"AUTHSVC_ADMIN_TOKEN": "wrong"}, "AUTHSVC_ADMIN_TOKEN", "UNAUTHENTICATED"),
+        ({"AUTHSVC_ADMIN_TOKEN": 32 * "x"}, "AUTHSVC_ADMIN_TOKEN", "UNAUTHENTICATED"),
         ({"AUTHSVC_ADMIN_TOKEN": bridge_token}, "AUTHSVC_ADMIN_TOKEN", "PERMISSION_DENIED"),
         ({"AUTHSVC_STATE_DIR": str(state_dir)}, str(state_dir / "admin-token"), "UNAUTHENTICATED"),
     ]:

@@ -110,6 +110,6 @@ async def test_the_bridge_may_start_first_and_finds_the_token_that_did_not_exist
 async def test_a_wrong_token_is_a_503_that_the_log_explains_and_never_a_401(system: System) -> None:
     await system.key_service()
     key = system.issue("demo")
-    bridge = await system.bridge(HTTPBRIDGE_KEY_SERVICE_TOKEN="wrong")
+    bridge = await system.bridge(HTTPBRIDGE_KEY_SERVICE_TOKEN=32 * "x")
     assert (await post(bridge.address, key)).status == 503
     assert "refuses our token" in bridge.stderr

@@ -274,6 +274,26 @@ async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone,
         await run.press_ctrl_c()
 
 
+async def test_make_run_works_whatever_the_umask_and_its_state_is_private(clone: Clone) -> None:
+    """In a clone that was made with it, so that everybody can write to the folder around."""
+    clone.folder.chmod(0o777)
+    run = clone.make_run("umask 000\nmake run", **LISTENS)
+    greeting = await run.greeted()
+    assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
+    state = clone.folder / "var"
+    modes = {path.name: path.stat().st_mode & 0o077 for path in (state, *state.iterdir())}
+    assert set(modes.values()) == {0}, modes
+    assert {"admin-token", "bridge-token", "dashboard-token", "authsvc.db", "logs.db", "demo-key"} <= modes.keys()
+    await run.interrupt()
+
+
+async def test_make_run_with_a_misspelt_variable_says_so_and_starts_nothing(clone: Clone) -> None:
+    run = clone.make_run(**LISTENS, HTTPBRIDGE_TLSCERT="cert.pem")
+    assert await run.ended() == 2
+    assert "HTTPBRIDGE_TLSCERT: there is no such variable; did you mean HTTPBRIDGE_TLS_CERT?\n" in run.output
+    assert not (clone.folder / "var").exists()
+
+
 async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_it(clone: Clone) -> None:
     """Whether the key or its file is gone; the lines with a key of one's own fit until then."""
     run = clone.make_run(**LISTENS)
@@ -282,7 +302,7 @@ async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_
     kept = clone.folder / "var" / "demo-key"
     key = kept.read_text().strip()
     kept.unlink()
-    token = {"AUTHSVC_BRIDGE_TOKEN": "a-bridge-token"}
+    token = {"AUTHSVC_BRIDGE_TOKEN": 3 * "a-bridge-token"}
     run = clone.make_run(**LISTENS, **token)
     greeting = await run.greeted()
     assert re.search(r"There is no demo key to show: authsvc: .*\(ALREADY_EXISTS\)\n", greeting)
@@ -310,10 +330,10 @@ async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_
 async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: Clone, tmp_path: Path) -> None:
     """Its commands are pasted into another shell, which has of the variables no more than the secrets."""
     secrets = {
-        "AUTHSVC_ADMIN_TOKEN": "canary-admin",
+        "AUTHSVC_ADMIN_TOKEN": 3 * "canary-admin",
         "AUTHSVC_DATABASE_URL": f"sqlite:///{tmp_path}/canary-keys.db",
         "HTTPBRIDGE_LOG_STORE_URL": f"sqlite:///{tmp_path}/canary-logs.db",
-        "HTTPBRIDGE_DASHBOARD_TOKEN": "canary-dashboard",
+        "HTTPBRIDGE_DASHBOARD_TOKEN": 3 * "canary-dashboard",
     }
     run = clone.make_run(**LISTENS, **secrets, AUTHSVC_STATE_DIR="some state")
     greeting = await run.greeted()

@@ -18,7 +18,7 @@ import psutil
 import pytest
 import trustme
 
-from authsvc.client.environment import Address, ConfigurationError, Token
+from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Token
 from httpbridge.app import serve
 from httpbridge.config import Config
 from httpbridge.server import CONNECTIONS_MAX
@@ -51,7 +51,7 @@ def open_files_max() -> Iterator[int]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    return Config(listen=Address("127.0.0.1", 0), key_service=Address("127.0.0.1", 1), state_dir=tmp_path)
+    return Config(listen=ListenAddress("127.0.0.1", 0), key_service=Address("127.0.0.1", 1), state_dir=tmp_path)
 
 
 async def test_as_many_open_files_are_asked_for_as_connections_may_need(config: Config, open_files_max: int) -> None:

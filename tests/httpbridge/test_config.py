@@ -15,7 +15,8 @@ def test_a_token_that_cannot_be_sent_stops_the_start() -> None:
 @pytest.mark.parametrize("name", ["key_service_token", "dashboard_token", "admin_token"])
 def test_white_space_around_a_token_does_not_count(name: str) -> None:
     variable = f"HTTPBRIDGE_{name.upper()}"
-    token = getattr(Config.from_environment({variable: " secret\n"}), name)
-    assert token.reveal() == "secret"
-    with pytest.raises(ConfigurationError, match=f"^{variable}: expected a token"):
+    secret = "a-token-of-thirty-two-characters"
+    token = getattr(Config.from_environment({variable: f" {secret}\n"}), name)
+    assert token.reveal() == secret
+    with pytest.raises(ConfigurationError, match=f"^{variable}: expected a value"):
         Config.from_environment({variable: " \n"})

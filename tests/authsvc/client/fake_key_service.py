@@ -16,6 +16,8 @@ from protos.authsvc.v1 import key_service_pb2 as pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[pb2.BatchValidateRequest, pb2.BatchValidateResponse]"
 
+BRIDGE_TOKEN = "the-token-of-all-callers-of-the-fake"
+
 
 def allowed(*, any_origin: bool = True, ttl_seconds: int = 60, revision: int = 1) -> pb2.ValidateResponse:
     return pb2.ValidateResponse(
@@ -133,7 +135,7 @@ class FakeKeyService:
     Every renewal gets a lease of `lease_seconds`, after a reset if it is of another epoch; of 0: a test answers.
     """
 
-    token: str = "the-token"
+    token: str = BRIDGE_TOKEN
     answer: pb2.ValidateResponse = field(default_factory=allowed)
     next_answers: list[pb2.ValidateResponse] = field(default_factory=list)
     """Given before `answer`, one to a key."""

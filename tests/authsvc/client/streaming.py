@@ -7,12 +7,12 @@ from authsvc.client.environment import Secret
 from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
-from tests.authsvc.client.fake_key_service import FakeKeyService
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService
 from tests.authsvc.conftest import Service
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
-TOKEN = FixedToken(Secret("the-token"))
+TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
 ALLOWED, INVALID = Verdict.ALLOWED, Verdict.INVALID_KEY
 
 

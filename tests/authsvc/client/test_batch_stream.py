@@ -14,7 +14,7 @@ from authsvc.client.environment import Address
 from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, invalid, serve, until
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, invalid, serve, until
 from tests.authsvc.client.streaming import (
     ALLOWED,
     INVALID,
@@ -175,7 +175,7 @@ async def test_a_renewed_token_is_found_by_whoever_asks_next(clock: Clock, tmp_p
     service = FakeKeyService(streams_refused=None)
     server, port = serve(service, "127.0.0.1:0")
     client = KeyClient(Address("127.0.0.1", port), TokenFile(path), None, clock)
-    for token in ("the-token", "another-token", "a-third-token"):
+    for token in (BRIDGE_TOKEN, 32 * "2", 32 * "3"):
         path.write_text(token)
         service.token = token
         await server.start()

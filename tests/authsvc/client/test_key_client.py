@@ -15,12 +15,21 @@ from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient, sendable_ori
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
-from tests.authsvc.client.fake_key_service import Call, Clock, FakeKeyService, allowed, invalid, refused, serve
+from tests.authsvc.client.fake_key_service import (
+    BRIDGE_TOKEN,
+    Call,
+    Clock,
+    FakeKeyService,
+    allowed,
+    invalid,
+    refused,
+    serve,
+)
 from tests.authsvc.conftest import running
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
-TOKEN = FixedToken(Secret("the-token"))
+TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
 
 
 @pytest.fixture
@@ -45,7 +54,7 @@ async def fault(client: KeyClient) -> str:
     message = str(caught.value)
     assert message.isprintable()
     assert KEY.reveal() not in message
-    assert "the-token" not in message
+    assert BRIDGE_TOKEN not in message
     return message
 
 
@@ -71,7 +80,7 @@ async def test_an_answer_comes_back_typed(
     answer = await ask(client, "https://example.com")
     assert answer.decision == decision
     assert (answer.any_origin, answer.cache_ttl_seconds, answer.revision) == (any_origin, cache_ttl_seconds, revision)
-    assert service.calls == [Call(KEY.reveal(), "https://example.com", "Bearer the-token")]
+    assert service.calls == [Call(KEY.reveal(), "https://example.com", f"Bearer {BRIDGE_TOKEN}")]
 
 
 async def test_a_ttl_below_a_second_is_kept(service: FakeKeyService, client: KeyClient) -> None:
@@ -333,7 +342,7 @@ async def test_a_missing_token_file_is_a_fault_until_the_service_writes_it(
     path = tmp_path / "bridge-token"
     client = KeyClient(address, TokenFile(path), None, clock)
     assert f"{path} does not exist" in await fault(client)
-    path.write_text("the-token\n")
+    path.write_text(BRIDGE_TOKEN + "\n")
     assert (await ask(client, None)).decision.verdict is Verdict.ALLOWED
     await client.close()
 
@@ -342,21 +351,22 @@ async def test_a_replaced_token_is_found_without_a_failed_call(
     service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
 ) -> None:
     path = tmp_path / "bridge-token"
-    path.write_text("the-token")
+    path.write_text(BRIDGE_TOKEN)
     client = KeyClient(address, TokenFile(path), None, clock)
     await ask(client, None)
-    service.token = "another-token"
+    second, third = 32 * "2", 32 * "3"
+    service.token = second
     assert "refuses our token" in await fault(client)
-    path.write_text("another-token")
+    path.write_text(second)
     await ask(client, None)
-    service.token = "a-third-token"
-    path.write_text("a-third-token")
+    service.token = third
+    path.write_text(third)
     await ask(client, None)
-    assert [call.authorization for call in service.calls[-2:]] == ["Bearer another-token", "Bearer a-third-token"]
+    assert [call.authorization for call in service.calls[-2:]] == [f"Bearer {second}", f"Bearer {third}"]
     await client.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"line\nline", b"\xff\xfe", "tökèn".encode()])
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"line\nline", b"\xff\xfe", "tökèn".encode(), 31 * b"x"])
 async def test_a_file_without_a_token_is_a_fault(
     address: Address, clock: Clock, tmp_path: Path, content: bytes
 ) -> None:

@@ -14,7 +14,7 @@ from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.key_client import KeyClient
 from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, serve, server_credentials
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 VARIABLES = ("X_CA", "X_CERT", "X_CERT_KEY")
@@ -84,7 +84,7 @@ async def ask(client: KeyClient) -> Answer:
 
 async def outcome(address: Address, tls: ClientTls, clock: Clock) -> str:
     """Return the verdict, or why there is none."""
-    client = KeyClient(address, FixedToken(Secret("the-token")), tls, clock)
+    client = KeyClient(address, FixedToken(Secret(BRIDGE_TOKEN)), tls, clock)
     try:
         message: str = (await ask(client)).decision.verdict
     except KeyServiceUnavailableError as error:
@@ -189,7 +189,7 @@ async def test_renewed_certificate_files_are_found_without_a_restart(
 ) -> None:
     """A bridge whose certificate expired recovers when the files are replaced."""
     tls = ClientTls(files.ca(authority), *files.client(client_authority, YESTERDAY))
-    client = KeyClient(await start(client_authority), FixedToken(Secret("the-token")), tls, clock)
+    client = KeyClient(await start(client_authority), FixedToken(Secret(BRIDGE_TOKEN)), tls, clock)
     with pytest.raises(KeyServiceUnavailableError, match="expired"):
         await ask(client)
     files.client(client_authority)
@@ -236,7 +236,7 @@ async def test_a_file_that_cannot_be_used_stops_the_start_and_is_named(
         "certificate alone": ClientTls(ca, certificate, None, VARIABLES),
     }[broken]
     with pytest.raises(ConfigurationError) as caught:
-        KeyClient(Address("127.0.0.1", 1), FixedToken(Secret("the-token")), tls, clock)
+        KeyClient(Address("127.0.0.1", 1), FixedToken(Secret(BRIDGE_TOKEN)), tls, clock)
     assert str(caught.value).startswith(variable)
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()

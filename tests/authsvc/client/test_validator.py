@@ -14,7 +14,7 @@ from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from protos.authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.client_log import client_events
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, refused, until
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, allowed, invalid, refused, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")
 OTHER = RawKey("dt_76543210fedcba9876543210")
@@ -501,7 +501,7 @@ async def test_the_probe_calls_at_most_once_a_second_and_is_not_cached(
     await asyncio.gather(*(validator.state() for _ in range(20)))
     await asyncio.gather(*(validator.state() for _ in range(20)))
     assert len(service.calls) == 1
-    assert service.calls[0].authorization == "Bearer the-token"
+    assert service.calls[0].authorization == f"Bearer {BRIDGE_TOKEN}"
     assert validator.cached(RawKey(service.calls[0].api_key)) is None
     clock.now += 1.0
     await validator.state()

@@ -15,7 +15,7 @@ from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from tests.authsvc.client.client_log import client_events
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, Stream, serve, until
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, Stream, serve, until
 from tests.e2e.tcp_proxy import TcpProxy
 
 KEY = RawKey("dt_0123456789abcdef01234567")
@@ -36,7 +36,7 @@ async def test_a_stream_opens_with_who_the_holder_is_and_a_lease_is_renewed_ever
     first = stream.requests[0]
     assert (first.epoch, first.name, first.applied_revision, first.goodbye) == ("", "bridge-1", 0, False)
     assert len(first.holder_id) == 32
-    assert stream.authorization == "Bearer the-token"
+    assert stream.authorization == f"Bearer {BRIDGE_TOKEN}"
     clock.now += 10.0
     renewal = await stream.request(lambda request: request.sequence == 3)
     assert (renewal.epoch, renewal.holder_id, renewal.applied_revision) == ("epoch-1", first.holder_id, 1)
@@ -220,7 +220,7 @@ async def test_a_connection_that_swallows_everything_is_given_up_and_tried_again
         await reader.read()
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    validator = KeyValidator(Address("127.0.0.1", server.sockets[0].getsockname()[1]), "the-token", clock=clock)
+    validator = KeyValidator(Address("127.0.0.1", server.sockets[0].getsockname()[1]), BRIDGE_TOKEN, clock=clock)
     validator.start()
     for event in tried:
         await event.wait()
@@ -308,7 +308,7 @@ async def test_a_refused_token_is_read_anew(
     service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
 ) -> None:
     path = tmp_path / "bridge-token"
-    path.write_text("an-old-token")
+    path.write_text(BRIDGE_TOKEN[::-1])
     async with KeyValidator(address, TokenFile(path), clock=clock) as validator:
         await service.stream()
         path.write_text(service.token)
@@ -418,7 +418,7 @@ async def test_who_never_sent_a_renewal_has_nothing_to_say(
     async with KeyValidator(address, TokenFile(tmp_path / "token"), clock=clock) as validator:
         with pytest.raises(KeyServiceUnavailableError):
             await validator.validate(KEY)
-        (tmp_path / "token").write_text("the-token")
+        (tmp_path / "token").write_text(BRIDGE_TOKEN)
     assert not service.streams
 
 
@@ -488,7 +488,7 @@ async def nobody() -> Address:
 
 async def test_closing_does_not_wait_for_a_service_that_is_not_there(nobody: Address, clock: Clock) -> None:
     """There is no stream to say goodbye on."""
-    validator = KeyValidator(nobody, "the-token", clock=clock)
+    validator = KeyValidator(nobody, BRIDGE_TOKEN, clock=clock)
     with pytest.raises(KeyServiceUnavailableError):
         await validator.validate(KEY)
     started = asyncio.get_running_loop().time()

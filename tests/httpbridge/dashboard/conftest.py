@@ -16,7 +16,7 @@ from httpbridge.config import Config
 from httpbridge.dashboard import app
 from tests.authsvc.conftest import running as running_key_service
 
-TOKEN = "the-dashboard's-token"
+TOKEN = "the-token-of-the-dashboard-of-tests"
 _FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]+)"')
 _RAW_KEY = re.compile(r"dt_[0-9a-f]{24}")
 

@@ -393,7 +393,7 @@ async def test_a_key_service_that_hangs_keeps_no_log_waiting(tmp_path: Path, mon
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("authsvc.v1.ProjectService", hanging)])
     address = Address("127.0.0.1", server.add_insecure_port("127.0.0.1:0"))
     await server.start()
-    async with running(tmp_path, address, HTTPBRIDGE_ADMIN_TOKEN="x") as dashboard, sink_in(tmp_path) as sink:
+    async with running(tmp_path, address, HTTPBRIDGE_ADMIN_TOKEN=32 * "x") as dashboard, sink_in(tmp_path) as sink:
         browser = await dashboard.browser()
         await write(sink, entry("a"))
         async with asyncio.timeout(5):  # half the time that other pages wait for it

@@ -608,7 +608,7 @@ async def test_what_is_not_there_is_a_page_that_says_so(browser: Browser, path: 
 
 
 async def test_without_the_key_service_each_page_says_what_to_do(tmp_path: Path) -> None:
-    async with running(tmp_path, NOWHERE, HTTPBRIDGE_ADMIN_TOKEN="x") as dashboard:
+    async with running(tmp_path, NOWHERE, HTTPBRIDGE_ADMIN_TOKEN=32 * "x") as dashboard:
         browser = await dashboard.browser()
         for path in ("/projects", KEYS, ORIGINS, "/audit"):
             answer = await browser.get(path)
@@ -669,7 +669,7 @@ async def test_a_spoilt_dashboard_token_is_a_page_that_says_so_and_is_logged(
 async def test_a_wrong_admin_token_is_told_without_showing_it(tmp_path: Path) -> None:
     async with (
         running_key_service(tmp_path / "keys") as service,
-        running(tmp_path, service.address, HTTPBRIDGE_ADMIN_TOKEN="wrong-token") as dashboard,
+        running(tmp_path, service.address, HTTPBRIDGE_ADMIN_TOKEN=3 * "wrong-token") as dashboard,
     ):
         answer = await (await dashboard.browser()).get("/projects")
         assert answer.status == 503

@@ -218,7 +218,7 @@ async def test_a_copied_cookie_stays_dead_when_the_dashboard_starts_again(tmp_pa
 async def test_signing_out_works_without_a_state_folder_to_write_to(tmp_path: Path) -> None:
     """Until the dashboard ends."""
     (tmp_path / "file").touch()
-    async with running(tmp_path / "file" / "state", NOWHERE, HTTPBRIDGE_ADMIN_TOKEN="x") as dashboard:
+    async with running(tmp_path / "file" / "state", NOWHERE, HTTPBRIDGE_ADMIN_TOKEN=32 * "x") as dashboard:
         browser, thief = await dashboard.browser(), await dashboard.browser(is_signed_in=False)
         thief.set_cookies(browser.cookies)
         with capture_logs() as logged:
@@ -246,7 +246,7 @@ async def test_another_token_ends_every_session_at_once(tmp_path: Path) -> None:
         browser = await dashboard.browser(is_signed_in=False)
         await browser.sign_in(token=kept.read_text())
         assert (await browser.get("/projects/new")).status == 200
-        kept.write_text("another\n")
+        kept.write_text(5 * "another" + "\n")
         assert (await browser.get("/projects/new")).status == 303
 
 
