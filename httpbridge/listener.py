@@ -10,7 +10,7 @@ import socket
 import ssl
 from contextlib import suppress
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, cast
 
 import structlog
 
@@ -31,8 +31,8 @@ _log = structlog.get_logger("httpbridge")
 ConnectionT = TypeVar("ConnectionT", bound="Openable")
 
 
-class Openable(asyncio.BaseProtocol):
-    """A connection, which a listener opens."""
+class Openable(Protocol):
+    """A connection, which a listener opens: a protocol of asyncio."""
 
     opening: asyncio.Task[object] | None
     """Its TLS handshake, or what there is without one; cancelled, the connection is not opened."""
@@ -106,7 +106,7 @@ class Listener(Generic[ConnectionT]):
     def _open(self, accepted: socket.socket, address: str) -> None:
         connection = self._server(address)
         opening = self._loop.connect_accepted_socket(
-            lambda: connection,
+            lambda: cast(asyncio.BaseProtocol, connection),
             accepted,
             ssl=self._tls,
             ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if self._tls else None,

@@ -3,9 +3,9 @@
 aiohttp answers and logs what its parser refuses with the offending bytes, a cookie or a token among them, and says its
 version. Here such a request gets a fixed text under the headers of every page, and the connection is closed.
 
-aiohttp also counts nothing, and waits for clients as long as they please. Here the places are counted, and whoever has no
-room takes the place of the connection that has waited longest for its client: for the rest of a head or of a body, for
-the next request, or for an answer to be taken. Those on which somebody is signed in go last.
+aiohttp also counts nothing, and waits for clients as long as they please. Here the places are counted, and whoever has
+no room takes the place of the connection that has waited longest for its client: for the rest of a head or of a body,
+for the next request, or for an answer to be taken. Those on which somebody is signed in go last.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from typing import Any, NoReturn, cast
 
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from authsvc.client.event_log import traceback_without_text
 from authsvc.client.networks import Networks, Places, address_group
@@ -31,6 +32,9 @@ KEEPALIVE_SECONDS = 75.0
 HEAD_SECONDS_MAX = 20.0
 """For a head to be whole, from its first byte, or the connection's beginning."""
 
+HEAD_BYTES_MAX = 64 * 1024
+"""Of a head that is not whole; the parser by itself would keep a megabyte."""
+
 ANSWER_SECONDS_MAX = 20.0
 """A client who takes nothing of an answer for so long is cut off."""
 
@@ -42,13 +46,13 @@ _log = structlog.get_logger("httpbridge.dashboard")
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    def __init__(self, owner: "Connections", address: str, logger: logging.Logger) -> None:
+    def __init__(self, owner: "Connections", address: str, *, keepalive_seconds: float, logger: logging.Logger) -> None:
         super().__init__(
             owner,
             loop=asyncio.get_running_loop(),
             access_log=logger,
             logger=logger,
-            keepalive_timeout=KEEPALIVE_SECONDS,
+            keepalive_timeout=keepalive_seconds,
             auto_decompress=False,  # browsers compress no form
         )
         self.address = address
@@ -58,9 +62,13 @@ class Connection(web.RequestHandler):
         self._was_signed_in = False
         self._wire: asyncio.Transport | None = None
         """None before the handshake is done. aiohttp's own is None as soon as it is to be closed."""
+        self._body: StreamReader = EMPTY_PAYLOAD
+        """Of the last request."""
         self._since = self._loop.time()
         """When it last began to wait for its client."""
         self._head_since: float | None = self._since
+        """When a head began that is not whole, or the connection did."""
+        self._head_bytes = 0
         self._is_asked = False
         """Whether a head is whole whose request has not begun."""
         self._untaken_bytes = 0
@@ -75,21 +83,19 @@ class Connection(web.RequestHandler):
     @property
     def waiting_since(self) -> float | None:
         """When it began to wait for its client, by the loop's clock; None while it is the dashboard's turn."""
-        request = self._current_request
-        is_whole = self._is_asked or bool(self._messages) or (request is not None and request.content.is_eof())
-        return None if is_whole and self._wire is not None and not self._paused else self._since
+        is_ours = self._is_asked or bool(self._messages) or (self._current_request is not None and self._body.is_eof())
+        return None if is_ours and self._wire is not None and not self._paused else self._since
 
-    def begin(self) -> None:
+    def begin(self, body: StreamReader) -> None:
         """Note that a request is going to be answered."""
+        self._body = body
         self._since = self._loop.time()
-        self._head_since = None
         self._is_asked = False
 
     def finish(self) -> None:
         """Note that it was answered, but for what its client has not taken."""
         self._was_signed_in = self.is_signed_in
         self._since = self._loop.time()
-        self._head_since = None
 
     def look(self) -> None:
         """Cut off a client who is too slow."""
@@ -100,7 +106,7 @@ class Connection(web.RequestHandler):
         if not untaken_bytes or untaken_bytes < self._untaken_bytes or not self._untaken_bytes:
             self._taken_at = now
         self._untaken_bytes = untaken_bytes
-        head_since = now if self._head_since is None or self._current_request is not None else self._head_since
+        head_since = now if self._head_since is None else self._head_since
         if now - self._taken_at >= ANSWER_SECONDS_MAX or now - head_since >= HEAD_SECONDS_MAX:
             self.abort()
 
@@ -124,11 +130,16 @@ class Connection(web.RequestHandler):
         self._owner.closed(self)
 
     def data_received(self, data: bytes) -> None:
-        """Note when a head began, and whether it is whole."""
-        if self._head_since is None:
-            self._head_since = self._loop.time()
+        """Parse what came, and note when a head began, and whether it is whole."""
         super().data_received(data)
         self._is_asked = self._is_asked or bool(self._messages)
+        if self._is_asked or self._current_request is not None or not self._body.is_eof():
+            self._head_since, self._head_bytes = None, 0
+            return
+        self._head_since = self._head_since or self._loop.time()
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self.abort()
 
     def handle_error(
         self,
@@ -151,20 +162,26 @@ class Connections(web.Server):
     """Makes connections for a listener, whose requests an application's server answers. Made inside the event loop."""
 
     def __init__(
-        self, application: web.Server, trusted_proxies: Networks, *, connections_max: int = CONNECTIONS_MAX
+        self,
+        application: web.Server,
+        trusted_proxies: Networks,
+        *,
+        connections_max: int = CONNECTIONS_MAX,
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         super().__init__(self._handle, request_factory=application.request_factory)
         self._answer = application.request_handler
         self._logger = _silent()
+        self._keepalive_seconds = keepalive_seconds
         self._places = Places(connections_max, trusted_proxies)
         self._open: set[Connection] = set()
         """Those that have a place."""
         self._is_full = False
         self._look()
 
-    def __call__(self, address: str) -> Connection:
+    def __call__(self, address: str = "") -> Connection:
         """Return the protocol of a new connection, which has its place until `closed`."""
-        connection = Connection(self, address, self._logger)
+        connection = Connection(self, address, keepalive_seconds=self._keepalive_seconds, logger=self._logger)
         self._places.take(address)
         self._open.add(connection)
         return connection
@@ -174,10 +191,11 @@ class Connections(web.Server):
         if self._places.has_room(address):
             return True
         longest = min(self._waiting(address), key=lambda one: (one.is_signed_in, one.waiting_since), default=None)
+        if not self._is_full:
+            self._is_full = True
+            event = "connections_evicted" if longest else "connections_refused"
+            _log.warning(event, connections=self._places.taken, address=address, of_address=self._places.count(address))
         if longest is None:
-            if not self._is_full:
-                self._is_full = True
-                _log.warning("connections_refused", connections=self._places.taken)
             return False
         longest.abort()
         self.closed(longest)
@@ -218,7 +236,7 @@ class Connections(web.Server):
 
     async def _handle(self, request: Any) -> web.StreamResponse:
         connection: Connection = request.protocol
-        connection.begin()
+        connection.begin(request.content)
         try:
             # Otherwise aiohttp answers, past the middlewares, with what it does not know.
             expected = request.headers.get(hdrs.EXPECT) or "100-continue"
