@@ -21,7 +21,7 @@ from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
-from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
+from httpbridge.dashboard.connections import CONNECTIONS_MAX, KEEPALIVE_SECONDS, Connections
 from httpbridge.dashboard.guard import Guard, session_id
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.dashboard.logs import Logs
@@ -50,7 +50,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+async def serve(
+    config: Config,
+    stop: asyncio.Event,
+    started: Callable[[Address], None],
+    *,
+    now: Callable[[], datetime] = now,
+) -> None:
     """Serve until `stop` is set.
 
     `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
@@ -58,7 +64,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     """
     config.check_dashboard_exposure()
     tls = server_tls(config)
-    sessions = open_sessions(config)
+    sessions = open_sessions(config, now)
     async with AsyncExitStack() as stack:
         # Before anything else begins, so that a taken port is all that is said.
         sockets = await bind(config.dashboard_listen, _LISTEN)
@@ -90,7 +96,10 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         await application.setup()
         server = cast(web.Server, application.server)  # there is one since `setup`
         connections = Connections(
-            server, config.trusted_proxies, connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX)
+            server,
+            config.trusted_proxies,
+            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX),
+            keepalive_seconds=KEEPALIVE_SECONDS,
         )
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)

@@ -166,8 +166,8 @@ class Connections(web.Server):
         application: web.Server,
         trusted_proxies: Networks,
         *,
-        connections_max: int = CONNECTIONS_MAX,
-        keepalive_seconds: float = KEEPALIVE_SECONDS,
+        connections_max: int,
+        keepalive_seconds: float,
     ) -> None:
         super().__init__(self._handle, request_factory=application.request_factory)
         self._answer = application.request_handler

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -63,6 +64,10 @@ class Browser:
         self.headers: dict[str, str] = {}
         """Sent with every request, as a proxy would."""
         self._session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))  # an IP address
+
+    async def close(self) -> None:
+        """Close all connections; cookies stay."""
+        await self._session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -171,7 +176,9 @@ class Dashboard:
 
 
 @asynccontextmanager
-async def running(state_dir: Path, key_service: Address, **variables: str) -> AsyncIterator[Dashboard]:
+async def running(
+    state_dir: Path, key_service: Address, *, now: Callable[[], datetime] = app.now, **variables: str
+) -> AsyncIterator[Dashboard]:
     """Run a dashboard with this environment; raise what stops it from starting."""
     environ = {
         "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
@@ -181,7 +188,7 @@ async def running(state_dir: Path, key_service: Address, **variables: str) -> As
     } | variables
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(app.serve(Config.from_environment(environ), stop, started.set_result))
+    task = asyncio.create_task(app.serve(Config.from_environment(environ), stop, started.set_result, now=now))
     waiting: list[asyncio.Future[Any]] = [task, started]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
