@@ -22,6 +22,7 @@ from authsvc.client.event_log import traceback_without_text
 from authsvc.client.networks import Networks, Places, address_group
 from httpbridge.dashboard.guard import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
+from httpbridge.dashboard.turns import Turns
 
 CONNECTIONS_MAX = 256
 """Open at once, those in their TLS handshake included: forty browsers, which open six at a time, and the live tails."""
@@ -69,8 +70,7 @@ class Connection(web.RequestHandler):
         self._head_since: float | None = self._since
         """When a head began that is not whole, or the connection did."""
         self._head_bytes = 0
-        self._is_asked = False
-        """Whether a head is whole whose request has not begun."""
+        self._is_working = False
         self._untaken_bytes = 0
         self._taken_at = 0.0
 
@@ -82,20 +82,21 @@ class Connection(web.RequestHandler):
 
     @property
     def waiting_since(self) -> float | None:
-        """When it began to wait for its client, by the loop's clock; None while it is the dashboard's turn."""
-        is_ours = self._is_asked or bool(self._messages) or (self._current_request is not None and self._body.is_eof())
-        return None if is_ours and self._wire is not None and not self._paused else self._since
+        """When it began to wait for its client, or a turn, by the loop's clock; None while something is done for it."""
+        return None if self._is_working and self._body.is_eof() and not self._paused else self._since
 
     def begin(self, body: StreamReader) -> None:
-        """Note that a request is going to be answered."""
+        """Note that it is the turn of a request."""
         self._body = body
         self._since = self._loop.time()
-        self._is_asked = False
+        self._is_working = True
+        self._head_since, self._head_bytes = None, 0
 
     def finish(self) -> None:
         """Note that it was answered, but for what its client has not taken."""
         self._was_signed_in = self.is_signed_in
         self._since = self._loop.time()
+        self._is_working = False
 
     def look(self) -> None:
         """Cut off a client who is too slow."""
@@ -132,8 +133,7 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began, and whether it is whole."""
         super().data_received(data)
-        self._is_asked = self._is_asked or bool(self._messages)
-        if self._is_asked or self._current_request is not None or not self._body.is_eof():
+        if self._messages or self._current_request is not None or not self._body.is_eof():
             self._head_since, self._head_bytes = None, 0
             return
         self._head_since = self._head_since or self._loop.time()
@@ -177,6 +177,8 @@ class Connections(web.Server):
         self._open: set[Connection] = set()
         """Those that have a place."""
         self._is_full = False
+        self._trusted_proxies = trusted_proxies
+        self._turns = Turns(self._loop)
         self._look()
 
     def __call__(self, address: str = "") -> Connection:
@@ -236,6 +238,8 @@ class Connections(web.Server):
 
     async def _handle(self, request: Any) -> web.StreamResponse:
         connection: Connection = request.protocol
+        is_proxy = connection.address in self._trusted_proxies  # whose every connection is a caller
+        await self._turns.next(f"{id(connection)}" if is_proxy else address_group(connection.address))
         connection.begin(request.content)
         try:
             # Otherwise aiohttp answers, past the middlewares, with what it does not know.

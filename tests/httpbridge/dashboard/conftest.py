@@ -59,11 +59,15 @@ class Answer:
 class Browser:
     """A client with cookies that follows nothing by itself."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, address: str = "127.0.0.1") -> None:
+        """Come from that address of this machine."""
         self.url = url
         self.headers: dict[str, str] = {}
         """Sent with every request, as a proxy would."""
-        self._session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))  # an IP address
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(local_addr=(address, 0)),
+            cookie_jar=aiohttp.CookieJar(unsafe=True),  # an IP address
+        )
 
     async def close(self) -> None:
         """Close all connections; cookies stay."""
