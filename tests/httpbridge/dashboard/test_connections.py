@@ -5,14 +5,18 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import trustme
+from aiohttp import web
 from structlog.testing import capture_logs
 
+from httpbridge.dashboard.clients import CLIENT
 from httpbridge.dashboard.connections import CONNECTIONS_MAX
 from httpbridge.dashboard.guard import FORM_FIELDS_MAX
+from httpbridge.dashboard.pages import Pages
 from tests.httpbridge.dashboard.conftest import TOKEN, Browser, Dashboard, running
 from tests.httpbridge.dashboard.test_sign_in import NOWHERE
 
@@ -246,6 +250,30 @@ async def test_who_takes_no_answers_is_cut_off(tmp_path: Path, monkeypatch: pyte
                 await stranger.writer.drain()
                 await asyncio.sleep(0)
         assert (await dashboard.browser()).session
+
+
+async def test_who_asks_for_many_pages_at_once_lets_others_have_theirs_in_between(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it has arrived when the first one begins."""
+    order: list[str] = []
+    render = Pages.render
+
+    def note(pages: Pages, request: web.Request, template: str, **values: Any) -> web.Response:
+        order.append(request[CLIENT].address)
+        return render(pages, request, template, **values)
+
+    monkeypatch.setattr(Pages, "render", note)
+    async with strangers(dashboard) as them:
+        greedy = [await them.open() for _ in range(30)]
+        honest = await them.open(address="127.0.0.2")
+        for one in greedy:
+            one.send(WHOLE * 3)
+        honest.send(WHOLE)
+        assert await honest.status() == 200
+        for one in greedy:
+            assert await one.status() == 200
+        assert order.index("127.0.0.2") < 10
 
 
 async def test_a_form_of_too_many_fields_or_a_compressed_one_is_not_taken_apart(dashboard: Dashboard) -> None:
