@@ -29,9 +29,6 @@ from httpbridge.sinks.read_store import StoreSlowError
 FORM_SECONDS_MAX = 20.0
 """How long a form may take to arrive: 256 KiB on a slow phone."""
 
-FORM_FIELDS_MAX = 1000
-"""Of which 200 are needed: taking 64,000 apart would stop all pages for a while."""
-
 OPEN_PATHS = ("/sign-in", "/static/")
 LINK_PATH = "/sign-in/link"
 
@@ -211,8 +208,6 @@ async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearr
         raise web.HTTPBadRequest(text="Forms are taken in UTF-8, and in no other character set.")
     try:
         async with asyncio.timeout(FORM_SECONDS_MAX):
-            if (await request.read()).count(b"&") >= FORM_FIELDS_MAX:
-                raise web.HTTPRequestEntityTooLarge(FORM_FIELDS_MAX, FORM_FIELDS_MAX)
             return await request.post()
     except TimeoutError:
         raise web.HTTPRequestTimeout(text="The form took too long to arrive.") from None

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from authsvc.client.networks import Networks
 from httpbridge.dashboard.clients import Client, client_of
+from httpbridge.dashboard.log_stream import STREAMS_MAX, LogStreams
 from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
@@ -245,6 +246,8 @@ async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) ->
         used = browser.session
         clock.advance(IDLE_SECONDS - 1)
         assert await browser.beginning("/projects/demo/logs/stream?after=0", "retry")
+        with patch.object(LogStreams, "open", STREAMS_MAX):
+            assert (await browser.get("/projects/demo/logs/stream?after=0")).status == 503
         assert browser.session == used
         clock.advance(1)
         assert (await browser.get(NEW)).status == 303
