@@ -164,7 +164,7 @@ def dashboard() -> None:
 @click.option("--name", help="Who is signed in; the name stands in the audit trail. Default: yours on this machine.")
 @click.option("--url", help="Where the dashboard is. Default: HTTPBRIDGE_DASHBOARD_LISTEN.")
 def sign_in_link(name: str | None, url: str | None) -> None:
-    """Print a link that signs in to the dashboard, for ten minutes."""
+    """Print a link that signs in to the dashboard, once, within ten minutes."""
     from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
 
     config = _config()

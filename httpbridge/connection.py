@@ -110,6 +110,7 @@ class Connection(BaseProtocol):
         "_request",
         "_timer",
         "_work",
+        "opening",
     )
 
     def __init__(self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop) -> None:
@@ -144,6 +145,7 @@ class Connection(BaseProtocol):
         self._work: asyncio.Task[None] | None = None
         self._idle_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self.opening: asyncio.Task[object] | None = None
 
     # What the server calls.
 

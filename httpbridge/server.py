@@ -123,13 +123,13 @@ class PublicServer:
         }
         self._loop = asyncio.get_running_loop()
 
-    def __call__(self) -> Connection:
+    def __call__(self, address: str = "") -> Connection:  # noqa: ARG002 - for a later bound
         """Return the protocol of a new connection, which is counted until `closed`."""
         connection = Connection(self, self._loop)
         self._connections.add(connection)
         return connection
 
-    def has_room(self) -> bool:
+    def has_room(self, address: str) -> bool:  # noqa: ARG002 - as above
         """Return whether there may be one more connection."""
         if len(self._connections) < self._connections_max:
             return True

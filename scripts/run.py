@@ -138,7 +138,7 @@ async def ready(url: str) -> None:
 GREETING = """
 Everything is running. Ctrl-C stops it.
 
-Open the dashboard (this link signs you in, for ten minutes):
+Open the dashboard (this link signs you in, once, within ten minutes):
   {link}
 For another link:
   {link_settings}{bin}/httpbridge sign-in-link{link_url}

@@ -114,7 +114,11 @@ class Places:
             return True
         if self.taken >= self.places_max:
             return False
-        return self.count(address) < self._of_address_max or address in self._trusted_proxies
+        return not self.has_share(address)
+
+    def has_share(self, address: str) -> bool:
+        """Return whether an address has as many as it may have once the free ones are taken."""
+        return self.count(address) >= self._of_address_max and address not in self._trusted_proxies
 
     def take(self, address: str) -> bool:
         """Take a place, if there is room for the address; return whether there was."""

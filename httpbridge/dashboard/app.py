@@ -16,13 +16,13 @@ from aiohttp import web
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address, Secret
-from authsvc.client.listening import cannot_listen
+from authsvc.client.listening import bind, bound_address
 from authsvc.client.private_files import check_private, kept_token, make_folder
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
-from httpbridge.dashboard.connections import Connections
+from httpbridge.dashboard.connections import CONNECTIONS_MAX, KEEPALIVE_SECONDS, Connections
 from httpbridge.dashboard.guard import Guard, session_id
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.dashboard.logs import Logs
@@ -31,12 +31,16 @@ from httpbridge.dashboard.pages import FOLDER, Pages, Views
 from httpbridge.dashboard.projects import Projects
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.sign_in import SignIn
-from httpbridge.dashboard.signed_out import SignedOut
+from httpbridge.dashboard.spent import Spent
+from httpbridge.listener import connections_max, listen
 from httpbridge.sinks.log_queries import LogQueries
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
 
+_LISTEN = "HTTPBRIDGE_DASHBOARD_LISTEN"
 _FORM_BYTES_MAX = 256 * 1024  # 100 origin entries of 260 characters, each escaped, are 80 KB
+_OTHER_FILES_MAX = 128
+"""Open files besides the connections: of the log store, the key service, the process, and a turn of the listener."""
 _SHUTDOWN_SECONDS = 2.0
 _STORE_CONNECTIONS_MAX = 4
 _STATEMENT_SECONDS_MAX = 5.0
@@ -47,7 +51,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address], None]) -> None:
+async def serve(
+    config: Config,
+    stop: asyncio.Event,
+    started: Callable[[Address], None],
+    *,
+    now: Callable[[], datetime] = now,
+) -> None:
     """Serve until `stop` is set.
 
     `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
@@ -55,10 +65,14 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
     """
     config.check_dashboard_exposure()
     tls = server_tls(config)
-    sessions = open_sessions(config)
+    sessions = open_sessions(config, now)
     if config.admin_token is None:
         check_private(config.state_dir / ADMIN_TOKEN_FILE)
     async with AsyncExitStack() as stack:
+        # Before anything else begins, so that a taken port is all that is said.
+        sockets = await bind(config.dashboard_listen, _LISTEN)
+        for bound in sockets:
+            stack.callback(bound.close)
         kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
         token = FixedToken(config.admin_token) if config.admin_token else kept
         admin = AdminClient(config.key_service, token, key_service_tls(config))
@@ -81,22 +95,22 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
             AllowedOrigins(admin, store, pages, config.clients_url(), now),
             Audit(admin, pages),
         ]
-        application = web.AppRunner(_application(Guard(sessions, pages), views))
+        application = web.AppRunner(_application(Guard(sessions, pages, config.trusted_proxies), views))
         stack.push_async_callback(application.cleanup)
         await application.setup()
         server = cast(web.Server, application.server)  # there is one since `setup`
-        runner = web.ServerRunner(Connections(server), shutdown_timeout=_SHUTDOWN_SECONDS)
-        stack.push_async_callback(runner.cleanup)
+        connections = Connections(
+            server,
+            config.trusted_proxies,
+            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX),
+            keepalive_seconds=KEEPALIVE_SECONDS,
+        )
+        stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)
-        await runner.setup()
-        address = config.dashboard_listen
-        try:
-            await web.TCPSite(runner, address.host_to_bind, address.port, ssl_context=tls).start()
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise cannot_listen("HTTPBRIDGE_DASHBOARD_LISTEN", address, reason) from None
-        host, port = runner.addresses[0][:2]
-        started(Address(host, port))
+        for bound in sockets:
+            listener = listen(bound, connections, _LISTEN, config.dashboard_listen, tls)
+            stack.callback(listener.close)
+        started(bound_address(sockets))
         await stop.wait()
 
 
@@ -112,7 +126,7 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
         return config.dashboard_token or kept_token(config.state_dir / DASHBOARD_TOKEN_FILE)
 
     token()
-    return Sessions(token, SignedOut(config.state_dir), now)
+    return Sessions(token, Spent(config.state_dir / "signed-out"), Spent(config.state_dir / "used-links"), now)
 
 
 def _application(guard: Guard, views: list[Views]) -> web.Application:

@@ -1,25 +1,145 @@
-"""The dashboard's connections: aiohttp's, but for what is no request, or what nobody answered. Built by `app`.
+"""The dashboard's connections: aiohttp's, but bounded, and but for what is no request. Built by `app`.
 
 aiohttp answers and logs what its parser refuses with the offending bytes, a cookie or a token among them, and says its
 version. Here such a request gets a fixed text under the headers of every page, and the connection is closed.
+
+aiohttp also counts nothing, and waits for clients as long as they please. Here the places are counted, and whoever has
+no room takes the place of the connection that has waited longest for its client: for the rest of a head or of a body,
+for the next request, or for an answer to be taken. Those on which somebody is signed in go last.
 """
 
 import asyncio
 import logging
+from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from authsvc.client.event_log import traceback_without_text
+from authsvc.client.networks import Networks, Places, address_group
 from httpbridge.dashboard.guard import SECURITY_HEADERS
+from httpbridge.dashboard.pages import SESSION
+from httpbridge.dashboard.turns import Turns
+
+CONNECTIONS_MAX = 256
+"""Open at once, those in their TLS handshake included: forty browsers, which open six at a time, and the live tails."""
+
+KEEPALIVE_SECONDS = 75.0
+"""For the next request."""
+
+HEAD_SECONDS_MAX = 20.0
+"""For a head to be whole, from its first byte, or the connection's beginning."""
+
+HEAD_BYTES_MAX = 64 * 1024
+"""Of a head that is not whole; the parser by itself would keep a megabyte."""
+
+ANSWER_SECONDS_MAX = 20.0
+"""A client who takes nothing of an answer for so long is cut off."""
+
+_LOOK_SECONDS = 1.0
 
 _log = structlog.get_logger("httpbridge.dashboard")
 
 
 class Connection(web.RequestHandler):
     """One client's connection."""
+
+    def __init__(self, owner: "Connections", address: str, *, keepalive_seconds: float, logger: logging.Logger) -> None:
+        super().__init__(
+            owner,
+            loop=asyncio.get_running_loop(),
+            access_log=logger,
+            logger=logger,
+            keepalive_timeout=keepalive_seconds,
+            auto_decompress=False,  # browsers compress no form
+        )
+        self.address = address
+        self.opening: asyncio.Task[object] | None = None
+        """Its TLS handshake; set by the listener."""
+        self._owner = owner
+        self._was_signed_in = False
+        self._wire: asyncio.Transport | None = None
+        """None before the handshake is done. aiohttp's own is None as soon as it is to be closed."""
+        self._body: StreamReader = EMPTY_PAYLOAD
+        """Of the last request."""
+        self._since = self._loop.time()
+        """When it last began to wait for its client."""
+        self._head_since: float | None = self._since
+        """When a head began that is not whole, or the connection did."""
+        self._head_bytes = 0
+        self._is_working = False
+        self._untaken_bytes = 0
+        self._taken_at = 0.0
+
+    @property
+    def is_signed_in(self) -> bool:
+        """Whether a request of it had a session."""
+        request = self._current_request
+        return self._was_signed_in or (isinstance(request, web.Request) and SESSION in request)
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When it began to wait for its client, or a turn, by the loop's clock; None while something is done for it."""
+        return None if self._is_working and self._body.is_eof() and not self._paused else self._since
+
+    def begin(self, body: StreamReader) -> None:
+        """Note that it is the turn of a request."""
+        self._body = body
+        self._since = self._loop.time()
+        self._is_working = True
+        self._head_since, self._head_bytes = None, 0
+
+    def finish(self) -> None:
+        """Note that it was answered, but for what its client has not taken."""
+        self._was_signed_in = self.is_signed_in
+        self._since = self._loop.time()
+        self._is_working = False
+
+    def look(self) -> None:
+        """Cut off a client who is too slow."""
+        if self._wire is None:
+            return
+        now = self._loop.time()
+        untaken_bytes = self._wire.get_write_buffer_size()
+        if not untaken_bytes or untaken_bytes < self._untaken_bytes or not self._untaken_bytes:
+            self._taken_at = now
+        self._untaken_bytes = untaken_bytes
+        head_since = now if self._head_since is None else self._head_since
+        if now - self._taken_at >= ANSWER_SECONDS_MAX or now - head_since >= HEAD_SECONDS_MAX:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        if self._wire is not None:
+            self._wire.abort()
+        elif self.opening is not None:
+            self.opening.cancel()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to serve it."""
+        self._wire = cast(asyncio.Transport, transport)
+        self._since = self._head_since = self._loop.time()
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give its place back."""
+        super().connection_lost(exc)
+        self._wire = None
+        self._owner.closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and note when a head began, and whether it is whole."""
+        super().data_received(data)
+        if self._messages or self._current_request is not None or not self._body.is_eof():
+            self._head_since, self._head_bytes = None, 0
+            return
+        self._head_since = self._head_since or self._loop.time()
+        self._head_bytes += len(data)
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self.abort()
 
     def handle_error(
         self,
@@ -39,23 +159,96 @@ class Connection(web.RequestHandler):
 
 
 class Connections(web.Server):
-    """Makes connections, whose requests an application's server answers."""
+    """Makes connections for a listener, whose requests an application's server answers. Made inside the event loop."""
 
-    def __init__(self, application: web.Server) -> None:
+    def __init__(
+        self,
+        application: web.Server,
+        trusted_proxies: Networks,
+        *,
+        connections_max: int,
+        keepalive_seconds: float,
+    ) -> None:
         super().__init__(self._handle, request_factory=application.request_factory)
         self._answer = application.request_handler
         self._logger = _silent()
+        self._keepalive_seconds = keepalive_seconds
+        self._places = Places(connections_max, trusted_proxies)
+        self._open: set[Connection] = set()
+        """Those that have a place."""
+        self._is_full = False
+        self._trusted_proxies = trusted_proxies
+        self._turns = Turns(self._loop)
+        self._look()
 
-    def __call__(self) -> Connection:
-        """Return the protocol of a new connection."""
-        return Connection(self, loop=asyncio.get_running_loop(), access_log=self._logger, logger=self._logger)
+    def __call__(self, address: str = "") -> Connection:
+        """Return the protocol of a new connection, which has its place until `closed`."""
+        connection = Connection(self, address, keepalive_seconds=self._keepalive_seconds, logger=self._logger)
+        self._places.take(address)
+        self._open.add(connection)
+        return connection
+
+    def has_room(self, address: str) -> bool:
+        """Return whether an address may have one more connection, after making room for it where that is possible."""
+        if self._places.has_room(address):
+            return True
+        longest = min(self._waiting(address), key=lambda one: (one.is_signed_in, one.waiting_since), default=None)
+        if not self._is_full:
+            self._is_full = True
+            event = "connections_evicted" if longest else "connections_refused"
+            _log.warning(event, connections=self._places.taken, address=address, of_address=self._places.count(address))
+        if longest is None:
+            return False
+        longest.abort()
+        self.closed(longest)
+        return True
+
+    def refusal(self) -> bytes:
+        """Return what is said to a connection too many."""
+        return _answer(HTTPStatus.SERVICE_UNAVAILABLE)
+
+    def closed(self, connection: Connection) -> None:
+        """Give a connection's place back, if it has not been given back."""
+        if connection in self._open:
+            self._open.remove(connection)
+            self._places.release(connection.address)
+            self._is_full = self._is_full and self._places.taken >= self._places.places_max // 2
+
+    def failed(self, error: BaseException) -> None:
+        """Log an error that nobody expected, without its text."""
+        _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
+
+    async def shutdown(self, timeout: float | None = None) -> None:
+        """Let requests be answered for so long, and close all connections."""
+        self._looking.cancel()
+        self.pre_shutdown()
+        await super().shutdown(timeout)
+
+    def _waiting(self, address: str) -> Iterator[Connection]:
+        """Yield those that can make room: of the address alone, where it has its share."""
+        group = address_group(address) if self._places.has_share(address) else None
+        for one in self._open:
+            if one.waiting_since is not None and (group is None or address_group(one.address) == group):
+                yield one
+
+    def _look(self) -> None:
+        for connection in [*self._open]:
+            connection.look()
+        self._looking = self._loop.call_later(_LOOK_SECONDS, self._look)
 
     async def _handle(self, request: Any) -> web.StreamResponse:
-        # Otherwise aiohttp answers, past the middlewares, with what it does not know.
-        expected = request.headers.get(hdrs.EXPECT) or "100-continue"
-        if expected.lower() != "100-continue":
-            request.protocol.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
-        return await self._answer(request)
+        connection: Connection = request.protocol
+        is_proxy = connection.address in self._trusted_proxies  # whose every connection is a caller
+        await self._turns.next(f"{id(connection)}" if is_proxy else address_group(connection.address))
+        connection.begin(request.content)
+        try:
+            # Otherwise aiohttp answers, past the middlewares, with what it does not know.
+            expected = request.headers.get(hdrs.EXPECT) or "100-continue"
+            if expected.lower() != "100-continue":
+                connection.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
+            return await self._answer(request)
+        finally:
+            connection.finish()
 
 
 def _answer(status: HTTPStatus) -> bytes:

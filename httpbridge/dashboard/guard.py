@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 from multidict import MultiDictProxy
 
@@ -18,21 +18,22 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.event_log import traceback_without_text
-from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, is_https, sentence
-from httpbridge.dashboard.sessions import SESSION_SECONDS, Sessions
+from authsvc.client.networks import Networks
+from httpbridge.dashboard.clients import CLIENT, client_of
+from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, read_cookie, sentence, set_cookie
+from httpbridge.dashboard.sessions import SESSION_SECONDS, Session, Sessions
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.read_store import StoreSlowError
 
-SESSION_COOKIE = "dashboard_session"
-VISITOR_COOKIE = "dashboard_visitor"
 FORM_SECONDS_MAX = 20.0
 """How long a form may take to arrive: 256 KiB on a slow phone."""
 
 OPEN_PATHS = ("/sign-in", "/static/")
+LINK_PATH = "/sign-in/link"
 
 STREAM_OVER = "event: over\ndata: \n\n"
-"""Says to a live tail that the session is over; when it connects again, too, as it cannot read a page."""
+"""Says to a live tail that the session is over, when it connects again: it cannot read a page."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -41,14 +42,23 @@ SECURITY_HEADERS = {
     ),
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # without a referrer browsers send forms of ours without an origin, too
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 _PROJECT_ID = re.compile("[a-z0-9-]{1,63}")
 
+_HSTS_SECONDS = 365 * 86_400
+"""So long browsers come by nothing but HTTPS, to any port of the host."""
+
 _READING = ("GET", "HEAD")
+
+_FROM_ANOTHER_SITE = (
+    "What was sent does not come from a page of this dashboard. If it does, the dashboard does not know the address by "
+    "which you reach it: the proxy in front has to pass on the header Host, or to send X-Forwarded-Host and stand in "
+    "HTTPBRIDGE_TRUSTED_PROXIES."
+)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -58,23 +68,27 @@ _log = structlog.get_logger("httpbridge.dashboard")
 class Guard:
     """The middlewares, outermost first."""
 
-    def __init__(self, sessions: Sessions, pages: Pages) -> None:
+    def __init__(self, sessions: Sessions, pages: Pages, trusted_proxies: Networks) -> None:
         self._sessions = sessions
         self._pages = pages
+        self._trusted_proxies = trusted_proxies
 
     def middlewares(self) -> list[Middleware]:
         """Return them."""
-        return [self._failures, self._session, self._form]
+        return [self._failures, self._site, self._session, self._form]
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add what every answer carries; for the signal `on_response_prepare`, which streams pass too."""
         response.headers.update(SECURITY_HEADERS)
+        if request[CLIENT].is_pinned:
+            response.headers["Strict-Transport-Security"] = f"max-age={_HSTS_SECONDS}"
         response.headers.pop("Server", None)  # aiohttp's version, and Python's
         is_static = request.path.startswith("/static/")
         response.headers["Cache-Control"] = "no-cache" if is_static else "no-store"
 
     @web.middleware
     async def _failures(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        request[CLIENT] = client_of(request, self._trusted_proxies)
         try:
             return await handler(request)
         except web.HTTPException as answer:
@@ -127,33 +141,50 @@ class Guard:
         return self._pages.render(request, "failure.html", status=status, title=title, text=text)
 
     @web.middleware
+    async def _site(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        if request.method in _READING or request[CLIENT].site(request) != "another":
+            return await handler(request)
+        return self._failure(request, 403, "Nothing was changed", _FROM_ANOTHER_SITE)
+
+    @web.middleware
     async def _session(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if request.path.startswith("/static/"):
             return await handler(request)
-        session = self._sessions.read(request.cookies.get(SESSION_COOKIE))
+        session = self._sessions.read(read_cookie(request, "session"))
         if session is not None:
             request[SESSION] = session
             request[VISITOR] = session.session_id
-            return await handler(request)
-        if request.method == "GET" and request.headers.get("Sec-Fetch-Site") == "cross-site":
+            response = await handler(request)
+            self._refresh(request, response, session)
+            return response
+        is_link = request.path == LINK_PATH and "t" in request.query  # which is to leave the address first
+        if request.method == "GET" and request.headers.get("Sec-Fetch-Site") == "cross-site" and not is_link:
             # SameSite=Strict kept the cookie back, because the link was on another site. The page loads itself again,
             # and then the request is our own.
             return self._pages.render(request, "again.html")
         if not request.path.startswith(OPEN_PATHS):
             if request.method in _READING:
-                if request.path.endswith("/logs/stream"):
+                if _is_stream(request):
                     return web.Response(text=STREAM_OVER, content_type="text/event-stream", charset="utf-8")
                 return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)
-        visitor = request.cookies.get(VISITOR_COOKIE, "")
+        visitor = read_cookie(request, "visitor") or ""
         if not visitor.isalnum() or len(visitor) != 32:
             visitor = secrets.token_hex(16)
         request[VISITOR] = visitor
         response = await handler(request)
         if not response.prepared:
-            set_cookie(request, response, VISITOR_COOKIE, visitor)
+            set_cookie(request, response, "visitor", visitor, SESSION_SECONDS)
         return response
+
+    def _refresh(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
+        """Note that the session is used, in its cookie; by a person, which live tails are not."""
+        is_set = request[CLIENT].cookie("session") in response.cookies  # signed out, or anew
+        if is_set or response.prepared or _is_stream(request):
+            return
+        if (cookie := self._sessions.refreshed(session)) is not None:
+            set_cookie(request, response, "session", cookie, SESSION_SECONDS)
 
     @web.middleware
     async def _form(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -170,7 +201,7 @@ class Guard:
 async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearray | web.FileField]:
     """Read a form; raise HTTPBadRequest for what is none, and for files, which no form here has."""
     refusal = web.HTTPBadRequest(text="This is not what a form here sends.")
-    if request.content_type != "application/x-www-form-urlencoded":
+    if request.content_type != "application/x-www-form-urlencoded" or hdrs.CONTENT_ENCODING in request.headers:
         raise refusal
     # Python decodes more than characters, some of it in quadratic time; browsers name no character set at all.
     if (request.charset or "utf-8").lower() != "utf-8":
@@ -187,10 +218,9 @@ async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearr
 async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
     """Return the fields of a form that was not taken, for a page that offers to send it again; none of another site's.
 
-    A person confirms it there, but would not know what another site put into the form. Browsers say whose it is where
-    the dashboard is reached by HTTPS or on this machine.
+    A person confirms it there, but would not know what another site put into the form.
     """
-    if request.headers.get("Sec-Fetch-Site") != "same-origin":
+    if request[CLIENT].site(request) != "ours":
         return []
     form = await _form_of(request)
     return [(name, value) for name, value in form.items() if name != "form_token" and isinstance(value, str)]
@@ -198,17 +228,14 @@ async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
 
 def session_id(sessions: Sessions, request: web.Request) -> str | None:
     """Return the id of a request's session; None when it does not hold, or not any more while it is being answered."""
-    session = sessions.read(request.cookies.get(SESSION_COOKIE))
+    session = sessions.read(read_cookie(request, "session"))
     return None if session is None else session.session_id
+
+
+def _is_stream(request: web.Request) -> bool:
+    return request.path.endswith("/logs/stream")
 
 
 def sign_in_location(next_path: str) -> str:
     """Return where to sign in, to go on to a page of ours."""
     return "/sign-in" if next_path == "/" else f"/sign-in?next={quote(next_path, safe='/')}"
-
-
-def set_cookie(
-    request: web.Request, response: web.StreamResponse, name: str, value: str, seconds: int = SESSION_SECONDS
-) -> None:
-    """Set a cookie that scripts cannot read and other sites cannot make the browser send."""
-    response.set_cookie(name, value, max_age=seconds, httponly=True, samesite="Strict", secure=is_https(request))

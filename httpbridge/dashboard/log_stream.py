@@ -14,7 +14,6 @@ import structlog
 from aiohttp import web
 
 from authsvc.client.environment import ConfigurationError
-from httpbridge.dashboard.guard import STREAM_OVER
 from httpbridge.dashboard.log_entries import entry_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
@@ -140,8 +139,7 @@ class LogStreams:
         is_lost = False
         while not stream.ending.is_set():
             if self._session_id(request) is None:
-                await self._write(response, STREAM_OVER)
-                return
+                return  # by the cookie it began with: the browser comes again with its own, or hears that it is over
             event = ""
             try:
                 arrivals = await tail.look()

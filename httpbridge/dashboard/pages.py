@@ -7,16 +7,16 @@ one `base.html`.
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from httpbridge.dashboard.sessions import Session, Sessions
+from httpbridge.dashboard.clients import CLIENT
+from httpbridge.dashboard.sessions import NOTICE_SECONDS, Session, Sessions
 
 FOLDER = Path(__file__).parent
-NOTICE_COOKIE = "dashboard_notice"
 VISITOR = web.RequestKey("visitor", str)
 """Whom the forms of this request's page are for: the session's id, or on the way in a random one."""
 SESSION = web.RequestKey("session", Session)
@@ -54,7 +54,7 @@ class Pages:
         session = request.get(SESSION)
         visitor = request.get(VISITOR)
         # Escaped when it was signed.
-        notice = Markup(self._sessions.read_notice(request.cookies.get(NOTICE_COOKIE)) if session else "")  # noqa: S704
+        notice = Markup(self._sessions.read_notice(read_cookie(request, "notice")) if session else "")  # noqa: S704
         text = self._environment.get_template(template).render(
             session=session,
             form_token=self._sessions.form_token(visitor) if visitor else "",
@@ -64,7 +64,7 @@ class Pages:
         )
         response = web.Response(text=text, content_type="text/html", charset="utf-8", status=status)
         if notice:
-            response.del_cookie(NOTICE_COOKIE)
+            delete_cookie(request, response, "notice")
         return response
 
     def redirect(self, request: web.Request, location: str, *, notice: str = "") -> web.Response:
@@ -74,13 +74,7 @@ class Pages:
         """
         response = web.Response(status=303, headers={"Location": location})
         if notice:
-            response.set_cookie(
-                NOTICE_COOKIE,
-                self._sessions.notice(escape(notice)),
-                httponly=True,
-                samesite="Strict",
-                secure=is_https(request),
-            )
+            set_cookie(request, response, "notice", self._sessions.notice(escape(notice)), NOTICE_SECONDS)
         return response
 
     def _age(self, since: datetime) -> str:
@@ -97,13 +91,33 @@ def session_of(request: web.Request) -> Session:
     return request[SESSION]
 
 
-def is_https(request: web.Request) -> bool:
-    """Whether the browser speaks HTTPS, to us or to a proxy; believing a liar only costs the liar a cookie.
+def read_cookie(request: web.Request, name: str) -> str | None:
+    """Return what `set_cookie` set."""
+    return request.cookies.get(request[CLIENT].cookie(name))
 
-    Of several proxies the browser's own is named first.
+
+def set_cookie(
+    request: web.Request,
+    response: web.StreamResponse,
+    name: str,
+    value: str,
+    seconds: int,
+    same_site: Literal["Strict", "Lax"] = "Strict",
+) -> None:
+    """Set a cookie of this dashboard that scripts cannot read and other sites cannot make the browser send.
+
+    Lax ones are sent when a link on another site is followed.
     """
-    browsers = request.headers.get("X-Forwarded-Proto", "").partition(",")[0]
-    return request.secure or browsers.strip().lower() == "https"
+    client = request[CLIENT]
+    response.set_cookie(
+        client.cookie(name), value, max_age=seconds, httponly=True, samesite=same_site, secure=client.is_https
+    )
+
+
+def delete_cookie(request: web.Request, response: web.StreamResponse, name: str) -> None:
+    """Delete a cookie; browsers take that only as it was set."""
+    client = request[CLIENT]
+    response.del_cookie(client.cookie(name), httponly=True, secure=client.is_https)
 
 
 def instant(value: datetime) -> Markup:

@@ -1,7 +1,7 @@
 """Who is signed in: sessions, sign-in links and form tokens, all signed with a key derived from the dashboard token.
 
-Nothing is stored but which sessions were signed out (`signed_out`), so a changed token ends every session, link and
-form. Used by `guard` and `sign_in`; the command line makes links.
+Nothing is stored but which sessions were signed out and which links used (`spent`), so a changed token ends every
+session, link and form. Used by `guard` and `sign_in`; the command line makes links.
 """
 
 import hashlib
@@ -17,9 +17,13 @@ from itsdangerous import BadData, URLSafeSerializer
 
 from authsvc.client.environment import Secret
 from httpbridge.dashboard.blanks import single_spaced
-from httpbridge.dashboard.signed_out import SignedOut
+from httpbridge.dashboard.spent import Spent
 
 SESSION_SECONDS = 12 * 3600
+IDLE_SECONDS = 3600
+"""Without a request but those of live tails, which pages make by themselves."""
+REFRESH_SECONDS = 60
+"""How exactly the last request is known."""
 LINK_SECONDS = 600
 NOTICE_SECONDS = 60
 NAME_CHARACTERS_MAX = 64
@@ -34,15 +38,30 @@ class Session:
     name: str
     expires_at: int
     """Unix seconds."""
+    seen_at: int
+    """Likewise: when its cookie was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignInLink:
+    """What a link says."""
+
+    link_id: str
+    name: str
+    expires_at: int
+    """Unix seconds."""
 
 
 class Sessions:
     """Makes and reads what is signed. The token is read at each use, so it may change at any time."""
 
-    def __init__(self, token: Callable[[], Secret], signed_out: SignedOut, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, token: Callable[[], Secret], signed_out: Spent, used_links: Spent, now: Callable[[], datetime]
+    ) -> None:
         """`now` gives aware instants."""
         self._token = token
         self._signed_out = signed_out
+        self._used_links = used_links
         self._now = now
 
     def is_token(self, presented: str) -> bool:
@@ -51,34 +70,56 @@ class Sessions:
 
     def begin(self, name: str) -> str:
         """Return the cookie of a new session."""
-        return self._sign("session", SESSION_SECONDS, id=secrets.token_hex(16), name=name)
+        return self._cookie(secrets.token_hex(16), name, self._unix() + SESSION_SECONDS)
 
     def read(self, cookie: str | None) -> Session | None:
-        """Return the session of a cookie; None when it is over, signed out, or was never one."""
+        """Return the session of a cookie; None when it is over, idle, signed out, or was never one."""
         fields = self._read("session", cookie)
         if fields is None or self._signed_out.has(fields["id"], fields["until"]):
             return None
-        return Session(fields["id"], fields["name"], fields["until"])
+        session = Session(fields["id"], fields["name"], fields["until"], fields.get("seen", 0))
+        return session if session.seen_at + IDLE_SECONDS > self._unix() else None
+
+    def refreshed(self, session: Session) -> str | None:
+        """Return the session's cookie as of now; None while the one that was read is as good."""
+        if self._unix() < session.seen_at + REFRESH_SECONDS:
+            return None
+        return self._cookie(session.session_id, session.name, session.expires_at)
 
     def end(self, session: Session) -> None:
         """Sign out: the session's cookie is worth nothing from now on, wherever it was copied to.
 
         A restart of the dashboard does not bring it back.
         """
-        self._signed_out.add(session.session_id, session.expires_at, self._unix())
+        self._signed_out.add_anyway(session.session_id, session.expires_at, self._unix())
 
     def link(self, name: str) -> str:
-        """Return what signs this person in for LINK_SECONDS, for a URL. Raises ValueError as `parse_name` does."""
-        return self._sign("link", LINK_SECONDS, name=parse_name(name))
+        """Return what signs this person in once, within LINK_SECONDS, for a URL.
 
-    def name_of_link(self, text: str) -> str | None:
-        """Return whom a link signs in; None when it is too old, or was never one."""
+        Raises ValueError as `parse_name` does.
+        """
+        until = self._unix() + LINK_SECONDS
+        return self._sign("link", until, id=secrets.token_hex(16), name=parse_name(name))
+
+    def read_link(self, text: str | None) -> SignInLink | None:
+        """Return what a link says, used or not; None when it is too old, or was never one."""
         fields = self._read("link", text)
-        return None if fields is None else str(fields["name"])
+        return SignInLink(fields["id"], fields["name"], fields["until"]) if fields and "id" in fields else None
+
+    def is_used(self, link: SignInLink) -> bool:
+        """Whether a link has signed somebody in."""
+        return self._used_links.has(link.link_id, link.expires_at)
+
+    def use(self, link: SignInLink) -> bool:
+        """Use a link up, durably; return whether it was not used before.
+
+        Raises OSError when that cannot be kept in mind: then it is not to sign in.
+        """
+        return self._used_links.add(link.link_id, link.expires_at, self._unix())
 
     def notice(self, text: str) -> str:
         """Return the cookie of a notice for the next page."""
-        return self._sign("notice", NOTICE_SECONDS, text=text)
+        return self._sign("notice", self._unix() + NOTICE_SECONDS, text=text)
 
     def read_notice(self, cookie: str | None) -> str:
         """Return the notice, or nothing."""
@@ -93,8 +134,11 @@ class Sessions:
         """Whether a form comes from a page that this visitor was shown."""
         return hmac.compare_digest(self.form_token(visitor).encode(), presented.encode(errors="replace"))
 
-    def _sign(self, purpose: str, seconds: int, **fields: Any) -> str:
-        return self._serializer(purpose).dumps(fields | {"until": self._unix() + seconds})
+    def _cookie(self, session_id: str, name: str, until: int) -> str:
+        return self._sign("session", until, id=session_id, name=name, seen=self._unix())
+
+    def _sign(self, purpose: str, until: int, **fields: Any) -> str:
+        return self._serializer(purpose).dumps(fields | {"until": until})
 
     def _read(self, purpose: str, text: str | None) -> dict[str, Any] | None:
         if not text or len(text) > _TEXT_CHARACTERS_MAX or not text.isascii():

@@ -86,9 +86,14 @@ class Stack:
         page.on("console", note)
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         if is_signed_in:
-            await page.goto(self.link(name))
+            await self.follow(page, self.link(name))
             assert page.url == self.url + "/projects"
         return page
+
+    async def follow(self, page: Page, link: str) -> None:
+        """Open a sign-in link, and press its button."""
+        await page.goto(link)
+        await page.get_by_role("button", name="Sign in", exact=True).click()
 
     def link(self, name: str = "Ann") -> str:
         """Return what `httpbridge sign-in-link` prints, without the time that a process takes to start."""

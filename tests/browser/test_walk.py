@@ -7,8 +7,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from playwright.async_api import Dialog, Error, Page, Response, Route, expect
+from playwright.async_api import Dialog, Error, Page, Request, Response, Route, expect
 
+from httpbridge.config import Config
+from httpbridge.dashboard.app import open_sessions
 from tests.browser.stack import FORMS, RAW_KEY, Stack, elsewhere
 from tests.browser.tour import ORIGINS, haystack, until_shown
 from tests.browser.tour import send as post_logs
@@ -40,7 +42,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
     anywhere = stack.system.run("httpbridge", "sign-in-link", HTTPBRIDGE_DASHBOARD_LISTEN="0.0.0.0:8081")
     assert (anywhere.returncode, "--url" in anywhere.stderr) == (2, True)
     page = await stack.page(is_signed_in=False, permissions=["clipboard-read", "clipboard-write"])
-    await page.goto(link.stdout.strip())
+    await stack.follow(page, link.stdout.strip())
     await expect(page.get_by_role("heading", name="No projects yet")).to_be_visible()
     await page.get_by_role("link", name="Make the first one").click()
     await page.get_by_label("Name").fill("shop")
@@ -302,6 +304,74 @@ async def test_a_link_on_another_site_leads_to_the_page_without_signing_in_again
         await page.goto(f"{origin}/?link={stack.url}/audit")
         await page.get_by_role("link", name="link").click()
         await expect(page.get_by_role("heading", name="Audit")).to_be_visible()
+
+
+@pytest.mark.parametrize("has_javascript", [True, False])
+async def test_a_sign_in_link_on_another_site_signs_in_by_its_button_and_once(
+    stack: Stack, has_javascript: bool
+) -> None:
+    """Where the cookies of the dashboard stay at home; the link is in no address that the browser keeps."""
+    page = await stack.page(is_signed_in=False, java_script_enabled=has_javascript)
+    link = stack.link("Ann")
+    visited: list[str] = []
+    page.on("framenavigated", lambda frame: visited.append(frame.url))
+    async with elsewhere() as origin:
+        await page.goto(f"{origin}/?link={link}")
+        visited.clear()
+        await page.get_by_role("link", name="link").click()
+        await expect(page.get_by_role("heading", name="Sign in as Ann?")).to_be_visible()
+        await page.get_by_role("button", name="Sign in").click()
+        await expect(page.get_by_role("heading", name="No projects yet")).to_be_visible()
+        assert set(visited) == {stack.url + "/sign-in/link", stack.url + "/projects"}
+        other = await stack.page(is_signed_in=False, java_script_enabled=has_javascript)
+        await other.goto(f"{origin}/?link={link}")
+        await other.get_by_role("link", name="link").click()
+        await expect(other.get_by_role("alert")).to_contain_text("This link was used")
+        await expect(other.get_by_label("Dashboard token")).to_be_visible()
+
+
+async def test_a_form_on_another_site_changes_nothing(stack: Stack) -> None:
+    """Whichever way the browser says where it is from. Forms of our own say it likewise, and are taken."""
+    page = await stack.page()
+
+    def note(sent: Request) -> None:
+        if sent.method == "POST":
+            noting.append(asyncio.ensure_future(sent.all_headers()))
+
+    noting: list[asyncio.Future[dict[str, str]]] = []
+    page.on("request", note)
+    await stack.create(page)
+    async with elsewhere() as origin:
+        await page.goto(origin)
+        await page.evaluate(
+            """(url) => {
+              document.body.innerHTML = `<form method="post" action="${url}"></form>`;
+              document.querySelector("form").submit();
+            }""",
+            stack.url + "/sign-out",
+        )
+        await expect(page.get_by_text("does not come from a page of this dashboard")).to_be_visible()
+        await page.goto(stack.url + "/audit")
+        await expect(page.get_by_role("heading", name="Audit")).to_be_visible()
+        said = [(headers.get("origin"), headers.get("sec-fetch-site")) for headers in await asyncio.gather(*noting)]
+        assert said == [(stack.url, "same-origin"), (origin, "cross-site")]
+
+
+async def test_two_dashboards_on_one_host_keep_their_people(stack: Stack) -> None:
+    """In one browser, where they share a host's cookies."""
+    page = await stack.page(name="Ann")
+    own = stack.dashboard
+    variables = {"HTTPBRIDGE_STATE_DIR": str(stack.system.state_dir / "other"), "HTTPBRIDGE_ADMIN_TOKEN": "x" * 64}
+    stack.dashboard = await stack.system.dashboard(**variables)
+    sessions = open_sessions(Config.from_environment(stack.system.environment(**variables)))
+    await stack.follow(page, f"{stack.url}/sign-in/link?t={sessions.link('Bob')}")
+    await expect(page.get_by_title("Signed in as Bob")).to_be_visible()
+    for dashboard, name in ((own, "Ann"), (stack.dashboard, "Bob")):
+        await page.goto(f"http://{dashboard.address}/projects/new")
+        await expect(page.get_by_title(f"Signed in as {name}")).to_be_visible()
+    await page.get_by_role("button", name="Sign out").click()
+    await page.goto(f"http://{own.address}/projects/new")
+    await expect(page.get_by_title("Signed in as Ann")).to_be_visible()
 
 
 async def test_times_are_in_the_browsers_zone_and_utc_on_hover(stack: Stack) -> None:

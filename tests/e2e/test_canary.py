@@ -220,6 +220,7 @@ class Visitor:
             (f"{self._project}/settings/keys/revoke", {"key_id": secret}),
             ("/projects/new", {"form_token": secret, "project_id": "x"}),
             ("/sign-in", {"name": "Eve", "token": secret, "next": secret}),
+            ("/sign-in/link", {"link": secret}),
         ):
             form_token = (await self._browser.get("/projects/new")).form_token
             assert (await self._browser.post(path, **{"form_token": form_token} | fields)).status < 500

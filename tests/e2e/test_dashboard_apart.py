@@ -138,7 +138,7 @@ async def user_of(system: System, dashboard: Service) -> AsyncIterator[Hammer]:
     url = f"http://{dashboard.address}"
     link = open_sessions(Config.from_environment(system.environment())).link("Ann")
     async with Browser(url) as browser:
-        assert (await browser.get(f"/sign-in/link?t={link}")).status == 303
+        assert (await browser.use(f"/sign-in/link?t={link}")).status == 303
         yield Hammer(url, browser)
 
 

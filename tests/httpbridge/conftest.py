@@ -15,6 +15,7 @@ from authsvc.client.key_client import sendable_origin
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
+from httpbridge.connection import Connection
 from httpbridge.ingest import Ingest
 from httpbridge.listener import Listener
 from httpbridge.logs import LogBatch
@@ -192,7 +193,7 @@ class Bridge:
         )
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
-        self.listener: Listener
+        self.listener: Listener[Connection]
         self._clients = AsyncExitStack()
 
     async def _ask_readiness(self) -> Readiness:

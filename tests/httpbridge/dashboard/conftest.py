@@ -2,8 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,9 +59,19 @@ class Answer:
 class Browser:
     """A client with cookies that follows nothing by itself."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, address: str = "127.0.0.1") -> None:
+        """Come from that address of this machine."""
         self.url = url
-        self._session = aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))  # an IP address
+        self.headers: dict[str, str] = {}
+        """Sent with every request, as a proxy would."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(local_addr=(address, 0)),
+            cookie_jar=aiohttp.CookieJar(unsafe=True),  # an IP address
+        )
+
+    async def close(self) -> None:
+        """Close all connections; cookies stay."""
+        await self._session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -70,7 +81,7 @@ class Browser:
 
     async def get(self, path: str, **headers: str) -> Answer:
         url = URL(self.url + path, encoded=True)
-        async with self._session.get(url, allow_redirects=False, headers=headers) as response:
+        async with self._session.get(url, allow_redirects=False, headers=self.headers | headers) as response:
             return Answer(response, await response.text())
 
     async def head(self, path: str) -> int:
@@ -95,9 +106,10 @@ class Browser:
         ]
         return await self.post_from("none", path, pairs)
 
-    async def post_from(self, site: str, path: str, pairs: Sequence[tuple[str, str]]) -> Answer:
-        """Send a form, saying whose page it stands on as browsers do."""
-        headers = {"Sec-Fetch-Site": site}
+    async def post_from(self, site: str, path: str, pairs: Sequence[tuple[str, str]], origin: str = "") -> Answer:
+        """Send a form, saying whose page it stands on as browsers do; where that is empty, without a word of it."""
+        said = {"Sec-Fetch-Site": site, "Origin": origin}
+        headers = self.headers | {name: value for name, value in said.items() if value}
         async with self._session.post(self.url + path, data=pairs, headers=headers, allow_redirects=False) as response:
             return Answer(response, await response.text())
 
@@ -125,8 +137,28 @@ class Browser:
         """Lose all cookies."""
         self._session.cookie_jar.clear()
 
-    def set_cookies(self, cookies: dict[str, str]) -> None:
+    @property
+    def session(self) -> str | None:
+        """The session's cookie, whatever it is called here."""
+        return next((value for name, value in self.cookies.items() if "dashboard_session" in name), None)
+
+    def set_session(self, value: str | None) -> None:
+        """Take another browser's session, of a dashboard with the same token."""
+        assert value is not None
+        cookies = {f"dashboard_session_{URL(self.url).port}": value}
         self._session.cookie_jar.update_cookies(cookies, URL(self.url))
+
+    async def follow(self, link: str) -> Answer:
+        """Open a sign-in link, without the host, up to the page that it leads to."""
+        redirect = await self.get(link)
+        assert (redirect.status, redirect.location) == (303, "/sign-in/link")
+        return await self.get(redirect.location)
+
+    async def use(self, link: str) -> Answer:
+        """Open a sign-in link, and press the button of its page."""
+        page = await self.follow(link)
+        match = re.search(r'name="link" value="([^"]+)"', page.text)
+        return await self.post("/sign-in/link", form_token=page.form_token, link=match[1]) if match else page
 
 
 class Dashboard:
@@ -148,7 +180,9 @@ class Dashboard:
 
 
 @asynccontextmanager
-async def running(state_dir: Path, key_service: Address, **variables: str) -> AsyncIterator[Dashboard]:
+async def running(
+    state_dir: Path, key_service: Address, *, now: Callable[[], datetime] = app.now, **variables: str
+) -> AsyncIterator[Dashboard]:
     """Run a dashboard with this environment; raise what stops it from starting."""
     environ = {
         "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
@@ -158,7 +192,7 @@ async def running(state_dir: Path, key_service: Address, **variables: str) -> As
     } | variables
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(app.serve(Config.from_environment(environ), stop, started.set_result))
+    task = asyncio.create_task(app.serve(Config.from_environment(environ), stop, started.set_result, now=now))
     waiting: list[asyncio.Future[Any]] = [task, started]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

@@ -298,8 +298,8 @@ async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Ser
     assert "Before saving" in changed.words
     saved = await browser.submit(ORIGINS, ORIGINS, action="save", reviewed=reviewed[1], **fields)
     assert (saved.status, saved.location) == (303, ORIGINS)
-    (notice,) = [one for one in saved.headers.getall("Set-Cookie") if one.startswith("dashboard_notice=")]
-    assert {part.strip() for part in notice.split(";")[1:]} == {"HttpOnly", "Path=/", "SameSite=Strict"}
+    (notice,) = [one for one in saved.headers.getall("Set-Cookie") if one.startswith("dashboard_notice_")]
+    assert {part.strip() for part in notice.split(";")[1:]} == {"HttpOnly", "Max-Age=60", "Path=/", "SameSite=Strict"}
     page = await browser.get(ORIGINS)
     assert "Saved. It holds everywhere" in page.words
     assert re.findall(r'name="entry" value="([^"]*)"', page.text) == ["https://shop.example", "*.shop.example"]
@@ -508,7 +508,7 @@ async def test_every_answer_forbids_what_pages_of_ours_do_not_need(dashboard: Da
         assert policy["script-src"] == policy["style-src"] == policy["form-action"] == "'self'"
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Referrer-Policy"] == "same-origin"
         assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
         assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert answer.headers["X-Frame-Options"] == "DENY"
