@@ -10,6 +10,8 @@
     ├── TooManyCallsError       RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
+        ├── StoreLostError
+        │   └── StoreOverwrittenError
         └── StoreRefusedError
 
 A bad key is none of these: it is a verdict, in an OK response.
@@ -58,6 +60,14 @@ class StoreUnavailableError(KeyServiceError):
     def __init__(self, reason: str) -> None:
         super().__init__("the database cannot answer now")
         self.reason = reason
+
+
+class StoreLostError(StoreUnavailableError):
+    """The file of the database was moved, removed, replaced or overwritten: what is in it counts for nothing now."""
+
+
+class StoreOverwrittenError(StoreLostError):
+    """The file is in its place, with other content in it, which its WAL does not fit."""
 
 
 class StoreRefusedError(StoreUnavailableError):

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.raw_key import Digest
 from authsvc.database import Database, Instant
-from authsvc.errors import AlreadyExistsError, NotFoundError
+from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId
 from authsvc.origins import EVERY_ORIGIN, OriginList
 
@@ -170,6 +170,8 @@ class KeyStore:
         self._database = database
         self._lookup = database.point_reads(_LOOKUP)
         self._now = now
+        self.is_lost = database.is_lost
+        """Whether what was read of the database may be wrong by now."""
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
         # renewals then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()
@@ -182,6 +184,8 @@ class KeyStore:
             if (row := rows.get(digest)) is not None:
                 *_, key_id, project_id, origins = row
                 keys[digest] = ActiveKey(key_id, project_id, _origin_list(origins))
+        if not rows:
+            raise StoreUnavailableError("revision_counter is empty")
         _, epoch, revision, *_ = next(iter(rows.values()))
         return Snapshot(epoch, revision, keys)
 
@@ -315,6 +319,7 @@ class KeyStore:
         bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
         async with self._turn, self._database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
+            await self._database.stamp(connection, revision)
             yield connection, Revision(revision), self._now()
             if not self._database.is_sqlite:  # sent with the commit; not at all if there is none
                 await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))

@@ -12,7 +12,6 @@ from itertools import pairwise
 import pytest
 import sqlalchemy as sa
 
-from authsvc import database as database_module
 from authsvc import lease_store
 from authsvc import store as store_module
 from authsvc.client.environment import ConfigurationError
@@ -355,7 +354,7 @@ def _hold_write_lock(
 async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("authsvc.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
     async with opened(sqlite_url) as store:
         raw_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")
