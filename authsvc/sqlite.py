@@ -20,8 +20,8 @@ from authsvc.client.sqlite_files import FileOverwrittenError, FilesLostError, Sq
 from authsvc.errors import StoreLostError, StoreOverwrittenError, StoreRefusedError
 
 _BUSY_TIMEOUT_SECONDS = 5
-_LATELY_SECONDS = 0.02
-"""For so long a look at the files does for all reads: a look costs as much as a tenth of a short read."""
+_LATELY_SECONDS = 0.05
+"""For so long a look at the files does for all reads, of which one costs little more than a look."""
 
 
 class SqliteFile:
@@ -96,7 +96,7 @@ class SqliteFile:
     def close(self) -> None:
         """Close the last connection. All others have to be closed by then."""
         if self._anchor is not None:
-            self._files.settle(self._anchor)
+            self._files.settle()
             self._anchor.close()
             self._anchor = None
             self._files.close()
@@ -111,7 +111,8 @@ class SqliteFile:
         try:
             anchor.execute("PRAGMA journal_mode=WAL")
             anchor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # which opens its WAL
-            self._files.note()
+            anchor.execute("PRAGMA busy_timeout=0")  # from now on it is used in the event loop
+            self._files.note(anchor)
         except BaseException:
             anchor.close()
             raise
