@@ -178,7 +178,11 @@ class Database:
             if self._file is not None and not self._file.is_open:
                 await asyncio.to_thread(self._file.open)
             self.check()
-            yield
+            try:
+                yield
+            except Exception:
+                self.check()  # nor is it known then that there is no such project
+                raise
             self.check()
 
     async def listen(self, channel: str, notified: Callable[[], None]) -> None:
