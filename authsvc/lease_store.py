@@ -18,7 +18,8 @@ from authsvc.client.holder import Renewal
 from authsvc.database import Database, Instant
 from authsvc.errors import StoreUnavailableError
 from authsvc.leases import CHANGES_BEHIND_MAX, LeaseRow, StoreState
-from authsvc.store import CHANNEL, COUNTER, METADATA
+from authsvc.store import CHANNEL
+from authsvc.tables import COUNTER, METADATA
 
 _leases = sa.Table(
     "leases",

@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from authsvc import lease_store
-from authsvc import store as store_module
+from authsvc import tables as tables_module
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.raw_key import RawKey
 from authsvc.database import Database
@@ -327,8 +327,8 @@ async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore
         )
     await database.close()
     made.pop("alembic_version")
-    declared = store_module.METADATA.tables.values()
-    assert "leases" in store_module.METADATA.tables, f"{lease_store.__name__} declares it"
+    declared = tables_module.METADATA.tables.values()
+    assert "leases" in tables_module.METADATA.tables, f"{lease_store.__name__} declares it"
     assert made == {table.name: {column.name: bool(column.nullable) for column in table.columns} for table in declared}
 
 
