@@ -67,9 +67,10 @@ class Bookmark:
     def note(self, epoch: str, revision: int, mark: str) -> None:
         """Write down what was seen; nothing while there was no change at all, and so nothing to lose."""
         if revision:
-            numbers = {} if self._file is None else {"file_number": _number(self._file), "wal_number": _wal(self._file)}
-            file = None if self._file is None else str(self._file.resolve())
-            self._write(Seen(epoch, revision, mark, file, **numbers))
+            seen = Seen(epoch, revision, mark)
+            if (file := self._file) is not None:
+                seen = Seen(epoch, revision, mark, str(file.resolve()), _number(file), _wal(file))
+            self._write(seen)
 
     def spoil(self) -> None:
         """Write down that the file was overwritten: as it ends, SQLite copies into it what the WAL has."""

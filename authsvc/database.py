@@ -70,7 +70,7 @@ class Database:
         """
         self.engine, self._file = _engine(url)
         self.is_sqlite = self._file is not None
-        self.is_lost = (lambda: False) if self._file is None else self._file.is_lost
+        self.is_lost: Callable[[], bool] = self._file.is_lost if self._file is not None else lambda: False
         """Whether the file of SQLite is no longer what the next start would find, or was not a moment ago."""
         # A single statement needs no transaction: three round trips to the database become one.
         self._statements = (

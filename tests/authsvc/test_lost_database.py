@@ -264,7 +264,7 @@ async def test_what_is_committed_to_a_file_that_goes_meanwhile_is_not_said_to_be
 
 
 async def is_serving(service: Service) -> bool:
-    return await status(service, "") == Status.SERVING
+    return bool(await status(service, "") == Status.SERVING)
 
 
 async def test_a_link_that_leads_elsewhere_is_another_file(tmp_path: Path, database: Path) -> None:
