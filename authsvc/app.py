@@ -17,6 +17,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
+from authsvc.bookmark import Bookmark
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.clock import boot_clock
@@ -95,9 +96,18 @@ async def serve(
         await _check_schema(database)
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
-        feed = ChangeFeed(database, store, leases, boot_clock)
-        if link is not None and database.is_sqlite:  # PostgreSQL notifies them
-            feed = ChangeFeed(database, store, leases, boot_clock, link.tell)
+        health = HealthService(_SERVICES)
+        tell_others = link.tell if link is not None and database.is_sqlite else None  # PostgreSQL notifies them
+        feed = ChangeFeed(
+            database,
+            store,
+            leases,
+            boot_clock,
+            tell_others or (lambda: None),
+            bookmark=_bookmark(config, database),
+            tell_outage=health.set_serving,
+        )
+        if link is not None and tell_others:
             link.listen(feed.look)
         await feed.open()
         watch = Watch(
@@ -119,7 +129,6 @@ async def serve(
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
-        health = HealthService(_SERVICES)
         health_pb2_grpc.add_HealthServicer_to_server(health, guard)
         if config.reflection:
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
@@ -193,6 +202,7 @@ async def _database(config: Config) -> AsyncIterator[Database]:
     if config.database_url is None:
         make_state_dir(config.state_dir)
     database = Database(config.store_url())
+    _bookmark(config, database).check_file()
     try:
         await database.open()
         yield database
@@ -200,6 +210,10 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         raise ConfigurationError(f"{config.database_variable}: {error.reason}") from None
     finally:
         await database.close()
+
+
+def _bookmark(config: Config, database: Database) -> Bookmark:
+    return Bookmark(config.state_dir, database.file.path if database.file else None)
 
 
 async def _check_schema(database: Database) -> None:

@@ -13,10 +13,11 @@ from datetime import datetime, timedelta
 
 import structlog
 
+from authsvc.bookmark import Bookmark
 from authsvc.client.event_log import traceback_without_text
 from authsvc.client.holder import ChangeEvent
 from authsvc.database import Database
-from authsvc.errors import StoreUnavailableError
+from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
 from authsvc.lease_store import LeaseStore
 from authsvc.leases import CHANGES_BEHIND_MAX, StoreState
 from authsvc.store import CHANNEL, Change, KeyStore, Revision
@@ -52,25 +53,31 @@ class Outage:
     Whatever the error is: one that nobody foresaw must not end the service, and every replica with it.
     """
 
-    def __init__(self, lost: str, back: str) -> None:
-        """Take the names of the two events, written out: who meets one in a log looks for it in the code."""
+    def __init__(self, lost: str, back: str, tell: Callable[[bool], None] = lambda _: None) -> None:
+        """Take the names of the two events, written out: who meets one in a log looks for it in the code.
+
+        `tell` is told whenever one of them is logged, of whether it works.
+        """
         self._lost = lost
         self._back = back
-        self._is_lost = False
+        self._tell = tell
+        self.is_lost = False
 
     def failed(self, error: Exception) -> None:
         """Take note of a failure."""
-        if not self._is_lost:
+        if not self.is_lost:
+            self.is_lost = True
             kind = type(error.__cause__ or error).__name__
             reason = error.reason if isinstance(error, StoreUnavailableError) else traceback_without_text(error)
             _log.warning(self._lost, error=kind, reason=reason)
-        self._is_lost = True
+            self._tell(False)
 
     def worked(self) -> None:
         """Take note of a success."""
-        if self._is_lost:
+        if self.is_lost:
+            self.is_lost = False
             _log.info(self._back)
-        self._is_lost = False
+            self._tell(True)
 
 
 class ChangeFeed:
@@ -83,16 +90,23 @@ class ChangeFeed:
         leases: LeaseStore,
         clock: Callable[[], float],
         tell_others: Callable[[], None] = lambda: None,
+        *,
+        bookmark: Bookmark | None = None,
+        tell_outage: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """Know nothing yet; `open` reads where things stand.
 
         `clock`, in seconds, counts while the machine is suspended, as the database's does (rule 12). `tell_others`
-        makes other processes call `look`, where the database does not notify them.
+        makes other processes call `look`, where the database does not notify them. The bookmark is what was seen
+        before this process began. `tell_outage` is told whether the database can be read, each time that this changes.
         """
         self.epoch = ""
         self.revision = 0
         self.has_lost_revisions = False
-        """The database has gone back within an epoch: what holders have applied is known to nobody, until a new one."""
+        """The database has gone back within an epoch: what holders have applied is known to nobody, until a new one.
+
+        Also when it has gone on since, and other changes have the numbers of those that were lost.
+        """
         self.moved = Pulse()
         """Beats when there are new changes, or a new epoch."""
         self.leases_moved = Pulse()
@@ -103,7 +117,10 @@ class ChangeFeed:
         self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
         self._tell_others = tell_others
         self._wake = asyncio.Event()
-        self._outage = Outage("database_lost", "database_back")
+        self._last_mark = ""
+        """Of the change at `revision`."""
+        self._bookmark = bookmark
+        self._outage = Outage("database_lost", "database_back", tell_outage)
         self._clock = clock
         self._database_clock: tuple[datetime, float]
         """The database's, and this process's before that was asked for."""
@@ -111,7 +128,18 @@ class ChangeFeed:
     async def open(self) -> None:
         """Start from the present; raise StoreUnavailableError."""
         state = await self._read_state()
-        self.epoch, self.revision = state.epoch, state.revision
+        await self._start_from(state)
+        seen = None if self._bookmark is None else self._bookmark.seen
+        if seen is not None and seen.epoch == state.epoch and not await self._has(seen.revision, seen.mark, state):
+            self._lose(state, seen.revision)
+        self._note()
+
+    def lose_unless_new(self, revision: int, known: int) -> None:
+        """Take note of a mutation that got the revision, where `known` was this process's before it began."""
+        if revision <= known and not self.has_lost_revisions:
+            _log.error("revisions_lost", after=revision - 1, known=known, remedy=REMEDY)
+            self.has_lost_revisions = True
+            self.moved.beat()
 
     def time(self) -> datetime:
         """Return the database's clock without asking it: what it said last, and the time since; not too early."""
@@ -158,6 +186,8 @@ class ChangeFeed:
                 self._outage.worked()
             except Exception as error:  # noqa: BLE001 - see Outage
                 self._outage.failed(error)
+                if isinstance(error, StoreOverwrittenError) and self._bookmark is not None:
+                    self._bookmark.spoil()
             try:
                 async with asyncio.timeout(_POLL_SECONDS):
                     await self._wake.wait()
@@ -168,26 +198,56 @@ class ChangeFeed:
         """Take in a page of changes; return whether there was any."""
         state = await self._read_state()
         if state.epoch != self.epoch:
-            self.epoch, self.revision = state.epoch, state.revision
+            await self._start_from(state)
             self.has_lost_revisions = False
             self._recent.clear()
+            self._note()
             self.moved.beat()
             return False
-        if state.revision < self.revision and not self.has_lost_revisions:
-            _log.error("revisions_lost", after=state.revision, known=self.revision, remedy=REMEDY)
-            self.has_lost_revisions = True
-            self.moved.beat()
+        if not self.has_lost_revisions and (
+            # After an outage it may be another database: one that lost the last commits, and has had others since.
+            state.revision < self.revision
+            or (self._outage.is_lost and not await self._has(self.revision, self._last_mark, state))
+        ):
+            self._lose(state, self.revision)
         if state.revision <= self.revision:
             return False
-        changes = await self._store.changes(after=Revision(self.revision), limit=_PAGE)
+        changes = await self._store.changes(after=Revision(max(0, self.revision - 1)), limit=_PAGE + 1)
+        if self.revision and changes:
+            last, *changes = changes
+            if not self.has_lost_revisions and _mark(last) != self._last_mark:
+                self._lose(state, self.revision)
         if not changes:
             raise StoreUnavailableError(f"the changes after {self.revision} are missing, up to {state.revision}")
         self._recent.extend(map(_event, changes))
-        self.revision = changes[-1].revision
+        self.revision, self._last_mark = changes[-1].revision, _mark(changes[-1])
+        self._note()
         self.moved.beat()
         return True
 
+    async def _start_from(self, state: StoreState) -> None:
+        last = await self._store.changes(after=Revision(max(0, state.revision - 1)), limit=1)
+        self.epoch, self.revision = state.epoch, state.revision
+        self._last_mark = _mark(last[0]) if last else ""
+
+    async def _has(self, revision: int, mark: str, state: StoreState) -> bool:
+        """Return whether the database has the change of this number that had this mark."""
+        if not 0 < revision <= state.revision:
+            return revision == 0
+        found = await self._store.changes(after=Revision(revision - 1), limit=1)
+        return bool(found) and (found[0].revision, _mark(found[0])) == (revision, mark)
+
+    def _lose(self, state: StoreState, known: int) -> None:
+        _log.error("revisions_lost", after=min(state.revision, known - 1), known=known, remedy=REMEDY)
+        self.has_lost_revisions = True
+        self.moved.beat()
+
+    def _note(self) -> None:
+        if self._bookmark is not None and not self.has_lost_revisions:
+            self._bookmark.note(self.epoch, self.revision, self._last_mark)
+
     async def _read_state(self) -> StoreState:
+        self._database.check()
         asked_at = self._clock()
         state = await self._leases.state()
         self._database_clock = state.time, asked_at
@@ -204,6 +264,11 @@ class ChangeFeed:
             except Exception as error:  # noqa: BLE001 - see Outage
                 outage.failed(error)
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+
+def _mark(change: Change) -> str:
+    """Return what tells a change from another one of the same number."""
+    return change.create_time.isoformat()
 
 
 def _event(change: Change) -> ChangeEvent:

@@ -8,25 +8,26 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from authsvc.client.environment import ConfigurationError
+from authsvc.client.sqlite_files import stamp
 from authsvc.errors import StoreRefusedError, StoreUnavailableError
 from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
+from authsvc.sqlite import SqliteFile, sqlite_engine, sqlite_path
 
-_BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
 _LISTENING_CHECK_SECONDS = 30.0
-_PASSING = ("08", "25006", "40", "53", "55", "57", "58")
-"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), conflict with another
-transaction, no room, something in use, cancelled or going down, a fault of its system."""
+_PASSING = ("08", "25006", "3F000", "40", "42P01", "53", "55", "57", "58")
+"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), no schema or table (of
+a database whose dump is yet to be restored), conflict with another transaction, no room, something in use, cancelled or
+going down, a fault of its system."""
 _PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
 """What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
 _REFUSING = ("28", "3D", "42501")
@@ -67,8 +68,10 @@ class Database:
 
         Raises ConfigurationError for another kind of database.
         """
-        self.engine = _engine(url)
-        self.is_sqlite = self.engine.dialect.name == "sqlite"
+        self.engine, self._file = _engine(url)
+        self.is_sqlite = self._file is not None
+        self.is_lost: Callable[[], bool] = self._file.is_lost if self._file is not None else lambda: False
+        """Whether the file of SQLite is no longer what the next start would find, or was not a moment ago."""
         # A single statement needs no transaction: three round trips to the database become one.
         self._statements = (
             self.engine.execution_options(sqlite_begin=None)
@@ -85,9 +88,6 @@ class Database:
 
         Raises ConfigurationError for a setting that is not durable, StoreUnavailableError.
         """
-        if self.is_sqlite:
-            async with _available():
-                _make_file(self.engine.url)
         ask, settings = _DURABLE[self.engine.dialect.name]
         async with self.statement() as connection:
             for setting, durable in settings.items():
@@ -103,28 +103,34 @@ class Database:
         for reads in self._point_reads:
             await reads.close()
         await self.engine.dispose()
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def file(self) -> SqliteFile | None:
+        """What the database is on SQLite."""
+        return self._file
+
+    def check(self) -> None:
+        """Raise StoreLostError when what is read and written is not what the next start would find."""
+        if self._file is not None:
+            self._file.check()
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection on which each statement stands for itself."""
-        async with _available(), _connected(self._statements) as connection:
+        async with self._in_view(), _connected(self._statements) as connection:
             yield connection
 
     def point_reads(self, sql: str) -> PointReads:
         """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
         reads: PointReads
-        if self.is_sqlite:
-            reads = SqliteReads(self._connect_sqlite, sql.format("({})"), self._read)
+        if self._file is not None:
+            reads = SqliteReads(self._file.connect, self._file.check_lately, sql.format("({})"), self._read)
         else:
             reads = PostgresReads(self._connect_postgres, sql.replace("IN {}", "= ANY($1)"), self._read)
         self._point_reads.append(reads)
         return reads
-
-    def _connect_sqlite(self) -> sqlite3.Connection:
-        (file,), options = self.engine.dialect.create_connect_args(self.engine.url)
-        connection = sqlite3.connect(file, timeout=0, isolation_level=None, uri=options.get("uri", False))
-        connection.execute("PRAGMA query_only=ON")
-        return connection
 
     async def _connect_postgres(self) -> Any:
         pooled = await self.engine.raw_connection()
@@ -146,16 +152,38 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction: on SQLite, of one snapshot."""
-        async with _available(), _connected(self.engine) as connection:
+        async with self._in_view(), _connected(self.engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back."""
-        async with self._turn, _available(), _connected(self._writing) as connection:
+        """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back.
+
+        Where it raises StoreLostError at the end, it was committed to what nobody may ever find.
+        """
+        async with self._turn, self._in_view(), _connected(self._writing) as connection:
             await connection.begin()
             yield connection
             await connection.commit()
+
+    async def stamp(self, connection: AsyncConnection, number: int) -> None:
+        """Stamp what is committed: the file of SQLite is known by it from copies of it that are older."""
+        if self.is_sqlite:
+            await connection.exec_driver_sql(stamp(number))
+
+    @asynccontextmanager
+    async def _in_view(self) -> AsyncIterator[None]:
+        """Make sure before and after that it is the database that the next start would find."""
+        async with _available():
+            if self._file is not None and not self._file.is_open:
+                await asyncio.to_thread(self._file.open)
+            self.check()
+            try:
+                yield
+            except Exception:
+                self.check()  # nor is it known then that there is no such project
+                raise
+            self.check()
 
     async def listen(self, channel: str, notified: Callable[[], None]) -> None:
         """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost."""
@@ -192,7 +220,7 @@ class Database:
             return (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
 
 
-def _engine(url: str) -> AsyncEngine:
+def _engine(url: str) -> tuple[AsyncEngine, SqliteFile | None]:
     try:
         parsed = sa.make_url(url)
         urlsplit(url)  # finds broken brackets, which the driver would at each connection
@@ -200,18 +228,11 @@ def _engine(url: str) -> AsyncEngine:
         raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
     backend = parsed.get_backend_name()
     if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        engine = create_async_engine(
-            parsed.set(drivername="sqlite+aiosqlite"),
-            hide_parameters=True,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
-            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
-        )
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
-        return engine
+        path = sqlite_path(parsed.database)
+        return sqlite_engine(path), SqliteFile(path)
     if backend == "postgresql":
         try:
-            return create_async_engine(
+            engine = create_async_engine(
                 parsed.set(drivername="postgresql+asyncpg"),
                 hide_parameters=True,
                 pool_size=10,
@@ -227,28 +248,8 @@ def _engine(url: str) -> AsyncEngine:
             )
         except exc.ArgumentError as error:  # such as several hosts without ports
             raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
+        return engine, None
     raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
-
-
-def _make_file(url: sa.URL) -> None:
-    """Make the file of SQLite if there is none, for this user only: what SQLite puts beside it takes its mode over."""
-    if url.database and not url.database.startswith("file:"):  # a URI, which is not a path
-        Path(url.database).touch(mode=0o600)
-
-
-def _prepare_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself: _begin_sqlite does
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # IMMEDIATE takes the write lock before anything is read: a transaction that reads first and then writes would
-    # fail, or write what it read too long ago.
-    if mode := connection.get_execution_options().get("sqlite_begin", "DEFERRED"):
-        connection.exec_driver_sql(f"BEGIN {mode}")
 
 
 @asynccontextmanager
@@ -291,7 +292,7 @@ async def _available() -> AsyncIterator[None]:
     """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
     try:
         yield
-    except (exc.TimeoutError, OSError, TimeoutError) as error:
+    except (exc.TimeoutError, exc.NoResultFound, OSError, TimeoutError, sqlite3.Error) as error:
         raise StoreUnavailableError(_reason(error)) from error
     except exc.DBAPIError as error:
         sqlstate = str(getattr(error.orig, "sqlstate", None) or "")

@@ -10,6 +10,8 @@
     ├── TooManyCallsError       RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
+        ├── StoreLostError
+        │   └── StoreOverwrittenError
         └── StoreRefusedError
 
 A bad key is none of these: it is a verdict, in an OK response.
@@ -55,9 +57,21 @@ class StreamEndedError(KeyServiceError):
 class StoreUnavailableError(KeyServiceError):
     """The database cannot answer now; the same call may succeed later. `reason` is for the operator alone."""
 
+    text = "the database cannot answer now"
+
     def __init__(self, reason: str) -> None:
-        super().__init__("the database cannot answer now")
+        super().__init__(self.text)
         self.reason = reason
+
+
+class StoreLostError(StoreUnavailableError):
+    """The file of the database was moved, removed, replaced or overwritten: what is in it counts for nothing now."""
+
+    text = "the file of the key service's database was moved, removed or replaced: its log says more"
+
+
+class StoreOverwrittenError(StoreLostError):
+    """The file is in its place, with other content in it, which its WAL does not fit."""
 
 
 class StoreRefusedError(StoreUnavailableError):

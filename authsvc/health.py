@@ -1,14 +1,15 @@
 """Whether the key service serves, overall and each of its services: the health protocol of gRPC.
 
-Registered by `app`, called by gRPC behind `interceptors`. The servicer that comes with grpcio holds a lock while it
-writes to a watcher: a stranger who reads nothing would block all the others, and the end of the service.
+Registered by `app`, called by gRPC behind `interceptors`; `changes` tells it of the database. The servicer that comes
+with grpcio holds a lock while it writes to a watcher: a stranger who reads nothing would block all the others, and the
+end of the service.
 """
 
-import asyncio
 from collections.abc import Iterable
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from authsvc.changes import Pulse
 from authsvc.errors import NotFoundError
 from authsvc.messages import Context
 
@@ -18,16 +19,27 @@ _Status = health_pb2.HealthCheckResponse
 
 
 class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grpcio has no types for it
-    """Says SERVING until `stop`, and NOT_SERVING from then on."""
+    """Says SERVING while there is a database to serve from, until `stop`.
+
+    Of the health service itself it says so all the while: a process that waits for its database is none to end.
+    """
 
     def __init__(self, services: Iterable[str]) -> None:
         """`services` are full names; the service as a whole, whose name is empty, is always known."""
-        self._services = frozenset(("", *services))
-        self._stopping = asyncio.Event()
+        self._services = frozenset(("", SERVICE_NAME, *services))
+        self._is_serving = True
+        self._is_stopping = False
+        self._changed = Pulse()
+
+    def set_serving(self, is_serving: bool) -> None:
+        """Take note of whether the database can be read."""
+        self._is_serving = is_serving
+        self._changed.beat()
 
     def stop(self) -> None:
         """Say so to everyone who watches, and wait for nobody."""
-        self._stopping.set()
+        self._is_stopping = True
+        self._changed.beat()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         """Return a service's status; NOT_FOUND for one that is not known."""
@@ -42,14 +54,17 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grp
     # grpc.aio also takes a coroutine that writes to its context; the stub knows generators only.
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         """Send a service's status now and when it changes. One that is not known is no error, and stays unknown."""
-        answer = self._answer(request.service)
-        await context.write(answer)
-        await self._stopping.wait()
-        if (last := self._answer(request.service)) != answer:
-            await context.write(last)
-        await asyncio.Event().wait()  # the protocol leaves the end of the stream to the watcher
+        said = None
+        while True:  # the protocol leaves the end of the stream to the watcher
+            changed = self._changed.next()
+            if (answer := self._answer(request.service)) != said:
+                await context.write(answer)
+                said = answer
+            else:
+                await changed.wait()
 
     def _answer(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:
             return _Status(status=_Status.SERVICE_UNKNOWN)
-        return _Status(status=_Status.NOT_SERVING if self._stopping.is_set() else _Status.SERVING)
+        is_serving = (self._is_serving or service == SERVICE_NAME) and not self._is_stopping
+        return _Status(status=_Status.SERVING if is_serving else _Status.NOT_SERVING)

@@ -26,7 +26,7 @@ import structlog
 from authsvc.changes import Outage
 from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError
 from authsvc.client.raw_key import Digest
-from authsvc.errors import KeyServiceError
+from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.leases import INDEX_ID_PREFIX
 from authsvc.store import ActiveKey, KeyStore, Snapshot
 from authsvc.watch import Watch
@@ -116,6 +116,7 @@ class Index:
     def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
         """`name` is a label for operators; `clock`, in seconds, counts while the machine is suspended (rule 12)."""
         self._store = store
+        self._is_lost = store.is_lost
         self._watch = watch
         self._name = name
         self._clock = clock
@@ -145,7 +146,7 @@ class Index:
                 self._wanted.set()
             self._uses, self._counted_from = 0, now
         holder = self._holder
-        if not holder.is_live(now):
+        if not holder.is_live(now) or self._is_lost():
             return None
         try:
             return Fact(holder.epoch, holder.applied_revision, self._known.get(digest))
@@ -190,6 +191,8 @@ class Index:
                 await self._watch.serve(self._renewals(renewal), partial(self._hear, stream))
             except (KeyServiceError, StreamBrokenError) as error:
                 _log.debug("index_stream_ended", reason=str(error))
+                if isinstance(error, RevisionsLostError):
+                    self._holder.forget()
             except Exception as error:  # noqa: BLE001 - see Outage
                 self._outage.failed(error)
             if self._holder.lease_ends_at > lease_before:

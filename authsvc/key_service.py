@@ -185,20 +185,26 @@ class KeyService(pb_grpc.KeyServiceServicer):
     async def _issue(
         self, project_id: ProjectId, origins: Sequence[str], new_key: NewKey, caller: str
     ) -> tuple[Key, tuple[str, ...], Revision]:
+        known = self._feed.revision
         key, origins, revision = await self._store.issue(project_id, origins, new_key, caller)
+        self._feed.lose_unless_new(revision, known)
         _log.info("key_issued", project_id=project_id, key_id=key.key_id, caller=caller, revision=revision)
         return key, origins, revision
 
     async def _revoke(self, project_id: ProjectId, key_id: KeyId | None, new_key: NewKey, caller: str) -> Revoked:
+        known = self._feed.revision
         outcome = await self._store.revoke(project_id, key_id, new_key, caller)
         if outcome.next_key is not None:
+            self._feed.lose_unless_new(outcome.revision, known)
             ids = {"key_id": outcome.key.key_id, "next_key_id": outcome.next_key.key_id}
             _log.info("key_revoked", project_id=project_id, **ids, caller=caller, revision=outcome.revision)
         return outcome
 
     async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
+        known = self._feed.revision
         revision, is_new = await self._store.set_origins(project_id, origins, caller)
         if is_new:
+            self._feed.lose_unless_new(revision, known)
             _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
         return revision, is_new
 

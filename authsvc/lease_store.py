@@ -16,8 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.holder import Renewal
 from authsvc.database import Database, Instant
+from authsvc.errors import StoreUnavailableError
 from authsvc.leases import CHANGES_BEHIND_MAX, LeaseRow, StoreState
-from authsvc.store import CHANNEL, COUNTER, METADATA
+from authsvc.store import CHANNEL
+from authsvc.tables import COUNTER, METADATA
 
 _leases = sa.Table(
     "leases",
@@ -69,7 +71,10 @@ class LeaseStore:
     async def state(self) -> StoreState:
         """Read epoch, revision and clock."""
         if self._counter is not None:  # four times a second, and for each lease: not worth a thread
-            _, epoch, revision = (await self._counter.rows([_COUNTER_ID]))[_COUNTER_ID]
+            row = (await self._counter.rows([_COUNTER_ID])).get(_COUNTER_ID)
+            if row is None:
+                raise StoreUnavailableError("revision_counter is empty")
+            _, epoch, revision = row
             return _state(epoch, revision, self._now())
         async with self._database.statement() as connection:
             return await self._read_state(connection)

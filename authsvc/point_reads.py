@@ -51,9 +51,12 @@ class SqliteReads:
     What it can wait for is the disk, for a page that is not in the system's cache.
     """
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection], sql: str, usual_way: UsualWay) -> None:
-        """Take a statement that has `{}` where the values' placeholders go."""
+    def __init__(
+        self, connect: Callable[[], sqlite3.Connection], check: Callable[[], None], sql: str, usual_way: UsualWay
+    ) -> None:
+        """Take a statement that has `{}` where the values' placeholders go; `check` raises where reading is no use."""
         self._connect = connect
+        self._check = check
         self._sql = sql
         self._usual_way = usual_way
         self._connection: sqlite3.Connection | None = None
@@ -67,9 +70,11 @@ class SqliteReads:
         if sql is None:
             sql = self._prepared[size] = self._sql.format(",".join("?" * size))
         padded = (*values, *[values[-1]] * (size - len(values)))
+        self._check()
         try:
             if self._connection is None:
                 self._connection = self._connect()
+                self._connection.execute("PRAGMA query_only=ON")
             return _by_value(self._connection.execute(sql, padded).fetchall())  # all, which ends the snapshot too
         except sqlite3.Error:
             await self.close()

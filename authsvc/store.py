@@ -18,10 +18,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.raw_key import Digest
-from authsvc.database import Database, Instant
-from authsvc.errors import AlreadyExistsError, NotFoundError
+from authsvc.database import Database
+from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId
 from authsvc.origins import EVERY_ORIGIN, OriginList
+from authsvc.tables import COUNTER
+from authsvc.tables import changes as _changes
+from authsvc.tables import keys as _keys
+from authsvc.tables import projects as _projects
 
 Revision = NewType("Revision", int)
 """How many mutations were committed before and with this one: gap-free, and visible in order."""
@@ -32,43 +36,6 @@ SCHEMA_VERSION = "0002"
 CHANNEL = "authsvc"
 """PostgreSQL's notification channel: something was committed that a replica may be waiting for."""
 
-
-# Written for queries; `migrations` makes the tables, with constraints and indexes. A test compares the two.
-METADATA = sa.MetaData()
-COUNTER = sa.Table(
-    "revision_counter",
-    METADATA,
-    sa.Column("id", sa.SmallInteger, primary_key=True),
-    sa.Column("revision", sa.BigInteger, nullable=False),
-    sa.Column("epoch", sa.String(32), nullable=False),
-)
-_projects = sa.Table(
-    "projects",
-    METADATA,
-    sa.Column("project_id", sa.String(63), primary_key=True),
-    sa.Column("origins", sa.JSON, nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
-)
-_keys = sa.Table(
-    "keys",
-    METADATA,
-    sa.Column("key_id", sa.String(20), primary_key=True),
-    sa.Column("project_id", sa.String(63), nullable=False),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False),
-    sa.Column("create_revision", sa.BigInteger, nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
-    sa.Column("revoke_time", Instant),
-)
-_changes = sa.Table(
-    "changes",
-    METADATA,
-    sa.Column("revision", sa.BigInteger, primary_key=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("project_id", sa.String(63), nullable=False),
-    sa.Column("voided_digests", sa.JSON, nullable=False),
-    sa.Column("caller", sa.String(128), nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
-)
 _active = _keys.c.revoke_time.is_(None)
 
 # Rule 4: one statement, so that revision, keys and origins are of one snapshot. The join starts at the counter: there
@@ -170,6 +137,8 @@ class KeyStore:
         self._database = database
         self._lookup = database.point_reads(_LOOKUP)
         self._now = now
+        self.is_lost = database.is_lost
+        """Whether what was read of the database may be wrong by now."""
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
         # renewals then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()
@@ -182,6 +151,8 @@ class KeyStore:
             if (row := rows.get(digest)) is not None:
                 *_, key_id, project_id, origins = row
                 keys[digest] = ActiveKey(key_id, project_id, _origin_list(origins))
+        if not rows:
+            raise StoreUnavailableError("revision_counter is empty")
         _, epoch, revision, *_ = next(iter(rows.values()))
         return Snapshot(epoch, revision, keys)
 
@@ -315,6 +286,7 @@ class KeyStore:
         bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
         async with self._turn, self._database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
+            await self._database.stamp(connection, revision)
             yield connection, Revision(revision), self._now()
             if not self._database.is_sqlite:  # sent with the commit; not at all if there is none
                 await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))

@@ -144,6 +144,11 @@ class Holder:
         self._sequence += 1
         return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_goodbye=True)
 
+    def forget(self) -> None:
+        """Give up all that is cached, and the lease: the service refuses it, since its database has lost changes."""
+        self._verdicts.clear()
+        self._forget_leases()
+
     def receive(self, stream: int, event: Event) -> bool:
         """Apply what a stream brought; return whether to renew at once, which acknowledges it.
 

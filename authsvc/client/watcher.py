@@ -99,6 +99,9 @@ class Watcher:
             reason = "the key service ended the stream"
         except grpc.aio.AioRpcError as error:
             reason = error.code().name
+            if error.code() is grpc.StatusCode.FAILED_PRECONDITION:  # what is cached is of a history that is no more
+                self._holder.forget()
+                self._note()
         except (StreamBrokenError, ConfigurationError, KeyServiceUnavailableError, TimeoutError) as error:
             reason = str(error)
         except (grpc.aio.BaseError, asyncio.InvalidStateError):

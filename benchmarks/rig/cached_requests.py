@@ -86,6 +86,9 @@ class _Store:
     async def probe(self) -> None:
         """Do nothing."""
 
+    async def check(self) -> None:
+        """Do nothing."""
+
     async def close(self) -> None:
         """Do nothing."""
 

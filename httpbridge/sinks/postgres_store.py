@@ -145,6 +145,9 @@ class PostgresStore:
 
         await self._write(count)
 
+    async def check(self) -> None:
+        """Nothing: a connection knows which database it is to."""
+
     async def close(self) -> None:
         """Close the connection."""
         async with self._turn:

@@ -16,6 +16,7 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from authsvc.client.sqlite_files import file_identity
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.address import existing_file, parse
@@ -105,7 +106,7 @@ class ReadStore:
 
 
 def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
-    return create_async_engine(
+    engine = create_async_engine(
         existing_file(path, "ro"),
         poolclass=sa.AsyncAdaptedQueuePool,
         pool_size=connections_max,
@@ -113,6 +114,17 @@ def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
         pool_timeout=WAIT_SECONDS_MAX,
         hide_parameters=True,
     )
+
+    def note_file(_driver: object, record: Any) -> None:
+        record.info["file"] = file_identity(path)
+
+    def check_file(_driver: object, record: Any, _proxy: object) -> None:
+        if record.info["file"] != file_identity(path):
+            raise sa.exc.DisconnectionError  # the pool connects anew, to what is there now
+
+    sa.event.listen(engine.sync_engine, "connect", note_file)
+    sa.event.listen(engine.sync_engine, "checkout", check_file)
+    return engine
 
 
 def _limit_statements(engine: AsyncEngine, seconds: float) -> None:

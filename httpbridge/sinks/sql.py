@@ -44,6 +44,9 @@ class Store(Protocol):
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError."""
 
+    async def check(self) -> None:
+        """Raise StoreUnavailableError when what is open is not what is found at the address. Writes nothing."""
+
     async def close(self) -> None:
         """Let go of the database."""
 
@@ -110,6 +113,11 @@ class SqlSink:
             self._probe.result()
         if self._lost is not None:
             raise StoreUnavailableError(self._lost)
+        try:
+            async with asyncio.timeout(CHECK_WAIT_SECONDS_MAX):
+                await self._store.check()
+        except TimeoutError:
+            raise StoreUnavailableError(f"no answer within {CHECK_WAIT_SECONDS_MAX:g} s") from None
 
     async def close(self) -> None:
         """See LogSink."""

@@ -14,12 +14,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 import structlog
 
+from authsvc.client.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.sinks import StoreNotDurableError, StoreSetupError
 from httpbridge.sinks.rows import Row, Rows
@@ -43,9 +44,6 @@ _COMMIT_WAL_BYTES = 16 * 1024
 _STATEMENT_ROWS_MAX = 64
 """Rows a statement; 64 rows of 15 columns stay below the 999 parameters that every SQLite takes."""
 
-_Identity: TypeAlias = tuple[int, int]
-"""The device and the number of a file: what stays when it is moved."""
-
 _DATA_ERRORS = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 _SETUP_ERRORS = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY,
@@ -65,7 +63,7 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._wal_path = path
+        self._files = SqliteFiles(path)
         self._engine = sa.create_engine(
             sa.URL.create("sqlite+pysqlite", database=str(path)),
             poolclass=sa.NullPool,
@@ -78,10 +76,6 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log store")
         self._checkpointer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._connection: sa.PoolProxiedConnection | None = None
-        self._file: _Identity | None = None
-        """The file that was opened first, and is the only one that is ever written to."""
-        self._wal: _Identity | None = None
-        """The WAL of the connection."""
         self._new_wal_bytes = 0
         """About so much was written since the last checkpoint."""
         self._is_wal_held = False
@@ -118,11 +112,16 @@ class SqliteStore:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
         await self._in_thread(self._insert, [], 0)
 
+    async def check(self) -> None:
+        """Raise StoreUnavailableError when what is open is not what is found by the file's name."""
+        await self._in_thread(self._check_files)
+
     async def close(self) -> None:
-        """Close the file, after what is under way."""
+        """Close the file, after what is under way. Nobody else in this process may have it open by then."""
         await asyncio.get_running_loop().run_in_executor(self._checkpointer, lambda: None)
         self._checkpointer.shutdown(wait=False)
         await self._in_thread(self._disconnect)
+        self._files.close()
         self._thread.shutdown(wait=False)
         self._engine.dispose()
 
@@ -132,35 +131,46 @@ class SqliteStore:
     # What follows runs in the thread.
 
     def _open(self) -> None:
-        self._wal_path = Path(f"{self._path.resolve()}-wal")  # SQLite, too, has it beside what a link leads to
-        if self._file is None:
-            self._refuse_lone_wal()
-        else:
-            _check_identity(self._path, self._file)
         try:
+            self._connect()
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _connect(self) -> None:
+        try:
+            if self._files.is_open:
+                self._files.check_main()
+            elif reason := self._files.lone_wal():
+                raise StoreSetupError(reason)
             with self._engine.begin() as connection:
                 create_tables(connection)
-            self._file = self._file or _identity(self._path)
             self._connection = self._engine.raw_connection()
-            self._wal = _identity(self._wal_path)
+            self._files.note(self._driver())
+            self._stamp()
+            self._driver().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except FilesLostError as error:
+            raise StoreUnavailableError(str(error)) from None
         except sa.exc.DBAPIError as error:
             raise self._translated(error.orig) from None
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise self._translated(error) from None
 
-    def _refuse_lone_wal(self) -> None:
-        """Refuse to make a file where there is the WAL of another one, which SQLite would delete."""
-        with suppress(OSError):
-            if self._wal_path.stat().st_size and not self._path.exists():
-                raise StoreSetupError(
-                    f"{self._path} is missing, and {self._wal_path} has what was stored in it last: "
-                    "move the file back, or its WAL away"
-                )
+    def _stamp(self) -> None:
+        """Tell the file that a checkpoint makes from those that were copied before."""
+        driver = self._driver()
+        driver.execute("BEGIN IMMEDIATE")
+        ((number,),) = driver.execute("PRAGMA user_version").fetchall()
+        driver.execute(stamp(number + 1))
+        driver.execute("COMMIT")
 
     def _check_files(self) -> None:
-        """Raise StoreUnavailableError when what would be written could not be found: costs 6 µs."""
-        _check_identity(self._path, self._file)
-        _check_identity(self._wal_path, self._wal)
+        """Raise StoreUnavailableError when what would be written could not be found."""
+        if self._connection is not None:
+            try:
+                self._files.check()
+            except FilesLostError as error:
+                raise StoreUnavailableError(str(error)) from None
 
     def _insert(self, rows: list[Row], weight: int) -> None:
         if self._connection is None:
@@ -168,9 +178,9 @@ class SqliteStore:
                 self._open()
             except StoreSetupError as error:  # it was in order when the bridge started
                 raise StoreUnavailableError(str(error)) from None
-        self._check_files()
         connection = self._driver()
         try:
+            self._files.check()
             if not rows:
                 connection.execute(PROBE)
             elif len(rows) <= _STATEMENT_ROWS_MAX:
@@ -179,6 +189,9 @@ class SqliteStore:
                 connection.execute("BEGIN IMMEDIATE")
                 self._insert_rows(connection, rows)
                 connection.execute("COMMIT")
+            self._files.check_paths()  # again: it may be in a file that was replaced meanwhile
+        except FilesLostError as error:
+            raise StoreUnavailableError(str(error)) from None
         except (sqlite3.Error, UnicodeEncodeError) as error:
             failure = self._translated(error)
             if not isinstance(failure, BatchRefusedError) or not _rolled_back(connection):
@@ -188,6 +201,8 @@ class SqliteStore:
             raise failure from None
         self._new_wal_bytes += _COMMIT_WAL_BYTES + 2 * weight
         if self._checkpoint is None and self._new_wal_bytes > CHECKPOINT_BYTES:
+            with suppress(sqlite3.Error):
+                self._stamp()
             self._checkpoint = self._checkpointer.submit(self._copy_wal)
         elif self._checkpoint is not None and self._new_wal_bytes > _WAL_CHECKPOINTS_MAX * CHECKPOINT_BYTES:
             # Behind this commit in the thread's queue, so that its callers have their answer first.
@@ -232,7 +247,9 @@ class SqliteStore:
         is_large = wal_bytes > _WAL_CHECKPOINTS_NORMAL * CHECKPOINT_BYTES
         if is_large and has_rest and not self._is_wal_held:
             self._is_wal_held = True
-            _log.warning("log_wal_held", file=str(self._wal_path), bytes=wal_bytes, by="a reader of the log store")
+            _log.warning(
+                "log_wal_held", file=str(self._files.wal_path), bytes=wal_bytes, by="a reader of the log store"
+            )
         elif self._is_wal_held and not is_large:
             self._is_wal_held = False
             _log.info("log_wal_released")
@@ -246,6 +263,7 @@ class SqliteStore:
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            self._files.settle()
             connection.invalidate()
 
     def _translated(self, error: BaseException | None) -> Exception:
@@ -259,20 +277,6 @@ class SqliteStore:
         if code in _SETUP_ERRORS:
             return StoreSetupError(f"the log store cannot be used: {reason}")
         return StoreUnavailableError(reason)
-
-
-def _identity(path: Path) -> _Identity | None:
-    """Return which file a path leads to, None when it leads to none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _check_identity(path: Path, opened: _Identity | None) -> None:
-    if opened is None or _identity(path) != opened:
-        raise StoreUnavailableError(f"{path} is not the file that was opened: it was moved, removed or replaced")
 
 
 def _set_durable(driver: sqlite3.Connection, _record: object) -> None:

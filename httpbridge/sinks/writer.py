@@ -91,8 +91,8 @@ class Writer:
             if self._workers:
                 await asyncio.wait(self._workers)
         finally:
+            await self._origins.close()  # first, as `SqliteStore.close` says
             await self._store.close()
-            await self._origins.close()
 
     async def _answer(self, message: Message) -> Answer:
         try:

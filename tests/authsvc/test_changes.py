@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from authsvc import changes as changes_module
@@ -41,6 +42,9 @@ class Replica:
         for _ in range(count):
             key = NewKey(generate_key_id(), generate_raw_key().digest)
             await self.store.issue(ProjectId(key.key_id.replace("_", "-")), [], key, "tester")
+
+    def has_lost_revisions(self) -> bool:
+        return self.feed.has_lost_revisions
 
     async def reached(self, revision: int) -> None:
         """Return once the feed knows of the revision."""
@@ -167,6 +171,62 @@ async def test_a_new_epoch_starts_the_feed_afresh(sqlite_url: str) -> None:
         await moved.wait()
         assert (here.feed.epoch, here.feed.revision) == (epoch, 1)
         assert await here.follow(0) == [1]
+
+
+async def another_history(there: Replica, revision: int) -> None:
+    """Have a change that is not the one that was, and has its number, as after a failover that lost the last commit."""
+    statement = sa.text("UPDATE changes SET create_time = '2026-01-31 08:00:00.000000' WHERE revision = :revision")
+    async with there.database.writing() as connection:
+        await connection.execute(statement, {"revision": revision})
+
+
+async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its revision was never seen to be lower: what follows does not follow what holders have applied."""
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
+    with capture_logs() as logs:
+        async with replica(database_url) as here, replica(database_url, runs=False) as there:
+            await there.mutate(2)
+            await here.reached(2)
+            await another_history(there, 2)
+            await there.mutate()
+            await here.reached(3)
+            assert here.has_lost_revisions()
+            await there.mutate(2)
+            await here.reached(5)
+            epoch = await there.leases.renew_epoch(60)
+            await until(lambda: here.feed.epoch == epoch)
+            await there.mutate()
+            await here.reached(6)
+            assert not here.has_lost_revisions()
+    assert [(it["event"], it.get("after"), it.get("known")) for it in logs] == [("revisions_lost", 1, 2)]
+
+
+async def test_after_an_outage_the_last_change_has_to_be_the_one_that_was(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same number: nothing would follow it to be noticed by."""
+    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
+    with capture_logs() as logs:
+        async with replica(sqlite_url) as here, replica(sqlite_url, runs=False) as there:
+            await there.mutate(2)
+            await here.reached(2)
+            for number, is_another in enumerate((False, True), 1):
+                async with there.database.writing() as connection:
+                    await connection.execute(sa.text("ALTER TABLE revision_counter RENAME TO away"))
+                await until(lambda number=number: count(logs, "database_lost") == number)  # type: ignore[misc]
+                if is_another:
+                    await another_history(there, 2)
+                async with there.database.writing() as connection:
+                    await connection.execute(sa.text("ALTER TABLE away RENAME TO revision_counter"))
+                await until(lambda number=number: count(logs, "database_back") == number)  # type: ignore[misc]
+                assert here.has_lost_revisions() == is_another
+    assert count(logs, "revisions_lost") == 1
+
+
+def count(logs: Sequence[Mapping[str, object]], event: str) -> int:
+    return [entry["event"] for entry in logs].count(event)
 
 
 async def test_a_lost_database_is_said_once_and_what_was_committed_meanwhile_is_found(

@@ -11,7 +11,13 @@ from tests.authsvc.conftest import Service
 from tests.authsvc.raw_http2 import unread_call
 
 Status = health_pb2.HealthCheckResponse
-NAMES = ["", "authsvc.v1.KeyService", "authsvc.v1.ProjectService", "authsvc.v1.OperationsService"]
+NAMES = [
+    "",
+    "grpc.health.v1.Health",
+    "authsvc.v1.KeyService",
+    "authsvc.v1.ProjectService",
+    "authsvc.v1.OperationsService",
+]
 SECONDS_MAX = 8.0
 """Less than the ten seconds after which calls under way are cut at the end of the service."""
 

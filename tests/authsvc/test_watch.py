@@ -395,12 +395,15 @@ async def test_no_error_of_the_database_ends_the_service(
             def said(*events: str) -> bool:
                 return {entry["event"] for entry in logs} >= set(events)
 
-            postgres_server.sql("ALTER TABLE leases RENAME TO gone; ALTER TABLE revision_counter RENAME TO away", name)
+            renames = (("leases", "expire_time"), ("revision_counter", "revision"))
+            for table, column in renames:
+                postgres_server.sql(f"ALTER TABLE {table} RENAME COLUMN {column} TO away", name)
             watcher = Watcher(service)
             await watcher.renew()
             assert (await ended(watcher.call))[0] == Code.UNAVAILABLE
             await until(lambda: said("database_lost", "leases_lost", "sweep_lost"))
-            postgres_server.sql("ALTER TABLE gone RENAME TO leases; ALTER TABLE away RENAME TO revision_counter", name)
+            for table, column in renames:
+                postgres_server.sql(f"ALTER TABLE {table} RENAME COLUMN away TO {column}", name)
             await until(lambda: said("database_back", "sweep_back"))
             watcher.reopen()
             await watcher.attach()

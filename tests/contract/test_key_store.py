@@ -12,9 +12,8 @@ from itertools import pairwise
 import pytest
 import sqlalchemy as sa
 
-from authsvc import database as database_module
 from authsvc import lease_store
-from authsvc import store as store_module
+from authsvc import tables as tables_module
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.raw_key import RawKey
 from authsvc.database import Database
@@ -328,8 +327,8 @@ async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore
         )
     await database.close()
     made.pop("alembic_version")
-    declared = store_module.METADATA.tables.values()
-    assert "leases" in store_module.METADATA.tables, f"{lease_store.__name__} declares it"
+    declared = tables_module.METADATA.tables.values()
+    assert "leases" in tables_module.METADATA.tables, f"{lease_store.__name__} declares it"
     assert made == {table.name: {column.name: bool(column.nullable) for column in table.columns} for table in declared}
 
 
@@ -355,7 +354,7 @@ def _hold_write_lock(
 async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database_module, "_BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("authsvc.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
     async with opened(sqlite_url) as store:
         raw_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")

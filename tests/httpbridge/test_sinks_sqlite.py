@@ -17,6 +17,9 @@ import structlog
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreNotDurableError, StoreSetupError
 from httpbridge.sinks.origin_store import OriginCount, OriginStore
+from httpbridge.sinks.read_store import ReadStore
+from httpbridge.sinks.rows import Row
+from httpbridge.sinks.schema import logs
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.sinks.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
@@ -245,6 +248,27 @@ def unlink_wal(files: Files) -> None:
     files[1].unlink()
 
 
+def unlink_shm(files: Files) -> None:
+    Path(f"{files[0]}-shm").unlink()
+
+
+def overwrite(files: Files) -> None:
+    """As `cp` does: it is the same file afterwards."""
+    other = files[0].with_name("other.db")
+    with closing(sqlite3.connect(other)) as connection:
+        connection.executescript("PRAGMA journal_mode = WAL; CREATE TABLE other (text TEXT)")
+    files[0].write_bytes(other.read_bytes())
+    other.unlink()
+
+
+def truncate(files: Files) -> None:
+    files[0].write_bytes(b"")
+
+
+def overwrite_wal(files: Files) -> None:
+    files[1].write_bytes(b"\0" * files[1].stat().st_size)
+
+
 def move(files: Files) -> None:
     files[0].rename(files[0].with_name("old.db"))
 
@@ -263,7 +287,10 @@ def files_of(url: str) -> Files:
     return Path(path), Path(f"{path}-wal")
 
 
-@pytest.mark.parametrize("lose", [unlink, unlink_wal, move, replace])
+LOSSES = [unlink, unlink_wal, unlink_shm, move, replace, overwrite, truncate, overwrite_wal]
+
+
+@pytest.mark.parametrize("lose", LOSSES)
 async def test_a_store_that_is_no_longer_where_it_was_takes_nothing(
     sqlite_url: str, lose: Callable[[Files], None]
 ) -> None:
@@ -276,7 +303,7 @@ async def test_a_store_that_is_no_longer_where_it_was_takes_nothing(
         left = sorted(path.name for path in files[0].parent.iterdir())
         clock.seconds += 10
         with structlog.testing.capture_logs() as lines:
-            with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+            with pytest.raises(StoreUnavailableError, match=r"moved, removed or replaced|was overwritten"):
                 await sink.check()
             for _ in range(2):
                 with pytest.raises(StoreUnavailableError, match=str(files[0])):
@@ -298,6 +325,58 @@ async def test_a_store_that_is_moved_back_goes_on_with_all_it_had(sqlite_url: st
             await sink.write(batch("after"))
         assert [line["event"] for line in lines] == ["log_store_back"]
     assert await stored_messages(sqlite_url) == ["before", "after"]
+
+
+async def test_a_batch_whose_store_goes_while_it_is_written_is_not_acknowledged(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in its place as the commit began. Once it is back, the batch is there, whole."""
+    insert_rows = SqliteStore._insert_rows
+    files = files_of(sqlite_url)
+
+    def insert_and_lose(store: SqliteStore, connection: sqlite3.Connection, rows: list[Row]) -> None:
+        insert_rows(store, connection, rows)
+        move(files)
+
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("before"))
+        monkeypatch.setattr(SqliteStore, "_insert_rows", insert_and_lose)
+        with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+            await sink.write(batch("meanwhile"))
+        monkeypatch.undo()
+        files[0].with_name("old.db").rename(files[0])
+        await sink.write(batch("after"))
+    assert await stored_messages(sqlite_url) == ["before", "meanwhile", "after"]
+
+
+async def test_a_store_that_took_anothers_place_is_not_spoilt_by_the_others_wal(sqlite_url: str) -> None:
+    """Which goes to its own file, when the bridge ends."""
+    files = files_of(sqlite_url)
+    old, new = files[0].with_name("old.db"), files[0].with_name("new.db")
+    async with sink_on(f"sqlite:///{new}") as other:
+        await other.write(batch("new"))
+    async with sink_on(sqlite_url) as sink:
+        await sink.write(batch("old"))
+        files[0].rename(old)
+        new.rename(files[0])
+        with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
+            await sink.write(batch("refused"))
+    assert await stored_messages(sqlite_url) == ["new"]
+    assert await stored_messages(f"sqlite:///{old}") == ["old"]
+
+
+async def test_who_reads_a_store_reads_the_one_that_is_there_now(sqlite_url: str) -> None:
+    """Not the one that was, over a connection that is kept."""
+    files = files_of(sqlite_url)
+    new = files[0].with_name("new.db")
+    for url, text in ((sqlite_url, "old"), (f"sqlite:///{new}", "new")):
+        async with sink_on(url) as sink:
+            await sink.write(batch(text))
+    store = ReadStore(sqlite_url)
+    assert await store.rows(sa.select(logs.c.message)) == [("old",)]
+    new.rename(files[0])
+    assert await store.rows(sa.select(logs.c.message)) == [("new",)]
+    await store.close()
 
 
 async def test_what_only_a_removed_wal_has_is_in_the_store_once_it_is_closed(sqlite_url: str) -> None:
@@ -336,7 +415,6 @@ async def test_counts_of_origins_leave_a_store_alone_that_took_the_others_place(
     async with sink_on(sqlite_url, monotonic=clock) as sink:
         await sink.write(batch("old, in the WAL"))
         new.rename(files[0])
-        clock.seconds += 10
         origins = OriginStore(sqlite_url, sink.check)
         now = datetime(2026, 1, 31, 8, tzinfo=UTC)
         with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):

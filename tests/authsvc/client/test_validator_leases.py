@@ -285,6 +285,21 @@ async def test_another_epoch_ends_every_lease(service: FakeKeyService, validator
     await until(lambda: validator.has_lease)
 
 
+async def test_a_holder_that_the_service_knows_to_be_ahead_of_its_database_gives_up_what_it_has(
+    service: FakeKeyService, validator: KeyValidator
+) -> None:
+    """What it has cached and what it is told from now on would be of two histories."""
+    assert await validator.validate(KEY) == validator.cached(KEY) == ALLOWED
+    service.lease_seconds = 0
+    (await service.stream()).end(grpc.StatusCode.FAILED_PRECONDITION)
+    await service.stream(2)
+    assert not validator.has_lease
+    service.lease_seconds = 60
+    (await service.stream(2)).end(grpc.StatusCode.UNAVAILABLE)
+    await until(lambda: validator.has_lease)
+    assert validator.cached(KEY) is None
+
+
 async def test_a_lease_counts_only_once_every_change_before_it_is_applied(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
