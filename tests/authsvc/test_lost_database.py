@@ -19,7 +19,10 @@ from authsvc.app import migrate, renew_epoch, serve
 from authsvc.bookmark import FILE as BOOKMARK
 from authsvc.client.environment import ConfigurationError
 from authsvc.config import Config
+from authsvc.database import Database
+from authsvc.errors import StoreUnavailableError
 from authsvc.keys import generate_raw_key
+from authsvc.sqlite import SqliteFile
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.test_watch import BUSY, lose_the_last_change
@@ -265,6 +268,25 @@ async def test_what_is_committed_to_a_file_that_goes_meanwhile_is_not_said_to_be
 
 async def is_serving(service: Service) -> bool:
     return bool(await status(service, "") == Status.SERVING)
+
+
+async def test_no_connection_makes_a_file_in_the_place_of_one_that_went_meanwhile(
+    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the connection; it would be empty, and the next start would find it."""
+    async with serving(tmp_path, database):
+        opened = Database(f"sqlite:///{database}")
+        async with opened.statement():
+            pass
+        await opened.engine.dispose()
+        monkeypatch.setattr(SqliteFile, "check", lambda _: None)
+        move(database, database)
+        with pytest.raises(StoreUnavailableError):
+            async with opened.statement():
+                pass
+        assert not any(path.name == database.name for path in database.parent.iterdir())
+        move_back(database)
+        await opened.close()
 
 
 async def test_a_link_that_leads_elsewhere_is_another_file(tmp_path: Path, database: Path) -> None:
