@@ -19,7 +19,7 @@ from authsvc.client.environment import ConfigurationError
 from authsvc.client.sqlite_files import stamp
 from authsvc.errors import StoreRefusedError, StoreUnavailableError
 from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
-from authsvc.sqlite import SqliteFile, sqlite_engine, sqlite_path
+from authsvc.sqlite import SqliteFile, Standing, sqlite_engine, sqlite_path
 
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
@@ -70,8 +70,7 @@ class Database:
         """
         self.engine, self._file = _engine(url)
         self.is_sqlite = self._file is not None
-        self.is_lost: Callable[[], bool] = self._file.is_lost if self._file is not None else lambda: False
-        """Whether the file of SQLite is no longer what the next start would find, or was not a moment ago."""
+        self.standing = Standing() if self._file is None else self._file.standing
         # A single statement needs no transaction: three round trips to the database become one.
         self._statements = (
             self.engine.execution_options(sqlite_begin=None)

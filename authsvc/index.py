@@ -116,7 +116,7 @@ class Index:
     def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
         """`name` is a label for operators; `clock`, in seconds, counts while the machine is suspended (rule 12)."""
         self._store = store
-        self._is_lost = store.is_lost
+        self._standing = store.standing
         self._watch = watch
         self._name = name
         self._clock = clock
@@ -146,7 +146,7 @@ class Index:
                 self._wanted.set()
             self._uses, self._counted_from = 0, now
         holder = self._holder
-        if not holder.is_live(now) or self._is_lost():
+        if not holder.is_live(now) or self._standing.is_lost:
             return None
         try:
             return Fact(holder.epoch, holder.applied_revision, self._known.get(digest))

@@ -24,6 +24,15 @@ _LATELY_SECONDS = 0.05
 """For so long a look at the files does for all reads, of which one costs little more than a look."""
 
 
+class Standing:
+    """Whether the database is lost, as far as anybody has looked: for those who ask too often to look themselves."""
+
+    __slots__ = ("is_lost",)
+
+    def __init__(self) -> None:
+        self.is_lost = False
+
+
 class SqliteFile:
     """The one file that the process reads and writes. It never turns to another one; that is for the next start."""
 
@@ -35,6 +44,7 @@ class SqliteFile:
         self._anchor: sqlite3.Connection | None = None
         """Open from first to last, so that SQLite does not remove the WAL between two connections."""
         self._lost: StoreLostError | None = None
+        self.standing = Standing()
         self._look_again_at = float("-inf")
 
     @property
@@ -66,10 +76,12 @@ class SqliteFile:
         except FilesLostError as error:
             kind = StoreOverwrittenError if isinstance(error, FileOverwrittenError) else StoreLostError
             self._lost = kind(str(error))
+            self.standing.is_lost = True
             raise self._lost from None
         finally:
             self._look_again_at = self._monotonic() + _LATELY_SECONDS
         self._lost = None
+        self.standing.is_lost = False
 
     def check_lately(self) -> None:
         """Do the same for reads, for which a look of a moment ago does."""
@@ -77,15 +89,6 @@ class SqliteFile:
             self.check()
         elif self._lost is not None:
             raise type(self._lost)(self._lost.reason)
-
-    def is_lost(self) -> bool:
-        """Whether it was lost when it was looked at last, which is a moment ago at the most."""
-        if self._monotonic() >= self._look_again_at:
-            try:
-                self.check()
-            except StoreLostError:
-                return True
-        return self._lost is not None
 
     def connect(self) -> sqlite3.Connection:
         """Open one more connection, which fails where it would have to wait; raise sqlite3.Error."""

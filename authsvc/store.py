@@ -137,8 +137,7 @@ class KeyStore:
         self._database = database
         self._lookup = database.point_reads(_LOOKUP)
         self._now = now
-        self.is_lost = database.is_lost
-        """Whether what was read of the database may be wrong by now."""
+        self.standing = database.standing
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
         # renewals then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()

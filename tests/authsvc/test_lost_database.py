@@ -19,7 +19,10 @@ from authsvc.app import migrate, renew_epoch, serve
 from authsvc.bookmark import FILE as BOOKMARK
 from authsvc.client.environment import ConfigurationError
 from authsvc.config import Config
+from authsvc.database import Database
+from authsvc.errors import StoreUnavailableError
 from authsvc.keys import generate_raw_key
+from authsvc.sqlite import SqliteFile
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.test_watch import BUSY, lose_the_last_change
@@ -267,6 +270,25 @@ async def is_serving(service: Service) -> bool:
     return bool(await status(service, "") == Status.SERVING)
 
 
+async def test_no_connection_makes_a_file_in_the_place_of_one_that_went_meanwhile(
+    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the connection; it would be empty, and the next start would find it."""
+    async with serving(tmp_path, database):
+        opened = Database(f"sqlite:///{database}")
+        async with opened.statement():
+            pass
+        await opened.engine.dispose()
+        monkeypatch.setattr(SqliteFile, "check", lambda _: None)
+        move(database, database)
+        with pytest.raises(StoreUnavailableError):
+            async with opened.statement():
+                pass
+        assert not any(path.name == database.name for path in database.parent.iterdir())
+        move_back(database)
+        await opened.close()
+
+
 async def test_a_link_that_leads_elsewhere_is_another_file(tmp_path: Path, database: Path) -> None:
     link, other = tmp_path / "link.db", tmp_path / "other.db"
     link.symlink_to(database)
@@ -294,9 +316,8 @@ async def test_a_busy_service_does_not_go_on_from_memory(tmp_path: Path, databas
             return bool(holders.holders)
 
         await until_true("the index has a lease", is_indexed)
-        for path in database.parent.iterdir():
-            path.unlink()
-        await until_true("it does not answer", lambda: is_unavailable(service, api_key))
+        unlink(database, database)
+        await check_refused(issue(service, "other"))  # whoever looks first, all know
         await check_refused(verdict(service, api_key))
 
 
@@ -309,6 +330,7 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
             back_up(database, backup)
             await revoke(service)
             copy_wal(database)
+            await issue(service, "another")
             back_up(backup, database)
             copy_wal(database)
 
@@ -329,7 +351,7 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
             await until_true("there is a new epoch", is_over)
     assert not events(logs, "database_lost")
     [said] = events(logs, "revisions_lost")
-    assert (said["after"], said["known"], "renew-epoch" in said["remedy"]) == (1, 2, True)
+    assert (said["after"], said["known"], "renew-epoch" in said["remedy"]) == (1, 3, True)
 
 
 STAND_IN = "whoever watched before the new epoch"
