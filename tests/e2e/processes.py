@@ -169,15 +169,17 @@ class System:
             "HTTPBRIDGE_RATE_LIMIT_PER_MINUTE": "100000000",  # a load must not reach it, however fast the machine is
         }
         """The environment of every process started from now on, besides what is neutral."""
+        self.files_max: int | None = None
+        """The most open files of each of them; None for what the system allows."""
 
     def environment(self, **variables: str) -> dict[str, str]:
         """Return the environment of a process, with these variables on top."""
         return clean_environment() | self.variables | variables
 
-    def launch(self, name: str, *arguments: str, files_max: int | None = None, **variables: str) -> Service:
+    def launch(self, name: str, *arguments: str, **variables: str) -> Service:
         """Start a service, or another command that runs on, and do not wait."""
         environ = self.environment(**variables)
-        service = Service(name, arguments or ("serve",), environ, self.folder, files_max=files_max)
+        service = Service(name, arguments or ("serve",), environ, self.folder, files_max=self.files_max)
         self._services.append(service)
         return service
 
@@ -198,9 +200,9 @@ class System:
         await service.started()
         return service
 
-    async def dashboard(self, *, files_max: int | None = None, **variables: str) -> Service:
+    async def dashboard(self, **variables: str) -> Service:
         """Start `httpbridge dashboard`."""
-        service = self.launch("httpbridge", "dashboard", files_max=files_max, **variables)
+        service = self.launch("httpbridge", "dashboard", **variables)
         await service.started()
         return service
 

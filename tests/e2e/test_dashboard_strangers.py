@@ -59,7 +59,8 @@ class Strangers:
 async def test_a_person_signs_in_at_a_dashboard_whose_files_strangers_would_use_up(system: System, sent: bytes) -> None:
     """During the attack, and after it from the strangers' own address, too. No file is left open."""
     await system.key_service()
-    dashboard = await system.dashboard(files_max=FILES_MAX)
+    system.files_max = FILES_MAX
+    dashboard = await system.dashboard()
     token = (system.state_dir / "dashboard-token").read_text().strip()
     url = f"http://{dashboard.address}"
 

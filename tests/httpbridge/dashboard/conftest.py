@@ -181,7 +181,7 @@ class Dashboard:
 
 @asynccontextmanager
 async def running(
-    state_dir: Path, key_service: Address, *, now: Callable[[], datetime] = app.now, **variables: str
+    state_dir: Path, key_service: Address, now: Callable[[], datetime] = app.now, /, **variables: str
 ) -> AsyncIterator[Dashboard]:
     """Run a dashboard with this environment; raise what stops it from starting."""
     environ = {

@@ -231,7 +231,7 @@ async def test_behind_a_proxy_the_address_in_the_browser_is_the_one_that_counts(
 async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) -> None:
     """What people do keeps it; a live tail, which a page opens by itself, does not."""
     clock = FakeClock()
-    async with running(tmp_path, NOWHERE, now=clock.now) as dashboard:
+    async with running(tmp_path, NOWHERE, clock.now) as dashboard:
         browser = await dashboard.browser()
         began = browser.session
         assert (await browser.get(NEW)).headers.getall("Set-Cookie", []) == []
@@ -259,7 +259,7 @@ async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) ->
 
 async def test_signing_out_is_not_undone_by_the_cookie_of_the_same_answer(tmp_path: Path) -> None:
     clock = FakeClock()
-    async with running(tmp_path, NOWHERE, now=clock.now) as dashboard:
+    async with running(tmp_path, NOWHERE, clock.now) as dashboard:
         browser = await dashboard.browser()
         form_token = (await browser.get(NEW)).form_token
         clock.advance(REFRESH_SECONDS)

@@ -76,7 +76,7 @@ async def strangers(dashboard: Dashboard) -> AsyncIterator[Strangers]:
 
 @asynccontextmanager
 async def small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int = 16, **variables: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int = 16, /, **variables: str
 ) -> AsyncIterator[Dashboard]:
     """Run a dashboard with few places: 16, of which 12 are free for all, and one more is for each address."""
     monkeypatch.setattr("httpbridge.dashboard.app.CONNECTIONS_MAX", places)
@@ -154,7 +154,7 @@ async def test_what_the_dashboard_works_on_is_not_cut_off_and_whoever_has_no_roo
 ) -> None:
     """Live tails, here."""
     path = "/projects/demo/logs/stream?after=0"
-    async with small(tmp_path, monkeypatch, places=4) as dashboard, strangers(dashboard) as them:
+    async with small(tmp_path, monkeypatch, 4) as dashboard, strangers(dashboard) as them:
         browser = await dashboard.browser()
         session = f"dashboard_session_{dashboard.url.rpartition(':')[2]}={browser.session}".encode()
         await browser.close()
