@@ -4,9 +4,6 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
-import resource
-import socket
-import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -15,18 +12,19 @@ from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.environment import Address
-from authsvc.client.listening import bind, bound_address, cannot_listen
+from authsvc.client.listening import bind, bound_address
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
+from httpbridge.connection import Connection
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
-from httpbridge.listener import Listener
+from httpbridge.listener import Listener, connections_max, listen
 from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
-from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
+from httpbridge.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink
 from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
@@ -91,13 +89,14 @@ async def serve(
             readiness=_readiness(validator, sink),
             now=now,
             monotonic=time.monotonic,
-            connections_max=_connections_max(),
+            keepalive_seconds=config.keepalive_seconds,
+            body_bytes_max=config.body_bytes_max,
+            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX + HEALTH_CONNECTIONS_MAX),
+            trusted_proxies=config.trusted_proxies,
         )
-        listeners: list[Listener] = []
+        listeners: list[Listener[Connection]] = []
         try:
-            for bound in sockets:
-                listener = _listen(server, bound, config.listen, tls)
-                listeners.append(listener)
+            listeners.extend(listen(bound, server, _LISTEN, config.listen, tls) for bound in sockets)
             started(bound_address(sockets))
             await stop.wait()
             server.drain()
@@ -144,21 +143,3 @@ async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
         return remote_sink(log_writer, monotonic=time.monotonic)
     make_state_dir(config)
     return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
-
-
-def _connections_max() -> int:
-    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = CONNECTIONS_MAX + _OTHER_FILES_MAX
-    if hard != resource.RLIM_INFINITY:
-        files = min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return files - _OTHER_FILES_MAX
-
-
-def _listen(server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None) -> Listener:
-    try:
-        return Listener(bound, server, tls=tls)
-    except OSError as error:  # of two processes that bound at the same time, the second to listen
-        raise cannot_listen(_LISTEN, address, error.strerror or str(error)) from None

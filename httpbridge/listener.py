@@ -1,19 +1,21 @@
-"""Accepts connections, no more than the server has room for. Made by the composition root.
+"""Accepts connections, no more than the server has room for. Made by the composition roots, for bridge and dashboard.
 
 The event loop's own server counts nothing before a TLS handshake is done, and gives no way to refuse a connection
 before it: clients that never speak would use up the open files.
 """
 
 import asyncio
+import resource
 import socket
 import ssl
 from contextlib import suppress
 from functools import partial
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
-from httpbridge.connection import Connection
-from httpbridge.server import PublicServer
+from authsvc.client.environment import Address
+from authsvc.client.listening import cannot_listen
 
 TLS_HANDSHAKE_SECONDS = 10.0
 
@@ -26,13 +28,42 @@ _RETRY_SECONDS = 1.0
 _log = structlog.get_logger("httpbridge")
 
 
-class Listener:
+ConnectionT = TypeVar("ConnectionT", bound="Openable")
+
+
+class Openable(asyncio.BaseProtocol):
+    """A connection, which a listener opens."""
+
+    opening: asyncio.Task[object] | None
+    """Its TLS handshake, or what there is without one; cancelled, the connection is not opened."""
+
+
+class Server(Protocol[ConnectionT]):
+    """What answers the requests of connections."""
+
+    def has_room(self, address: str) -> bool:
+        """Return whether an address may have one more connection, after making room for it where that is possible."""
+
+    def __call__(self, address: str) -> ConnectionT:
+        """Return the protocol of a new connection, which is counted until `closed`."""
+
+    def refusal(self) -> bytes:
+        """Return what is said to a connection too many."""
+
+    def closed(self, connection: ConnectionT) -> None:
+        """Forget a connection."""
+
+    def failed(self, error: BaseException) -> None:
+        """Log an error that nobody expected."""
+
+
+class Listener(Generic[ConnectionT]):
     """Listens on a socket that is bound, and hands the server what it accepts, until `close`.
 
     To be made inside the event loop. Raises OSError when the system does not allow to listen.
     """
 
-    def __init__(self, bound: socket.socket, server: PublicServer, *, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, bound: socket.socket, server: Server[ConnectionT], *, tls: ssl.SSLContext | None) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = bound
         self._server = server
@@ -58,7 +89,7 @@ class Listener:
     def _accept(self) -> None:
         for _ in range(_TURN_CONNECTIONS):
             try:
-                accepted, _ = self._socket.accept()
+                accepted, name = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -66,13 +97,14 @@ class Listener:
                 self._loop.remove_reader(self._socket)
                 self._retry = self._loop.call_later(_RETRY_SECONDS, self._loop.add_reader, self._socket, self._accept)
                 return
-            if self._server.has_room():
-                self._open(accepted)
+            address = name[0] if isinstance(name, tuple) else ""
+            if self._server.has_room(address):
+                self._open(accepted, address)
             else:
                 self._refuse(accepted)
 
-    def _open(self, accepted: socket.socket) -> None:
-        connection = self._server()
+    def _open(self, accepted: socket.socket, address: str) -> None:
+        connection = self._server(address)
         opening = self._loop.connect_accepted_socket(
             lambda: connection,
             accepted,
@@ -80,12 +112,15 @@ class Listener:
             ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if self._tls else None,
         )
         task: asyncio.Task[object] = self._loop.create_task(opening)
+        connection.opening = task
         self._opening.add(task)
-        task.add_done_callback(partial(self._opened, connection))
+        task.add_done_callback(partial(self._opened, connection, accepted))
 
-    def _opened(self, connection: Connection, task: asyncio.Task[object]) -> None:
+    def _opened(self, connection: ConnectionT, accepted: socket.socket, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)
+        connection.opening = None
         if task.cancelled():
+            accepted.close()  # nobody has done it where the task had not begun
             self._server.closed(connection)
         elif (error := task.exception()) is not None:
             self._server.closed(connection)
@@ -98,3 +133,27 @@ class Listener:
             if self._tls is None:
                 accepted.send(self._server.refusal())
                 accepted.recv(65536)  # closed with something unread, it would take the answer back
+
+
+def listen(
+    bound: socket.socket, server: Server[ConnectionT], variable: str, address: Address, tls: ssl.SSLContext | None
+) -> Listener[ConnectionT]:
+    """Listen on a socket that is bound; raise ConfigurationError naming the variable."""
+    try:
+        return Listener(bound, server, tls=tls)
+    except OSError as error:  # of two processes that bound at the same time, the second to listen
+        raise cannot_listen(variable, address, error.strerror or str(error)) from None
+
+
+def connections_max(wanted: int, other_files: int) -> int:
+    """Return how many connections fit into the open files that the system allows, after asking it for enough.
+
+    `other_files` are those that the process opens besides.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = wanted + other_files
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return max(1, files - other_files)

@@ -88,9 +88,10 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Net
     for text in reversed(forwarded_for):
         if address not in trusted_proxies:
             break
-        if _ip(text) is None:
+        ip = _ip(text)
+        if ip is None:
             break
-        address = text
+        address = str(ip)  # without what may follow it as its zone
     return address
 
 
@@ -114,7 +115,11 @@ class Places:
             return True
         if self.taken >= self.places_max:
             return False
-        return self.count(address) < self._of_address_max or address in self._trusted_proxies
+        return not self.has_share(address)
+
+    def has_share(self, address: str) -> bool:
+        """Return whether an address has as many as it may have once the free ones are taken."""
+        return self.count(address) >= self._of_address_max and address not in self._trusted_proxies
 
     def take(self, address: str) -> bool:
         """Take a place, if there is room for the address; return whether there was."""

@@ -12,9 +12,11 @@ import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.key_client import sendable_origin
+from authsvc.client.networks import Networks
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
+from httpbridge.connection import Connection
 from httpbridge.ingest import Ingest
 from httpbridge.listener import Listener
 from httpbridge.logs import LogBatch
@@ -28,6 +30,7 @@ KEY_IDS = {KEY: KEY_ID, SECOND_KEY: "key-2"}
 PROJECT_ID = "demo"
 OTHER_KEY = "dt_ffffffffffffffffffffffff"
 BLOCKED_ORIGIN = "https://evil.example"
+NOBODY = Networks()
 BODY = b'{"logs": [{"level": "info", "message": "hello"}]}'
 
 
@@ -167,6 +170,7 @@ class Bridge:
         keepalive_seconds: float,
         body_timeout_seconds: float,
         connections_max: int,
+        trusted_proxies: Networks,
     ) -> None:
         self.clock = FakeClock()
         self.validator = FakeValidator()
@@ -188,11 +192,13 @@ class Bridge:
             monotonic=self.clock.monotonic,
             keepalive_seconds=keepalive_seconds,
             body_timeout_seconds=body_timeout_seconds,
+            body_bytes_max=body_bytes_max,
             connections_max=connections_max,
+            trusted_proxies=trusted_proxies,
         )
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
-        self.listener: Listener
+        self.listener: Listener[Connection]
         self._clients = AsyncExitStack()
 
     async def _ask_readiness(self) -> Readiness:
@@ -208,8 +214,9 @@ class Bridge:
         self.listener.close()
         await self.server.shutdown(timeout_seconds=5)
 
-    async def connect(self, ssl_context: ssl.SSLContext | None = None) -> Client:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context)
+    async def connect(self, ssl_context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1") -> Client:
+        """Connect from an address of this machine."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context, local_addr=(source, 0))
         client = Client(reader, writer)
         self._clients.push_async_callback(client.close)
         return client
@@ -231,6 +238,7 @@ async def running_bridge(
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
     connections_max: int = 10_000,
+    trusted_proxies: Networks = NOBODY,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
@@ -241,6 +249,7 @@ async def running_bridge(
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
         connections_max=connections_max,
+        trusted_proxies=trusted_proxies,
     )
     bridge.start(ssl_context)
     try:
