@@ -19,6 +19,7 @@ from httpbridge.bodies import Budget
 from httpbridge.errors import BridgeError, ClientGoneError, OverloadedError
 from httpbridge.inbound import Inbound
 from httpbridge.lingering import PROGRESS_BYTES, PROGRESS_SECONDS, Lingering
+from httpbridge.places import ConnectionPlaces
 from httpbridge.request import Request
 from httpbridge.responses import Response
 from httpbridge.turns import Caller, Turns
@@ -52,9 +53,6 @@ class ConnectionOwner(Protocol):
     held_budget: Budget
     lingering: Lingering
 
-    def waits(self, connection: "Connection") -> None:
-        """Note that a connection waits for its next request from now on."""
-
     def closed(self, connection: "Connection") -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""
 
@@ -82,30 +80,39 @@ class Connection(Inbound):
 
     __slots__ = (
         "_begun_at",
-        "_idle_since",
         "_is_closing",
         "_is_evicted",
         "_is_for_health",
         "_is_head_timed",
         "_owner",
+        "_places",
         "_request",
         "_stalled_seconds",
         "_timer",
         "_work",
         "opening",
+        "waiting_since",
     )
 
     def __init__(
-        self, owner: ConnectionOwner, loop: asyncio.AbstractEventLoop, caller: Caller, *, is_for_health: bool = False
+        self,
+        owner: ConnectionOwner,
+        loop: asyncio.AbstractEventLoop,
+        caller: Caller,
+        places: ConnectionPlaces,
+        *,
+        is_for_health: bool,
     ) -> None:
         super().__init__(loop, caller, owner.turns, owner.held_budget)
         self._owner = owner
+        self._places = places
         self._is_for_health = is_for_health
         self._stalled_seconds = min(owner.keepalive_seconds, HEALTH_SECONDS if is_for_health else STALLED_SECONDS_MAX)
         self._request: Request | None = None
         """The one that is worked on; None while waiting for the next."""
         self._work: asyncio.Task[None] | None = None
-        self._idle_since = 0.0
+        self.waiting_since = loop.time()
+        """When it began to wait for its client's next request, by the loop's clock."""
         self._begun_at = 0.0
         """When the request began whose body had not come as a whole, or its answers were not taken any more."""
         self._timer: asyncio.TimerHandle | None = None
@@ -164,7 +171,7 @@ class Connection(Inbound):
         super().connection_made(transport)
         tcp_keepalive(transport)
         transport.set_write_buffer_limits(_ANSWERS_BYTES_MAX)
-        self._idle_since = self._loop.time()
+        self.waiting_since = self._loop.time()
         seconds = self._stalled_seconds if self._is_for_health else self._owner.keepalive_seconds
         self._timer = self._loop.call_later(seconds, self._close_if_idle_too_long)
         self._work = self._loop.create_task(self._serve(), name="connection")
@@ -178,12 +185,6 @@ class Connection(Inbound):
             self._timer.cancel()
         if self._work is not None:
             self._work.add_done_callback(lambda _: self._owner.closed(self))
-
-    def data_received(self, data: bytes) -> None:
-        """Take it in; a head that does not come as a whole has not long to be so."""
-        super().data_received(data)
-        if self._head_bytes and self._request is None:
-            self._time_head()
 
     def eof_received(self) -> bool:
         """Keep the sending side open for a client that closed its own and waits for the answers.
@@ -219,8 +220,9 @@ class Connection(Inbound):
         self._request = None
         self._is_head_timed = False
         if not self._queue:
-            self._idle_since = self._loop.time()
-            self._owner.waits(self)
+            self.waiting_since = self._loop.time()
+            if self._places.is_crowded:
+                self._places.begin_to_wait(self)
             if self._head_bytes:
                 self._time_head()
 
@@ -273,8 +275,8 @@ class Connection(Inbound):
     def _is_idle(self) -> bool:
         return self._request is None and not self._has_unanswered()
 
-    def _parsed_all(self) -> None:
-        if self._is_half_closed:
+    def _turn_parsed(self) -> None:
+        if self._is_half_closed and not self._has_more:
             self._close_if_half_closed_for_nothing()
 
     def _close_if_half_closed_for_nothing(self, *, is_tls: bool = False) -> None:
@@ -294,6 +296,10 @@ class Connection(Inbound):
         if self.transport is not None:
             self.transport.abort()
 
+    def _head_is_partial(self) -> None:
+        if self._head_bytes and self._request is None:
+            self._time_head()
+
     def _time_head(self) -> None:
         if not self._is_head_timed:
             self._is_head_timed = True
@@ -303,7 +309,7 @@ class Connection(Inbound):
         """Look whether nothing was answered for so long: it bounds slow headers as well as idle connections."""
         now = self._loop.time()
         seconds = self._stalled_seconds if self._is_head_timed or self._is_for_health else self._owner.keepalive_seconds
-        due = (self._idle_since if self._is_idle else now) + seconds
+        due = (self.waiting_since if self._is_idle else now) + seconds
         if now >= due or (self._is_head_timed and self._is_idle):
             self.close_if_idle()
         else:

@@ -38,6 +38,9 @@ _PIECE_BYTES = 8 * 1024
 """Parsed at a time, and in one turn at the most of anything but bodies: half a millisecond where it is dearest, in
 chunks of one byte. Where in a piece a head began is not known, so the first and the last of it are not counted."""
 
+_SMALL_BYTES = 2 * 1024
+"""Of a head, which are parsed at once: keeping them costs as much."""
+
 _AHEAD_MAX = 2
 """Requests parsed ahead; beyond it what came is kept as it is."""
 
@@ -132,7 +135,10 @@ class Inbound(BaseProtocol):
             self._has_more = True
             self._go_on()
         elif self._is_waiting or self._has_more or not self._has_turn_now():
-            self._keep(data)
+            if len(data) <= _SMALL_BYTES and not self._has_more and not self._queue and self._payload.is_eof():
+                self._take_in(data)
+            else:
+                self._keep(data)
             self._go_on()
         else:
             self._take_in(data)
@@ -162,7 +168,8 @@ class Inbound(BaseProtocol):
         """Return what was parsed next, in its turn, or None when the connection is lost."""
         while self.transport is not None:
             self._arrival = self._loop.create_future()
-            self._go_on()
+            if self._queue or self._has_more:
+                self._go_on()
             await self._arrival
             self._arrival = None
             message = self._queue.popleft() if self._queue else None
@@ -180,10 +187,14 @@ class Inbound(BaseProtocol):
         if self._has_turn:
             self._has_turn = False
             self._turns.end(self.caller)
-        self._go_on()
+        if self._queue or self._has_more:
+            self._go_on()
 
-    def _parsed_all(self) -> None:
-        """Be told that there is nothing left to parse; for the serving side."""
+    def _turn_parsed(self) -> None:
+        """Be told that what had waited was parsed, as far as this turn goes; for the serving side."""
+
+    def _head_is_partial(self) -> None:
+        """Be told that part of a head has come; for the serving side."""
 
     # Turns.
 
@@ -221,12 +232,11 @@ class Inbound(BaseProtocol):
             self._take_in(b"")  # what the parser kept back
             if data and self._may_parse():
                 self._take_in(data)
-            elif data and not self._is_broken:
+            elif data:
                 self._keep(data)
             if not self._unparsed and self._buffer_paused:
                 self._resume_reading_for_buffer()
-            if not self._has_more:
-                self._parsed_all()
+            self._turn_parsed()
         if not self._wake():
             self._end_turn()
 
@@ -253,7 +263,7 @@ class Inbound(BaseProtocol):
         start = 0
         while True:
             piece = data[start : start + _PIECE_BYTES]
-            start += len(piece)
+            start += _PIECE_BYTES
             body_bytes = self._payload.total_bytes
             try:
                 is_head_whole = self._parse(piece)
@@ -263,11 +273,10 @@ class Inbound(BaseProtocol):
             if is_head_whole:
                 self._head_bytes = 0
                 self._turn_bytes += len(piece)
-            else:
+            elif piece:
                 body_bytes = self._payload.total_bytes - body_bytes
                 self._turn_bytes += len(piece) - body_bytes
-                if piece:
-                    self._count_head(0 if body_bytes else len(piece))
+                self._count_head(0 if body_bytes else len(piece))
             if start >= len(data):
                 break
             if not self._may_parse():
@@ -277,6 +286,7 @@ class Inbound(BaseProtocol):
             self._forget_unparsed()
         elif self._charged_bytes or self._head_bytes:
             self._charge()
+            self._head_is_partial()
 
     def _parse(self, data: bytes) -> bool:
         """Parse what came, one request after the other; return whether the head of one was whole.
@@ -323,6 +333,8 @@ class Inbound(BaseProtocol):
 
     def _keep(self, data: bytes) -> None:
         """Keep what came until its turn; the connection is not read meanwhile, if that is much."""
+        if self._is_broken:
+            return
         self._unparsed += data
         self._has_more = True
         if len(self._unparsed) > _PIECE_BYTES and not self._buffer_paused:

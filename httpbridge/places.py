@@ -18,6 +18,7 @@ class Placed(Protocol):
     """What a place is taken by."""
 
     caller: Caller
+    waiting_since: float
 
     def is_stalled(self) -> bool:
         """Return whether nothing is done for it but to wait for its client."""
@@ -35,8 +36,10 @@ class ConnectionPlaces:
     def __init__(self, places_max: int, trusted_proxies: Networks) -> None:
         self._places = Places(places_max, trusted_proxies)
         self._connections: OrderedDict[Placed, None] = OrderedDict()
-        """In the order in which they began to wait for a request, as far as that is known: the last one at the end."""
+        """While it is crowded, in the order in which they began to wait for a request."""
         self._by_caller: dict[Caller, OrderedDict[Placed, None]] = {}
+        self.is_crowded = False
+        """Whether `begin_to_wait` has to be called: while there is room no request need pay for it."""
         self._is_logged = False
 
     def has_room(self, caller: Caller) -> bool:
@@ -52,9 +55,9 @@ class ConnectionPlaces:
         )
         if not self._is_logged:
             self._is_logged = True
-            address = (victim or caller).caller.address if victim else caller.address
+            address = caller.address if victim is None else victim.caller.address
             _log.warning(
-                "connections_evicted" if victim else "connections_refused",
+                "connections_refused" if victim is None else "connections_evicted",
                 connections=self._places.taken,
                 address=address,
                 of_address=self._places.count(address),
@@ -70,6 +73,8 @@ class ConnectionPlaces:
         self._places.take(connection.caller.address)
         self._connections[connection] = None
         self._by_caller.setdefault(connection.caller, OrderedDict())[connection] = None
+        if not self.is_crowded and self._places.taken >= self._places.places_max // 2:
+            self._put_in_order()
 
     def release(self, connection: Placed) -> None:
         """Take the place of a connection back, if it has one."""
@@ -81,14 +86,19 @@ class ConnectionPlaces:
         del own[connection]
         if not own:
             del self._by_caller[connection.caller]
-        if self._places.taken < self._places.places_max // 2:
-            self._is_logged = False
+        if self._places.taken < self._places.places_max // 4:
+            self._is_logged = self.is_crowded = False
 
     def begin_to_wait(self, connection: Placed) -> None:
-        """Note that a connection waits for its next request from now on."""
+        """Note that a connection waits for its client's next request from now on."""
         if connection in self._connections:
             self._connections.move_to_end(connection)
             self._by_caller[connection.caller].move_to_end(connection)
+
+    def _put_in_order(self) -> None:
+        self.is_crowded = True
+        for connection in sorted(self._connections, key=lambda connection: connection.waiting_since):
+            self.begin_to_wait(connection)
 
 
 def _first_stalled(connections: OrderedDict[Placed, None]) -> Placed | None:

@@ -143,8 +143,9 @@ class PublicServer:
         """Return the protocol of a new connection, which is counted until `closed`."""
         caller = self.turns.join(address)
         is_for_health = not self._places.has_room(caller)
-        connection = Connection(self, self._loop, caller, is_for_health=is_for_health)
-        (self._health_places if is_for_health else self._places).take(connection)
+        places = self._health_places if is_for_health else self._places
+        connection = Connection(self, self._loop, caller, places, is_for_health=is_for_health)
+        places.take(connection)
         self._connections.add(connection)
         return connection
 
@@ -192,10 +193,6 @@ class PublicServer:
             self._places.release(connection)
             self._health_places.release(connection)
             self.turns.leave(connection.caller)
-
-    def waits(self, connection: Connection) -> None:
-        """Note that a connection waits for its next request from now on."""
-        self._places.begin_to_wait(connection)
 
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""

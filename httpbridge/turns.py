@@ -14,8 +14,8 @@ from authsvc.client.networks import Networks, address_group
 TURNS = 32
 """Under way at a time, of all callers: a millisecond or two."""
 
-CALLER_TURNS = 8
-"""Of them those of one caller."""
+CALLER_TURNS = 16
+"""Of them those of one caller. Fewer would make group commits smaller, where one caller sends all there is."""
 
 
 class Caller:
@@ -38,8 +38,16 @@ class Caller:
 class Turns:
     """Gives callers their turns: at once while few are under way, then to one caller after the other."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, trusted_proxies: Networks) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        trusted_proxies: Networks,
+        turns: int = TURNS,
+        caller_turns: int = CALLER_TURNS,
+    ) -> None:
         self._loop = loop
+        self._turns = turns
+        self._caller_turns = caller_turns
         self._trusted_proxies = trusted_proxies
         self._callers: dict[str, Caller] = {}
         self._numbers = itertools.count(1)
@@ -50,11 +58,12 @@ class Turns:
     def join(self, address: str) -> Caller:
         """Return who a new connection belongs to."""
         if address in self._trusted_proxies:
-            return Caller(address, f"{address} {next(self._numbers)}")
-        group = address_group(address)
-        caller = self._callers.get(group)
+            name = f"{address} {next(self._numbers)}"
+        else:
+            name = address = address_group(address)
+        caller = self._callers.get(name)
         if caller is None:
-            caller = self._callers[group] = Caller(group, group)
+            caller = self._callers[name] = Caller(address, name)
         caller.connections += 1
         return caller
 
@@ -66,7 +75,7 @@ class Turns:
 
     def take(self, caller: Caller) -> bool:
         """Take a turn, if the caller has one at once; return whether it has."""
-        if self._taken >= TURNS or caller.taken >= CALLER_TURNS or caller.waiting:
+        if self._taken >= self._turns or caller.waiting or caller.taken >= self._caller_turns:
             return False
         self._taken += 1
         caller.taken += 1
@@ -81,6 +90,22 @@ class Turns:
         self._enqueue(caller)
         self._give()
 
+    async def turn(self, address: str) -> None:
+        """Return when an address has a turn, which is over when the event loop has gone on to others."""
+        caller = self.join(address)
+        begun: asyncio.Future[None] = self._loop.create_future()
+
+        def begin() -> None:
+            self._loop.call_soon(self.end, caller)
+            if not begun.done():  # who waited may have been cancelled
+                begun.set_result(None)
+
+        self.wait(caller, begin)
+        try:
+            await begun
+        finally:
+            self.leave(caller)
+
     def end(self, caller: Caller) -> None:
         """Give a turn back."""
         self._taken -= 1
@@ -91,12 +116,12 @@ class Turns:
             self._give()
 
     def _enqueue(self, caller: Caller) -> None:
-        if not caller.is_queued and caller.taken < CALLER_TURNS:
+        if not caller.is_queued and caller.taken < self._caller_turns:
             caller.is_queued = True
             self._queue.append(caller)
 
     def _give(self) -> None:
-        while self._queue and self._taken < TURNS:
+        while self._queue and self._taken < self._turns:
             caller = self._queue.popleft()
             caller.is_queued = False
             self._taken += 1
