@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -147,6 +147,10 @@ class Client:
         length = int(headers.get("content-length", "0")) if has_body else 0
         return Answer(int(lines[0].split()[1]), head, headers, await self._reader.readexactly(length))
 
+    def is_at_eof(self) -> bool:
+        """Return whether the server has closed the connection, as far as is known here."""
+        return self._reader.at_eof() or self._reader.exception() is not None
+
     async def rest(self) -> bytes:
         """Wait until the server has closed the connection, and return what it still sent."""
         return await self._reader.read()
@@ -281,3 +285,23 @@ def request(
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")
+
+
+class LoopClock:
+    """The event loop's clock, which can be put forward: what waits for that time is done in the next turn."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_seconds += seconds
+
+    def ahead_of(self, time: Callable[[], float]) -> Callable[[], float]:
+        return lambda: time() + self._ahead_seconds
+
+
+@pytest.fixture
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    loop, clock = asyncio.get_running_loop(), LoopClock()
+    monkeypatch.setattr(loop, "time", clock.ahead_of(loop.time))
+    return clock
