@@ -40,14 +40,19 @@ class ConnectionPlaces:
         self._by_caller: dict[Caller, OrderedDict[Placed, None]] = {}
         self.is_crowded = False
         """Whether `begin_to_wait` has to be called: while there is room no request need pay for it."""
+        self._vacated: Caller | None = None
+        """Who has lost a connection to make room for its next."""
         self._is_logged = False
 
     def has_room(self, caller: Caller) -> bool:
         """Return whether a caller may have one place more."""
-        return self._places.has_room(caller.address)
+        return self._vacated is caller or self._places.has_room(caller.address)
 
     def make_room(self, caller: Caller) -> bool:
-        """Return whether a caller may have one place more, once another connection was closed where there is need."""
+        """Return whether a caller may have one place more, once another connection was closed where there is need.
+
+        Where it is, it has to be taken.
+        """
         if self._places.has_room(caller.address):
             return True
         victim = _first_stalled(
@@ -64,13 +69,20 @@ class ConnectionPlaces:
             )
         if victim is None:
             return False
-        self.release(victim)
+        if victim.caller is caller:
+            self._vacated = caller
+            self._forget(victim)
+        else:
+            self.release(victim)
         victim.evict()
         return True
 
     def take(self, connection: Placed) -> None:
         """Give a connection the place that its caller may have."""
-        self._places.take(connection.caller.address)
+        if self._vacated is connection.caller:
+            self._vacated = None
+        else:
+            self._places.take(connection.caller.address)
         self._connections[connection] = None
         self._by_caller.setdefault(connection.caller, OrderedDict())[connection] = None
         if not self.is_crowded and self._places.taken >= self._places.places_max // 2:
@@ -81,13 +93,16 @@ class ConnectionPlaces:
         if connection not in self._connections:
             return
         self._places.release(connection.caller.address)
+        self._forget(connection)
+        if self._places.taken < self._places.places_max // 4:
+            self._is_logged = self.is_crowded = False
+
+    def _forget(self, connection: Placed) -> None:
         del self._connections[connection]
         own = self._by_caller[connection.caller]
         del own[connection]
         if not own:
             del self._by_caller[connection.caller]
-        if self._places.taken < self._places.places_max // 4:
-            self._is_logged = self.is_crowded = False
 
     def begin_to_wait(self, connection: Placed) -> None:
         """Note that a connection waits for its client's next request from now on."""

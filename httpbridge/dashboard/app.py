@@ -81,7 +81,7 @@ async def serve(config: Config, stop: asyncio.Event, started: Callable[[Address]
         stack.push_async_callback(application.cleanup)
         await application.setup()
         server = cast(web.Server, application.server)  # there is one since `setup`
-        runner = web.ServerRunner(Connections(server), shutdown_timeout=_SHUTDOWN_SECONDS)
+        runner = web.ServerRunner(Connections(server, config.keepalive_seconds), shutdown_timeout=_SHUTDOWN_SECONDS)
         stack.push_async_callback(runner.cleanup)
         stack.push_async_callback(streams.close)
         await runner.setup()

@@ -41,14 +41,21 @@ class Connection(web.RequestHandler):
 class Connections(web.Server):
     """Makes connections, whose requests an application's server answers."""
 
-    def __init__(self, application: web.Server) -> None:
+    def __init__(self, application: web.Server, keepalive_seconds: float) -> None:
+        self._keepalive_seconds = keepalive_seconds
         super().__init__(self._handle, request_factory=application.request_factory)
         self._answer = application.request_handler
         self._logger = _silent()
 
     def __call__(self) -> Connection:
         """Return the protocol of a new connection."""
-        return Connection(self, loop=asyncio.get_running_loop(), access_log=self._logger, logger=self._logger)
+        return Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=self._keepalive_seconds,
+            access_log=self._logger,
+            logger=self._logger,
+        )
 
     async def _handle(self, request: Any) -> web.StreamResponse:
         # Otherwise aiohttp answers, past the middlewares, with what it does not know.

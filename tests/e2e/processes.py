@@ -62,10 +62,22 @@ def clean_environment() -> dict[str, str]:
 class Service:
     """One process of `authsvc` or `httpbridge` that runs until it is stopped."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environ: Mapping[str, str], folder: Path) -> None:
-        """Start it; its output goes to files in the folder. `started` waits until it serves."""
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        folder: Path,
+        *,
+        files_max: int | None = None,
+    ) -> None:
+        """Start it, with no more open files than that; its output goes to files in the folder.
+
+        `started` waits until it serves.
+        """
         self.name = name if arguments[0] == "serve" else f"{name}-{arguments[0]}"
         number = len(list(folder.glob(f"{name}-*.stdout"))) + 1
+        limits = [] if files_max is None else ["prlimit", f"--nofile={files_max}:{files_max}"]
         self._stdout = folder / f"{name}-{number}.stdout"
         self._stderr = folder / f"{name}-{number}.stderr"
         self.address = ""
@@ -73,7 +85,7 @@ class Service:
         self.is_tls = False
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = subprocess.Popen(
-                [BIN / name, *arguments],
+                [*limits, BIN / name, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -162,9 +174,10 @@ class System:
         """Return the environment of a process, with these variables on top."""
         return clean_environment() | self.variables | variables
 
-    def launch(self, name: str, *arguments: str, **variables: str) -> Service:
+    def launch(self, name: str, *arguments: str, files_max: int | None = None, **variables: str) -> Service:
         """Start a service, or another command that runs on, and do not wait."""
-        service = Service(name, arguments or ("serve",), self.environment(**variables), self.folder)
+        environ = self.environment(**variables)
+        service = Service(name, arguments or ("serve",), environ, self.folder, files_max=files_max)
         self._services.append(service)
         return service
 
@@ -179,15 +192,15 @@ class System:
         self.variables |= {"AUTHSVC_ADDRESS": service.address, "HTTPBRIDGE_KEY_SERVICE": service.address}
         return service
 
-    async def bridge(self, **variables: str) -> Service:
+    async def bridge(self, *, files_max: int | None = None, **variables: str) -> Service:
         """Start `httpbridge`."""
-        service = self.launch("httpbridge", **variables)
+        service = self.launch("httpbridge", files_max=files_max, **variables)
         await service.started()
         return service
 
-    async def dashboard(self, **variables: str) -> Service:
+    async def dashboard(self, *, files_max: int | None = None, **variables: str) -> Service:
         """Start `httpbridge dashboard`."""
-        service = self.launch("httpbridge", "dashboard", **variables)
+        service = self.launch("httpbridge", "dashboard", files_max=files_max, **variables)
         await service.started()
         return service
 

@@ -57,6 +57,8 @@ async def test_an_address_that_takes_every_place_loses_its_own_and_nobody_else_n
         assert await served(kept, request(body=BODY)) == 200
         honest = [await bridge.connect(source=f"127.0.1.{number}") for number in range(1, 6)]
         assert [await served(client, request(body=BODY)) for client in (*honest, kept)] == [200] * 6
+        more = await bridge.connect(source=STRANGER)
+        assert [await served(more, request(body=BODY)) for _ in range(2)] == [200] * 2
         opened = await still_open(bridge, silent)
         # 30 places are for anybody, and one of them is the first client's.
         assert opened == [False] * (100 - sum(opened)) + [True] * sum(opened)
