@@ -64,6 +64,17 @@ async def test_the_connection_goes_on_after_a_refused_body_however_slowly_it_cam
     assert bridge.sink.batches != []
 
 
+async def test_a_body_that_was_not_asked_for_is_not_waited_for_any_longer(
+    bridge: Bridge, loop_clock: LoopClock
+) -> None:
+    client = await bridge.connect()
+    client.send(upload("Expect: 100-continue", length=1_000_000, key=None))
+    answer = await client.answer()
+    assert (answer.status, answer.headers["connection"]) == (401, "close")
+    loop_clock.advance(6)
+    assert await client.rest() == b""
+
+
 @pytest.mark.parametrize(("sent_bytes", "is_open"), [(8 * 1024, True), (8 * 1024 - 1, False), (0, False)])
 async def test_8_kib_in_5_seconds_are_waited_for_and_less_is_not(
     bridge: Bridge, loop_clock: LoopClock, sent_bytes: int, is_open: bool
