@@ -24,7 +24,7 @@ from httpbridge.ingest import Ingest
 from httpbridge.listener import Listener, connections_max, listen
 from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
-from httpbridge.server import CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
+from httpbridge.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks import LogSink
 from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
@@ -89,7 +89,10 @@ async def serve(
             readiness=_readiness(validator, sink),
             now=now,
             monotonic=time.monotonic,
-            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX),
+            keepalive_seconds=config.keepalive_seconds,
+            body_bytes_max=config.body_bytes_max,
+            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX + HEALTH_CONNECTIONS_MAX),
+            trusted_proxies=config.trusted_proxies,
         )
         listeners: list[Listener[Connection]] = []
         try:

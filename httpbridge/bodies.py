@@ -41,9 +41,13 @@ _log = structlog.get_logger("httpbridge")
 
 
 class Budget:
-    """Bytes that the bodies being read and inflated may take, all together and for each key."""
+    """Bytes that the bodies being read and inflated may take, all together and for each key.
 
-    def __init__(self, bytes_max: int, key_bytes_max: int) -> None:
+    `event` is logged, once, when they are taken. `connection` counts by callers instead of keys.
+    """
+
+    def __init__(self, bytes_max: int, key_bytes_max: int, event: str = "body_budget_exhausted") -> None:
+        self._event = event
         self._bytes_max = bytes_max
         self._key_bytes_max = key_bytes_max
         self._taken_bytes = 0
@@ -62,7 +66,7 @@ class Budget:
         if self._taken_bytes + count > self._bytes_max:
             if not self._is_logged:
                 self._is_logged = True
-                _log.warning("body_budget_exhausted", bytes=self._taken_bytes)
+                _log.warning(self._event, bytes=self._taken_bytes)
             raise OverloadedError
         self._taken_bytes += count
         self._taken_bytes_by_key[key_id] = key_bytes

@@ -38,6 +38,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     tls_key: Path | None = None
     allow_insecure: bool = False
     trusted_proxies: Networks = Networks()
+    keepalive_seconds: Annotated[float, msgspec.Meta(ge=1, le=7200)] = 75
     key_service: Address = Address("127.0.0.1", 50051)
     key_service_token: Token | None = None
     key_service_ca: Path | None = None

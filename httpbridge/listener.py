@@ -16,12 +16,17 @@ import structlog
 
 from authsvc.client.environment import Address
 from authsvc.client.listening import cannot_listen
+from authsvc.client.networks import Networks
+from httpbridge.turns import Turns
 
 TLS_HANDSHAKE_SECONDS = 10.0
 
 _BACKLOG_CONNECTIONS = 1024
-_TURN_CONNECTIONS = 64
-"""Accepted before others have their turn."""
+_TURN_CONNECTIONS = 16
+"""Accepted before others have their turn: a millisecond or two."""
+_HANDSHAKE_TURNS = 4
+_ADDRESS_HANDSHAKE_TURNS = 2
+"""TLS handshakes begun before others have their turn, in all and by address: each costs as much as many requests."""
 _RETRY_SECONDS = 1.0
 """After the system had no open file left for a connection."""
 
@@ -68,6 +73,7 @@ class Listener(Generic[ConnectionT]):
         self._socket = bound
         self._server = server
         self._tls = tls
+        self._handshakes = Turns(self._loop, Networks(), _HANDSHAKE_TURNS, _ADDRESS_HANDSHAKE_TURNS)
         self._opening: set[asyncio.Task[object]] = set()
         self._retry: asyncio.TimerHandle | None = None
         bound.setblocking(False)
@@ -105,16 +111,36 @@ class Listener(Generic[ConnectionT]):
 
     def _open(self, accepted: socket.socket, address: str) -> None:
         connection = self._server(address)
-        opening = self._loop.connect_accepted_socket(
+        task = self._loop.create_task(self._connect(connection, accepted, address))
+        connection.opening = task
+        self._opening.add(task)
+        task.add_done_callback(partial(self._opened, connection, accepted))
+
+    async def _connect(self, connection: ConnectionT, accepted: socket.socket, address: str) -> object:
+        accepted.setblocking(False)
+        if self._tls is not None:
+            try:
+                async with asyncio.timeout(TLS_HANDSHAKE_SECONDS):
+                    await self._readable(accepted)
+                    await self._handshakes.turn(address)
+            except BaseException:
+                accepted.close()
+                raise
+        return await self._loop.connect_accepted_socket(
             lambda: cast(asyncio.BaseProtocol, connection),
             accepted,
             ssl=self._tls,
             ssl_handshake_timeout=TLS_HANDSHAKE_SECONDS if self._tls else None,
         )
-        task: asyncio.Task[object] = self._loop.create_task(opening)
-        connection.opening = task
-        self._opening.add(task)
-        task.add_done_callback(partial(self._opened, connection, accepted))
+
+    async def _readable(self, accepted: socket.socket) -> None:
+        """Return once a client has sent something: before that it has no turn to wait for."""
+        readable = asyncio.Event()
+        self._loop.add_reader(accepted, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            self._loop.remove_reader(accepted)
 
     def _opened(self, connection: ConnectionT, accepted: socket.socket, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)

@@ -62,6 +62,12 @@ class Request:
         self.project_id: str | None = None
         """Once the key is known to be valid."""
 
+    @property
+    def peer(self) -> str:
+        """The address at the other end of the connection; empty where there is none."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return name[0] if isinstance(name, tuple) else ""
+
     def has_whole_body(self) -> bool:
         """Return whether the body came along with the headers: the usual case."""
         return self.payload.is_eof()

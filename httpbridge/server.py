@@ -17,24 +17,36 @@ from aiohttp import hdrs
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.event_log import traceback_without_text
+from authsvc.client.networks import Networks, client_address
 from httpbridge import errors, responses
+from httpbridge.bodies import Budget
 from httpbridge.connection import Connection, last_answer
+from httpbridge.forwarded import forwarded_for
+from httpbridge.inbound import CALLER_HELD_BYTES_MAX, HELD_BYTES_MAX
+from httpbridge.lingering import Lingering
 from httpbridge.paths import canonical_path, path_of
+from httpbridge.places import ConnectionPlaces
 from httpbridge.request import Request
 from httpbridge.responses import Response
+from httpbridge.turns import Turns
 
 KEEPALIVE_SECONDS = 75.0
-"""For an idle connection, and for the headers of the next request to be whole: what nginx has."""
+"""For an idle connection: what nginx has."""
 
 BODY_TIMEOUT_SECONDS = 120.0
 """For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
 
 CONNECTIONS_MAX = 10_000
-"""Open at once, those in their TLS handshake included.
+"""Open at once, those in their TLS handshake included, but for those for health checks.
 
-Each is an open file, and holds no more than `connection` bounds, so that this bounds what idle and slow clients take:
+Each is an open file, and holds no more than `inbound` bounds, so that this bounds what idle and slow clients take:
 part of a head, of a body that is not read yet, of requests that wait for their turn, and answers that are not taken.
 """
+
+HEALTH_CONNECTIONS_MAX = 64
+"""Beyond these, for health checks alone."""
+
+_NOBODY = Networks()
 
 _POLL_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
@@ -98,14 +110,21 @@ class PublicServer:
         monotonic: Callable[[], float],
         keepalive_seconds: float = KEEPALIVE_SECONDS,
         body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
+        body_bytes_max: int = 5 * 1024 * 1024,
         connections_max: int = CONNECTIONS_MAX,
+        trusted_proxies: Networks = _NOBODY,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self.keepalive_seconds = keepalive_seconds
         self.body_timeout_seconds = body_timeout_seconds
         self.draining = False
-        self._connections_max = connections_max
+        self.turns = Turns(self._loop, trusted_proxies)
+        self.held_budget = Budget(HELD_BYTES_MAX, CALLER_HELD_BYTES_MAX, "unparsed_budget_exhausted")
+        self.lingering = Lingering(connections_max, body_bytes_max, trusted_proxies)
+        self._trusted_proxies = trusted_proxies
+        self._places = ConnectionPlaces(connections_max, trusted_proxies)
+        self._health_places = ConnectionPlaces(HEALTH_CONNECTIONS_MAX, trusted_proxies)
         self._connections: set[Connection] = set()
-        self._is_full = False
         self._readiness = readiness
         self._now = now
         self._monotonic = monotonic
@@ -121,22 +140,28 @@ class PublicServer:
                 _route("/ready", ("GET", "HEAD"), self._ready),
             )
         }
-        self._loop = asyncio.get_running_loop()
+        self._health_routes = [self._routes["/health"], self._routes["/ready"]]
 
-    def __call__(self, address: str = "") -> Connection:  # noqa: ARG002 - for a later bound
+    def __call__(self, address: str) -> Connection:
         """Return the protocol of a new connection, which is counted until `closed`."""
-        connection = Connection(self, self._loop)
+        caller = self.turns.join(address)
+        is_for_health = not self._places.has_room(caller)
+        places = self._health_places if is_for_health else self._places
+        connection = Connection(self, self._loop, caller, places, is_for_health=is_for_health)
+        places.take(connection)
         self._connections.add(connection)
         return connection
 
-    def has_room(self, address: str) -> bool:  # noqa: ARG002 - as above
-        """Return whether there may be one more connection."""
-        if len(self._connections) < self._connections_max:
-            return True
-        if not self._is_full:
-            self._is_full = True
-            self._log.warning("connections_refused", connections=len(self._connections))
-        return False
+    def has_room(self, address: str) -> bool:
+        """Return whether an address may have one more connection, after making room for it where that is possible.
+
+        Where it is not, there is room for a health check.
+        """
+        caller = self.turns.join(address)
+        try:
+            return self._places.make_room(caller) or self._health_places.make_room(caller)
+        finally:
+            self.turns.leave(caller)
 
     def refusal(self) -> bytes:
         """Return what is said to a connection too many."""
@@ -166,9 +191,11 @@ class PublicServer:
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""
-        self._connections.discard(connection)
-        if len(self._connections) < self._connections_max // 2:
-            self._is_full = False
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._places.release(connection)
+            self._health_places.release(connection)
+            self.turns.leave(connection.caller)
 
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
@@ -200,11 +227,20 @@ class PublicServer:
             "request",
             method=request.method,
             path=route.path if route else None,
+            client=client_address(request.peer, forwarded_for(request.headers), self._trusted_proxies),
             status=response.status,
             milliseconds=round((self._monotonic() - started) * 1000, 3),
             project_id=request.project_id,
         )
         return response
+
+    async def answer_health(self, request: Request) -> Response:
+        """Return the answer to a health check, and refuse anything else: there is no place for it."""
+        request.closes = True
+        route = self._routes.get(request.target) or self._routes.get(canonical_path(path_of(request.target)))
+        if route in self._health_routes and request.method in ("GET", "HEAD"):
+            return await self.answer(request)
+        return responses.OVERLOADED
 
     async def _answer(self, request: Request, route: _Route | None) -> Response:
         if route is None or request.method not in route.methods:

@@ -88,9 +88,10 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Net
     for text in reversed(forwarded_for):
         if address not in trusted_proxies:
             break
-        if _ip(text) is None:
+        ip = _ip(text)
+        if ip is None:
             break
-        address = text
+        address = str(ip)  # without what may follow it as its zone
     return address
 
 

@@ -14,6 +14,7 @@ import itertools
 import os
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -137,7 +138,8 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
     )
-    return PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
+    server = PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
+    return partial(server, "127.0.0.1")
 
 
 async def _bare() -> Callable[[], asyncio.Protocol]:

@@ -22,7 +22,7 @@ from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
 from httpbridge.dashboard.attempts import Attempts
 from httpbridge.dashboard.audit import Audit
-from httpbridge.dashboard.connections import CONNECTIONS_MAX, KEEPALIVE_SECONDS, Connections
+from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
 from httpbridge.dashboard.guard import Guard, session_id
 from httpbridge.dashboard.log_stream import LogStreams
 from httpbridge.dashboard.logs import Logs
@@ -103,7 +103,7 @@ async def serve(
             server,
             config.trusted_proxies,
             connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX),
-            keepalive_seconds=KEEPALIVE_SECONDS,
+            keepalive_seconds=config.keepalive_seconds,
         )
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)

@@ -22,13 +22,10 @@ from authsvc.client.event_log import traceback_without_text
 from authsvc.client.networks import Networks, Places, address_group
 from httpbridge.dashboard.guard import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
-from httpbridge.dashboard.turns import Turns
+from httpbridge.turns import Turns
 
 CONNECTIONS_MAX = 256
 """Open at once, those in their TLS handshake included: forty browsers, which open six at a time, and the live tails."""
-
-KEEPALIVE_SECONDS = 75.0
-"""For the next request."""
 
 HEAD_SECONDS_MAX = 20.0
 """For a head to be whole, from its first byte, or the connection's beginning."""
@@ -177,8 +174,7 @@ class Connections(web.Server):
         self._open: set[Connection] = set()
         """Those that have a place."""
         self._is_full = False
-        self._trusted_proxies = trusted_proxies
-        self._turns = Turns(self._loop)
+        self._turns = Turns(self._loop, trusted_proxies, turns=1, caller_turns=1)
         self._look()
 
     def __call__(self, address: str = "") -> Connection:
@@ -238,8 +234,7 @@ class Connections(web.Server):
 
     async def _handle(self, request: Any) -> web.StreamResponse:
         connection: Connection = request.protocol
-        is_proxy = connection.address in self._trusted_proxies  # whose every connection is a caller
-        await self._turns.next(f"{id(connection)}" if is_proxy else address_group(connection.address))
+        await self._turns.turn(connection.address)  # a page takes the event loop a millisecond or two
         connection.begin(request.content)
         try:
             # Otherwise aiohttp answers, past the middlewares, with what it does not know.

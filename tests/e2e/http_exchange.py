@@ -36,7 +36,9 @@ class Answer:
 class Connection:
     """An open connection; use it with `async with`."""
 
-    def __init__(self, address: str, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, address: str, tls: ssl.SSLContext | None = None, *, source: str | None = None) -> None:
+        """Connect to an address, from one of this machine's if that matters."""
+        self._source = source
         self._host, _, port = address.rpartition(":")
         self._port = int(port)
         self._tls = tls
@@ -44,7 +46,10 @@ class Connection:
         self._writer: asyncio.StreamWriter
 
     async def __aenter__(self) -> Self:
-        self._reader, self._writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        local = None if self._source is None else (self._source, 0)
+        self._reader, self._writer = await asyncio.open_connection(
+            self._host, self._port, ssl=self._tls, local_addr=local
+        )
         return self
 
     async def __aexit__(

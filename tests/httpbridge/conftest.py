@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,6 +12,7 @@ import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.key_client import sendable_origin
+from authsvc.client.networks import Networks
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
@@ -29,6 +30,7 @@ KEY_IDS = {KEY: KEY_ID, SECOND_KEY: "key-2"}
 PROJECT_ID = "demo"
 OTHER_KEY = "dt_ffffffffffffffffffffffff"
 BLOCKED_ORIGIN = "https://evil.example"
+NOBODY = Networks()
 BODY = b'{"logs": [{"level": "info", "message": "hello"}]}'
 
 
@@ -145,6 +147,10 @@ class Client:
         length = int(headers.get("content-length", "0")) if has_body else 0
         return Answer(int(lines[0].split()[1]), head, headers, await self._reader.readexactly(length))
 
+    def is_at_eof(self) -> bool:
+        """Return whether the server has closed the connection, as far as is known here."""
+        return self._reader.at_eof() or self._reader.exception() is not None
+
     async def rest(self) -> bytes:
         """Wait until the server has closed the connection, and return what it still sent."""
         return await self._reader.read()
@@ -168,6 +174,7 @@ class Bridge:
         keepalive_seconds: float,
         body_timeout_seconds: float,
         connections_max: int,
+        trusted_proxies: Networks,
     ) -> None:
         self.clock = FakeClock()
         self.validator = FakeValidator()
@@ -189,7 +196,9 @@ class Bridge:
             monotonic=self.clock.monotonic,
             keepalive_seconds=keepalive_seconds,
             body_timeout_seconds=body_timeout_seconds,
+            body_bytes_max=body_bytes_max,
             connections_max=connections_max,
+            trusted_proxies=trusted_proxies,
         )
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
@@ -209,8 +218,9 @@ class Bridge:
         self.listener.close()
         await self.server.shutdown(timeout_seconds=5)
 
-    async def connect(self, ssl_context: ssl.SSLContext | None = None) -> Client:
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context)
+    async def connect(self, ssl_context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1") -> Client:
+        """Connect from an address of this machine."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context, local_addr=(source, 0))
         client = Client(reader, writer)
         self._clients.push_async_callback(client.close)
         return client
@@ -232,6 +242,7 @@ async def running_bridge(
     keepalive_seconds: float = 60.0,
     body_timeout_seconds: float = 60.0,
     connections_max: int = 10_000,
+    trusted_proxies: Networks = NOBODY,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
@@ -242,6 +253,7 @@ async def running_bridge(
         keepalive_seconds=keepalive_seconds,
         body_timeout_seconds=body_timeout_seconds,
         connections_max=connections_max,
+        trusted_proxies=trusted_proxies,
     )
     bridge.start(ssl_context)
     try:
@@ -273,3 +285,23 @@ def request(
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")
+
+
+class LoopClock:
+    """The event loop's clock, which can be put forward: what waits for that time is done in the next turn."""
+
+    def __init__(self) -> None:
+        self._ahead_seconds = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_seconds += seconds
+
+    def ahead_of(self, time: Callable[[], float]) -> Callable[[], float]:
+        return lambda: time() + self._ahead_seconds
+
+
+@pytest.fixture
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+    loop, clock = asyncio.get_running_loop(), LoopClock()
+    monkeypatch.setattr(loop, "time", clock.ahead_of(loop.time))
+    return clock

@@ -231,9 +231,9 @@ async def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(
         await ending
 
 
-async def test_a_connection_without_a_next_request_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("httpbridge.dashboard.app.KEEPALIVE_SECONDS", 0.3)
-    async with running(tmp_path, NOWHERE) as dashboard, strangers(dashboard) as them:
+async def test_a_connection_without_a_next_request_is_closed(tmp_path: Path) -> None:
+    settings = {"HTTPBRIDGE_KEEPALIVE_SECONDS": "1"}
+    async with running(tmp_path, NOWHERE, **settings) as dashboard, strangers(dashboard) as them:
         stranger = await them.open(WHOLE)
         assert await stranger.status() == 200
         await stranger.ended()

@@ -1,0 +1,362 @@
+"""What comes on one connection, parsed into requests: on aiohttp's HTTP parser, within bounds, in turns.
+
+`connection` inherits it and answers the requests. Parsing, the bodies' streams and flow control are aiohttp's. Its
+version is locked, and the tests hold what is relied upon.
+"""
+
+import asyncio
+from collections import deque
+from typing import TypeAlias
+
+from aiohttp import hdrs
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_writer import HttpVersion10, HttpVersion11
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+
+from httpbridge import responses
+from httpbridge.bodies import Budget
+from httpbridge.errors import MalformedRequestError, OverloadedError
+from httpbridge.responses import Response
+from httpbridge.turns import Caller, Turns
+
+HEADER_BYTES_MAX = 8190
+"""Of the request line, and of each header field: what Apache and aiohttp allow."""
+
+HEADERS_MAX = 100
+
+HEAD_BYTES_MAX = 64 * 1024
+"""Of a whole head, and of what comes between two pieces of a body. Less is never refused; twice of it always is."""
+
+HELD_BYTES_MAX = 256 * 1024 * 1024
+"""Of all connections together: of what came before its turn, and of heads that are not whole."""
+
+CALLER_HELD_BYTES_MAX = HELD_BYTES_MAX // 4
+"""Of one caller."""
+
+_PIECE_BYTES = 8 * 1024
+"""Parsed at a time, and in one turn at the most of anything but bodies: half a millisecond where it is dearest, in
+chunks of one byte. Where in a piece a head began is not known, so the first and the last of it are not counted."""
+
+_SMALL_BYTES = 2 * 1024
+"""Of a head, which are parsed at once: keeping them costs as much."""
+
+_AHEAD_MAX = 2
+"""Requests parsed ahead; beyond it what came is kept as it is."""
+
+_BODY_BUFFER_BYTES = 256 * 1024
+"""Of a body that comes faster than it is read; beyond twice of it the connection is not read."""
+
+Message: TypeAlias = tuple[RawRequestMessage | None, StreamReader]
+"""What was parsed, and its body; None stands for what is refused."""
+
+
+def _is_understood(message: RawRequestMessage) -> bool:
+    """Return whether a request is HTTP/1.0 or HTTP/1.1, and its body framed as that has it (RFC 9112, 6.1)."""
+    codings = message.headers.get(hdrs.TRANSFER_ENCODING)
+    if codings is None:
+        return message.version is HttpVersion11 or message.version is HttpVersion10
+    return message.version is HttpVersion11 and codings.lower() == "chunked"
+
+
+class Inbound(BaseProtocol):
+    """The receiving side of a connection: `_next` returns its requests, one after the other, each in its turn."""
+
+    __slots__ = (
+        "_arrival",
+        "_charged_bytes",
+        "_has_more",
+        "_has_turn",
+        "_head_bytes",
+        "_held_budget",
+        "_is_broken",
+        "_is_half_closed",
+        "_is_waiting",
+        "_payload",
+        "_queue",
+        "_refusal",
+        "_turn_bytes",
+        "_turns",
+        "_unparsed",
+        "caller",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, caller: Caller, turns: Turns, held_budget: Budget) -> None:
+        parser = HttpRequestParser(
+            self,
+            loop,
+            _BODY_BUFFER_BYTES,
+            max_line_size=HEADER_BYTES_MAX,
+            max_field_size=HEADER_BYTES_MAX,
+            max_headers=HEADERS_MAX,
+            payload_exception=MalformedRequestError,
+            auto_decompress=False,
+            max_msg_queue_size=1,  # it keeps back what follows a request that is whole: see _parse
+        )
+        super().__init__(loop, parser)
+        self._parser: HttpRequestParser
+        self.caller = caller
+        self._turns = turns
+        self._held_budget = held_budget
+        self._queue: deque[Message] = deque()
+        self._payload: StreamReader = EMPTY_PAYLOAD
+        """The body of the request that was parsed last, the only one of which anything can still come."""
+        self._head_bytes = 0
+        """Parsed since a head was whole or something of a body came: at least so much is kept by the parser."""
+        self._unparsed = b""
+        """What came before its turn."""
+        self._has_more = False
+        """Whether there is something unparsed, or the parser may have kept something back."""
+        self._has_turn = False
+        self._is_waiting = False
+        """For a turn."""
+        self._turn_bytes = 0
+        """Parsed in this turn, of anything but bodies."""
+        self._charged_bytes = 0
+        """Taken of the budget."""
+        self._arrival: asyncio.Future[None] | None = None
+        """Done when a request has its turn, or the connection is lost; None while nobody waits for that."""
+        self._refusal: Response = responses.BAD_REQUEST
+        """What is answered to a message that is None."""
+        self._is_broken = False
+        """What comes is discarded: it is not HTTP, or nobody knows where its next request begins."""
+        self._is_half_closed = False
+
+    # What the event loop and aiohttp's streams call.
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, or keep it until the caller has a turn again.
+
+        What cannot be parsed is answered with a 400, and what follows it is discarded.
+        """
+        if self._is_broken:
+            return
+        if not data:  # by `resume_reading`: the parser may go on with what it kept back
+            self._has_more = True
+            self._go_on()
+        elif self._is_waiting or self._has_more or not self._has_turn_now():
+            if len(data) <= _SMALL_BYTES and not self._has_more and not self._queue and self._payload.is_eof():
+                self._take_in(data)
+            else:
+                self._keep(data)
+            self._go_on()
+        else:
+            self._take_in(data)
+            if not self._wake():
+                self._loop.call_soon(self._end_turn)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Read on, if it was paused: aiohttp calls this at the end of every body."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let go of what came."""
+        super().connection_lost(exc)
+        # Each of these refers to the connection: its memory does not wait for the garbage collector.
+        self._is_broken = True
+        del self._parser
+        self._payload = EMPTY_PAYLOAD
+        self._queue.clear()
+        self._forget_unparsed()
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+    # What the serving side calls.
+
+    async def _next(self) -> Message | None:
+        """Return what was parsed next, in its turn, or None when the connection is lost."""
+        while self.transport is not None:
+            self._arrival = self._loop.create_future()
+            if self._queue or self._has_more:
+                self._go_on()
+            await self._arrival
+            self._arrival = None
+            message = self._queue.popleft() if self._queue else None
+            self._end_turn()
+            if message is not None:
+                return message
+        return None
+
+    def _has_unanswered(self) -> bool:
+        """Return whether something came that no request was made of yet, but for part of a head."""
+        return bool(self._queue) or self._has_more
+
+    def _end_turn(self) -> None:
+        """Let another have its turn, and wait for the next where there is something to parse."""
+        if self._has_turn:
+            self._has_turn = False
+            self._turns.end(self.caller)
+        if self._queue or self._has_more:
+            self._go_on()
+
+    def _turn_parsed(self) -> None:
+        """Be told that what had waited was parsed, as far as this turn goes; for the serving side."""
+
+    def _head_is_partial(self) -> None:
+        """Be told that part of a head has come; for the serving side."""
+
+    # Turns.
+
+    def _go_on(self) -> None:
+        """Wait for a turn where there is something to do: a request to begin, or to parse up to one request ahead."""
+        if self._is_waiting or self._has_turn:
+            return
+        if self._queue and self._is_awaited():
+            is_wanted = True
+        else:
+            is_wanted = self._has_more and not self._reading_paused and not (self._queue and self._payload.is_eof())
+        if is_wanted:
+            self._is_waiting = True
+            self._turns.wait(self.caller, self._begin_turn)
+
+    def _is_awaited(self) -> bool:
+        return self._arrival is not None and not self._arrival.done()
+
+    def _has_turn_now(self) -> bool:
+        """Take a turn where there is none; return whether there is one in which something may be parsed."""
+        if self._has_turn:
+            return self._may_parse()
+        if not self._turns.take(self.caller):
+            return False
+        self._has_turn = True
+        self._turn_bytes = 0
+        return True
+
+    def _begin_turn(self) -> None:
+        self._is_waiting = False
+        self._has_turn = True
+        self._turn_bytes = 0
+        if self._has_more and not self._is_broken:
+            data, self._unparsed = self._unparsed, b""
+            self._take_in(b"")  # what the parser kept back
+            if data and self._may_parse():
+                self._take_in(data)
+            elif data:
+                self._keep(data)
+            if not self._unparsed and self._buffer_paused:
+                self._resume_reading_for_buffer()
+            self._turn_parsed()
+        if not self._wake():
+            self._end_turn()
+
+    def _wake(self) -> bool:
+        """Hand a request over to who waits for it, with the turn; return whether there was one."""
+        if not self._queue or self._arrival is None or self._arrival.done():
+            return False
+        self._arrival.set_result(None)
+        return True
+
+    # Parsing.
+
+    def _may_parse(self) -> bool:
+        return (
+            not self._is_broken
+            and not self._reading_paused
+            and len(self._queue) < _AHEAD_MAX
+            and self._turn_bytes <= _PIECE_BYTES
+        )
+
+    def _take_in(self, data: bytes) -> None:
+        """Parse what came, in pieces, as far as this turn goes; keep the rest."""
+        self._has_more = False
+        start = 0
+        while True:
+            piece = data[start : start + _PIECE_BYTES]
+            start += _PIECE_BYTES
+            body_bytes = self._payload.total_bytes
+            try:
+                is_head_whole = self._parse(piece)
+            except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
+                self._refuse(responses.BAD_REQUEST)
+                return
+            if is_head_whole:
+                self._head_bytes = 0
+                self._turn_bytes += len(piece)
+            elif piece:
+                body_bytes = self._payload.total_bytes - body_bytes
+                self._turn_bytes += len(piece) - body_bytes
+                self._count_head(0 if body_bytes else len(piece))
+            if start >= len(data):
+                break
+            if not self._may_parse():
+                self._keep(data[start:])
+                break
+        if self._is_broken:
+            self._forget_unparsed()
+        elif self._charged_bytes or self._head_bytes:
+            self._charge()
+            self._head_is_partial()
+
+    def _parse(self, data: bytes) -> bool:
+        """Parse what came, one request after the other; return whether the head of one was whole.
+
+        A request that is whole is in the queue before anything is parsed of the next, so that it is answered even if
+        that is not HTTP.
+        """
+        was_whole = self._payload.is_eof()
+        is_head_whole = False
+        messages, self._is_broken, _ = self._parser.feed_data(data)  # nothing follows a request for an upgrade
+        while messages or not was_whole:
+            was_whole = True
+            if messages:
+                is_head_whole = True
+                if not _is_understood(messages[0][0]):  # it came alone
+                    raise MalformedRequestError
+                self._queue += messages
+                self._payload = messages[0][1]
+            if self._is_broken or not self._payload.is_eof():
+                break
+            if len(self._queue) >= _AHEAD_MAX:
+                self._has_more = True
+                break
+            messages, self._is_broken, _ = self._parser.feed_data(b"")
+        return is_head_whole
+
+    def _count_head(self, count: int) -> None:
+        """Count bytes that were parsed and were neither the end of a head nor of a body; 0 begins anew."""
+        self._head_bytes = self._head_bytes + count if count else 0
+        if self._head_bytes > HEAD_BYTES_MAX:
+            self._refuse(responses.BAD_REQUEST)
+
+    def _refuse(self, refusal: Response) -> None:
+        """Discard what comes from now on, and have it answered after the requests before it."""
+        self._is_broken = True
+        self._refusal = refusal
+        if not self._payload.is_eof():  # it will not go on, and nobody else tells its reader
+            self._payload.set_exception(MalformedRequestError())
+            self._payload.feed_eof()
+        self._queue.append((None, EMPTY_PAYLOAD))
+        self._forget_unparsed()
+
+    # What is held.
+
+    def _keep(self, data: bytes) -> None:
+        """Keep what came until its turn; the connection is not read meanwhile, if that is much."""
+        if self._is_broken:
+            return
+        self._unparsed += data
+        self._has_more = True
+        if len(self._unparsed) > _PIECE_BYTES and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+        self._charge()
+
+    def _charge(self) -> None:
+        """Take what is held from the budget; where there is not enough left, refuse it."""
+        held_bytes = len(self._unparsed) + self._head_bytes
+        more_bytes = held_bytes - self._charged_bytes
+        if more_bytes > 0:
+            try:
+                self._held_budget.take(more_bytes, self.caller.name)
+            except OverloadedError:
+                self._refuse(responses.OVERLOADED)
+                return
+        elif more_bytes < 0:
+            self._held_budget.give_back(-more_bytes, self.caller.name)
+        self._charged_bytes = held_bytes
+
+    def _forget_unparsed(self) -> None:
+        self._unparsed = b""
+        self._has_more = False
+        self._head_bytes = 0
+        self._charge()
