@@ -96,7 +96,7 @@ async def serve(
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         feed = ChangeFeed(database, store, leases, boot_clock)
-        if link is not None and database.is_sqlite:  # PostgreSQL notifies them
+        if link is not None and not database.notifies:
             feed = ChangeFeed(database, store, leases, boot_clock, link.tell)
             link.listen(feed.look)
         await feed.open()

@@ -10,13 +10,22 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from authsvc.client.database_url import DatabaseUrlError, parse_database_url
 from authsvc.client.environment import ConfigurationError
+from authsvc.client.postgres import (
+    DRIVER_ERRORS,
+    Postgres,
+    SetupError,
+    check_settings,
+    driver_error,
+    is_refusal,
+    separate,
+)
 from authsvc.errors import StoreRefusedError, StoreUnavailableError
 from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
 
@@ -29,13 +38,7 @@ _PASSING = ("08", "25006", "40", "53", "55", "57", "58")
 transaction, no room, something in use, cancelled or going down, a fault of its system."""
 _PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
 """What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
-_REFUSING = ("28", "3D", "42501")
-"""Those that do not: a role or password that is wrong, no such database, no right to a table."""
-_DURABLE: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
-    "sqlite": ("PRAGMA {}", {"synchronous": ("2",)}),  # FULL
-    "postgresql": ("SHOW {}", {"fsync": ("on",), "synchronous_commit": ("on", "remote_apply")}),
-}
-"""How to ask for a setting, and its values with which a commit survives a crash of the machine."""
+_SYNCHRONOUS_FULL = 2
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
 
@@ -67,14 +70,28 @@ class Database:
 
         Raises ConfigurationError for another kind of database.
         """
-        self.engine = _engine(url)
-        self.is_sqlite = self.engine.dialect.name == "sqlite"
-        # A single statement needs no transaction: three round trips to the database become one.
-        self._statements = (
-            self.engine.execution_options(sqlite_begin=None)
-            if self.is_sqlite
-            else self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        )
+        self._postgres: Postgres | None = None
+        try:
+            address = parse_database_url(url)
+            if isinstance(address, Path):
+                self.engine = _sqlite_engine(address)
+            else:
+                # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
+                # restarts, so a look at each connection is enough; behind a pooler, at each transaction.
+                self._postgres = Postgres(
+                    address,
+                    program="authsvc",
+                    command_seconds_max=_COMMAND_TIMEOUT_SECONDS,
+                    settings={"synchronous_commit": "on"},
+                    is_primary=True,
+                )
+                self.engine = self._postgres.engine(
+                    connections_max=10, overflow_max=10, wait_seconds_max=_POOL_TIMEOUT_SECONDS
+                )
+        except (DatabaseUrlError, SetupError) as error:
+            raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
+        self.is_sqlite = self._postgres is None
+        self._statements = self.engine.execution_options(sqlite_begin=None)
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         # SQLite's writers wait for each other anyway, by polling; within a process they queue here instead, in order.
         self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
@@ -83,20 +100,24 @@ class Database:
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.
 
-        Raises ConfigurationError for a setting that is not durable, StoreUnavailableError.
+        Raises ConfigurationError, StoreRefusedError for settings that are not durable, StoreUnavailableError.
         """
         if self.is_sqlite:
             async with _available():
                 _make_file(self.engine.url)
-        ask, settings = _DURABLE[self.engine.dialect.name]
         async with self.statement() as connection:
-            for setting, durable in settings.items():
-                value = str((await connection.execute(sa.text(ask.format(setting)))).scalar_one())
-                if value not in durable:
-                    raise ConfigurationError(
-                        f"AUTHSVC_DATABASE_URL: the database would lose what it committed: {setting} is {value}, "
-                        f"and must be {' or '.join(durable)}"
-                    )
+            if not self.is_sqlite:
+                await check_settings(connection)
+            elif (value := (await connection.execute(sa.text("PRAGMA synchronous"))).scalar_one()) != _SYNCHRONOUS_FULL:
+                raise ConfigurationError(
+                    "AUTHSVC_DATABASE_URL: the database would lose what it committed: "
+                    f"synchronous is {value}, and must be {_SYNCHRONOUS_FULL}"
+                )
+
+    @property
+    def notifies(self) -> bool:
+        """Whether `listen` is told of what other processes commit."""
+        return self._postgres is not None and not self._postgres.is_pooled
 
     async def close(self) -> None:
         """Close the connections."""
@@ -108,15 +129,17 @@ class Database:
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection on which each statement stands for itself."""
         async with _available(), _connected(self._statements) as connection:
+            if not self.is_sqlite:
+                await separate(connection)
             yield connection
 
     def point_reads(self, sql: str) -> PointReads:
         """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
         reads: PointReads
-        if self.is_sqlite:
+        if self._postgres is None:
             reads = SqliteReads(self._connect_sqlite, sql.format("({})"), self._read)
         else:
-            reads = PostgresReads(self._connect_postgres, sql.replace("IN {}", "= ANY($1)"), self._read)
+            reads = PostgresReads(self._postgres.connect, sql.replace("IN {}", "= ANY($1)"), self._read)
         self._point_reads.append(reads)
         return reads
 
@@ -125,12 +148,6 @@ class Database:
         connection = sqlite3.connect(file, timeout=0, isolation_level=None, uri=options.get("uri", False))
         connection.execute("PRAGMA query_only=ON")
         return connection
-
-    async def _connect_postgres(self) -> Any:
-        pooled = await self.engine.raw_connection()
-        driver = pooled.driver_connection
-        pooled.detach()
-        return driver
 
     async def _read(self, sql: str, parameters: tuple[Any, ...]) -> Sequence[Row]:
         for retry in (True, False):
@@ -158,9 +175,14 @@ class Database:
             await connection.commit()
 
     async def listen(self, channel: str, notified: Callable[[], None]) -> None:
-        """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost."""
+        """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost.
+
+        At once, and without a call, behind a pooler, where no session is ours to be notified.
+        """
         async with self.statement() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
+            if driver.is_pooled:
+                return
             lost = asyncio.Event()
             driver.add_termination_listener(lambda _: lost.set())
             try:
@@ -192,42 +214,16 @@ class Database:
             return (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
 
 
-def _engine(url: str) -> AsyncEngine:
-    try:
-        parsed = sa.make_url(url)
-        urlsplit(url)  # finds broken brackets, which the driver would at each connection
-    except (exc.ArgumentError, ValueError):  # the latter also for a port
-        raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
-    backend = parsed.get_backend_name()
-    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        engine = create_async_engine(
-            parsed.set(drivername="sqlite+aiosqlite"),
-            hide_parameters=True,
-            pool_timeout=_POOL_TIMEOUT_SECONDS,
-            connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
-        )
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_sqlite)
-        return engine
-    if backend == "postgresql":
-        try:
-            return create_async_engine(
-                parsed.set(drivername="postgresql+asyncpg"),
-                hide_parameters=True,
-                pool_size=10,
-                pool_timeout=_POOL_TIMEOUT_SECONDS,
-                connect_args={
-                    "timeout": _COMMAND_TIMEOUT_SECONDS,
-                    "command_timeout": _COMMAND_TIMEOUT_SECONDS,
-                    # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
-                    # restarts, so a look at each connection is enough.
-                    "target_session_attrs": "primary",
-                    "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
-                },
-            )
-        except exc.ArgumentError as error:  # such as several hosts without ports
-            raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
-    raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
+def _sqlite_engine(path: Path) -> AsyncEngine:
+    engine = create_async_engine(
+        sa.URL.create("sqlite+aiosqlite", database=str(path)),
+        hide_parameters=True,
+        pool_timeout=_POOL_TIMEOUT_SECONDS,
+        connect_args={"timeout": _BUSY_TIMEOUT_SECONDS},
+    )
+    event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    return engine
 
 
 def _make_file(url: sa.URL) -> None:
@@ -293,10 +289,12 @@ async def _available() -> AsyncIterator[None]:
         yield
     except (exc.TimeoutError, OSError, TimeoutError) as error:
         raise StoreUnavailableError(_reason(error)) from error
-    except exc.DBAPIError as error:
-        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-        if sqlstate.startswith(_REFUSING):
+    except (exc.DBAPIError, *DRIVER_ERRORS) as error:
+        if is_refusal(error):
             raise StoreRefusedError(_reason(error)) from error
+        if not isinstance(error, exc.DBAPIError):  # SQLAlchemy had no part in it: there was no connection
+            raise StoreUnavailableError(_reason(error)) from error
+        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
         passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
         if passes or error.connection_invalidated:
             raise StoreUnavailableError(_reason(error)) from error
@@ -304,7 +302,6 @@ async def _available() -> AsyncIterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the server's own words, which SQLAlchemy wraps twice: they name roles and databases, never a password."""
-    driver = getattr(error, "orig", None)
-    cause = getattr(driver, "__cause__", None) or driver or error
+    """Return the server's own words: they name roles and databases, never a password."""
+    cause = driver_error(error)
     return str(cause).partition("\n")[0] or type(cause).__name__

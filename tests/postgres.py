@@ -49,6 +49,11 @@ class PostgresServer:
         """Return the address of one of its databases, for SQLAlchemy and for asyncpg alike."""
         return f"postgresql://postgres@/{database}?host={self._directory}"
 
+    @property
+    def directory(self) -> Path:
+        """Where its socket is."""
+        return self._directory
+
     def sql(self, statements: str, database: str = "postgres") -> str:
         """Run statements, each in its own transaction, and return what they print, columns joined by `|`."""
         return self._run(

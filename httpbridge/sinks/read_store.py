@@ -16,10 +16,11 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from authsvc.client.postgres import driver_error
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.address import existing_file, parse
-from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, driver_error, postgres_engine, translated
+from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.sinks.schema import check_version, logs
 
 LATE_IDS = 32_768
@@ -42,7 +43,7 @@ class StoreSlowError(StoreUnavailableError):
 
 
 class ReadStore:
-    """The store at a sink's address (`sqlite:///path` or `postgresql://…`); it connects when it is first used.
+    """The store at a sink's address (`sqlite:///FILE` or `postgresql://…`); it connects when it is first used.
 
     Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once, and
     `statement_seconds_max` how long the store works at each statement.

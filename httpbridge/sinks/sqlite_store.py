@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import structlog
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks import StoreNotDurableError, StoreSetupError
+from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.rows import Row, Rows
 from httpbridge.sinks.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
@@ -251,10 +251,10 @@ class SqliteStore:
     def _translated(self, error: BaseException | None) -> Exception:
         """Say what a driver's error means to the sink; no text of a row gets into it."""
         if isinstance(error, UnicodeEncodeError):
-            return BatchRefusedError("The log store cannot hold text that is not valid Unicode")
+            return BatchRefusedError("it cannot hold text that is not valid Unicode")
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF  # the primary of an extended code
         if code in _DATA_ERRORS:
-            return BatchRefusedError("The log store cannot hold this batch")
+            return BatchRefusedError(f"it cannot hold this batch ({_reason(error)})")
         reason = f"{self._path}: {_reason(error)}"
         if code in _SETUP_ERRORS:
             return StoreSetupError(f"the log store cannot be used: {reason}")
@@ -285,7 +285,7 @@ def _set_durable(driver: sqlite3.Connection, _record: object) -> None:
     for setting, needed, meaning in (("journal_mode", "wal", "wal"), ("synchronous", 2, "2 (FULL)")):
         value = driver.execute(f"PRAGMA {setting}").fetchone()[0]
         if value != needed:
-            raise StoreNotDurableError(setting, str(value), meaning)
+            raise StoreSetupError(f"the log store is not durable: {setting} is {value!r}, and must be {meaning}")
 
 
 def _rolled_back(connection: sqlite3.Connection) -> bool:
