@@ -5,7 +5,6 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 
 import asyncio
 import os
-import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.clock import boot_clock
+from authsvc.client.commands import connections_that_fit
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.listening import bind, cannot_listen
 from authsvc.client.workers import Link
@@ -88,7 +88,7 @@ async def serve(
     """
     limits = limits or CallLimits()
     config.check_exposure()
-    connections_max = _connections_max(limits)
+    connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
     async with _database(config) as database:
@@ -138,17 +138,6 @@ async def serve(
             await _stop(server, guard)
             await key_service.drain()
             await _end(indexing, watching, stopping)
-
-
-def _connections_max(limits: CallLimits) -> int:
-    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = limits.connections_max + _OTHER_FILES_MAX
-    if hard != resource.RLIM_INFINITY:
-        files = min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return files - _OTHER_FILES_MAX
 
 
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:

@@ -88,9 +88,7 @@ class PostgresReads:
     answer fails all who wait by then, so that nobody waits for several failures.
     """
 
-    def __init__(
-        self, connect: Callable[[], Awaitable[Connection]], sql: str, usual_way: UsualWay
-    ) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], sql: str, usual_way: UsualWay) -> None:
         """Take a statement with an array of values as its parameter."""
         self._connect = connect
         self._sql = sql
@@ -164,7 +162,7 @@ class PostgresReads:
         return await self._usual_way(self._sql, (values,))
 
     async def _prepared(self, connection: Connection) -> Callable[[list[Value]], Awaitable[Sequence[Row]]]:
-        """Return what runs the statement; behind a pooler nothing can be prepared, and each time a standby may answer."""
+        """Return what runs the statement. Behind a pooler it is not prepared, and finds nothing on a standby."""
         if connection.is_pooled:
             sql = f"SELECT * FROM ({self._sql}) AS found WHERE NOT pg_is_in_recovery()"  # noqa: S608 - no input
             return lambda values: connection.fetch(sql, values)

@@ -4,7 +4,6 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 """
 
 import asyncio
-import resource
 import socket
 import ssl
 import time
@@ -14,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.commands import connections_that_fit
 from authsvc.client.environment import Address
 from authsvc.client.listening import bind, bound_address, cannot_listen
 from authsvc.client.validator import KeyServiceState, KeyValidator
@@ -62,6 +62,7 @@ async def serve(
     """
     config.check_exposure()
     tls = server_tls(config)
+    connections_max = connections_that_fit(CONNECTIONS_MAX, _OTHER_FILES_MAX)
     async with AsyncExitStack() as stack:
         # Before anything else begins, so that a taken port is all that is said.
         sockets = await bind(config.listen, _LISTEN, is_shared=is_worker)
@@ -91,7 +92,7 @@ async def serve(
             readiness=_readiness(validator, sink),
             now=now,
             monotonic=time.monotonic,
-            connections_max=_connections_max(),
+            connections_max=connections_max,
         )
         listeners: list[Listener] = []
         try:
@@ -144,17 +145,6 @@ async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
         return remote_sink(log_writer, monotonic=time.monotonic)
     make_state_dir(config)
     return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
-
-
-def _connections_max() -> int:
-    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = CONNECTIONS_MAX + _OTHER_FILES_MAX
-    if hard != resource.RLIM_INFINITY:
-        files = min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return files - _OTHER_FILES_MAX
 
 
 def _listen(server: PublicServer, bound: socket.socket, address: Address, tls: ssl.SSLContext | None) -> Listener:

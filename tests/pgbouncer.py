@@ -1,4 +1,4 @@
-"""A private PgBouncer in transaction mode, Debian's program, before the tests' PostgreSQL. The fixtures are in `conftest`.
+"""A private PgBouncer in transaction mode, Debian's program, before the tests' PostgreSQL; fixtures: `conftest`.
 
 Its statements really land on different sessions of the server: it keeps several, and takes turns.
 """
@@ -31,7 +31,8 @@ class PgBouncer:
         self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         if self._user is not None:
             os.chown(self._directory, self._user, -1)
-        (self._directory / "pgbouncer.ini").write_text(f"""
+        (self._directory / "pgbouncer.ini").write_text(
+            f"""
             [databases]
             * = host={server.directory} user=postgres
             [pgbouncer]
@@ -44,7 +45,8 @@ class PgBouncer:
             server_round_robin = 1
             server_login_retry = 0.1
             max_client_conn = 200
-            """.replace("\n            ", "\n"))
+            """.replace("\n            ", "\n")
+        )
         self.start()
 
     def url(self, database: str) -> str:

@@ -46,13 +46,11 @@ _TLS_FILES = ("sslrootcert", "sslcrl", "sslcert", "sslkey")
 _TLS = ("sslmode", "sslnegotiation", "ssl_min_protocol_version", "ssl_max_protocol_version", "sslpassword", *_TLS_FILES)
 _TEXTS = ("user", "password", "dbname", "passfile", "options", "application_name", "fallback_application_name")
 _USED = frozenset((*_CHOICES, *_TLS, *_TEXTS, "host", "port", "connect_timeout"))
-_REFUSED = frozenset(
-    """
-    gsslib hostaddr keepalives_count keepalives_idle keepalives_interval krbsrvname oauth_ca_file oauth_client_id
-    oauth_client_secret oauth_issuer oauth_scope require_auth requirepeer scram_client_key scram_server_key service
-    servicefile sslcrldir sslkeylogfile
-    """.split()
-)
+_REFUSED = {
+    "gsslib", "hostaddr", "keepalives_count", "keepalives_idle", "keepalives_interval", "krbsrvname", "oauth_ca_file",
+    "oauth_client_id", "oauth_client_secret", "oauth_issuer", "oauth_scope", "require_auth", "requirepeer",
+    "scram_client_key", "scram_server_key", "service", "servicefile", "sslcrldir", "sslkeylogfile",
+}  # fmt: skip
 """libpq's other parameters."""
 
 

@@ -249,7 +249,7 @@ class Postgres:
 
 
 async def separate(connection: AsyncConnection) -> None:
-    """Let each statement be a transaction of its own, which saves two round trips; not behind a pooler, as `_settle`."""
+    """Let each statement be a transaction of its own, without two more round trips; not behind a pooler: `_settle`."""
     driver: Any = (await connection.get_raw_connection()).driver_connection
     if not driver.is_pooled:
         await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -48,8 +48,7 @@ EXPECTED_ERRORS = (
 def postgres_engine(address: PostgresAddress, *, connections_max: int = 1, **settings: str) -> AsyncEngine:
     """Make an engine for the database, whose sessions have these settings of the server.
 
-    It has at most `connections_max` connections; who wants one more waits for CONNECT_SECONDS_MAX. Raises StoreSetupError
-    for an address that cannot be used.
+    It has at most `connections_max` connections; who wants one more waits for CONNECT_SECONDS_MAX.
     """
 
     async def set_up(connection: Connection) -> None:

@@ -128,7 +128,15 @@ async def test_a_standby_decides_nothing(tmp_path: Path, private_postgres: Postg
     assert "primary" in refused.value.reason
 
 
-@pytest.mark.parametrize("url", ["postgresql://[::1/x", "postgresql:///x?host=a&host=b", "postgresql:///x?target_session_attrs=standby", "mysql://localhost/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://[::1/x",
+        "postgresql:///x?host=a&host=b",
+        "postgresql:///x?target_session_attrs=standby",
+        "mysql://localhost/x",
+    ],
+)
 def test_what_is_no_address_of_a_database_is_refused_by_its_variable(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: "):
         Database(url)
