@@ -186,7 +186,8 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         await database.open()
         yield database
     except StoreRefusedError as error:  # later ones are answers to calls
-        raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error.reason}") from None
+        where = f"{database.engine.url.database}: " if database.is_sqlite else ""
+        raise ConfigurationError(f"{config.store_variable}: {where}{error.reason}") from None
     finally:
         await database.close()
 

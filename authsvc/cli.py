@@ -123,7 +123,7 @@ def migrate() -> None:
     done = (
         f"is at version {after} already" if before == after else f"is now at version {after}, was {before or 'empty'}"
     )
-    click.echo(f"the schema {done}", err=True)
+    console.note(f"the schema {done}")
 
 
 @main.command(short_help="Make a small CA and certificates to try TLS with.")
@@ -412,4 +412,4 @@ def renew_epoch(yes: bool) -> None:
     if not yes and not click.confirm("Every bridge asks anew about each key. Go on?", err=True):
         fail("nothing was changed", REFUSED)
     console.run(app.renew_epoch(console.read_config()))
-    click.echo("the database has a new epoch", err=True)
+    console.note("the database has a new epoch")

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 import msgspec
 
+from authsvc.client.database_url import sqlite_url
 from authsvc.client.environment import Address, ConfigurationError, Secret, Token, kept_token, make_folder, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
@@ -63,7 +64,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def store_url(self) -> str:
         """Return the database's URL: the one that is set, or the file `authsvc.db` in the state folder."""
-        return self.database_url.reveal() if self.database_url else f"sqlite:///{self.state_dir / 'authsvc.db'}"
+        return self.database_url.reveal() if self.database_url else sqlite_url(self.state_dir / "authsvc.db")
+
+    @property
+    def store_variable(self) -> str:
+        """The variable that says where the database is."""
+        return "AUTHSVC_DATABASE_URL" if self.database_url else "AUTHSVC_STATE_DIR"
 
     @property
     def is_margin_thin(self) -> bool:

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import errno
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -38,6 +39,14 @@ _PASSING = ("08", "25006", "40", "53", "55", "57", "58")
 transaction, no room, something in use, cancelled or going down, a fault of its system."""
 _PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
 """What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
+_REFUSING_FILES = {
+    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS,
+}  # fmt: skip
+_REFUSING_SQLITE = {
+    sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}  # fmt: skip
+"""What waiting does not mend: of the system, about a file, and of SQLite."""
 _SYNCHRONOUS_FULL = 2
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
@@ -287,21 +296,28 @@ async def _available() -> AsyncIterator[None]:
     """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
     try:
         yield
-    except (exc.TimeoutError, OSError, TimeoutError) as error:
-        raise StoreUnavailableError(_reason(error)) from error
-    except (exc.DBAPIError, *DRIVER_ERRORS) as error:
-        if is_refusal(error):
+    except (exc.DBAPIError, exc.TimeoutError, OSError, TimeoutError, *DRIVER_ERRORS) as error:
+        if _is_refusal(error):
             raise StoreRefusedError(_reason(error)) from error
-        if not isinstance(error, exc.DBAPIError):  # SQLAlchemy had no part in it: there was no connection
-            raise StoreUnavailableError(_reason(error)) from error
-        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-        passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
-        if passes or error.connection_invalidated:
-            raise StoreUnavailableError(_reason(error)) from error
-        raise
+        if isinstance(error, exc.DBAPIError):
+            sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
+            passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
+            if not (passes or error.connection_invalidated):
+                raise
+        raise StoreUnavailableError(_reason(error)) from error
+
+
+def _is_refusal(error: BaseException) -> bool:
+    error = driver_error(error)
+    if isinstance(error, sqlite3.Error):  # the primary of an extended code
+        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF in _REFUSING_SQLITE
+    if isinstance(error, OSError):  # without a file's name it is one of the network
+        return error.filename is not None and error.errno in _REFUSING_FILES
+    return is_refusal(error)
 
 
 def _reason(error: Exception) -> str:
-    """Return the server's own words: they name roles and databases, never a password."""
+    """Return the server's or the system's own words: they name roles and databases, never a password."""
     cause = driver_error(error)
-    return str(cause).partition("\n")[0] or type(cause).__name__
+    words = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+    return words.partition("\n")[0] or type(cause).__name__

@@ -94,7 +94,7 @@ class PostgresReads:
         self._sql = sql
         self._usual_way = usual_way
         self._connection: Connection | None = None
-        self._run: Callable[[list[Value]], Awaitable[Sequence[Row]]]
+        self._run: Callable[[list[Value]], Awaitable[Any]]
         self._waiting: OrderedDict[asyncio.Future[Rows], Sequence[Value]] = OrderedDict()
         self._waiting_values = 0
         self._reading: asyncio.Task[None] | None = None
@@ -151,7 +151,8 @@ class PostgresReads:
             if self._connection is None:
                 self._connection = await self._connect()
                 self._run = await self._prepared(self._connection)
-            if rows := await self._run(values):
+            rows: Sequence[Row] = await self._run(values)
+            if rows:
                 return rows
             self._disconnect()  # a standby, which the pooler has turned to
         except TimeoutError as error:  # the usual way would take as long again
@@ -161,7 +162,7 @@ class PostgresReads:
             self._disconnect()
         return await self._usual_way(self._sql, (values,))
 
-    async def _prepared(self, connection: Connection) -> Callable[[list[Value]], Awaitable[Sequence[Row]]]:
+    async def _prepared(self, connection: Connection) -> Callable[[list[Value]], Awaitable[Any]]:
         """Return what runs the statement. Behind a pooler it is not prepared, and finds nothing on a standby."""
         if connection.is_pooled:
             sql = f"SELECT * FROM ({self._sql}) AS found WHERE NOT pg_is_in_recovery()"  # noqa: S608 - no input

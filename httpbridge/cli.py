@@ -51,14 +51,14 @@ def serve() -> None:
         announce(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
     if config.workers > 1:
-        _run(_run_workers(config, started))
+        _run(config, _run_workers(config, started))
         return
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(work())
+    _run(config, work())
 
 
 @main.command(hidden=True)
@@ -73,7 +73,7 @@ def worker(place: Place, log_writer: Path | None) -> None:
         with Link(place) as link:
             await app.serve(config, stop_at_signals(), lambda _: link.ready(), is_worker=True, log_writer=log_writer)
 
-    _run(work())
+    _run(config, work())
 
 
 @main.command(hidden=True)
@@ -92,7 +92,7 @@ def log_writer(path: Path, place: Place) -> None:
         with Link(place, stop.set) as link:
             await serve_writer(config.sink_url(), path, stop, link.ready)
 
-    _run(work())
+    _run(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
         path.unlink()
         path.parent.rmdir()
@@ -137,7 +137,7 @@ def dashboard() -> None:
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(work())
+    _run(config, work())
 
 
 @main.command()
@@ -197,9 +197,10 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
     try:
         with suppress(KeyboardInterrupt):
             _run(
+                config,
                 log_view.show_logs(
                     config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-                )
+                ),
             )
             output.flush()
             if output.is_empty:
@@ -232,11 +233,11 @@ def _config() -> Config:
         fail(str(error), USAGE)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
     try:
         run(work)
     except StoreSetupError as error:
-        fail(f"HTTPBRIDGE_LOG_STORE_URL: {error}", USAGE)
+        fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:
         fail(f"the log store is out of reach: {error}", OUT_OF_REACH)

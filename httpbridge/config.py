@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 import msgspec
 
+from authsvc.client.database_url import sqlite_url
 from authsvc.client.environment import Address, ConfigurationError, Secret, Token, make_folder, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
@@ -76,7 +77,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def sink_url(self) -> str:
         """Return the log store's URL: the one that is set, or the file `logs.db` in the state folder."""
-        return self.log_store_url.reveal() if self.log_store_url else f"sqlite:///{self.state_dir / 'logs.db'}"
+        return self.log_store_url.reveal() if self.log_store_url else sqlite_url(self.state_dir / "logs.db")
+
+    @property
+    def store_variable(self) -> str:
+        """The variable that says where the log store is."""
+        return "HTTPBRIDGE_LOG_STORE_URL" if self.log_store_url else "HTTPBRIDGE_STATE_DIR"
 
     def check_exposure(self) -> None:
         """Raise ConfigurationError where keys would cross a network in the clear."""

@@ -1,6 +1,6 @@
 """A private PgBouncer in transaction mode, Debian's program, before the tests' PostgreSQL; fixtures: `conftest`.
 
-Its statements really land on different sessions of the server: it keeps several, and takes turns.
+A session's state is really lost between two transactions: it has several sessions, and takes turns with them.
 """
 
 import os
@@ -13,56 +13,54 @@ import tempfile
 import time
 from pathlib import Path
 
+import asyncpg
+import pytest
+
 from tests.postgres import START_SECONDS_MAX, PostgresServer
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-MISSING = "PgBouncer is missing (apt-get install pgbouncer): what is behind it was not tested"
 SESSIONS = 4
-"""That it keeps with each database."""
+"""With each database."""
 
 
 class PgBouncer:
     """One pooler; `start` and `stop` may be called again and again."""
 
-    def __init__(self, server: PostgresServer) -> None:
-        assert PGBOUNCER is not None
+    def __init__(self, server: PostgresServer, *settings: str, port: int = 0) -> None:
+        """Write its configuration, with these lines at the end; with a port it listens on the loopback, too.
+
+        Skips the test where there is no such program, or fails it where `CI=true`.
+        """
+        if PGBOUNCER is None:
+            missing = "PgBouncer is missing (apt-get install pgbouncer): what is behind it was not tested"
+            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
+        self.port = port or 6432
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="pgb-", dir="/tmp"))  # as PostgresServer
+        self.directory = Path(tempfile.mkdtemp(prefix="pgb-", dir="/tmp"))  # as PostgresServer
         self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         if self._user is not None:
-            os.chown(self._directory, self._user, -1)
-        (self._directory / "pgbouncer.ini").write_text(
-            f"""
-            [databases]
-            * = host={server.directory} user=postgres
-            [pgbouncer]
-            pool_mode = transaction
-            listen_addr =
-            unix_socket_dir = {self._directory}
-            auth_type = any
-            default_pool_size = {SESSIONS}
-            min_pool_size = {SESSIONS}
-            server_round_robin = 1
-            server_login_retry = 0.1
-            max_client_conn = 200
-            """.replace("\n            ", "\n")
-        )
-        self.start()
+            os.chown(self.directory, self._user, -1)
+        lines = [
+            "[databases]", f"* = host={server.directory} user=postgres", "[pgbouncer]", "pool_mode = transaction",
+            f"listen_addr = {'127.0.0.1' if port else ''}", f"listen_port = {self.port}",
+            f"unix_socket_dir = {self.directory}", "auth_type = any", f"default_pool_size = {SESSIONS}",
+            "server_round_robin = 1", "server_login_retry = 0.1", "max_client_conn = 200", *settings,
+        ]  # fmt: skip
+        (self.directory / "pgbouncer.ini").write_text("\n".join(lines))
 
     def url(self, database: str) -> str:
         """Return the address of one of the server's databases by way of the pooler."""
-        return f"postgresql://postgres@/{database}?host={self._directory}&port=6432"
+        return f"postgresql://postgres@/{database}?host={self.directory}&port={self.port}"
 
     def start(self) -> None:
         """Start it and return when it takes connections."""
-        assert PGBOUNCER is not None
-        with (self._directory / "log").open("ab") as log:
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [PGBOUNCER, self._directory / "pgbouncer.ini"],
+                [str(PGBOUNCER), self.directory / "pgbouncer.ini"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self._directory,
+                cwd=self.directory,
                 start_new_session=True,
                 user=self._user,
             )
@@ -70,7 +68,7 @@ class PgBouncer:
         while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError("PgBouncer did not start:\n" + (self._directory / "log").read_text()[-2000:])
+                raise RuntimeError("PgBouncer did not start:\n" + (self.directory / "log").read_text()[-2000:])
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -83,8 +81,18 @@ class PgBouncer:
     def close(self) -> None:
         """Stop it and delete its files."""
         self.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _listens(self) -> bool:
         with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self._directory / ".s.PGSQL.6432")) == 0
+            return probe.connect_ex(str(self.directory / f".s.PGSQL.{self.port}")) == 0
+
+
+async def spread(url: str) -> None:
+    """Have it open all of its sessions with a database."""
+    connections = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(SESSIONS)]
+    for connection in connections:
+        await connection.execute("BEGIN; SELECT 1")
+    for connection in connections:
+        await connection.execute("COMMIT")
+        await connection.close()

@@ -143,6 +143,11 @@ class PostgresServer:
         return str(done.stdout.strip())
 
 
+def database_name(url: str) -> str:
+    """Return which database of the server a URL of `PostgresServer.url` is about."""
+    return url.partition("?")[0].rpartition("/")[2]
+
+
 def _environment() -> dict[str, str]:
     """Ours without libpq's variables, which would lead the tests to another server."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import resource
 import sys
+import threading
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -56,11 +57,22 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
     gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            _let_threads_end(runner.get_loop())
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
     except StartFailedError as error:  # whose worker has said why
         sys.exit(error.status if error.status > 0 else DEFECT)
+
+
+def _let_threads_end(loop: asyncio.AbstractEventLoop) -> None:
+    """Have a thread say nothing that ends after the loop, and cannot tell it: a driver's, whose connection failed."""
+
+    def failed(arguments: threading.ExceptHookArgs) -> None:
+        if not loop.is_closed():
+            threading.__excepthook__(arguments)
+
+    threading.excepthook = failed
 
 
 def fail(reason: str, status: int) -> NoReturn:

@@ -6,6 +6,8 @@ are made for each transaction; nobody can LISTEN. Each connection finds out by i
 the server runs is not the one that was announced when the connection was made.
 """
 
+import getpass
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -18,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.util import await_only
 
 from authsvc.client.database_url import PostgresAddress
+from authsvc.client.passfile import find_password
 
 _CONNECT_SECONDS_MAX = 5.0
 """For each host, unless the URL says otherwise."""
@@ -55,7 +58,7 @@ DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Internal
 """What a connection raises, and making one, besides OSError and TimeoutError; past SQLAlchemy, as it is."""
 
 
-class Connection(asyncpg.Connection):  # type: ignore[type-arg]
+class Connection(asyncpg.Connection):
     """The driver's connection, and whether a pooler is in between."""
 
     __slots__ = ("is_pooled", "settings")
@@ -143,9 +146,7 @@ class Postgres:
         address = self._address
         options: dict[str, Any] = self._tls() | {
             "user": address.user,
-            "password": address.password.reveal() if address.password else None,
             "database": address.database,
-            "passfile": self._passfile(),
             "timeout": address.connect_seconds or _CONNECT_SECONDS_MAX,
             "command_timeout": self._command_seconds_max,
             "statement_cache_size": _PREPARED_MAX if may_prepare else 0,
@@ -158,9 +159,11 @@ class Postgres:
         # One host after the other, each with its time: the driver gives all of them together the time of one.
         for role in ("standby", "any") if self._role == "prefer-standby" else (self._role,):
             for host, port in address.hosts or (("", None),):
-                where = {"host": [host] if host else None, "port": port, "target_session_attrs": role}
+                where: dict[str, Any] = {"host": [host] if host else None, "port": port, "target_session_attrs": role}
                 try:
-                    return await asyncpg.connect(**options, **where)
+                    where["password"] = self._password(host, port)
+                    connection: Any = await asyncpg.connect(**options, **where)
+                    return connection  # type: ignore[no-any-return]
                 except ssl.SSLCertVerificationError as error:
                     raise SetupError(f"the server's certificate is not trusted: {error.verify_message}") from None
                 except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
@@ -177,16 +180,18 @@ class Postgres:
         assert failure is not None  # noqa: S101 - there is one host at least
         raise failure
 
-    def _passfile(self) -> Any:
-        """Return the file with the password; raise SetupError for one that libpq would pass over."""
-        path = self._address.passfile
-        if path is None:
-            return None
+    def _password(self, host: str, port: int | None) -> str | None:
+        """Return what the URL says, or the file that it names; raise SetupError for one that libpq would pass over."""
+        address = self._address
+        if address.password is not None or address.passfile is None:
+            return address.password.reveal() if address.password else None
         with _named("passfile"):
-            if path.stat().st_mode & 0o077:
-                raise SetupError(f"passfile: {path}: others than its owner may use it: its mode must be 0600 or less")
-            path.read_bytes()
-        return path
+            if address.passfile.stat().st_mode & 0o077:
+                raise SetupError("passfile: others than its owner may use it: its mode must be 0600 or less")
+            lines = address.passfile.read_text("utf-8", "replace").splitlines()
+        user = address.user or os.environ.get("PGUSER") or getpass.getuser()
+        database = address.database or os.environ.get("PGDATABASE") or user
+        return find_password(lines, host or "localhost", port or int(os.environ.get("PGPORT", "5432")), database, user)
 
     def _tls(self) -> dict[str, Any]:
         """Return what the driver is told of TLS; raise SetupError naming the file that is wrong."""

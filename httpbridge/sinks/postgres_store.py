@@ -9,24 +9,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from authsvc.client.database_url import PostgresAddress
-from authsvc.client.postgres import (
-    DRIVER_ERRORS,
-    Connection,
-    Postgres,
-    SetupError,
-    check_settings,
-    driver_error,
-    is_refusal,
-)
+from authsvc.client.postgres import Connection, Postgres, check_settings
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.rows import Rows
 from httpbridge.sinks.schema import PROBE, WRITTEN_COLUMNS, create_tables
+from httpbridge.sinks.store_errors import EXPECTED_ERRORS, translated
 
 CONNECT_SECONDS_MAX = 5.0
 """For one of an engine's connections to be free."""
@@ -36,13 +27,6 @@ COMMIT_SECONDS_MAX = 10.0
 
 _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
 """The advisory lock under which one bridge at a time creates the tables: the bytes of `deeplogs`."""
-
-_DATA_CLASSES = ("22", "23", "54")
-"""SQLSTATE classes of what one batch alone meets: data exception, integrity constraint, program limit exceeded."""
-
-EXPECTED_ERRORS = (
-    *DRIVER_ERRORS, sa.exc.SQLAlchemyError, StoreSetupError, OSError, TimeoutError, UnicodeEncodeError,
-)  # fmt: skip
 
 
 def postgres_engine(address: PostgresAddress, *, connections_max: int = 1, **settings: str) -> AsyncEngine:
@@ -171,23 +155,3 @@ class PostgresStore:
         if connection is not None:
             await connection.invalidate()
             await connection.close()
-
-
-def translated(error: BaseException) -> Exception:
-    """Say what a driver's error means to the sink; no text of a row gets into it."""
-    error = driver_error(error)
-    if isinstance(error, StoreSetupError):
-        return error
-    if isinstance(error, SetupError):
-        return StoreSetupError(str(error))
-    if isinstance(error, UnicodeEncodeError):
-        return BatchRefusedError("it cannot hold text that is not valid Unicode")
-    if isinstance(error, asyncpg.DataError) or (
-        isinstance(error, asyncpg.PostgresError) and (error.sqlstate or "")[:2] in _DATA_CLASSES
-    ):
-        return BatchRefusedError(f"it cannot hold this batch ({type(error).__name__})")
-    # Only the first argument: a server's details may quote a row.
-    reason = f"{error.args[0] if error.args else 'no answer in time'} ({type(error).__name__})"
-    if is_refusal(error):
-        return StoreSetupError(f"the log store cannot be used: {reason}")
-    return StoreUnavailableError(reason)

@@ -24,6 +24,7 @@ from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.rows import Row, Rows
 from httpbridge.sinks.schema import PROBE, WRITTEN_COLUMNS, create_tables
+from httpbridge.sinks.store_errors import translated
 
 BUSY_SECONDS_MAX = 2.0
 """How long a commit waits for another process's lock before it is a 503."""
@@ -45,12 +46,6 @@ _STATEMENT_ROWS_MAX = 64
 
 _Identity: TypeAlias = tuple[int, int]
 """The device and the number of a file: what stays when it is moved."""
-
-_DATA_ERRORS = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
-_SETUP_ERRORS = {
-    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_ERROR,
-}  # fmt: skip
 
 _log = structlog.get_logger("httpbridge.sinks")
 
@@ -249,16 +244,7 @@ class SqliteStore:
             connection.invalidate()
 
     def _translated(self, error: BaseException | None) -> Exception:
-        """Say what a driver's error means to the sink; no text of a row gets into it."""
-        if isinstance(error, UnicodeEncodeError):
-            return BatchRefusedError("it cannot hold text that is not valid Unicode")
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF  # the primary of an extended code
-        if code in _DATA_ERRORS:
-            return BatchRefusedError(f"it cannot hold this batch ({_reason(error)})")
-        reason = f"{self._path}: {_reason(error)}"
-        if code in _SETUP_ERRORS:
-            return StoreSetupError(f"the log store cannot be used: {reason}")
-        return StoreUnavailableError(reason)
+        return translated(error, f"{self._path}: ")
 
 
 def _identity(path: Path) -> _Identity | None:
