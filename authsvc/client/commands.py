@@ -8,6 +8,7 @@ import gc
 import resource
 import sys
 import threading
+import traceback
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -49,7 +50,7 @@ class Commands(click.Group):
         except Exception as error:  # noqa: BLE001 - the last resort
             if structlog.is_configured():  # the texts of errors may be secret
                 _log.debug("unexpected_error", traceback=traceback_without_text(error))
-            fail(f"unexpected error, a defect: {_kind(error)}", DEFECT)
+            fail(f"unexpected error, a defect: {_kind(error)}; with …_LOG_LEVEL=debug it logs more", DEFECT)
 
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
@@ -114,12 +115,12 @@ def connections_that_fit(connections_max: int, other_files_max: int) -> int:
 
 def _kind(error: BaseException) -> str:
     """Return an error's type, and where in our code it was raised."""
-    while isinstance(error, BaseExceptionGroup):
+    place = ""
+    while True:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            module = str(frame.f_globals.get("__name__"))
+            if module.startswith(("authsvc.", "httpbridge.")):
+                place = f" at {module}:{line}"
+        if not isinstance(error, BaseExceptionGroup):
+            return f"{type(error).__qualname__}{place}"
         error = error.exceptions[0]
-    place, trace = "", error.__traceback__
-    while trace is not None:
-        module = str(trace.tb_frame.f_globals.get("__name__"))
-        if module.partition(".")[0] in ("authsvc", "httpbridge"):
-            place = f" at {module}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return f"{type(error).__qualname__}{place}"
