@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import errno
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -13,40 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event, exc
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from authsvc.client.database_url import DatabaseUrlError, parse_database_url
 from authsvc.client.environment import ConfigurationError
 from authsvc.client.postgres import (
-    DRIVER_ERRORS,
     Postgres,
-    SetupError,
     check_settings,
-    driver_error,
-    is_refusal,
     separate,
 )
-from authsvc.errors import StoreRefusedError, StoreUnavailableError
+from authsvc.client.postgres_files import SetupError
+from authsvc.database_errors import available, reason
+from authsvc.errors import StoreUnavailableError
 from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
 
 _BUSY_TIMEOUT_SECONDS = 5
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
 _LISTENING_CHECK_SECONDS = 30.0
-_PASSING = ("08", "25006", "40", "53", "55", "57", "58")
-"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), conflict with another
-transaction, no room, something in use, cancelled or going down, a fault of its system."""
-_PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
-"""What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
-_REFUSING_FILES = {
-    errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS,
-}  # fmt: skip
-_REFUSING_SQLITE = {
-    sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY,
-}  # fmt: skip
-"""What waiting does not mend: of the system, about a file, and of SQLite."""
 _SYNCHRONOUS_FULL = 2
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
@@ -112,7 +96,7 @@ class Database:
         Raises ConfigurationError, StoreRefusedError for settings that are not durable, StoreUnavailableError.
         """
         if self.is_sqlite:
-            async with _available():
+            async with available():
                 _make_file(self.engine.url)
         async with self.statement() as connection:
             if not self.is_sqlite:
@@ -137,7 +121,7 @@ class Database:
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection on which each statement stands for itself."""
-        async with _available(), _connected(self._statements) as connection:
+        async with available(), _connected(self._statements) as connection:
             if not self.is_sqlite:
                 await separate(connection)
             yield connection
@@ -172,13 +156,13 @@ class Database:
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction: on SQLite, of one snapshot."""
-        async with _available(), _connected(self.engine) as connection:
+        async with available(), _connected(self.engine) as connection:
             yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back."""
-        async with self._turn, _available(), _connected(self._writing) as connection:
+        async with self._turn, available(), _connected(self._writing) as connection:
             await connection.begin()
             yield connection
             await connection.commit()
@@ -204,7 +188,7 @@ class Database:
                             return
                     await driver.execute("SELECT 1")  # a server may be gone without a word
             except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
-                raise StoreUnavailableError(_reason(error)) from error
+                raise StoreUnavailableError(reason(error)) from error
             finally:
                 await connection.invalidate()  # it must not go back to the pool listening
 
@@ -289,35 +273,3 @@ async def _to_the_end(operation: Coroutine[Any, Any, object]) -> None:
         raise cancelled
     if failed is not None:
         raise failed
-
-
-@asynccontextmanager
-async def _available() -> AsyncIterator[None]:
-    """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
-    try:
-        yield
-    except (exc.DBAPIError, exc.TimeoutError, OSError, TimeoutError, *DRIVER_ERRORS) as error:
-        if _is_refusal(error):
-            raise StoreRefusedError(_reason(error)) from error
-        if isinstance(error, exc.DBAPIError):
-            sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-            passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
-            if not (passes or error.connection_invalidated):
-                raise
-        raise StoreUnavailableError(_reason(error)) from error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    error = driver_error(error)
-    if isinstance(error, sqlite3.Error):  # the primary of an extended code
-        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF in _REFUSING_SQLITE
-    if isinstance(error, OSError):  # without a file's name it is one of the network
-        return error.filename is not None and error.errno in _REFUSING_FILES
-    return is_refusal(error)
-
-
-def _reason(error: Exception) -> str:
-    """Return the server's or the system's own words: they name roles and databases, never a password."""
-    cause = driver_error(error)
-    words = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
-    return words.partition("\n")[0] or type(cause).__name__

@@ -6,13 +6,10 @@ are made for each transaction; nobody can LISTEN. Each connection finds out by i
 the server runs is not the one that was announced when the connection was made.
 """
 
-import getpass
-import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import urlencode
 
 import asyncpg
 import sqlalchemy as sa
@@ -20,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.util import await_only
 
 from authsvc.client.database_url import PostgresAddress
-from authsvc.client.passfile import find_password
+from authsvc.client.postgres_files import SetupError, password_for, tls_options
 
 _CONNECT_SECONDS_MAX = 5.0
 """For each host, unless the URL says otherwise."""
@@ -41,10 +38,6 @@ _NEEDED = {
     "server_encoding": ("the database could not hold every text", ("UTF8",)),
 }
 """Settings, what were without them, and the values that they must have."""
-
-
-class SetupError(Exception):
-    """The database cannot be used as it is set up, and waiting does not mend it; one line, without a password."""
 
 
 class StandbyError(ConnectionError):
@@ -116,17 +109,15 @@ class Postgres:
         """
         for _ in range(_TRIES):
             may_prepare = self.is_pooled is False
-            connection = await self._reach(may_prepare)
             try:
-                # Unnamed: what other clients of a pooler have prepared may have the driver's names.
-                statement = await connection.prepare("SELECT pg_backend_pid()", name="")
-                connection.is_pooled = self.is_pooled = await statement.fetchval() != connection.get_server_pid()
+                connection = await self._reach(may_prepare)
+                self.is_pooled = connection.is_pooled
                 if may_prepare is not connection.is_pooled:
-                    await self._prepare(connection)
+                    async with _terminated(connection):
+                        await self._prepare(connection)
                     return connection
             except BaseException:
                 self.is_pooled = None
-                connection.terminate()
                 raise
             connection.terminate()
         raise ConnectionError("now a pooler answers, now a server")
@@ -144,7 +135,8 @@ class Postgres:
     async def _reach(self, may_prepare: bool) -> Connection:
         """Connect to the first host that is there and has the role."""
         address = self._address
-        options: dict[str, Any] = self._tls() | {
+        connect: Any = asyncpg.connect
+        options: dict[str, Any] = tls_options(address.tls) | {
             "user": address.user,
             "database": address.database,
             "timeout": address.connect_seconds or _CONNECT_SECONDS_MAX,
@@ -159,17 +151,21 @@ class Postgres:
         # One host after the other, each with its time: the driver gives all of them together the time of one.
         for role in ("standby", "any") if self._role == "prefer-standby" else (self._role,):
             for host, port in address.hosts or (("", None),):
-                where: dict[str, Any] = {"host": [host] if host else None, "port": port, "target_session_attrs": role}
                 try:
-                    where["password"] = self._password(host, port)
-                    connection: Any = await asyncpg.connect(**options, **where)
-                    return connection  # type: ignore[no-any-return]
+                    connection: Connection = await connect(
+                        **options,
+                        host=[host] if host else None,
+                        port=port,
+                        password=password_for(address, host, port),
+                        target_session_attrs="any",
+                    )
+                    if await _has_role(connection, role):
+                        return connection
+                    failure = failure or ConnectionError(f"no host is {role}")
                 except ssl.SSLCertVerificationError as error:
                     raise SetupError(f"the server's certificate is not trusted: {error.verify_message}") from None
                 except (OSError, TimeoutError, asyncpg.CannotConnectNowError) as error:
                     failure = error
-                except asyncpg.TargetServerAttributeNotMatched as error:
-                    failure = failure or error
                 except asyncpg.ProtocolViolationError as error:
                     if "startup parameter" in str(error):
                         raise SetupError(f"the parameter options cannot be used with this pooler: {error}") from None
@@ -179,41 +175,6 @@ class Postgres:
                     raise SetupError(f"PG… variables or the system's user: {error}") from None
         assert failure is not None  # noqa: S101 - there is one host at least
         raise failure
-
-    def _password(self, host: str, port: int | None) -> str | None:
-        """Return what the URL says, or the file that it names; raise SetupError for one that libpq would pass over."""
-        address = self._address
-        if address.password is not None or address.passfile is None:
-            return address.password.reveal() if address.password else None
-        with _named("passfile"):
-            if address.passfile.stat().st_mode & 0o077:
-                raise SetupError("passfile: others than its owner may use it: its mode must be 0600 or less")
-            lines = address.passfile.read_text("utf-8", "replace").splitlines()
-        user = address.user or os.environ.get("PGUSER") or getpass.getuser()
-        database = address.database or os.environ.get("PGDATABASE") or user
-        return find_password(lines, host or "localhost", port or int(os.environ.get("PGPORT", "5432")), database, user)
-
-    def _tls(self) -> dict[str, Any]:
-        """Return what the driver is told of TLS; raise SetupError naming the file that is wrong."""
-        tls = self._address.tls
-        is_system = tls.get("sslrootcert") == "system"
-        context = ssl.create_default_context() if is_system else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        for name in ("sslrootcert", "sslcrl"):
-            if name in tls and not (is_system and name == "sslrootcert"):
-                with _named(name):
-                    context.load_verify_locations(tls[name])
-        if "sslcert" in tls:
-            with _named("sslcert, sslkey" if "sslkey" in tls else "sslcert"):
-                context.load_cert_chain(tls["sslcert"], tls.get("sslkey"), tls.get("sslpassword", ""))
-        if not is_system:
-            return {"dsn": f"postgresql://?{urlencode(tls)}"} if tls else {}
-        # The driver knows no such word.
-        if "sslcrl" in tls:
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_CHAIN
-        context.minimum_version = _version(tls.get("ssl_min_protocol_version", "TLSv1.2"))
-        if "ssl_max_protocol_version" in tls:
-            context.maximum_version = _version(tls["ssl_max_protocol_version"])
-        return {"ssl": context, "direct_tls": tls.get("sslnegotiation") == "direct"}
 
     def engine(self, *, connections_max: int, overflow_max: int, wait_seconds_max: float) -> AsyncEngine:
         """Return an engine that keeps so many connections, and has so many more while they are needed.
@@ -253,6 +214,37 @@ class Postgres:
             raise StandbyError
 
 
+@asynccontextmanager
+async def _terminated(connection: Connection) -> AsyncIterator[None]:
+    """Close the connection when what is done with it fails."""
+    try:
+        yield
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+async def _has_role(connection: Connection, role: str) -> bool:
+    """Say whether it has the role, and note whether a pooler is in between; close it when it does not.
+
+    The driver would believe what the connection was told when it was made, which a pooler may have heard long ago.
+    """
+    async with _terminated(connection):
+        # Unnamed: what other clients of a pooler have prepared may have the driver's names.
+        statement = await connection.prepare(
+            "SELECT pg_backend_pid(), pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'", name=""
+        )
+        ((pid, is_standby, is_read_only),) = await statement.fetch()
+        connection.is_pooled = pid != connection.get_server_pid()
+    has_role = {
+        "any": True, "primary": not is_standby, "standby": is_standby, "read-only": is_read_only,
+        "read-write": not is_read_only,
+    }[role]  # fmt: skip
+    if not has_role:
+        connection.terminate()
+    return bool(has_role)
+
+
 async def separate(connection: AsyncConnection) -> None:
     """Let each statement be a transaction of its own, without two more round trips; not behind a pooler: `_settle`."""
     driver: Any = (await connection.get_raw_connection()).driver_connection
@@ -279,18 +271,3 @@ def is_refusal(error: BaseException) -> bool:
     """Say whether waiting does not mend it."""
     error = driver_error(error)
     return isinstance(error, SetupError) or str(getattr(error, "sqlstate", None) or "").startswith(_REFUSING)
-
-
-def _version(name: str) -> ssl.TLSVersion:
-    return ssl.TLSVersion[name.replace(".", "_")]
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Raise SetupError for a file that cannot be read, or holds something else."""
-    try:
-        yield
-    except ssl.SSLError as error:
-        raise SetupError(f"{what}: {(error.reason or 'not PEM').replace('_', ' ').lower()}") from None
-    except OSError as error:
-        raise SetupError(f"{what}: {error.strerror or type(error).__name__}") from None

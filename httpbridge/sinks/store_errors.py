@@ -5,7 +5,8 @@ import sqlite3
 import asyncpg
 import sqlalchemy as sa
 
-from authsvc.client.postgres import DRIVER_ERRORS, SetupError, driver_error, is_refusal
+from authsvc.client.postgres import DRIVER_ERRORS, driver_error, is_refusal
+from authsvc.client.postgres_files import SetupError
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 
