@@ -129,8 +129,8 @@ CASES = [
     ("authsvc serve", {"AUTHSVC_TLS_CERT": "{}/one.pem", "AUTHSVC_TLS_KEY": "{}/one.key",
                        "AUTHSVC_TLS_CLIENT_CA": "{}/file"}, 2, "AUTHSVC_TLS_CLIENT_CA: "),
     ("httpbridge serve", {"HTTPBRIDGE_KEY_SERVICE_CA": "{}/file"}, 2, "HTTPBRIDGE_KEY_SERVICE_CA: "),
-    ("httpbridge dashboard", {"HTTPBRIDGE_KEY_SERVICE_CA": "{}/none"}, 2, "HTTPBRIDGE_KEY_SERVICE_CA: "),
-    ("authsvc projects", {"AUTHSVC_CA": "{}/file", "AUTHSVC_ADMIN_TOKEN": "a" * 32}, 2, "AUTHSVC_CA: "),
+    ("authsvc projects", {"AUTHSVC_CA": "{}/file", "AUTHSVC_ADMIN_TOKEN": "a" * 32, "AUTHSVC_ADDRESS": "127.0.0.1:1"},
+     2, "AUTHSVC_CA: "),
     # Several workers.
     ("authsvc serve", {"AUTHSVC_WORKERS": "2", "AUTHSVC_STATE_DIR": "{}/file"}, 2, "AUTHSVC_STATE_DIR: "),
     ("authsvc serve", {"AUTHSVC_WORKERS": "2", "AUTHSVC_LISTEN": "TAKEN"}, 2, "AUTHSVC_LISTEN: "),

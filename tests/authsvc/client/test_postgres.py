@@ -154,8 +154,9 @@ async def test_a_connection_without_a_pooler_keeps_its_statements_prepared(postg
         assert (await connection.execute(count)).scalar_one() == 1
     await engine.dispose()
     own = await direct.connect()
-    await own.fetchval("SELECT 'kept by the driver'")
-    assert await own.fetchval("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%driver''") == 1
+    await own.fetchval("SELECT 'kept by the driver'::text")
+    kept = "SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT ''kept by the driver''::text'"
+    assert await own.fetchval(kept) == 1
     await own.close()
     assert direct.is_pooled is False
 
