@@ -5,7 +5,6 @@ Called by `cli serve`; `serve` runs until it is told to stop.
 
 import asyncio
 import os
-import resource
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -21,6 +20,7 @@ from authsvc.bookmark import Bookmark
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.clock import boot_clock
+from authsvc.client.commands import connections_that_fit
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.listening import bind, cannot_listen
 from authsvc.client.workers import Link
@@ -89,7 +89,7 @@ async def serve(
     """
     limits = limits or CallLimits()
     config.check_exposure()
-    connections_max = _connections_max(limits)
+    connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
     make_state_dir(config.state_dir)
     tokens = Tokens.of(config)
     async with _database(config) as database:
@@ -97,7 +97,7 @@ async def serve(
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         health = HealthService(_SERVICES)
-        tell_others = link.tell if link is not None and database.is_sqlite else None  # PostgreSQL notifies them
+        tell_others = link.tell if link is not None and not database.notifies else None
         feed = ChangeFeed(
             database,
             store,
@@ -149,17 +149,6 @@ async def serve(
             await _end(indexing, watching, stopping)
 
 
-def _connections_max(limits: CallLimits) -> int:
-    """Return how many connections fit into the open files that the system allows, after asking it for enough."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = limits.connections_max + _OTHER_FILES_MAX
-    if hard != resource.RLIM_INFINITY:
-        files = min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return files - _OTHER_FILES_MAX
-
-
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
     """Let the calls under way be answered, and wait for nobody else: a holder may be frozen, or cut off."""
     guard.stop()
@@ -207,7 +196,8 @@ async def _database(config: Config) -> AsyncIterator[Database]:
         await database.open()
         yield database
     except StoreRefusedError as error:  # later ones are answers to calls
-        raise ConfigurationError(f"{config.database_variable}: {error.reason}") from None
+        where = f"{database.file.path}: " if database.file is not None else ""
+        raise ConfigurationError(f"{config.store_variable}: {where}{error.reason}") from None
     finally:
         await database.close()
 

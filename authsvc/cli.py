@@ -25,6 +25,7 @@ import structlog
 
 from authsvc import console
 from authsvc.client import core_dumps
+from authsvc.client.commands import REFUSED, USAGE, announce, fail
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
@@ -92,7 +93,7 @@ def serve() -> None:
         _log.warning("lease_margin_thin", seconds=config.lease_margin_seconds, lease_seconds=config.lease_seconds)
 
     def started(address: Address) -> None:
-        click.echo(f"authsvc listening address={address} tls={'on' if config.tls_cert else 'off'}")
+        announce(f"authsvc listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
     if config.workers > 1:
         console.run(run_workers(config.listen, "AUTHSVC_LISTEN", config.workers, ("worker",), started))
@@ -133,7 +134,7 @@ def migrate() -> None:
     done = (
         f"is at version {after} already" if before == after else f"is now at version {after}, was {before or 'empty'}"
     )
-    click.echo(f"the schema {done}", err=True)
+    console.note(f"the schema {done}")
 
 
 @main.command(short_help="Make a small CA and certificates to try TLS with.")
@@ -146,7 +147,7 @@ def dev_certs(folder: Path) -> None:
     try:
         dev_certs.write(folder, datetime.now(UTC))
     except ConfigurationError as error:
-        console.fail(str(error), console.USAGE)
+        fail(str(error), USAGE)
     click.echo(f"wrote certificates, keys and {dev_certs.VARIABLES_FILE} to {folder}; not for production", err=True)
     console.show(dev_certs.exports(folder), ends_line=False)
 
@@ -189,7 +190,7 @@ def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_
         request = pb.GetProjectRequest(project_id=project)
         key_id = console.ask(lambda api: api.projects.GetProject(request, **api.options)).project.active_key.key_id
     if not yes and not click.confirm(f"Revoke {key_id} of project {project}? Its senders stop working.", err=True):
-        console.fail("nothing was revoked", console.REFUSED)
+        fail("nothing was revoked", REFUSED)
     revocation = pb.RevokeRequest(project_id=project, key_id=key_id, wait=console.duration(wait_seconds))
     answer, seconds = console.ask_timed(
         lambda api: api.keys.Revoke(revocation, **api.options), "revoke", project, "--key-id", key_id
@@ -270,7 +271,7 @@ def validate(origin: str | None, as_json: bool) -> None:
         whose = f" key={answer.key_id} project={answer.project_id}" if answer.key_id else ""
         console.show(pb.Verdict.Name(answer.verdict).removeprefix("VERDICT_").lower().replace("_", " ") + whose)
     if answer.verdict != pb.VERDICT_ALLOWED:
-        sys.exit(console.REFUSED)
+        sys.exit(REFUSED)
 
 
 @main.command()
@@ -427,6 +428,6 @@ def renew_epoch(yes: bool) -> None:
     from authsvc import app  # noqa: PLC0415 - the database libraries, which the other commands do not need
 
     if not yes and not click.confirm("Every bridge asks anew about each key. Go on?", err=True):
-        console.fail("nothing was changed", console.REFUSED)
+        fail("nothing was changed", REFUSED)
     console.run(app.renew_epoch(console.read_config()))
-    click.echo("the database has a new epoch", err=True)
+    console.note("the database has a new epoch")

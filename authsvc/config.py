@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import quote
 
 import msgspec
 
+from authsvc.client.database_url import sqlite_url
 from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
@@ -75,10 +75,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Return the database's URL: the one that is set, or that of the file `authsvc.db` in the state folder."""
         if self.database_url:
             return self.database_url.reveal()
-        return "sqlite:///" + quote(str(self.state_dir.absolute() / "authsvc.db"))
+        return sqlite_url(self.state_dir.absolute() / "authsvc.db")
 
     @property
-    def database_variable(self) -> str:
+    def store_variable(self) -> str:
         """The variable that says where the database is, for messages."""
         return "AUTHSVC_DATABASE_URL" if self.database_url else "AUTHSVC_STATE_DIR"
 

@@ -1,12 +1,9 @@
 """What the commands of `cli` share: calling the service, printing, and failing with one line and an exit status.
 
-Exit status: 0; 1 refused, by the service or by the user; 2 wrong usage or
-configuration; 3 the service, or its database, is out of reach, or whether a
-change was made is not known.
+Exit status: 0, and those of `client.commands`; 3 also where it is not known whether a change was made.
 """
 
 import asyncio
-import gc
 import getpass
 import json
 import os
@@ -18,22 +15,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from io import TextIOWrapper
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 import grpc
-import uvloop
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from authsvc.client import KeyServiceUnavailableError
+from authsvc.client import KeyServiceUnavailableError, commands
 from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
+from authsvc.client.commands import OUT_OF_REACH, REFUSED, USAGE, fail
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
 from authsvc.client.standard_streams import discard
-from authsvc.client.workers import StartFailedError
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
 from authsvc.errors import StoreUnavailableError
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -41,8 +37,6 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _T = TypeVar("_T")
 
-REFUSED, USAGE, OUT_OF_REACH = 1, 2, 3
-CRASHED = 1
 _DEADLINE_SECONDS = 30.0
 _AGAIN_SECONDS_MAX = 2.0
 _NAMED_MAX = 5  # holders in one line
@@ -76,7 +70,7 @@ class _OutputError(Exception):
     """Standard output cannot be written; the message is one line for the user."""
 
 
-class Commands(click.Group):
+class Commands(commands.Commands):
     """The commands; one whose output cannot be written ends with one line."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -267,26 +261,14 @@ def read_config() -> Config:
 
 def run(work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
-    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work)
-    except ConfigurationError as error:
-        fail(str(error), USAGE)
-    except StartFailedError as error:  # whose worker has said why
-        sys.exit(max(error.status, CRASHED))
+        return commands.run(work)
     except KeyServiceUnavailableError as error:
         fail(str(error), OUT_OF_REACH)
     except StoreUnavailableError as error:
         fail(f"{error}: {error.reason}", OUT_OF_REACH)
     except _RefusedError as error:
         fail(str(error), REFUSED)
-
-
-def fail(reason: str, status: int) -> NoReturn:
-    """End the process with one line on standard error."""
-    click.echo(f"authsvc: {reason}", err=True)
-    sys.exit(status)
 
 
 def by_when(what: str, propagation: pb.Propagation, seconds: float) -> str:

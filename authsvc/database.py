@@ -4,39 +4,29 @@
 """
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import sqlalchemy as sa
-from sqlalchemy import exc
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from authsvc.client.database_url import DatabaseUrlError, parse_database_url
 from authsvc.client.environment import ConfigurationError
+from authsvc.client.postgres import Postgres, check_settings, separate
+from authsvc.client.postgres_files import SetupError
 from authsvc.client.sqlite_files import stamp
-from authsvc.errors import StoreRefusedError, StoreUnavailableError
+from authsvc.database_errors import available, reason
+from authsvc.errors import StoreUnavailableError
 from authsvc.point_reads import PointReads, PostgresReads, Row, SqliteReads
-from authsvc.sqlite import SqliteFile, Standing, sqlite_engine, sqlite_path
+from authsvc.sqlite import SqliteFile, Standing, sqlite_engine
 
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
 _LISTENING_CHECK_SECONDS = 30.0
-_PASSING = ("08", "25006", "3F000", "40", "42P01", "53", "55", "57", "58")
-"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), no schema or table (of
-a database whose dump is yet to be restored), conflict with another transaction, no room, something in use, cancelled or
-going down, a fault of its system."""
-_PASSING_KINDS = (exc.OperationalError, exc.InterfaceError, exc.InternalError)
-"""What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
-_REFUSING = ("28", "3D", "42501")
-"""Those that do not: a role or password that is wrong, no such database, no right to a table."""
-_DURABLE: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
-    "sqlite": ("PRAGMA {}", {"synchronous": ("2",)}),  # FULL
-    "postgresql": ("SHOW {}", {"fsync": ("on",), "synchronous_commit": ("on", "remote_apply")}),
-}
-"""How to ask for a setting, and its values with which a commit survives a crash of the machine."""
+_SYNCHRONOUS_FULL = 2
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
 
@@ -68,15 +58,30 @@ class Database:
 
         Raises ConfigurationError for another kind of database.
         """
-        self.engine, self._file = _engine(url)
+        self._postgres: Postgres | None = None
+        self._file: SqliteFile | None = None
+        try:
+            address = parse_database_url(url)
+            if isinstance(address, Path):
+                self._file, self.engine = SqliteFile(address), sqlite_engine(address)
+            else:
+                # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
+                # restarts, so a look at each connection is enough; behind a pooler, at each transaction.
+                self._postgres = Postgres(
+                    address,
+                    program="authsvc",
+                    command_seconds_max=_COMMAND_TIMEOUT_SECONDS,
+                    settings={"synchronous_commit": "on"},
+                    is_primary=True,
+                )
+                self.engine = self._postgres.engine(
+                    connections_max=10, overflow_max=10, wait_seconds_max=_POOL_TIMEOUT_SECONDS
+                )
+        except (DatabaseUrlError, SetupError) as error:
+            raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
         self.is_sqlite = self._file is not None
         self.standing = Standing() if self._file is None else self._file.standing
-        # A single statement needs no transaction: three round trips to the database become one.
-        self._statements = (
-            self.engine.execution_options(sqlite_begin=None)
-            if self.is_sqlite
-            else self.engine.execution_options(isolation_level="AUTOCOMMIT")
-        )
+        self._statements = self.engine.execution_options(sqlite_begin=None)
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         # SQLite's writers wait for each other anyway, by polling; within a process they queue here instead, in order.
         self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
@@ -85,17 +90,21 @@ class Database:
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.
 
-        Raises ConfigurationError for a setting that is not durable, StoreUnavailableError.
+        Raises ConfigurationError, StoreRefusedError for settings that are not durable, StoreUnavailableError.
         """
-        ask, settings = _DURABLE[self.engine.dialect.name]
         async with self.statement() as connection:
-            for setting, durable in settings.items():
-                value = str((await connection.execute(sa.text(ask.format(setting)))).scalar_one())
-                if value not in durable:
-                    raise ConfigurationError(
-                        f"AUTHSVC_DATABASE_URL: the database would lose what it committed: {setting} is {value}, "
-                        f"and must be {' or '.join(durable)}"
-                    )
+            if not self.is_sqlite:
+                await check_settings(connection)
+            elif (value := (await connection.execute(sa.text("PRAGMA synchronous"))).scalar_one()) != _SYNCHRONOUS_FULL:
+                raise ConfigurationError(
+                    "AUTHSVC_DATABASE_URL: the database would lose what it committed: "
+                    f"synchronous is {value}, and must be {_SYNCHRONOUS_FULL}"
+                )
+
+    @property
+    def notifies(self) -> bool:
+        """Whether `listen` is told of what other processes commit."""
+        return self._postgres is not None and not self._postgres.is_pooled
 
     async def close(self) -> None:
         """Close the connections."""
@@ -119,23 +128,20 @@ class Database:
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection on which each statement stands for itself."""
         async with self._in_view(), _connected(self._statements) as connection:
+            if not self.is_sqlite:
+                await separate(connection)
             yield connection
 
     def point_reads(self, sql: str) -> PointReads:
         """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
         reads: PointReads
-        if self._file is not None:
+        if self._postgres is None:
+            assert self._file is not None  # noqa: S101 - for the type checker
             reads = SqliteReads(self._file.connect, self._file.check_lately, sql.format("({})"), self._read)
         else:
-            reads = PostgresReads(self._connect_postgres, sql.replace("IN {}", "= ANY($1)"), self._read)
+            reads = PostgresReads(self._postgres.connect, sql.replace("IN {}", "= ANY($1)"), self._read)
         self._point_reads.append(reads)
         return reads
-
-    async def _connect_postgres(self) -> Any:
-        pooled = await self.engine.raw_connection()
-        driver = pooled.driver_connection
-        pooled.detach()
-        return driver
 
     async def _read(self, sql: str, parameters: tuple[Any, ...]) -> Sequence[Row]:
         for retry in (True, False):
@@ -173,7 +179,7 @@ class Database:
     @asynccontextmanager
     async def _in_view(self) -> AsyncIterator[None]:
         """Make sure before and after that it is the database that the next start would find."""
-        async with _available():
+        async with available():
             if self._file is not None and not self._file.is_open:
                 await asyncio.to_thread(self._file.open)
             self.check()
@@ -185,9 +191,14 @@ class Database:
             self.check()
 
     async def listen(self, channel: str, notified: Callable[[], None]) -> None:
-        """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost."""
+        """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost.
+
+        At once, and without a call, behind a pooler, where no session is ours to be notified.
+        """
         async with self.statement() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
+            if driver.is_pooled:
+                return
             lost = asyncio.Event()
             driver.add_termination_listener(lambda _: lost.set())
             try:
@@ -200,7 +211,7 @@ class Database:
                             return
                     await driver.execute("SELECT 1")  # a server may be gone without a word
             except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
-                raise StoreUnavailableError(_reason(error)) from error
+                raise StoreUnavailableError(reason(error)) from error
             finally:
                 await connection.invalidate()  # it must not go back to the pool listening
 
@@ -217,38 +228,6 @@ class Database:
             if not await connection.run_sync(lambda sync: sa.inspect(sync).has_table("alembic_version")):
                 return None
             return (await connection.execute(sa.text("SELECT version_num FROM alembic_version"))).scalar()
-
-
-def _engine(url: str) -> tuple[AsyncEngine, SqliteFile | None]:
-    try:
-        parsed = sa.make_url(url)
-        urlsplit(url)  # finds broken brackets, which the driver would at each connection
-    except (exc.ArgumentError, ValueError):  # the latter also for a port
-        raise ConfigurationError("AUTHSVC_DATABASE_URL: not a database URL") from None
-    backend = parsed.get_backend_name()
-    if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        path = sqlite_path(parsed.database)
-        return sqlite_engine(path), SqliteFile(path)
-    if backend == "postgresql":
-        try:
-            engine = create_async_engine(
-                parsed.set(drivername="postgresql+asyncpg"),
-                hide_parameters=True,
-                pool_size=10,
-                pool_timeout=_POOL_TIMEOUT_SECONDS,
-                connect_args={
-                    "timeout": _COMMAND_TIMEOUT_SECONDS,
-                    "command_timeout": _COMMAND_TIMEOUT_SECONDS,
-                    # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
-                    # restarts, so a look at each connection is enough.
-                    "target_session_attrs": "primary",
-                    "server_settings": {"application_name": "authsvc", "synchronous_commit": "on"},
-                },
-            )
-        except exc.ArgumentError as error:  # such as several hosts without ports
-            raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
-        return engine, None
-    raise ConfigurationError("AUTHSVC_DATABASE_URL: expected sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
 
 
 @asynccontextmanager
@@ -284,27 +263,3 @@ async def _to_the_end(operation: Coroutine[Any, Any, object]) -> None:
         raise cancelled
     if failed is not None:
         raise failed
-
-
-@asynccontextmanager
-async def _available() -> AsyncIterator[None]:
-    """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
-    try:
-        yield
-    except (exc.TimeoutError, exc.NoResultFound, OSError, TimeoutError, sqlite3.Error) as error:
-        raise StoreUnavailableError(_reason(error)) from error
-    except exc.DBAPIError as error:
-        sqlstate = str(getattr(error.orig, "sqlstate", None) or "")
-        if sqlstate.startswith(_REFUSING):
-            raise StoreRefusedError(_reason(error)) from error
-        passes = isinstance(error, _PASSING_KINDS) or sqlstate.startswith(_PASSING)
-        if passes or error.connection_invalidated:
-            raise StoreUnavailableError(_reason(error)) from error
-        raise
-
-
-def _reason(error: Exception) -> str:
-    """Return the server's own words, which SQLAlchemy wraps twice: they name roles and databases, never a password."""
-    driver = getattr(error, "orig", None)
-    cause = getattr(driver, "__cause__", None) or driver or error
-    return str(cause).partition("\n")[0] or type(cause).__name__

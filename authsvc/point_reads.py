@@ -12,8 +12,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-import asyncpg
-
+from authsvc.client.postgres import Connection
 from authsvc.errors import StoreUnavailableError
 
 Row: TypeAlias = Sequence[Any]
@@ -94,15 +93,13 @@ class PostgresReads:
     answer fails all who wait by then, so that nobody waits for several failures.
     """
 
-    def __init__(
-        self, connect: Callable[[], Awaitable["asyncpg.Connection[Any]"]], sql: str, usual_way: UsualWay
-    ) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], sql: str, usual_way: UsualWay) -> None:
         """Take a statement with an array of values as its parameter."""
         self._connect = connect
         self._sql = sql
         self._usual_way = usual_way
-        self._connection: asyncpg.Connection[Any] | None = None
-        self._statement: Any = None
+        self._connection: Connection | None = None
+        self._run: Callable[[list[Value]], Awaitable[Any]]
         self._waiting: OrderedDict[asyncio.Future[Rows], Sequence[Value]] = OrderedDict()
         self._waiting_values = 0
         self._reading: asyncio.Task[None] | None = None
@@ -156,11 +153,13 @@ class PostgresReads:
 
     async def _read(self, values: list[Value]) -> Sequence[Row]:
         try:
-            if self._statement is None:
+            if self._connection is None:
                 self._connection = await self._connect()
-                self._statement = await self._connection.prepare(self._sql)
-            rows: Sequence[Row] = await self._statement.fetch(values)
-            return rows
+                self._run = await self._prepared(self._connection)
+            rows: Sequence[Row] = await self._run(values)
+            if rows:
+                return rows
+            self._disconnect()  # a standby, which the pooler has turned to
         except TimeoutError as error:  # the usual way would take as long again
             self._disconnect()
             raise StoreUnavailableError("no answer in time") from error
@@ -168,8 +167,15 @@ class PostgresReads:
             self._disconnect()
         return await self._usual_way(self._sql, (values,))
 
+    async def _prepared(self, connection: Connection) -> Callable[[list[Value]], Awaitable[Any]]:
+        """Return what runs the statement. Behind a pooler it is not prepared, and finds nothing on a standby."""
+        if connection.is_pooled:
+            sql = f"SELECT * FROM ({self._sql}) AS found WHERE NOT pg_is_in_recovery()"  # noqa: S608 - no input
+            return lambda values: connection.fetch(sql, values)
+        return (await connection.prepare(self._sql)).fetch
+
     def _disconnect(self) -> None:
-        connection, self._connection, self._statement = self._connection, None, None
+        connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
 
@@ -179,7 +185,7 @@ class PostgresReads:
             self._reading.cancel()
             await asyncio.wait([self._reading])
         if self._connection is not None:
-            connection, self._connection, self._statement = self._connection, None, None
+            connection, self._connection = self._connection, None
             await connection.close(timeout=1.0)
 
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.commands import connections_that_fit
 from authsvc.client.environment import Address
 from authsvc.client.listening import bind, bound_address
 from authsvc.client.validator import KeyServiceState, KeyValidator
@@ -21,7 +22,7 @@ from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.connection import Connection
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import Ingest
-from httpbridge.listener import Listener, connections_max, listen
+from httpbridge.listener import Listener, listen
 from httpbridge.origin_counts import OriginCounts
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
@@ -60,6 +61,7 @@ async def serve(
     """
     config.check_exposure()
     tls = server_tls(config)
+    connections_max = connections_that_fit(CONNECTIONS_MAX, _OTHER_FILES_MAX + HEALTH_CONNECTIONS_MAX)
     async with AsyncExitStack() as stack:
         # Before anything else begins, so that a taken port is all that is said.
         sockets = await bind(config.listen, _LISTEN, is_shared=is_worker)
@@ -91,7 +93,7 @@ async def serve(
             monotonic=time.monotonic,
             keepalive_seconds=config.keepalive_seconds,
             body_bytes_max=config.body_bytes_max,
-            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX + HEALTH_CONNECTIONS_MAX),
+            connections_max=connections_max,
             trusted_proxies=config.trusted_proxies,
         )
         listeners: list[Listener[Connection]] = []

@@ -1,10 +1,9 @@
 """The command `httpbridge`: `serve` runs the bridge, `dashboard` the dashboard, `logs` shows what is stored.
 
-Exit status: 0; 1 refused; 2 wrong usage or configuration; 3 the log store is out of reach.
+Exit status: 0, and those of `authsvc.client.commands`; 3: the log store is out of reach.
 """
 
 import asyncio
-import gc
 import getpass
 import os
 import signal
@@ -15,14 +14,14 @@ from datetime import UTC, datetime
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 import msgspec
 import structlog
-import uvloop
 
 from authsvc.client import core_dumps
+from authsvc.client.commands import OUT_OF_REACH, REFUSED, USAGE, Commands, announce, fail, run
 from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.event_log import configure
 from authsvc.client.standard_streams import open_missing
@@ -31,7 +30,6 @@ from authsvc.client.workers import (
     Link,
     Place,
     Role,
-    StartFailedError,
     ignore_other_signals,
     run_workers,
     stop_at_signals,
@@ -43,12 +41,10 @@ from httpbridge.sinks import StoreSetupError
 
 _log = structlog.get_logger("httpbridge")
 
-_CRASHED = _REFUSED = 1
-_USAGE, _OUT_OF_REACH = 2, 3
 _FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="deeptracer-auth")
 def main() -> None:
     """Take in logs over HTTP, authenticated by the key service, and show what is stored.
@@ -66,17 +62,17 @@ def serve() -> None:
     _warn(config)
 
     def started(address: Address) -> None:
-        click.echo(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
+        announce(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
     if config.workers > 1:
-        _run(_run_workers(config, started))
+        _run(config, _run_workers(config, started))
         return
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
-    async def run() -> None:
+    async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(run())
+    _run(config, work())
 
 
 @main.command(hidden=True)
@@ -87,11 +83,11 @@ def worker(place: Place, log_writer: Path | None) -> None:
     config = msgspec.structs.replace(_service_config(place), listen=place.address)
     from httpbridge import app  # noqa: PLC0415 - as above
 
-    async def run() -> None:
+    async def work() -> None:
         with Link(place) as link:
             await app.serve(config, stop_at_signals(), lambda _: link.ready(), is_worker=True, log_writer=log_writer)
 
-    _run(run())
+    _run(config, work())
 
 
 @main.command(hidden=True)
@@ -104,13 +100,13 @@ def log_writer(path: Path, place: Place) -> None:
     config = _service_config(place)
     from httpbridge.sinks.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
-    async def run() -> None:
+    async def work() -> None:
         stop = asyncio.Event()
         make_state_dir(config)
         with Link(place, stop.set) as link:
             await serve_writer(config.sink_url(), path, stop, link.ready)
 
-    _run(run())
+    _run(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
         path.unlink()
         path.parent.rmdir()
@@ -152,12 +148,12 @@ def dashboard() -> None:
     _warn(config)
 
     def started(address: Address) -> None:
-        click.echo(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
+        announce(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
 
-    async def run() -> None:
+    async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(run())
+    _run(config, work())
 
 
 @main.command()
@@ -173,7 +169,7 @@ def sign_in_link(name: str | None, url: str | None) -> None:
     try:
         sessions = open_sessions(config)
     except ConfigurationError as error:
-        _fail(str(error), _USAGE)
+        fail(str(error), USAGE)
     try:
         link = sessions.link(name or _user())
     except ValueError as error:
@@ -211,21 +207,22 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
     selection = Selection(project, start, Level(level) if level else None)
 
     if not isinstance(sys.stdout, TextIOWrapper):
-        _fail("standard output is closed", _REFUSED)
+        fail("standard output is closed", REFUSED)
     output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
     color = sys.stdout.isatty()
     try:
         with suppress(KeyboardInterrupt):
             _run(
+                config,
                 log_view.show_logs(
                     config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-                )
+                ),
             )
             output.flush()
             if output.is_empty:
                 click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
     except log_view.OutputError as error:
-        _fail(str(error), _REFUSED)
+        fail(str(error), REFUSED)
 
 
 def _user() -> str:
@@ -255,25 +252,14 @@ def _config() -> Config:
     try:
         return Config.from_environment(os.environ)
     except ConfigurationError as error:
-        _fail(str(error), _USAGE)
+        fail(str(error), USAGE)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
+def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
-    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(work)
-    except ConfigurationError as error:
-        _fail(str(error), _USAGE)
+        run(work)
     except StoreSetupError as error:
-        _fail(f"{_config().log_store_variable}: {error}", _USAGE)
-    except StartFailedError as error:  # whose worker has said why
-        sys.exit(max(error.status, _CRASHED))
+        fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:
-        _fail(f"the log store is out of reach: {error}", _OUT_OF_REACH)
-
-
-def _fail(reason: str, status: int) -> NoReturn:
-    click.echo(f"httpbridge: {reason}", err=True)
-    sys.exit(status)
+        fail(f"the log store is out of reach: {error}", OUT_OF_REACH)

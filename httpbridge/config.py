@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import quote
 
 import msgspec
 
+from authsvc.client.database_url import sqlite_url
 from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.client.event_log import LogFormat, LogLevel
 from authsvc.client.networks import Networks
@@ -89,10 +89,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Return the log store's URL: the one that is set, or that of the file `logs.db` in the state folder."""
         if self.log_store_url:
             return self.log_store_url.reveal()
-        return "sqlite:///" + quote(str(self.state_dir.absolute() / "logs.db"))
+        return sqlite_url(self.state_dir.absolute() / "logs.db")
 
     @property
-    def log_store_variable(self) -> str:
+    def store_variable(self) -> str:
         """The variable that says where the log store is, for messages."""
         return "HTTPBRIDGE_LOG_STORE_URL" if self.log_store_url else "HTTPBRIDGE_STATE_DIR"
 

@@ -2,10 +2,10 @@
 
 BridgeError
 ├── BodyRefusedError          400: the body breaks a rule; nothing of it is stored
-│   └── BatchRefusedError     400: the store cannot hold this batch, whatever is retried
 ├── BodyTooLargeError         413
 ├── UnsupportedEncodingError  415
 ├── StoreUnavailableError     503: the batch is not stored, and may be sent again
+│   └── BatchRefusedError     503: the store takes others, and not this one; what is wrong with it is the store's
 ├── OverloadedError           503: other requests take all the room there is for bodies
 ├── BodyTimeoutError          503: the body did not arrive in time
 ├── MalformedRequestError     400: what came is not HTTP
@@ -26,10 +26,6 @@ class BodyRefusedError(BridgeError):
         self.path = path
 
 
-class BatchRefusedError(BodyRefusedError):
-    """A batch that the store refuses for what it contains."""
-
-
 class BodyTooLargeError(BridgeError):
     """A body, or what it inflates to, is over the limit."""
 
@@ -40,6 +36,13 @@ class UnsupportedEncodingError(BridgeError):
 
 class StoreUnavailableError(BridgeError):
     """The log store cannot take the batch now."""
+
+
+class BatchRefusedError(StoreUnavailableError):
+    """A batch that the store refuses, and would alone: a store that is set up as it should be takes whatever is valid.
+
+    So no client is to blame. It fails by itself, and those that came with it are stored.
+    """
 
 
 class OverloadedError(BridgeError):

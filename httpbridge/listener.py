@@ -5,7 +5,6 @@ before it: clients that never speak would use up the open files.
 """
 
 import asyncio
-import resource
 import socket
 import ssl
 from contextlib import suppress
@@ -169,17 +168,3 @@ def listen(
         return Listener(bound, server, tls=tls)
     except OSError as error:  # of two processes that bound at the same time, the second to listen
         raise cannot_listen(variable, address, error.strerror or str(error)) from None
-
-
-def connections_max(wanted: int, other_files: int) -> int:
-    """Return how many connections fit into the open files that the system allows, after asking it for enough.
-
-    `other_files` are those that the process opens besides.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    files = wanted + other_files
-    if hard != resource.RLIM_INFINITY:
-        files = min(files, hard)
-    if soft != resource.RLIM_INFINITY and soft < files:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
-    return max(1, files - other_files)

@@ -3,14 +3,15 @@
 import itertools
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.measured import measured, pytest_terminal_summary
-from tests.postgres import PostgresServer
+from tests.pgbouncer import PgBouncer, spread
+from tests.postgres import PostgresServer, database_name
 
 __all__ = ["measured", "pytest_terminal_summary"]
 
@@ -63,6 +64,24 @@ def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     postgres_server.sql(f"CREATE DATABASE {name}")
     yield postgres_server.url(name)
     postgres_server.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+async def pgbouncer(postgres_server: PostgresServer, postgres_url: str) -> AsyncIterator[PgBouncer]:
+    """Start a pooler of this test's own, which has several sessions with the database of `postgres_url`."""
+    pooler = PgBouncer(postgres_server)
+    try:
+        pooler.start()
+        await spread(pooler.url(database_name(postgres_url)))
+        yield pooler
+    finally:
+        pooler.close()
+
+
+@pytest.fixture
+def pooled_url(pgbouncer: PgBouncer, postgres_url: str) -> str:
+    """Name the fresh database of `postgres_url` by way of `pgbouncer`."""
+    return pgbouncer.url(database_name(postgres_url))
 
 
 @pytest.fixture

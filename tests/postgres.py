@@ -49,6 +49,11 @@ class PostgresServer:
         """Return the address of one of its databases, for SQLAlchemy and for asyncpg alike."""
         return f"postgresql://postgres@/{database}?host={self._directory}"
 
+    @property
+    def directory(self) -> Path:
+        """Where its socket is."""
+        return self._directory
+
     def sql(self, statements: str, database: str = "postgres") -> str:
         """Run statements, each in its own transaction, and return what they print, columns joined by `|`."""
         return self._run(
@@ -136,6 +141,11 @@ class PostgresServer:
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr}")
         return str(done.stdout.strip())
+
+
+def database_name(url: str) -> str:
+    """Return which database of the server a URL of `PostgresServer.url` is about."""
+    return url.partition("?")[0].rpartition("/")[2]
 
 
 def _environment() -> dict[str, str]:

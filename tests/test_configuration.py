@@ -59,11 +59,11 @@ def test_a_relative_state_folder_is_one_whatever_its_name(
 
 def test_a_message_names_the_variable_that_says_where_the_database_is() -> None:
     url = "sqlite:///x.db"
-    assert KeyServiceConfig.from_environment({}).database_variable == "AUTHSVC_STATE_DIR"
-    assert KeyServiceConfig.from_environment({"AUTHSVC_DATABASE_URL": url}).database_variable == "AUTHSVC_DATABASE_URL"
-    assert BridgeConfig.from_environment({}).log_store_variable == "HTTPBRIDGE_STATE_DIR"
+    assert KeyServiceConfig.from_environment({}).store_variable == "AUTHSVC_STATE_DIR"
+    assert KeyServiceConfig.from_environment({"AUTHSVC_DATABASE_URL": url}).store_variable == "AUTHSVC_DATABASE_URL"
+    assert BridgeConfig.from_environment({}).store_variable == "HTTPBRIDGE_STATE_DIR"
     bridge = BridgeConfig.from_environment({"HTTPBRIDGE_LOG_STORE_URL": url})
-    assert bridge.log_store_variable == "HTTPBRIDGE_LOG_STORE_URL"
+    assert bridge.store_variable == "HTTPBRIDGE_LOG_STORE_URL"
 
 
 @SERVICES

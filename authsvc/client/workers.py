@@ -208,6 +208,8 @@ class Parent:
                 if not stop.is_set():
                     await self._start(roles, stopping)
             if not stop.is_set():
+                for worker in self._workers:  # not before, so that a start that fails is told in one line
+                    worker.log_start()
                 started()
                 await self._until(stopping)
         except StartFailedError:
@@ -267,6 +269,11 @@ class _Worker:
         self._link: socket.socket | None = None
         self._stopping = asyncio.Event()
         self.life = asyncio.create_task(self._live(), name=f"worker {role.name}")
+
+    def log_start(self) -> None:
+        """Log which process it is now."""
+        if self._process is not None:
+            _log.info("worker_started", worker=self.role.name, pid=self._process.pid)
 
     def tell_news(self) -> None:
         if self._link is not None:
@@ -332,8 +339,9 @@ class _Worker:
                         if _READY in said:
                             starting.reschedule(None)
                             self._ready_at = self._monotonic()
+                            if self.was_ready.is_set():
+                                self.log_start()
                             self.was_ready.set()
-                            _log.info("worker_started", worker=self.role.name, pid=process.pid)
                         if _NEWS in said:
                             self._pass_on(self)
                 return await asyncio.to_thread(process.wait)

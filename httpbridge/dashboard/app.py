@@ -15,6 +15,7 @@ from aiohttp import web
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.commands import connections_that_fit
 from authsvc.client.environment import Address, Secret
 from authsvc.client.listening import bind, bound_address
 from authsvc.client.private_files import check_private, kept_token, make_folder
@@ -32,7 +33,7 @@ from httpbridge.dashboard.projects import Projects
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.sign_in import SignIn
 from httpbridge.dashboard.spent import Spent
-from httpbridge.listener import connections_max, listen
+from httpbridge.listener import listen
 from httpbridge.sinks.log_queries import LogQueries
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
@@ -102,7 +103,7 @@ async def serve(
         connections = Connections(
             server,
             config.trusted_proxies,
-            connections_max=connections_max(CONNECTIONS_MAX, _OTHER_FILES_MAX),
+            connections_max=connections_that_fit(CONNECTIONS_MAX, _OTHER_FILES_MAX),
             keepalive_seconds=config.keepalive_seconds,
         )
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)

@@ -13,14 +13,6 @@ class StoreSetupError(BridgeError):
     """The log store cannot be used as it is set up; the text is one line for the operator."""
 
 
-class StoreNotDurableError(StoreSetupError):
-    """A setting of the store would lose what was answered with 200."""
-
-    def __init__(self, setting: str, value: str, needed: str) -> None:
-        """`value` is what the store says the setting is."""
-        super().__init__(f"the log store is not durable: {setting} is {value!r}, and must be {needed}")
-
-
 class LogSink(Protocol):
     """A durable store of log batches."""
 
@@ -28,8 +20,8 @@ class LogSink(Protocol):
         """Return once every entry of the batch is durably stored.
 
         Raises StoreUnavailableError when nothing of it is stored (or, where the store's
-        answer to the commit was lost, all of it may be), and BatchRefusedError when
-        the store cannot hold this batch. A cancelled caller does not undo the write.
+        answer to the commit was lost, all of it may be); BatchRefusedError when the store
+        takes others. A cancelled caller does not undo the write.
         """
 
     async def check(self) -> None:

@@ -5,27 +5,19 @@ from urllib.parse import quote
 
 import sqlalchemy as sa
 
+from authsvc.client.database_url import DatabaseUrlError, PostgresAddress, parse_database_url
 from httpbridge.sinks import StoreSetupError
 
 
-def parse(url: str) -> Path | str:
-    """Return the file of a `sqlite:` address, or the address of a PostgreSQL database as its driver takes it.
+def parse(url: str) -> Path | PostgresAddress:
+    """Return the file of a `sqlite:` URL, or where the database of a PostgreSQL URL is.
 
     Raises StoreSetupError for anything else, without repeating it: it may hold a password.
     """
     try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):  # the latter for a port
-        raise StoreSetupError("the log store's address is not a URL such as sqlite:///logs.db") from None
-    match parsed.get_backend_name():
-        case "sqlite" if parsed.query:
-            raise StoreSetupError("the log store's address has options after ?, which a sqlite: address cannot have")
-        case "sqlite":
-            return Path(parsed.database or ":memory:")
-        case "postgresql":
-            return parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-        case other:
-            raise StoreSetupError(f"the log store's address begins with sqlite: or postgresql:, not {other}:")
+        return parse_database_url(url)
+    except DatabaseUrlError as error:
+        raise StoreSetupError(str(error)) from None
 
 
 def existing_file(path: Path, mode: str) -> sa.URL:

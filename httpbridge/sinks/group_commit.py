@@ -85,6 +85,7 @@ class GroupCommit(Generic[T]):
         self._wake = asyncio.Event()
         self._closing = False
         self._is_full = False
+        self._has_refused = False
         self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
 
     async def submit(self, item: T, weight: int) -> None:
@@ -171,6 +172,9 @@ class GroupCommit(Generic[T]):
             await self._commit([waiting.item for waiting in group])
         except BatchRefusedError as error:
             if len(group) == 1:
+                if not self._has_refused:  # once: its sender will try again
+                    self._has_refused = True
+                    _log.error("log_store_refused_batch", reason=str(error))
                 group[0].fail(error)
                 return
             middle = len(group) // 2

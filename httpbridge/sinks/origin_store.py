@@ -4,7 +4,6 @@ Called by `origin_counts`, which counts, and by `dashboard/origins`. The writer 
 own, so that whatever keeps it waiting keeps no log waiting.
 """
 
-import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,9 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks.address import existing_file, parse
-from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, postgres_engine, translated
+from httpbridge.sinks.postgres_store import postgres_engine
 from httpbridge.sinks.read_store import ReadStore
 from httpbridge.sinks.schema import origin_counts
+from httpbridge.sinks.store_errors import EXPECTED_ERRORS, translated
 
 KEPT_HOURS = 48
 
@@ -101,7 +101,7 @@ class OriginStore:
                 await connection.execute(self._upsert, [msgspec.structs.asdict(count) for count in sorted(counts)])
                 expired = origin_counts.c.hour < now - timedelta(hours=KEPT_HOURS)
                 await connection.execute(origin_counts.delete().where(expired))
-        except (*EXPECTED_ERRORS, sqlite3.Error) as error:
+        except EXPECTED_ERRORS as error:
             raise StoreUnavailableError(str(translated(error))) from None
 
     async def close(self) -> None:

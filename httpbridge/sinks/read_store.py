@@ -16,12 +16,14 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from authsvc.client.postgres import driver_error
 from authsvc.client.sqlite_files import file_identity
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.address import existing_file, parse
-from httpbridge.sinks.postgres_store import EXPECTED_ERRORS, driver_error, postgres_engine, translated
+from httpbridge.sinks.postgres_store import postgres_engine
 from httpbridge.sinks.schema import check_version, logs
+from httpbridge.sinks.store_errors import EXPECTED_ERRORS, translated
 
 LATE_IDS = 32_768
 """How far below the newest id PostgreSQL may still make a row visible.
@@ -43,7 +45,7 @@ class StoreSlowError(StoreUnavailableError):
 
 
 class ReadStore:
-    """The store at a sink's address (`sqlite:///path` or `postgresql://…`); it connects when it is first used.
+    """The store at a sink's address (`sqlite:///FILE` or `postgresql://…`); it connects when it is first used.
 
     Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once, and
     `statement_seconds_max` how long the store works at each statement.
@@ -72,9 +74,11 @@ class ReadStore:
         await self._engine.dispose()
 
     def check_exists(self) -> None:
-        """Raise StoreSetupError for a SQLite file that does not exist."""
+        """Raise StoreSetupError for a SQLite file that does not exist, or is a folder."""
         if self._path is not None and not self._path.exists():
             raise StoreSetupError(f"there is no log store at {self._path}: no bridge has run with it yet")
+        if self._path is not None and self._path.is_dir():
+            raise StoreSetupError(f"{self._path} is a folder, not a log store")
 
     async def rows(self, statement: sa.Select[Any]) -> list[Any]:
         """Run one query and return all of its rows; raises as `connection` does."""
@@ -95,7 +99,7 @@ class ReadStore:
                     await connection.run_sync(_check)
                     self._is_checked = True
                 yield connection
-        except (*EXPECTED_ERRORS, sqlite3.Error) as error:
+        except EXPECTED_ERRORS as error:
             if _is_slow(error):
                 raise StoreSlowError("the log store takes too long to answer") from None
             self._is_checked = False  # whatever it was, the store may be another one when it is back

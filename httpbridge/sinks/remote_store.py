@@ -59,7 +59,7 @@ class Outcome(StrEnum):
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """The writer's answer to one message; the reason is for the log, and for clients where it was refused."""
+    """The writer's answer to one message; the reason is for the log."""
 
     outcome: Outcome
     reason: str = ""
@@ -132,7 +132,7 @@ class _Conversation:
         try:
             data = self._encoder.encode(message)
         except UnicodeEncodeError:
-            raise BatchRefusedError("The log store cannot hold text that is not valid Unicode") from None
+            raise BatchRefusedError("it cannot hold text that is not valid Unicode") from None
         async with self._turn:
             try:
                 async with asyncio.timeout(self._answer_seconds_max):

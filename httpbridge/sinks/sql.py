@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from httpbridge.errors import StoreUnavailableError
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import LogBatch
 from httpbridge.sinks.address import parse
 from httpbridge.sinks.group_commit import Bounds, GroupCommit
@@ -140,6 +140,9 @@ class SqlSink:
     async def _commit(self, group: list[Rows]) -> None:
         try:
             await self._store.commit(group)
+        except BatchRefusedError:
+            self._learned(None)
+            raise
         except StoreUnavailableError as error:
             self._learned(str(error))
             raise

@@ -22,9 +22,10 @@ import structlog
 
 from authsvc.client.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks import StoreNotDurableError, StoreSetupError
+from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.rows import Row, Rows
 from httpbridge.sinks.schema import PROBE, WRITTEN_COLUMNS, create_tables
+from httpbridge.sinks.store_errors import translated
 
 BUSY_SECONDS_MAX = 2.0
 """How long a commit waits for another process's lock before it is a 503."""
@@ -44,11 +45,6 @@ _COMMIT_WAL_BYTES = 16 * 1024
 _STATEMENT_ROWS_MAX = 64
 """Rows a statement; 64 rows of 15 columns stay below the 999 parameters that every SQLite takes."""
 
-_DATA_ERRORS = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
-_SETUP_ERRORS = {
-    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_ERROR,
-}  # fmt: skip
 
 _log = structlog.get_logger("httpbridge.sinks")
 
@@ -267,16 +263,7 @@ class SqliteStore:
             connection.invalidate()
 
     def _translated(self, error: BaseException | None) -> Exception:
-        """Say what a driver's error means to the sink; no text of a row gets into it."""
-        if isinstance(error, UnicodeEncodeError):
-            return BatchRefusedError("The log store cannot hold text that is not valid Unicode")
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_INTERNAL) & 0xFF  # the primary of an extended code
-        if code in _DATA_ERRORS:
-            return BatchRefusedError("The log store cannot hold this batch")
-        reason = f"{self._path}: {_reason(error)}"
-        if code in _SETUP_ERRORS:
-            return StoreSetupError(f"the log store cannot be used: {reason}")
-        return StoreUnavailableError(reason)
+        return translated(error, f"{self._path}: ")
 
 
 def _set_durable(driver: sqlite3.Connection, _record: object) -> None:
@@ -289,7 +276,7 @@ def _set_durable(driver: sqlite3.Connection, _record: object) -> None:
     for setting, needed, meaning in (("journal_mode", "wal", "wal"), ("synchronous", 2, "2 (FULL)")):
         value = driver.execute(f"PRAGMA {setting}").fetchone()[0]
         if value != needed:
-            raise StoreNotDurableError(setting, str(value), meaning)
+            raise StoreSetupError(f"the log store is not durable: {setting} is {value!r}, and must be {meaning}")
 
 
 def _rolled_back(connection: sqlite3.Connection) -> bool:

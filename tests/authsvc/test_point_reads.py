@@ -8,6 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 
+from authsvc.client.database_url import PostgresAddress, parse_database_url
+from authsvc.client.postgres import Connection, Postgres
 from authsvc.errors import StoreUnavailableError
 from authsvc.point_reads import PostgresReads, Row
 
@@ -21,12 +23,14 @@ class Things:
     def __init__(self, url: str, statement_seconds_max: float) -> None:
         self.connects = 0
         self._url = url
-        self._seconds_max = statement_seconds_max
+        address = parse_database_url(url)
+        assert isinstance(address, PostgresAddress)
+        self._postgres = Postgres(address, program="tests", command_seconds_max=statement_seconds_max, settings={})
         self.reads = PostgresReads(self._connect, SQL, self._usual_way)
 
-    async def _connect(self) -> "asyncpg.Connection[Any]":
+    async def _connect(self) -> Connection:
         self.connects += 1
-        return await asyncpg.connect(self._url, command_timeout=self._seconds_max)
+        return await self._postgres.connect()
 
     async def _usual_way(self, sql: str, parameters: tuple[Any, ...]) -> Sequence[Row]:
         raise AssertionError("nothing fails here that the usual way is for")

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.address import existing_file, parse
 from httpbridge.sinks.group_commit import Bounds
 from httpbridge.sinks.postgres_store import postgres_engine
 from httpbridge.sinks.rows import Rows
@@ -43,9 +45,10 @@ def batch(*messages: str, **changes: Any) -> LogBatch:
 
 
 def reading_engine(url: str) -> AsyncEngine:
-    if url.startswith("postgresql:"):
-        return postgres_engine(url)
-    return create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"), poolclass=sa.NullPool)
+    address = parse(url)
+    if isinstance(address, Path):
+        return create_async_engine(existing_file(address, "rw"), poolclass=sa.NullPool)
+    return postgres_engine(address)
 
 
 async def query(url: str, statement: sa.Select[Any]) -> list[dict[str, Any]]:

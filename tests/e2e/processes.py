@@ -176,10 +176,10 @@ class System:
         """Return the environment of a process, with these variables on top."""
         return clean_environment() | self.variables | variables
 
-    def launch(self, name: str, *arguments: str, files_max: int | None = None, **variables: str) -> Service:
+    def launch(self, name: str, *arguments: str, **variables: str) -> Service:
         """Start a service, or another command that runs on, and do not wait."""
         environ = self.environment(**variables)
-        service = Service(name, arguments or ("serve",), environ, self.folder, files_max=files_max)
+        service = Service(name, arguments or ("serve",), environ, self.folder, files_max=self.files_max)
         self._services.append(service)
         return service
 
@@ -194,15 +194,15 @@ class System:
         self.variables |= {"AUTHSVC_ADDRESS": service.address, "HTTPBRIDGE_KEY_SERVICE": service.address}
         return service
 
-    async def bridge(self, *, files_max: int | None = None, **variables: str) -> Service:
+    async def bridge(self, **variables: str) -> Service:
         """Start `httpbridge`."""
-        service = self.launch("httpbridge", files_max=files_max, **variables)
+        service = self.launch("httpbridge", **variables)
         await service.started()
         return service
 
-    async def dashboard(self, *, files_max: int | None = None, **variables: str) -> Service:
+    async def dashboard(self, **variables: str) -> Service:
         """Start `httpbridge dashboard`."""
-        service = self.launch("httpbridge", "dashboard", files_max=files_max, **variables)
+        service = self.launch("httpbridge", "dashboard", **variables)
         await service.started()
         return service
 

@@ -109,7 +109,8 @@ async def test_silent_connections_of_a_stranger_take_no_place_from_others(system
     """800 of them, where the system allows 512 open files: health checks, other addresses and even his own go on."""
     await system.key_service()
     key = system.issue("shop")
-    bridge = await system.bridge(files_max=FILES_MAX)
+    system.files_max = FILES_MAX
+    bridge = await system.bridge()
     async with Connection(bridge.address) as kept:
         kept.send(request(key=key, body=BODY))
         assert (await kept.answer()).status == 200

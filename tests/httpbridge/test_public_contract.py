@@ -116,14 +116,10 @@ async def test_logs_are_received_when_their_request_is_not_when_its_body_is_whol
     assert bridge.sink.batches[0].received_at == received_at
 
 
-async def test_a_batch_that_the_store_refuses_is_a_400_naming_its_reason(bridge: Bridge) -> None:
-    bridge.sink.failure = BatchRefusedError("is too long for the log store", "logs[0].message")
+async def test_a_batch_that_the_store_refuses_is_a_503_as_its_sender_is_not_to_blame(bridge: Bridge) -> None:
+    bridge.sink.failure = BatchRefusedError("it cannot hold this batch")
     answer = await bridge.exchange(request(body=BODY))
-    assert answer.status == 400
-    assert json.loads(answer.body) == {
-        "error": "logs[0].message is too long for the log store",
-        "issues": [{"path": "logs[0].message", "message": "is too long for the log store"}],
-    }
+    assert (answer.status, json.loads(answer.body)) == (503, {"error": "Log store unavailable"})
 
 
 @pytest.mark.parametrize(
