@@ -41,11 +41,11 @@ class RevisionsLostError(KeyServiceError):
 
 
 class SlowHolderError(KeyServiceError):
-    """A stream whose holder does not read what it is sent, or one stream too many."""
+    """A stream whose holder does not read what it is sent."""
 
 
 class TooManyCallsError(KeyServiceError):
-    """Callers without a token hold as many calls as they may."""
+    """Callers hold as many calls, or an address as many of them, as they may."""
 
 
 class StreamEndedError(KeyServiceError):

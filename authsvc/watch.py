@@ -27,8 +27,6 @@ from authsvc.store import KeyStore, Revision
 
 _log = structlog.get_logger("authsvc")
 
-_STREAMS_MAX = 5000
-"""Rule 6: a limit of their own. It is below that of all calls, so that holders leave room for the others."""
 _OPENING_SECONDS = 5.0
 """For the first request of a stream."""
 _QUEUE_MAX = 1000
@@ -200,7 +198,6 @@ class Watch:
         self._lease_seconds = lease_seconds
         self._margin_seconds = margin_seconds
         self._monotonic = monotonic
-        self._streams = 0
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -225,17 +222,12 @@ class Watch:
         InvalidArgumentError for a second holder's request, SlowHolderError, HolderGoneError, RevisionsLostError,
         StoreUnavailableError.
         """
-        if self._streams >= _STREAMS_MAX:
-            raise SlowHolderError(f"{_STREAMS_MAX} streams are open already")
-        self._streams += 1
         try:
             stream = _Stream(self._store, self._feed, self._granter, self._lease_seconds, self._closing)
             await stream.serve(renewals, send)
         except (SlowHolderError, HolderGoneError) as error:
             _log.warning("holder_disconnected", holder=stream.holder_id, name=stream.name, reason=str(error))
             raise
-        finally:
-            self._streams -= 1
 
     def answer_by(self, left_seconds: float | None) -> float:
         """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from authsvc.client import KeyValidator
 from authsvc.client.verdicts import INVALID_KEY, Verdict
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
 from authsvc.health import HealthService
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.raw_http2 import unread_call

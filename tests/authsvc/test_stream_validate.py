@@ -11,7 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from authsvc import app as app_module
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from authsvc.keys import generate_raw_key
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from httpbridge.dashboard.origins import ENTRIES_MAX
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks.origin_store import OriginCount, OriginStore
