@@ -30,6 +30,7 @@ from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
 from authsvc.health import SERVICE_NAME as HEALTH
 from authsvc.health import HealthService
+from authsvc.holders import Holders
 from authsvc.index import Index
 from authsvc.interceptors import CallGuard
 from authsvc.key_service import KeyService
@@ -105,24 +106,27 @@ async def serve(
             feed = ChangeFeed(database, store, leases, boot_clock, link.tell)
             link.listen(feed.look)
         await feed.open()
+        proxies = config.trusted_proxies
+        holding_seconds = config.lease_seconds + config.lease_margin_seconds
         watch = Watch(
             store,
             leases,
             feed,
+            Holders(limits.holders_max, proxies, holding_seconds, time.monotonic),
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
             monotonic=time.monotonic,
         )
-        proxies = config.trusted_proxies
         connections = Connections(connections_max, proxies, time.monotonic)
         strangers = Strangers(limits, proxies, time.monotonic, connections.close)
-        guard: Any = CallGuard(Callers(tokens, proxies), strangers, limits, proxies, time.monotonic)
+        callers = Callers(tokens, proxies)
+        guard: Any = CallGuard(callers, strangers, limits, proxies, time.monotonic)
         # The guard bounds calls: gRPC would count those of strangers among all.
         server = grpc.aio.server(
             handlers=[guard], options=_options(limits, connections_max, is_shared=link is not None)
         )
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
-        key_service = KeyService(store, index, watch, feed)
+        key_service = KeyService(store, index, watch, feed, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
@@ -131,6 +135,7 @@ async def serve(
         if config.has_reflection:
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
+        guard.register(server)
         address = await _listen(server, config, is_shared=link is not None)
         watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         guarding, closing = (

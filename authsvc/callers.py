@@ -4,7 +4,6 @@
 """
 
 import hmac
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -45,9 +44,9 @@ class Callers:
         }
         self._trusted_proxies = trusted_proxies
 
-    def role(self, metadata: Sequence[tuple[str, str | bytes]] | None) -> Role | None:
-        """Return whose token a call carries; None for nobody's."""
-        presented = [value for key, value in metadata or () if key == "authorization"]
+    def role(self, context: Any) -> Role | None:
+        """Return whose token the call with this context of gRPC's carries; None for nobody's."""
+        presented = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
         role = None
         if len(presented) == 1 and isinstance(presented[0], str):
             scheme, _, token = presented[0].partition(" ")

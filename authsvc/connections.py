@@ -7,6 +7,7 @@ and has no way to close a single one, so it is done where the system has them: b
 import asyncio
 import os
 import socket
+import struct
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
@@ -24,6 +25,7 @@ Peer: TypeAlias = tuple[str, int]
 _DESCRIPTORS = next((path for path in ("/proc/self/fd", "/dev/fd") if Path(path).is_dir()), None)
 _log = structlog.get_logger("authsvc")
 
+_AT_ONCE = struct.pack("ii", 1, 0)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _LOOK_SECONDS = 1.0
 """Between two looks at how many there are."""
@@ -76,7 +78,9 @@ class Connections:
             for connection, peer in _found(port):
                 if peer in unwanted:
                     with suppress(OSError):
-                        connection.shutdown(socket.SHUT_RDWR)  # gRPC sees it as closed by its caller
+                        # What is still to be sent goes with it: its caller may never take it.
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+                        connection.shutdown(socket.SHUT_RDWR)  # gRPC takes it for closed by its caller
 
     def surplus(self, peers: Collection[Peer], in_use: Collection[Peer]) -> set[Peer]:
         """Return which of all connections must go once three quarters of the places are taken.

@@ -7,7 +7,7 @@
     ├── HolderGoneError         FAILED_PRECONDITION
     ├── RevisionsLostError      FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
-    ├── TooManyCallsError       RESOURCE_EXHAUSTED
+    ├── TooManyHoldersError     RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
         └── StoreRefusedError
@@ -44,8 +44,8 @@ class SlowHolderError(KeyServiceError):
     """A stream whose holder does not read what it is sent."""
 
 
-class TooManyCallsError(KeyServiceError):
-    """Callers hold as many calls, or an address as many of them, as they may."""
+class TooManyHoldersError(KeyServiceError):
+    """There are as many holders of leases, or an address has as many of them, as there may be."""
 
 
 class StreamEndedError(KeyServiceError):

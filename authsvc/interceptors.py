@@ -28,7 +28,7 @@ from authsvc.errors import (
     SlowHolderError,
     StoreUnavailableError,
     StreamEndedError,
-    TooManyCallsError,
+    TooManyHoldersError,
 )
 from authsvc.limits import CallLimits
 from authsvc.strangers import Strangers
@@ -41,7 +41,7 @@ _STATUS: dict[type, grpc.StatusCode] = {
     HolderGoneError: grpc.StatusCode.FAILED_PRECONDITION,
     RevisionsLostError: grpc.StatusCode.FAILED_PRECONDITION,
     SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyHoldersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StreamEndedError: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
@@ -53,7 +53,6 @@ _UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Vali
 """They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
 _STREAM_VALIDATE = "/authsvc.v1.KeyService/StreamValidate"
 _WATCH = "/authsvc.v1.KeyService/Watch"
-_TOO_MANY = "too many such calls are open already"
 _NEVER = float("inf")
 _SWEEP_SECONDS = 1.0
 
@@ -93,7 +92,7 @@ class CallGuard(grpc.GenericRpcHandler):
         """How to end those of StreamValidate that wait for a batch."""
         self._is_stopping = False
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
-        self._handlers: dict[str, _Handler] = {}
+        self._services: dict[str, dict[str, _Handler]] = {}
         self._open_failures = _Thinned(monotonic)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -101,26 +100,29 @@ class CallGuard(grpc.GenericRpcHandler):
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
         """Guard a service's handlers, as generated code adds them to a server."""
-        for name, handler in method_handlers.items():
-            method = f"/{service_name}/{name}"
-            self._handlers[method] = self._guarded(method, handler)
+        self._services[service_name] = {
+            name: self._guarded(f"/{service_name}/{name}", handler) for name, handler in method_handlers.items()
+        }
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the guarded services to a server, each method by itself.
+
+        gRPC hands over one call after the other of each method that it knows of, so that a flood of one keeps no caller
+        of another waiting.
+        """
+        for name, handlers in self._services.items():
+            server.add_registered_method_handlers(name, handlers)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
-        """Return the handler for a call."""
+        """Return the handler for a call of a method that nobody serves. gRPC would refuse it too, but not bound it."""
         method: str = handler_call_details.method
-        handler = self._handlers.get(method)
-        if handler is not None and method.startswith(_OPEN_SERVICES):
-            return handler
-        role = self._callers.role(handler_call_details.invocation_metadata)
-        if handler is None:  # gRPC would say so too, but not bound it
-            return self._refusing(method, grpc.StatusCode.UNIMPLEMENTED, "no such method is served", role)
-        if role is None:
-            return self._refusing(
-                method, grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed"
-            )
-        if role is Role.BRIDGE and method not in _BRIDGE_METHODS:
-            return self._refusing(method, grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", role)
-        return handler
+
+        async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
+            is_strangers = self._callers.role(context) is None
+            refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", is_strangers)
+            await self._refuse(method, context, self._callers.caller(context), refusal)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
     def in_use(self) -> set[str]:
         """Return the connections on which there is a call with a token now, as gRPC names them."""
@@ -155,6 +157,7 @@ class CallGuard(grpc.GenericRpcHandler):
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
                 if is_watch:
+                    await self._send_metadata(context, self._callers.caller(context))
                     await handler.stream_stream(_read_all(handler, messages), context)
                 else:
                     await self._serve_batches(handler, messages, context)
@@ -225,9 +228,10 @@ class CallGuard(grpc.GenericRpcHandler):
 
         async def guarded(messages: Any, context: Any) -> Any:
             caller = self._callers.caller(context)
-            if not places.take(caller.address):
-                error = TooManyCallsError(_TOO_MANY)
-                return await self._refuse(method, context, *self._fault(method, error, context), is_slowed=is_open)
+            if (refusal := self._refusal(method, context)) is None and not places.take(caller.address):
+                refusal = _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", is_open)
+            if refusal is not None:
+                return await self._refuse(method, context, caller, refusal)
             started = self._monotonic()
             held = self._held[context] = _Held(caller, places, started if is_call else _NEVER, not is_open)
             context.add_done_callback(self._release)
@@ -248,9 +252,19 @@ class CallGuard(grpc.GenericRpcHandler):
                     self._log_call(method, grpc.StatusCode.OK, started)
                 return response
             self._log_call(method, status, started)
-            return await self._abort(method, context, status, detail)
+            return await self._abort(method, context, caller, status, detail)
 
         return guarded
+
+    def _refusal(self, method: str, context: Any) -> "_Refusal | None":
+        if method.startswith(_OPEN_SERVICES):
+            return None
+        role = self._callers.role(context)
+        if role is None:
+            return _NO_TOKEN
+        if role is Role.BRIDGE and method not in _BRIDGE_METHODS:
+            return _NO_ADMIN
+        return None
 
     def _release(self, context: Any) -> None:
         """Count a call no longer: its caller has taken how it ended, or is gone."""
@@ -283,48 +297,57 @@ class CallGuard(grpc.GenericRpcHandler):
 
         async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
             caller = self._callers.caller(context)
-            # gRPC sends it with the first answer otherwise, and could not end the call while that cannot be written.
-            await context.send_initial_metadata(())
+            await self._send_metadata(context, caller)
             if handler.request_streaming:  # reflection
                 async for response in handler.stream_stream(_read_all(handler, messages), context):
                     await self._strangers.turn(caller)
-                    await context.write(response)
+                    with self._strangers.sending(caller):
+                        await context.write(response)
                 return
             request = _read(handler, await anext(aiter(messages), b""))
             await self._strangers.turn(caller)
             if handler.response_streaming:
                 await handler.unary_stream(request, context)
-            else:
-                await context.write(await handler.unary_unary(request, context))
+                return
+            response = await handler.unary_unary(request, context)
+            with self._strangers.sending(caller):
+                await context.write(response)
 
         return serve
 
-    def _refusing(self, method: str, status: grpc.StatusCode, detail: str, role: Role | None = None) -> _Handler:
-        """Return what refuses a call: as a stream, since gRPC would wait for the message of any other call."""
+    async def _send_metadata(self, context: Any, caller: Caller) -> None:
+        """Begin to answer. gRPC does so with the first answer otherwise, and meanwhile could not end the call."""
+        with self._strangers.sending(caller):
+            await context.send_initial_metadata(())
 
-        async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
-            await self._refuse(method, context, status, detail, is_slowed=role is None)
-
-        return grpc.stream_stream_rpc_method_handler(refuse)
-
-    async def _refuse(
-        self, method: str, context: Any, status: grpc.StatusCode, detail: str, *, is_slowed: bool
-    ) -> NoReturn:
-        caller = self._callers.caller(context)
+    async def _refuse(self, method: str, context: Any, caller: Caller, refusal: "_Refusal") -> NoReturn:
         if self._strangers.is_gone(caller):
             raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
-        async with self._strangers.refusing(caller, method=method, status=status.name, is_slowed=is_slowed):
-            await self._abort(method, context, status, detail)
+        fields = {"method": method, "status": refusal.status.name}
+        async with self._strangers.refusing(caller, is_stranger=refusal.is_strangers, **fields):
+            await self._abort(method, context, caller, refusal.status, refusal.detail)
         raise AssertionError("abort raises")
 
-    async def _abort(self, method: str, context: Any, status: grpc.StatusCode, detail: str) -> NoReturn:
+    async def _abort(self, method: str, context: Any, caller: Caller, status: grpc.StatusCode, detail: str) -> NoReturn:
         """End a call with a status; say nothing of it where nobody is left to hear it."""
-        with self._strangers.ending(self._callers.caller(context)):
+        with self._strangers.sending(caller):
             try:
                 await context.abort(status, detail)
             except grpc.aio.InternalError as error:
                 _end_without_status(method, error)
         raise AssertionError("abort raises")
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    status: grpc.StatusCode
+    detail: str
+    is_strangers: bool
+    """The caller has no token of ours."""
+
+
+_NO_TOKEN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed", is_strangers=True)
+_NO_ADMIN = _Refusal(grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", is_strangers=False)
 
 
 @dataclass(slots=True)

@@ -34,7 +34,8 @@ class Strangers:
         self._limits = limits
         self._monotonic = monotonic
         self._close = close
-        self._places = Places(limits.refused_calls_max, trusted_proxies)
+        self._places = {is_theirs: Places(limits.refused_calls_max, trusted_proxies) for is_theirs in (True, False)}
+        """Of strangers, and of callers with a token."""
         self._pace = Pace(limits.turns_per_second, limits.turn_seconds_max)
         self._closing: OrderedDict[str, None] = OrderedDict()
         """The connections that were closed last: what gRPC has read of them still comes, call by call."""
@@ -51,19 +52,20 @@ class Strangers:
         return caller.connection in self._closing
 
     @asynccontextmanager
-    async def refusing(self, caller: Caller, *, method: str, status: str, is_slowed: bool) -> AsyncIterator[None]:
+    async def refusing(self, caller: Caller, *, is_stranger: bool, method: str, status: str) -> AsyncIterator[None]:
         """Hold a place while a caller is refused, whose turn this waits for. One too many loses its connection."""
         self._refused.add(caller.address, method=method, status=status)
-        if not self._places.take(caller.address):
+        places = self._places[is_stranger]
+        if not places.take(caller.address):
             self.close(caller, "too many calls of it are being refused")
             yield
             return
         try:
-            if is_slowed:
+            if is_stranger:
                 await self.turn(caller)
             yield
         finally:
-            self._places.release(caller.address)
+            places.release(caller.address)
 
     async def turn(self, caller: Caller) -> None:
         """Wait for the turn of a caller without a token. One that asks for too many loses its connection."""
@@ -75,8 +77,8 @@ class Strangers:
             await asyncio.sleep(seconds)
 
     @contextmanager
-    def ending(self, caller: Caller) -> Iterator[None]:
-        """Give a caller some seconds to take how its call ends."""
+    def sending(self, caller: Caller) -> Iterator[None]:
+        """Give a caller some seconds to take what it is sent meanwhile."""
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self._limits.untaken_seconds, self.close, caller, "it does not take its answers")
         try:

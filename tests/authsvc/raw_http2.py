@@ -43,17 +43,22 @@ async def read_until(reader: asyncio.StreamReader, kind: int, flags: int = 0) ->
 
 
 @asynccontextmanager
-async def unread_call(service: Service, method: str, host: str = "127.0.0.1") -> AsyncIterator[None]:
-    """Make a call that is served, and whose answer cannot be written: its caller has no room for a single byte."""
+async def unread_call(
+    service: Service, method: str, host: str = "127.0.0.1", **metadata: str
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Make a call that is served, and whose answer cannot be written: its caller has no room for a single byte.
+
+    Gives what is done when the service closes the connection.
+    """
     async with raw_connection(service, host) as (reader, writer):
         writer.write(frame(SETTINGS, payload=_INITIAL_WINDOW_SIZE.to_bytes(2) + bytes(4)))
         for _ in range(2):
             await read_until(reader, SETTINGS, ACK)
-        writer.write(frame(HEADERS, END_HEADERS, 1, _headers(method)) + frame(DATA, END_STREAM, 1, bytes(5)))
+        writer.write(frame(HEADERS, END_HEADERS, 1, headers(method, **metadata)) + frame(DATA, END_STREAM, 1, bytes(5)))
         await read_until(reader, HEADERS, END_HEADERS)
         answering = asyncio.create_task(_answer_pings(reader, writer))
         try:
-            yield
+            yield answering
         finally:
             answering.cancel()
 
@@ -65,7 +70,7 @@ async def _answer_pings(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
             writer.write(frame(PING, ACK, payload=await read_until(reader, PING)))
 
 
-def _headers(method: str) -> bytes:
+def headers(method: str, **metadata: str) -> bytes:
     """Return a call's headers as literals (RFC 7541, section 6.2.2)."""
     fields = {
         ":method": "POST",
@@ -74,6 +79,7 @@ def _headers(method: str) -> bytes:
         ":authority": "stranger",
         "te": "trailers",
         "content-type": "application/grpc",
+        **metadata,
     }
     return b"".join(b"\0" + _literal(name) + _literal(value) for name, value in fields.items())
 

@@ -39,7 +39,7 @@ async def validate(service: Service, **options: Any) -> Any:
 
 
 @asynccontextmanager
-async def half_open(service: Service, method: str) -> AsyncIterator[Any]:
+async def half_open(service: Service, method: str, role: str | None = None) -> AsyncIterator[Any]:
     """Begin a call whose message is never sent."""
 
     async def nothing() -> AsyncIterator[Any]:
@@ -47,7 +47,7 @@ async def half_open(service: Service, method: str) -> AsyncIterator[Any]:
         yield b""
 
     begin: Any = service.channel.stream_unary(method)
-    call = begin(nothing())
+    call = begin(nothing(), metadata=service.token(role) if role else None)
     try:
         yield call
     finally:
@@ -82,7 +82,7 @@ async def test_there_are_open_files_for_as_many_callers_as_are_served(tmp_path: 
 
 async def test_streams_without_a_token_leave_room_for_all_other_calls(service: Service) -> None:
     stub = health_pb2_grpc.HealthStub(service.channel)
-    async with watching_health(service, CallLimits().open_calls_host_max) as streams:
+    async with watching_health(service, CallLimits().open_calls_max * 3 // 4) as streams:
         another = stub.Watch(health_pb2.HealthCheckRequest())
         assert await status_of(another.read()) == Code.RESOURCE_EXHAUSTED
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
