@@ -66,6 +66,7 @@ class Connections:
                 await asyncio.to_thread(self._look, port, unwanted, in_use())
             except OSError as error:  # no descriptor is left for the look itself
                 _log.error("connections_not_looked_at", reason=error.strerror)
+                self._unwanted |= unwanted
                 await asyncio.sleep(_LOOK_SECONDS)
             await asyncio.sleep((self._monotonic() - started) * _SHARE)
 
