@@ -1,10 +1,9 @@
 """What callers without a token make the service do and log: nothing that they can call fails, or fills the disk."""
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,10 @@ from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.raw_http2 import (
-    ACK,
-    DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
-    SETTINGS,
-    frame,
-    headers,
-    raw_connection,
+    flood,
     read_until,
     unread_call,
 )
@@ -42,8 +36,6 @@ WATCH_LEASES = "/authsvc.v1.KeyService/Watch"
 REVOKE = "/authsvc.v1.KeyService/Revoke"
 NEVER = CallLimits(turns_per_second=0.001, turn_seconds_max=1e9)
 """Strangers wait for their turn longer than any test."""
-WINDOW_UPDATE = 8
-_INITIAL_WINDOW_SIZE = b"\0\4"
 CHECK = "/grpc.health.v1.Health/Check"
 WATCH = "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
@@ -167,46 +159,6 @@ async def test_a_stranger_who_takes_all_that_it_gets_leaves_room_for_other_hosts
             await stack.enter_async_context(unread_call(service, CHECK, host="127.0.0.2"))
 
 
-class Flood:
-    """A stranger's connection, which makes calls without a token and reads nothing."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self._writer = writer
-        self._stream = -1
-
-    def call(self, method: str = VALIDATE, count: int = 1, **metadata: str) -> None:
-        """Make calls, each of which is all said."""
-        for _ in range(count):
-            self._stream += 2
-            self._writer.write(frame(HEADERS, END_HEADERS | END_STREAM, self._stream, headers(method, **metadata)))
-
-    def fill(self) -> None:
-        """Ask for more than the connection holds."""
-        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        room = (2**31 - 1 - 65535).to_bytes(4)
-        self._writer.write(frame(SETTINGS, payload=_INITIAL_WINDOW_SIZE + room) + frame(WINDOW_UPDATE, payload=room))
-        self._stream += 2
-        message = reflection_pb2.ServerReflectionRequest(file_containing_symbol="authsvc.v1.KeyService")
-        text = message.SerializeToString()
-        self._writer.write(frame(HEADERS, END_HEADERS, self._stream, headers(REFLECTION)))
-        self._writer.write(frame(DATA, 0, self._stream, b"\0" + len(text).to_bytes(4) + text) * 1000)
-
-    async def until_closed(self) -> None:
-        """Return when the service has closed the connection."""
-        with suppress(ConnectionError):
-            while await self.reader.read(65536):
-                pass
-
-
-@asynccontextmanager
-async def flood(service: Service, host: str = "127.0.0.1") -> AsyncIterator[Flood]:
-    async with raw_connection(service, host) as (reader, writer):
-        await read_until(reader, SETTINGS, ACK)
-        writer.write(frame(SETTINGS, ACK))  # gRPC takes no more than the first hundred calls without
-        yield Flood(reader, writer)
-
-
 async def until_refused(logged: list[Any], count: int) -> None:
     """Return when so many refusals are under way, or over: they are logged at once, or within a second."""
     await until(lambda: sum(line["count"] for line in logged if line["event"] == "calls_refused") == count)
@@ -294,9 +246,9 @@ async def test_a_stranger_who_is_refused_too_often_loses_its_connection_and_no_o
     ):
         watcher = Watcher(service)
         await watcher.attach()
-        one.call(count=10)
+        one.call(VALIDATE, 10)
         await one.until_closed()
-        other.call()
+        other.call(VALIDATE)
         assert b"a bearer token" in await read_until(other.reader, HEADERS, END_HEADERS | END_STREAM)
         await watcher.renew()
         await watcher.lease()
@@ -310,13 +262,13 @@ async def test_refused_calls_count_until_they_are_over_and_one_too_many_costs_it
     limits = replace(NEVER, refused_calls_max=16)
     async with running(tmp_path / "state", limits) as service, AsyncExitStack() as stack:
         strangers = [await stack.enter_async_context(flood(service, f"127.0.0.{number}")) for number in range(1, 8)]
-        strangers[0].call(count=11)
+        strangers[0].call(VALIDATE, 11)
         await until_refused(logged, 11)
         for stranger in strangers[1:6]:  # the first of them takes the last place that is anybody's
-            stranger.call()
+            stranger.call(VALIDATE)
         await until_refused(logged, 16)
-        strangers[6].call()
-        strangers[0].call()
+        strangers[6].call(VALIDATE)
+        strangers[0].call(VALIDATE)
         for stranger in (strangers[6], strangers[0]):
             await stranger.until_closed()
         await validate(service)
@@ -330,8 +282,8 @@ async def test_a_trusted_proxys_callers_are_told_apart_and_it_keeps_its_connecti
     limits = CallLimits(turns_per_second=1, turn_seconds_max=0.05)
     variables = {"AUTHSVC_TRUSTED_PROXIES": "127.0.0.0/8"} if is_trusted else {}
     async with running(tmp_path / "state", limits, **variables) as service, flood(service) as proxy:
-        proxy.call(**{"x-forwarded-for": "10.9.9.9, 192.0.2.7"})
-        proxy.call(forwarded='for="[2001:db8::7]:4711";proto=https')
+        proxy.call(VALIDATE, **{"x-forwarded-for": "10.9.9.9, 192.0.2.7"})
+        proxy.call(VALIDATE, forwarded='for="[2001:db8::7]:4711";proto=https')
         if is_trusted:
             for _ in range(2):
                 await read_until(proxy.reader, HEADERS, END_HEADERS | END_STREAM)
