@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from authsvc.bookmark import Bookmark
+from authsvc.callers import Callers
 from authsvc.changes import ChangeFeed
 from authsvc.client.channel import ClientTls
 from authsvc.client.clock import boot_clock
@@ -25,17 +26,21 @@ from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.listening import bind, cannot_listen
 from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
+from authsvc.connections import Connections
 from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
 from authsvc.health import SERVICE_NAME as HEALTH
 from authsvc.health import HealthService
+from authsvc.holders import Holders
 from authsvc.index import Index
-from authsvc.interceptors import CallGuard, CallLimits
+from authsvc.interceptors import CallGuard
 from authsvc.key_service import KeyService
 from authsvc.lease_store import LeaseStore
+from authsvc.limits import CallLimits
 from authsvc.operations_service import OperationsService
 from authsvc.project_service import ProjectService
 from authsvc.store import SCHEMA_VERSION, KeyStore
+from authsvc.strangers import Strangers
 from authsvc.watch import Watch
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
@@ -43,6 +48,7 @@ from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 # The largest request is a batch of 256 keys and origins of 300 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 512 * 1024
+_WAITING_CALLS_MAX = 10_000
 _OTHER_FILES_MAX = 100  # the database's, and the system's
 _DRAIN_SECONDS = 10.0
 _POLL_SECONDS = 0.02
@@ -110,43 +116,54 @@ async def serve(
         if link is not None and tell_others:
             link.listen(feed.look)
         await feed.open()
+        proxies = config.trusted_proxies
+        holding_seconds = config.lease_seconds + config.lease_margin_seconds
         watch = Watch(
             store,
             leases,
             feed,
+            Holders(limits.holders_max, proxies, holding_seconds, time.monotonic),
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
             monotonic=time.monotonic,
         )
-        guard: Any = CallGuard(tokens, limits, time.monotonic)
+        connections = Connections(connections_max, proxies, time.monotonic)
+        strangers = Strangers(limits, proxies, time.monotonic, connections.close)
+        callers = Callers(tokens, proxies)
+        guard: Any = CallGuard(callers, strangers, limits, proxies, time.monotonic)
+        # The guard bounds calls: gRPC would count those of strangers among all.
         server = grpc.aio.server(
-            handlers=[guard],
-            options=_options(limits, connections_max, is_shared=link is not None),
-            maximum_concurrent_rpcs=limits.calls_max,
+            handlers=[guard], options=_options(limits, connections_max, is_shared=link is not None)
         )
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
-        key_service = KeyService(store, index, watch, feed)
+        key_service = KeyService(store, index, watch, feed, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
         health_pb2_grpc.add_HealthServicer_to_server(health, guard)
-        if config.reflection:
+        if config.has_reflection:
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
+        guard.register(server)
         address = await _listen(server, config, is_shared=link is not None)
         watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
+        guarding, closing = (
+            asyncio.create_task(guard.run()),
+            asyncio.create_task(connections.run(address.port, guard.in_use)),
+        )
         await server.start()
         started(address)
         stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait([stopping, watching, indexing], return_when=asyncio.FIRST_COMPLETED)
+            tasks = [stopping, watching, indexing, guarding, closing]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             health.stop()
             await index.leave()
             watch.close()
             await _stop(server, guard)
             await key_service.drain()
-            await _end(indexing, watching, stopping)
+            await _end(indexing, watching, closing, guarding, stopping)
 
 
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
@@ -168,7 +185,11 @@ def _options(limits: CallLimits, connections_max: int, *, is_shared: bool) -> tu
         ("grpc.max_concurrent_streams", limits.connection_calls_max),
         # The next one is closed as it comes; without this, when no open file is left, and the database lacks one too.
         ("grpc.max_allowed_incoming_connections", connections_max),
+        # gRPC hands calls over in order, and turns some of them away, whosever they are, when so many wait for that.
+        ("grpc.server.max_pending_requests", _WAITING_CALLS_MAX),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * _WAITING_CALLS_MAX),
         ("grpc.max_connection_idle_ms", round(limits.connection_idle_seconds * 1000)),
+        ("grpc.server_handshake_timeout_ms", round(limits.handshake_seconds * 1000)),
         ("grpc.keepalive_time_ms", round(limits.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", timeout_ms),
         ("grpc.http2.ping_timeout_ms", timeout_ms),  # else a minute: the one above holds for the socket alone

@@ -37,7 +37,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: Path = Path("var")
     admin_token: Token | None = None
     bridge_token: Token | None = None
-    reflection: bool = True
+    reflection: bool | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -86,6 +86,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def is_margin_thin(self) -> bool:
         """Whether the margin is less than what ordinary clocks need: then a revoked key may live on (rule 12)."""
         return self.lease_margin_seconds < max(_MARGIN_SECONDS_MIN, self.lease_seconds * _MARGIN_OF_LEASE_MIN)
+
+    @property
+    def has_reflection(self) -> bool:
+        """Whether callers can ask for the schema, without a token: unless said otherwise, on this machine alone."""
+        return self.listen.is_loopback if self.reflection is None else self.reflection
 
     def service_address(self) -> Address:
         """Return where the command line finds the service: where it listens, unless said otherwise."""

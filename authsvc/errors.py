@@ -7,7 +7,7 @@
     ├── HolderGoneError         FAILED_PRECONDITION
     ├── RevisionsLostError      FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
-    ├── TooManyCallsError       RESOURCE_EXHAUSTED
+    ├── TooManyHoldersError     RESOURCE_EXHAUSTED
     ├── StreamEndedError        UNAVAILABLE
     └── StoreUnavailableError   UNAVAILABLE
         ├── StoreLostError
@@ -43,11 +43,11 @@ class RevisionsLostError(KeyServiceError):
 
 
 class SlowHolderError(KeyServiceError):
-    """A stream whose holder does not read what it is sent, or one stream too many."""
+    """A stream whose holder does not read what it is sent."""
 
 
-class TooManyCallsError(KeyServiceError):
-    """Callers without a token hold as many calls as they may."""
+class TooManyHoldersError(KeyServiceError):
+    """There are as many holders of leases, or an address has as many of them, as there may be."""
 
 
 class StreamEndedError(KeyServiceError):

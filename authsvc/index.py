@@ -188,7 +188,7 @@ class Index:
             lease_before = self._holder.lease_ends_at
             stream, renewal = self._holder.open(self._clock())
             try:
-                await self._watch.serve(self._renewals(renewal), partial(self._hear, stream))
+                await self._watch.serve(self._renewals(renewal), partial(self._hear, stream), None)
             except (KeyServiceError, StreamBrokenError) as error:
                 _log.debug("index_stream_ended", reason=str(error))
                 if isinstance(error, RevisionsLostError):

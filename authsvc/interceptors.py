@@ -1,4 +1,4 @@
-"""What stands between the wire and the servicers: caller roles, limits, errors as status codes, the request log.
+"""What stands between the wire and the servicers: who may call and how much, errors as status codes, the request log.
 
 Built by `app`. A `CallGuard` wraps every handler, ours and those of the health and
 reflection services, once: gRPC's own interceptors would wrap them anew for each call,
@@ -6,21 +6,18 @@ which costs as much as the call's work.
 """
 
 import asyncio
-import hmac
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, NoReturn, Self, TypeAlias
 
 import grpc
 import structlog
 
-from authsvc.client.environment import Secret
+from authsvc.callers import Caller, Callers, Role
 from authsvc.client.event_log import traceback_without_text
-from authsvc.config import Tokens
+from authsvc.client.networks import Networks, Places
 from authsvc.errors import (
     AlreadyExistsError,
     HolderGoneError,
@@ -31,8 +28,10 @@ from authsvc.errors import (
     SlowHolderError,
     StoreUnavailableError,
     StreamEndedError,
-    TooManyCallsError,
+    TooManyHoldersError,
 )
+from authsvc.limits import CallLimits
+from authsvc.strangers import Strangers
 
 _STATUS: dict[type, grpc.StatusCode] = {
     KeyServiceError: grpc.StatusCode.INTERNAL,
@@ -42,7 +41,7 @@ _STATUS: dict[type, grpc.StatusCode] = {
     HolderGoneError: grpc.StatusCode.FAILED_PRECONDITION,
     RevisionsLostError: grpc.StatusCode.FAILED_PRECONDITION,
     SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyCallsError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    TooManyHoldersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StreamEndedError: grpc.StatusCode.UNAVAILABLE,
     StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
@@ -53,69 +52,13 @@ _BRIDGE_METHODS = frozenset(
 _UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
 """They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
 _STREAM_VALIDATE = "/authsvc.v1.KeyService/StreamValidate"
-_TOO_MANY = "too many such calls are open already"
-_LINE_SECONDS = 1.0
-"""Between two lines about callers without a token, who could fill the disk with them."""
+_WATCH = "/authsvc.v1.KeyService/Watch"
+_NEVER = float("inf")
+_SWEEP_SECONDS = 1.0
 
 _Handler: TypeAlias = Any  # an RpcMethodHandler, of which the stubs know the synchronous kind only
 
 _log = structlog.get_logger("authsvc")
-
-
-class Role(StrEnum):
-    """What a token lets its bearer call."""
-
-    BRIDGE = "bridge"
-    ADMIN = "admin"
-
-
-@dataclass(frozen=True, slots=True)
-class CallLimits:
-    """What callers may take up."""
-
-    calls_max: int = 7000
-    """At a time, of which streams of holders are at most 5000, and streams of batches 1000."""
-    connection_calls_max: int = 200
-    """At a time on one connection; a caller's further calls wait at its end."""
-    connections_max: int = 10_000
-    """At a time, or fewer where the system allows fewer open files; a bridge has five, and each takes 15 KiB."""
-    connection_idle_seconds: float = 300.0
-    """Without a call, until it is closed; whoever waits for nothing reconnects at its next call. And of a stream of
-    StreamValidate without a batch, until that is ended."""
-    validate_streams_max: int = 1000
-    """At a time; whoever finds no place makes a call for each batch instead."""
-    open_calls_max: int = 100
-    """At a time of each method that needs no token, so that strangers leave room for the others."""
-    open_calls_host_max: int = 20
-    """Of these from one host, so that one stranger leaves room for those who look whether the service is well."""
-    call_seconds: float = 30.0
-    """A call that is no stream; the database answers or fails well within this."""
-    open_stream_seconds: float = 600.0
-    """A stream that needs no token; whoever watches the service's health opens another."""
-    keepalive_seconds: float = 30.0
-    """Between pings, which find callers that vanished without a word."""
-    keepalive_timeout_seconds: float = 10.0
-    """For the answer to such a ping."""
-    ping_seconds_min: float = 10.0
-    """A caller that pings more often while nothing is sent is cut off."""
-
-
-class _Thinned:
-    """Lets one event a second into the log, and counts those that it keeps out."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._count = 0
-        self._logged_at = float("-inf")
-
-    def due(self) -> int:
-        """Count an event; return how many there were since the last line if it is time for one, or else 0."""
-        self._count += 1
-        time = self._monotonic()
-        if time - self._logged_at < _LINE_SECONDS:
-            return 0
-        count, self._count, self._logged_at = self._count, 0, time
-        return count
 
 
 class CallGuard(grpc.GenericRpcHandler):
@@ -125,25 +68,31 @@ class CallGuard(grpc.GenericRpcHandler):
     bytes, to be read inside the guard: a fault in them is the caller's, like others.
     """
 
-    def __init__(self, tokens: Tokens, limits: CallLimits, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        callers: Callers,
+        strangers: Strangers,
+        limits: CallLimits,
+        trusted_proxies: Networks,
+        monotonic: Callable[[], float],
+    ) -> None:
         """`monotonic` is in seconds, for the request log."""
-        self._authorizations = {
-            Role.ADMIN: _authorization(tokens.admin),
-            Role.BRIDGE: _authorization(tokens.bridge),
-        }
+        self._callers = callers
+        self._strangers = strangers
         self._limits = limits
+        self._trusted_proxies = trusted_proxies
         self._monotonic = monotonic
         self.calls = 0
         """Under way now: of streams, a batch of StreamValidate is one."""
-        self._validate_streams = 0
+        self._held: dict[Any, _Held] = {}
+        """By its context, each call until its caller has taken how it ended."""
+        self._bridge_calls = Places(limits.calls_max, trusted_proxies)
+        self._admin_calls = Places(limits.admin_calls_max, trusted_proxies)
         self._idle_streams: set[Callable[[], None]] = set()
         """How to end those of StreamValidate that wait for a batch."""
         self._is_stopping = False
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
-        self._handlers: dict[str, _Handler] = {}
-        self._open_calls: Counter[str] = Counter()
-        self._open_calls_of_hosts: Counter[tuple[str, str]] = Counter()
-        self._refusals = _Thinned(monotonic)
+        self._services: dict[str, dict[str, _Handler]] = {}
         self._open_failures = _Thinned(monotonic)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
@@ -151,19 +100,43 @@ class CallGuard(grpc.GenericRpcHandler):
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
         """Guard a service's handlers, as generated code adds them to a server."""
-        for name, handler in method_handlers.items():
-            method = f"/{service_name}/{name}"
-            self._handlers[method] = self._guarded(method, handler)
+        self._services[service_name] = {
+            name: self._guarded(f"/{service_name}/{name}", handler) for name, handler in method_handlers.items()
+        }
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the guarded services to a server, each method by itself.
+
+        gRPC hands over one call after the other of each method that it knows of, so that a flood of one keeps no caller
+        of another waiting.
+        """
+        for name, handlers in self._services.items():
+            server.add_registered_method_handlers(name, handlers)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
-        """Return the handler for a call; None for a method that nobody serves."""
+        """Return the handler for a call of a method that nobody serves. gRPC would refuse it too, but not bound it."""
         method: str = handler_call_details.method
-        handler = self._handlers.get(method)
-        if handler is None or method.startswith(_OPEN_SERVICES):
-            return handler
-        if (refusal := self._refusal(method, handler_call_details.invocation_metadata)) is not None:
-            return _stream(self._refuse(method, *refusal), handler)
-        return handler
+
+        async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
+            is_strangers = self._callers.role(context) is None
+            refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", is_strangers)
+            await self._refuse(method, context, self._callers.caller(context), refusal)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def in_use(self) -> set[str]:
+        """Return the connections on which there is a call with a token now, as gRPC names them."""
+        return {held.caller.connection for held in self._held.values() if held.has_token}
+
+    async def run(self) -> None:
+        """Look after calls that their callers hold on to, until cancelled."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self._strangers.flush()
+            overdue = self._monotonic() - self._limits.call_seconds - self._limits.untaken_seconds
+            for held in self._held.values():
+                if held.since < overdue:
+                    self._strangers.close(held.caller, "it does not take its answers")
 
     def stop(self) -> None:
         """End streams of batches, each after the one that is under way: they go on elsewhere."""
@@ -173,43 +146,37 @@ class CallGuard(grpc.GenericRpcHandler):
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         limits = self._limits
+        is_stream = handler.request_streaming or handler.response_streaming
         if method.startswith(_OPEN_SERVICES):
-            is_stream = handler.request_streaming or handler.response_streaming
+            places = Places(limits.open_calls_max, self._trusted_proxies)
             seconds = limits.open_stream_seconds if is_stream else limits.call_seconds
-            return _stream(self._counted(method, self._guard(method, self._open(handler), seconds)), handler)
-        if handler.request_streaming:
-            if method == _STREAM_VALIDATE:
-                return _stream(self._guard(method, self._of_batches(handler), seconds=None), handler)
+            return _stream(self._guard(method, self._open(handler), places, seconds), handler)
+        if is_stream:
+            is_watch = method == _WATCH
+            places = Places(limits.holders_max if is_watch else limits.validate_streams_max, self._trusted_proxies)
 
             async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
-                await handler.stream_stream(_read_all(handler, messages), context)
+                if is_watch:
+                    await self._send_metadata(context, self._callers.caller(context))
+                    await handler.stream_stream(_read_all(handler, messages), context)
+                else:
+                    await self._serve_batches(handler, messages, context)
 
-            return _stream(self._guard(method, serve, seconds=None), handler)
+            return _stream(self._guard(method, serve, places, None), handler)
         serve_one = handler.unary_unary
 
-        async def answer(message: bytes, context: Any) -> Any:
+        async def answer(_messages: AsyncIterator[bytes], context: Any) -> Any:
+            message = await context.read()
             self.calls += 1
             try:
                 return await serve_one(_read(handler, message), context)
             finally:
                 self.calls -= 1
 
-        guarded = self._guard(method, answer, None if method in _UNTIMED_METHODS else limits.call_seconds)
-        return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
-
-    def _of_batches(self, handler: _Handler) -> Any:
-        """Serve streams of StreamValidate, of which each batch counts, and is logged, like a call."""
-
-        async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
-            if self._validate_streams >= self._limits.validate_streams_max:
-                raise TooManyCallsError(f"{self._validate_streams} streams of batches are open already")
-            self._validate_streams += 1
-            try:
-                await self._serve_batches(handler, messages, context)
-            finally:
-                self._validate_streams -= 1
-
-        return serve
+        places = self._bridge_calls if method in _BRIDGE_METHODS else self._admin_calls
+        guarded = self._guard(method, answer, places, None if method in _UNTIMED_METHODS else limits.call_seconds)
+        # As a stream of one: gRPC waits for the message of any other call before it calls the handler, for ever.
+        return grpc.stream_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
     async def _serve_batches(self, handler: _Handler, messages: AsyncIterator[bytes], context: Any) -> None:
         batch = _Handed()
@@ -255,27 +222,54 @@ class CallGuard(grpc.GenericRpcHandler):
             timer.cancel()
             self._idle_streams.discard(end)
 
-    def _guard(self, method: str, call: Any, seconds: float | None) -> Any:
-        async def guarded(request: Any, context: Any) -> Any:
-            started = self._monotonic() if self._logs_calls else 0.0
+    def _guard(self, method: str, call: Any, places: Places, seconds: float | None) -> Any:
+        is_open = method.startswith(_OPEN_SERVICES)
+        is_call = method in _UNTIMED_METHODS or not (is_open or seconds is None)
+
+        async def guarded(messages: Any, context: Any) -> Any:
+            caller = self._callers.caller(context)
+            if (refusal := self._refusal(method, context)) is None and not places.take(caller.address):
+                refusal = _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", is_open)
+            if refusal is not None:
+                return await self._refuse(method, context, caller, refusal)
+            started = self._monotonic()
+            held = self._held[context] = _Held(caller, places, started if is_call else _NEVER, not is_open)
+            context.add_done_callback(self._release)
             try:
                 if seconds is None:
-                    response = await call(request, context)
+                    response = await call(messages, context)
                 else:
                     async with asyncio.timeout(seconds):
-                        response = await call(request, context)
+                        response = await call(messages, context)
             except grpc.aio.InternalError as error:
                 _end_without_status(method, error)
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
                 status, detail = self._fault(method, error, context)
             else:
+                if not is_call:
+                    held.since = self._monotonic()  # from now on its end is all that there is to take
                 if self._logs_calls and method != _STREAM_VALIDATE:
                     self._log_call(method, grpc.StatusCode.OK, started)
                 return response
             self._log_call(method, status, started)
-            return await _abort(method, context, status, detail)
+            return await self._abort(method, context, caller, status, detail)
 
         return guarded
+
+    def _refusal(self, method: str, context: Any) -> "_Refusal | None":
+        if method.startswith(_OPEN_SERVICES):
+            return None
+        role = self._callers.role(context)
+        if role is None:
+            return _NO_TOKEN
+        if role is Role.BRIDGE and method not in _BRIDGE_METHODS:
+            return _NO_ADMIN
+        return None
+
+    def _release(self, context: Any) -> None:
+        """Count a call no longer: its caller has taken how it ended, or is gone."""
+        held = self._held.pop(context)
+        held.places.release(held.caller.address)
 
     def _fault(self, method: str, error: Exception, context: Any) -> tuple[grpc.StatusCode, str]:
         """Return what the caller is told of an error; log one that is ours."""
@@ -295,32 +289,6 @@ class CallGuard(grpc.GenericRpcHandler):
         milliseconds = round((self._monotonic() - started) * 1000, 2)
         _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
-    def _counted(self, method: str, call: Any) -> Any:
-        """Bound the calls of a method that needs no token.
-
-        One that has had its time counts until its status is sent, as it does with gRPC: whoever takes no answers keeps
-        the place that it has, and gets no more of them.
-        """
-
-        async def counted(messages: AsyncIterator[bytes], context: Any) -> None:
-            of_host = method, context.peer().rpartition(":")[0]
-            if (
-                self._open_calls[method] >= self._limits.open_calls_max
-                or self._open_calls_of_hosts[of_host] >= self._limits.open_calls_host_max
-            ):
-                await _abort(method, context, *self._fault(method, TooManyCallsError(_TOO_MANY), context))
-            self._open_calls[method] += 1
-            self._open_calls_of_hosts[of_host] += 1
-            try:
-                await call(messages, context)
-            finally:
-                self._open_calls[method] -= 1
-                self._open_calls_of_hosts[of_host] -= 1
-                if not self._open_calls_of_hosts[of_host]:
-                    del self._open_calls_of_hosts[of_host]
-
-        return counted
-
     def _open(self, handler: _Handler) -> Any:
         """Serve a call that needs no token, whatever it streams, as a stream.
 
@@ -328,45 +296,87 @@ class CallGuard(grpc.GenericRpcHandler):
         """
 
         async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
-            # gRPC sends it with the first answer otherwise, and could not end the call while that cannot be written.
-            await context.send_initial_metadata(())
+            caller = self._callers.caller(context)
+            await self._send_metadata(context, caller)
             if handler.request_streaming:  # reflection
                 async for response in handler.stream_stream(_read_all(handler, messages), context):
-                    await context.write(response)
+                    await self._strangers.turn(caller)
+                    with self._strangers.sending(caller):
+                        await context.write(response)
                 return
             request = _read(handler, await anext(aiter(messages), b""))
+            await self._strangers.turn(caller)
             if handler.response_streaming:
                 await handler.unary_stream(request, context)
-            else:
-                await context.write(await handler.unary_unary(request, context))
+                return
+            response = await handler.unary_unary(request, context)
+            with self._strangers.sending(caller):
+                await context.write(response)
 
         return serve
 
-    def _refuse(self, method: str, status: grpc.StatusCode, detail: str) -> Any:
-        """Answer at once: as a stream, since gRPC would wait for the message of any other call."""
+    async def _send_metadata(self, context: Any, caller: Caller) -> None:
+        """Begin to answer. gRPC does so with the first answer otherwise, and meanwhile could not end the call."""
+        with self._strangers.sending(caller):
+            await context.send_initial_metadata(())
 
-        async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
-            if count := self._refusals.due():
-                # The last one, for the operator who looks for a bridge with a wrong token, and how many there were.
-                _log.warning("calls_refused", status=status.name, method=method, peer=context.peer(), count=count)
-            await _abort(method, context, status, detail)
+    async def _refuse(self, method: str, context: Any, caller: Caller, refusal: "_Refusal") -> NoReturn:
+        if self._strangers.is_gone(caller):
+            raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
+        fields = {"method": method, "status": refusal.status.name}
+        async with self._strangers.refusing(caller, is_stranger=refusal.is_strangers, **fields):
+            await self._abort(method, context, caller, refusal.status, refusal.detail)
+        raise AssertionError("abort raises")
 
-        return refuse
+    async def _abort(self, method: str, context: Any, caller: Caller, status: grpc.StatusCode, detail: str) -> NoReturn:
+        """End a call with a status; say nothing of it where nobody is left to hear it."""
+        with self._strangers.sending(caller):
+            try:
+                await context.abort(status, detail)
+            except grpc.aio.InternalError as error:
+                _end_without_status(method, error)
+        raise AssertionError("abort raises")
 
-    def _refusal(self, method: str, metadata: Any) -> tuple[grpc.StatusCode, str] | None:
-        presented = [value for key, value in metadata or () if key == "authorization"]
-        role = None
-        if len(presented) == 1 and isinstance(presented[0], str):
-            scheme, _, token = presented[0].partition(" ")
-            text = f"{scheme.lower()} {token}".encode()
-            for candidate, expected in self._authorizations.items():  # both, so that time tells nothing
-                if hmac.compare_digest(text, expected):
-                    role = candidate
-        if role is None:
-            return grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed"
-        if role is Role.BRIDGE and method not in _BRIDGE_METHODS:
-            return grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token"
-        return None
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    status: grpc.StatusCode
+    detail: str
+    is_strangers: bool
+    """The caller has no token of ours."""
+
+
+_NO_TOKEN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed", is_strangers=True)
+_NO_ADMIN = _Refusal(grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", is_strangers=False)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A call that is not over for its caller."""
+
+    caller: Caller
+    places: Places
+    since: float
+    """Since when it has been for the caller to end it."""
+    has_token: bool
+
+
+class _Thinned:
+    """Lets one event a second into the log, and counts those that it keeps out."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._count = 0
+        self._logged_at = float("-inf")
+
+    def due(self) -> int:
+        """Count an event; return how many there were since the last line if it is time for one, or else 0."""
+        self._count += 1
+        time = self._monotonic()
+        if time - self._logged_at < 1.0:
+            return 0
+        count, self._count, self._logged_at = self._count, 0, time
+        return count
 
 
 class _Handed:
@@ -397,20 +407,7 @@ async def _read_all(handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncI
         yield _read(handler, message)
 
 
-async def _abort(method: str, context: Any, status: grpc.StatusCode, detail: str) -> NoReturn:
-    """End a call with a status; say nothing of it where nobody is left to hear it."""
-    try:
-        await context.abort(status, detail)
-    except grpc.aio.InternalError as error:
-        _end_without_status(method, error)
-    raise AssertionError("abort raises")
-
-
 def _end_without_status(method: str, error: Exception) -> NoReturn:
     """End a call that is over already: its caller is gone. Anything else than this error grpc.aio logs at length."""
     _log.debug("caller_gone", method=method, error=type(error).__qualname__)
     raise asyncio.CancelledError from None
-
-
-def _authorization(token: Secret) -> bytes:
-    return f"bearer {token.reveal()}".encode()

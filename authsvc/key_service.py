@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import lru_cache
-from heapq import nlargest
 from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc import messages
+from authsvc.callers import Callers
 from authsvc.changes import ChangeFeed
 from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.raw_key import Digest, RawKey, digest_of
@@ -46,8 +46,9 @@ _WAIT_SECONDS_MAX = 25.0
 class KeyService(pb_grpc.KeyServiceServicer):
     """Issues, revokes and validates keys."""
 
-    def __init__(self, store: KeyStore, index: Index, watch: Watch, feed: ChangeFeed) -> None:
+    def __init__(self, store: KeyStore, index: Index, watch: Watch, feed: ChangeFeed, callers: Callers) -> None:
         """Serve from the store, which stays the caller's to close after `drain`."""
+        self._callers = callers
         self._store = store
         self._index = index
         self._watch = watch
@@ -160,9 +161,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         async def send(event: Event) -> None:
             await context.write(_event(event))
 
-        # gRPC sends it with the first event otherwise, and while that is under way cannot say how the stream ends.
-        await context.send_initial_metadata(())
-        await self._watch.serve(renewals(), send)
+        await self._watch.serve(renewals(), send, self._callers.caller(context).address)
 
     async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
         bound = self._watch.lease_bound()  # what is granted after the commit counts only with it (rules 1 and 3)
@@ -170,12 +169,11 @@ class KeyService(pb_grpc.KeyServiceServicer):
         if propagation is None:
             return pb.Propagation(effective_by=messages.timestamp(bound))
         confirmed = [row for row in propagation.confirmed.values() if not row.is_index]
-        last = nlargest(_NAMED_MAX, propagation.pending.values(), key=lambda row: row.expire_time)
         return pb.Propagation(
             effective_by=messages.timestamp(propagation.effective_by),
             effective=propagation.is_effective,
             confirmed=map(messages.holder, confirmed[:_NAMED_MAX]),
-            pending=map(messages.holder, last),
+            pending=map(messages.holder, propagation.named(_NAMED_MAX)),
             confirmed_count=len(confirmed),
             pending_count=len(propagation.pending),
         )

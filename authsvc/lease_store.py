@@ -31,6 +31,7 @@ _leases = sa.Table(
     sa.Column("expire_time", Instant, nullable=False),
     sa.Column("renew_time", Instant, nullable=False),
     sa.Column("is_gone", sa.Boolean, nullable=False),
+    sa.Column("since_revision", sa.BigInteger, nullable=False),
 )
 
 
@@ -57,9 +58,9 @@ class LeaseStore:
     async def renew(self, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
         """Commit the leases of different holders, and return which holders were refused, being gone."""
         async with self._database.writing() as connection:
-            time = await self._read_clock(connection)
+            state = await self._read_state(connection)
             rows = [
-                _row(renewal, time, self._expiry(time, min(lease_seconds, renewal.lease_seconds_max)))
+                _row(renewal, state, self._expiry(state.time, min(lease_seconds, renewal.lease_seconds_max)))
                 # In the order of their ids, so that two replicas that meet cannot deadlock.
                 for renewal in sorted(renewals, key=lambda it: it.holder_id)
             ]
@@ -100,9 +101,9 @@ class LeaseStore:
         epoch = secrets.token_hex(16)
         async with self._database.writing() as connection:
             await connection.execute(COUNTER.update().values(epoch=epoch))
-            time = await self._read_clock(connection)
+            state = await self._read_state(connection)
             stand_in = Renewal("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
-            row = _row(stand_in, time, self._expiry(time, lease_seconds))
+            row = _row(stand_in, state, self._expiry(state.time, lease_seconds))
             await connection.execute(_leases.insert().values(row))
             await self._notify(connection)
         return epoch
@@ -174,13 +175,14 @@ def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
     ).returning(old.holder_id)
 
 
-def _row(renewal: Renewal, time: datetime, expire_time: datetime) -> dict[str, Any]:
+def _row(renewal: Renewal, state: StoreState, expire_time: datetime) -> dict[str, Any]:
     return {
         "holder_id": renewal.holder_id,
         "name": renewal.name,
         "epoch": renewal.epoch,
         "acknowledged_revision": renewal.applied_revision,
         "expire_time": expire_time,
-        "renew_time": time,
+        "renew_time": state.time,
         "is_gone": renewal.is_goodbye,
+        "since_revision": state.revision,  # of a row that there is already it stays what it is
     }

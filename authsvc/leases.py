@@ -8,6 +8,7 @@ database's to keep are in `lease_store`.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from heapq import nlargest
 
 from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 
@@ -46,11 +47,21 @@ class LeaseRow:
     """By the database's clock, margin included."""
     renew_time: datetime
     is_gone: bool
+    since_revision: int = 0
+    """The current one when the holder came."""
 
     @property
     def is_index(self) -> bool:
         """Whether the holder is a replica's own index."""
         return self.holder_id.startswith(INDEX_ID_PREFIX)
+
+    def has_confirmed(self, epoch: str) -> bool:
+        """Whether the holder has applied, in the current epoch, a change that was made since it came.
+
+        That takes as long as such a change does to be made: whoever has but stolen the bridge token can invent holders
+        by the thousand, and few that have.
+        """
+        return self.is_index or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
 
     def is_behind(self, state: StoreState, revision: int) -> bool:
         """Whether the holder may still decide by what was before the revision."""
@@ -126,6 +137,12 @@ class Propagation:
     def is_effective(self) -> bool:
         """Whether nothing is pending."""
         return not self.pending
+
+    def named(self, count_max: int) -> list[LeaseRow]:
+        """Return pending holders: those that have confirmed a change before first, and of them the last to expire."""
+        return nlargest(
+            count_max, self.pending.values(), key=lambda row: (row.has_confirmed(self._epoch), row.expire_time)
+        )
 
     @property
     def effective_by(self) -> datetime:

@@ -11,6 +11,7 @@ from authsvc.client.raw_key import Digest
 from authsvc.errors import InvalidArgumentError
 from authsvc.keys import KeyId, parse_project_id
 from authsvc.lease_store import LeaseStore
+from authsvc.leases import LeaseRow
 from authsvc.messages import Context
 from authsvc.store import Change, ChangeKind, KeyStore, Revision
 from protos.authsvc.v1 import key_service_pb2 as pb
@@ -30,9 +31,9 @@ class OperationsService(pb_grpc.OperationsServiceServicer):
     async def ListHolders(self, request: pb.ListHoldersRequest, context: Context) -> pb.ListHoldersResponse:
         """Return who may reuse verdicts."""
         rows, state = await self._leases.rows()
-        named = nsmallest(_HOLDERS_MAX, rows, key=lambda row: (row.name, row.holder_id))
+        named = nsmallest(_HOLDERS_MAX, rows, key=lambda row: (not row.has_confirmed(state.epoch), _by_name(row)))
         return pb.ListHoldersResponse(
-            holders=map(messages.holder, named),
+            holders=map(messages.holder, sorted(named, key=_by_name)),
             revision=state.revision,
             now=messages.timestamp(state.time),
             epoch=state.epoch,
@@ -51,6 +52,10 @@ class OperationsService(pb_grpc.OperationsServiceServicer):
         )
         key_ids = await self._store.key_ids(changes)
         return pb.ListChangesResponse(changes=[_change(change, key_ids) for change in changes])
+
+
+def _by_name(row: LeaseRow) -> tuple[str, str]:
+    return row.name, row.holder_id
 
 
 def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> pb.Change:

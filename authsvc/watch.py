@@ -21,14 +21,13 @@ from authsvc.errors import (
     StoreUnavailableError,
     StreamEndedError,
 )
+from authsvc.holders import Holders
 from authsvc.lease_store import LeaseStore
 from authsvc.leases import CHANGE_AGE_SECONDS_MAX, LeaseRow, Propagation, StoreState, WatchSession
 from authsvc.store import KeyStore, Revision
 
 _log = structlog.get_logger("authsvc")
 
-_STREAMS_MAX = 5000
-"""Rule 6: a limit of their own. It is below that of all calls, so that holders leave room for the others."""
 _OPENING_SECONDS = 5.0
 """For the first request of a stream."""
 _QUEUE_MAX = 1000
@@ -186,6 +185,7 @@ class Watch:
         store: KeyStore,
         leases: LeaseStore,
         feed: ChangeFeed,
+        holders: Holders,
         *,
         lease_seconds: float,
         margin_seconds: float,
@@ -195,12 +195,12 @@ class Watch:
         self._store = store
         self._leases = leases
         self._feed = feed
+        self._holders = holders
         self._granter = Granter(leases, feed, lease_seconds)
         self._reader = LeaseReader(leases, feed)
         self._lease_seconds = lease_seconds
         self._margin_seconds = margin_seconds
         self._monotonic = monotonic
-        self._streams = 0
         self._closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -218,24 +218,22 @@ class Watch:
         self._closing.set()
         self._feed.leases_moved.beat()  # nobody waits any longer
 
-    async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
+    async def serve(
+        self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]], address: str | None
+    ) -> None:
         """Serve one stream until the holder ends it or says goodbye; it has no deadline (rule 6).
 
+        `address` is the holder's; None for one of our own, which is not bounded.
         Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
-        InvalidArgumentError for a second holder's request, SlowHolderError, HolderGoneError, RevisionsLostError,
-        StoreUnavailableError.
+        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderGoneError,
+        RevisionsLostError, StoreUnavailableError.
         """
-        if self._streams >= _STREAMS_MAX:
-            raise SlowHolderError(f"{_STREAMS_MAX} streams are open already")
-        self._streams += 1
         try:
-            stream = _Stream(self._store, self._feed, self._granter, self._lease_seconds, self._closing)
+            stream = _Stream(self, address)
             await stream.serve(renewals, send)
         except (SlowHolderError, HolderGoneError) as error:
             _log.warning("holder_disconnected", holder=stream.holder_id, name=stream.name, reason=str(error))
             raise
-        finally:
-            self._streams -= 1
 
     def answer_by(self, left_seconds: float | None) -> float:
         """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
@@ -293,18 +291,18 @@ class Watch:
 class _Stream:
     """One stream: a reader, a pusher of changes, and a writer with a bounded queue between them."""
 
-    def __init__(
-        self, store: KeyStore, feed: ChangeFeed, granter: Granter, lease_seconds: float, closing: asyncio.Event
-    ) -> None:
-        self._store = store
-        self._feed = feed
-        self._granter = granter
-        self._session = WatchSession(lease_seconds)
+    def __init__(self, watch: Watch, address: str | None) -> None:
+        self._store = watch._store
+        self._feed = watch._feed
+        self._granter = watch._granter
+        self._holders = watch._holders
+        self._address = address
+        self._session = WatchSession(watch._lease_seconds)
         self.holder_id = ""
         self.name = ""
         self._epoch = ""
         self._opened = asyncio.Event()
-        self._closing = closing
+        self._closing = watch._closing
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE_MAX)
 
     async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
@@ -328,6 +326,8 @@ class _Stream:
         while renewal is not None:
             if renewal.holder_id != self.holder_id:  # a row each, which every mutation waits for
                 raise InvalidArgumentError("holder_id: a stream is one holder's")
+            if self._address is not None:
+                self._holders.admit(renewal.holder_id, self._address)
             state = await self._granter.renew(renewal)
             if renewal.is_goodbye:
                 return

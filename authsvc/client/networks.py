@@ -6,6 +6,7 @@ Pure. Used by everything of both services that strangers can reach.
 import ipaddress
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Self, TypeAlias
 
 _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -30,6 +31,7 @@ def _ip(text: str) -> _IP | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
+@lru_cache(maxsize=16_384)  # asked for with each call
 def address_group(text: str) -> str:
     """Return what is counted as one caller: an IPv4 address, the /64 of an IPv6 one, or the text as it is."""
     address = _ip(text)
@@ -95,6 +97,26 @@ def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Net
     return address
 
 
+def forwarded_for(x_forwarded_for: Sequence[str], forwarded: Sequence[str]) -> list[str]:
+    """Return the addresses that the values of these two headers list, without their ports, in order.
+
+    X-Forwarded-For goes before Forwarded (RFC 7239), so a proxy has to set or remove both.
+    """
+    if x_forwarded_for:
+        listed = ",".join(x_forwarded_for).split(",")
+    else:
+        elements = ",".join(forwarded).split(",")
+        pairs = ([pair.strip().partition("=") for pair in element.split(";")] for element in elements)
+        listed = [next((value for name, _, value in element if name.lower() == "for"), "") for element in pairs]
+    return [_without_port(text.strip().strip('"')).partition("%")[0] for text in listed]
+
+
+def _without_port(text: str) -> str:
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
 class Places:
     """Counts who takes how many of a bounded number of places.
 
@@ -104,14 +126,16 @@ class Places:
     def __init__(self, places_max: int, trusted_proxies: Networks) -> None:
         self.places_max = places_max
         self.taken = 0
-        self._free = int(places_max * _FREE_SHARE)
-        self._of_address_max = max(1, int(places_max * _ADDRESS_SHARE))
+        self.free = int(places_max * _FREE_SHARE)
+        """So many are anybody's."""
+        self.of_address_max = max(1, int(places_max * _ADDRESS_SHARE))
+        """So many may an address have when those are taken."""
         self._trusted_proxies = trusted_proxies
         self._of_addresses: Counter[str] = Counter()
 
     def has_room(self, address: str) -> bool:
         """Return whether an address may take one more."""
-        if self.taken < self._free:
+        if self.taken < self.free:
             return True
         if self.taken >= self.places_max:
             return False
@@ -119,7 +143,7 @@ class Places:
 
     def has_share(self, address: str) -> bool:
         """Return whether an address has as many as it may have once the free ones are taken."""
-        return self.count(address) >= self._of_address_max and address not in self._trusted_proxies
+        return self.count(address) >= self.of_address_max and address not in self._trusted_proxies
 
     def take(self, address: str) -> bool:
         """Take a place, if there is room for the address; return whether there was."""

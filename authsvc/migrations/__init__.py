@@ -10,9 +10,9 @@ from alembic.config import Config
 from sqlalchemy import Connection
 
 
-def upgrade(connection: Connection) -> None:
-    """Bring the schema to the newest revision within the connection's transaction, which the caller commits."""
+def upgrade(connection: Connection, revision: str = "head") -> None:
+    """Bring the schema to a revision within the connection's transaction, which the caller commits."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

@@ -13,7 +13,7 @@ import pytest
 from authsvc.app import serve
 from authsvc.client.environment import Address
 from authsvc.config import Config
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _SEEN_SECONDS_MAX = 10.0

@@ -106,6 +106,28 @@ def test_a_change_waits_for_leases_that_are_behind(row: LeaseRow, is_pending: bo
     assert propagation.effective_by == (row.expire_time if is_pending else _NOON)
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (_row("a", 8, 30.0), True),
+        (_row("a", 7, 30.0), False),
+        (_row("a", 6, 30.0), False),
+        (_row("a", 8, 30.0, epoch="d"), False),
+        (_row("index-a", 0, 30.0, epoch=""), True),
+    ],
+    ids=["a change since it came", "what was there", "less", "in another epoch", "our own"],
+)
+def test_a_holder_has_confirmed_once_it_applied_a_change_made_since_it_came(row: LeaseRow, expected: bool) -> None:
+    assert replace(row, since_revision=7).has_confirmed("e") is expected
+
+
+def test_those_that_have_confirmed_before_are_named_first_and_of_them_the_last_to_expire() -> None:
+    rows = [_row("invented", 8, 60.0), _row("early", 8, 20.0), _row("late", 8, 30.0), _row("old", 8, 70.0, epoch="d")]
+    known = [replace(row, since_revision=3 if row.holder_id in ("early", "late") else 8) for row in rows]
+    propagation = Propagation(9, known, _state())
+    assert [row.holder_id for row in propagation.named(3)] == ["late", "early", "old"]
+
+
 def test_it_is_effective_by_the_clock_read_after_the_last_check() -> None:
     """Rule 10: with nothing pending."""
     propagation = Propagation(9, [_row("a", 8, 30.0)], _state())

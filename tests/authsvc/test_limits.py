@@ -14,14 +14,27 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from structlog.testing import capture_logs
 
+from authsvc import connections as connections_module
 from authsvc.client import KeyValidator
 from authsvc.client.verdicts import INVALID_KEY, Verdict
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
-from tests.authsvc.raw_http2 import ACK, ENHANCE_YOUR_CALM, GOAWAY, PING, SETTINGS, frame, raw_connection, read_until
+from tests.authsvc.raw_http2 import (
+    ACK,
+    ENHANCE_YOUR_CALM,
+    GOAWAY,
+    PING,
+    SETTINGS,
+    frame,
+    raw_connection,
+    read_until,
+    unread_call,
+)
+from tests.authsvc.watching import Watcher
+from tests.e2e.certificates import Authority
 
 Code = grpc.StatusCode
 CHECK = "/grpc.health.v1.Health/Check"
@@ -38,16 +51,19 @@ async def validate(service: Service, **options: Any) -> Any:
     return await service.keys.Validate(pb.ValidateRequest(), metadata=service.token("bridge"), **options)
 
 
-@asynccontextmanager
-async def half_open(service: Service, method: str) -> AsyncIterator[Any]:
-    """Begin a call whose message is never sent."""
-
+def begin_half_open(service: Service, method: str, role: str | None) -> Any:
     async def nothing() -> AsyncIterator[Any]:
         await asyncio.Event().wait()
         yield b""
 
     begin: Any = service.channel.stream_unary(method)
-    call = begin(nothing())
+    return begin(nothing(), metadata=service.token(role) if role else None)
+
+
+@asynccontextmanager
+async def half_open(service: Service, method: str, role: str | None = None) -> AsyncIterator[Any]:
+    """Begin a call whose message is never sent."""
+    call = begin_half_open(service, method, role)
     try:
         yield call
     finally:
@@ -82,7 +98,7 @@ async def test_there_are_open_files_for_as_many_callers_as_are_served(tmp_path: 
 
 async def test_streams_without_a_token_leave_room_for_all_other_calls(service: Service) -> None:
     stub = health_pb2_grpc.HealthStub(service.channel)
-    async with watching_health(service, CallLimits().open_calls_host_max) as streams:
+    async with watching_health(service, CallLimits().open_calls_max * 3 // 4) as streams:
         another = stub.Watch(health_pb2.HealthCheckRequest())
         assert await status_of(another.read()) == Code.RESOURCE_EXHAUSTED
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
@@ -135,18 +151,88 @@ async def test_a_call_without_a_deadline_is_given_one(tmp_path: Path, monkeypatc
         assert await status_of(call) == Code.DEADLINE_EXCEEDED
 
 
-async def test_calls_past_the_limit_are_refused_not_queued(tmp_path: Path) -> None:
-    async with running(tmp_path / "state", CallLimits(calls_max=3)) as service, watching_health(service, 3) as streams:
-        assert await status_of(validate(service)) == Code.RESOURCE_EXHAUSTED
-        streams[0].cancel()
+async def hold(stack: AsyncExitStack, service: Service, method: str, role: str, count: int) -> list[Any]:
+    """Hold so many calls that are served, which is as many as there may be, and wait for their message."""
+    calls = [begin_half_open(service, method, role) for _ in range(count)]
+    stack.callback(lambda: [call.cancel() for call in calls])
+
+    async def are_served() -> bool:
+        another = begin_half_open(service, method, role)
+        await asyncio.wait([asyncio.ensure_future(another.code())], timeout=0.05)
+        is_refused: bool = another.done()
+        another.cancel()
+        for place, call in enumerate(calls):
+            if call.done():  # that other one had its place
+                calls[place] = begin_half_open(service, method, role)
+                is_refused = False
+        return is_refused
+
+    await until_true("the calls are served", are_served)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("method", "role", "limits"),
+    [
+        ("KeyService/Validate", "bridge", CallLimits(calls_max=4)),
+        ("KeyService/BatchValidate", "bridge", CallLimits(calls_max=4)),
+        ("ProjectService/ListProjects", "admin", CallLimits(admin_calls_max=4)),
+    ],
+)
+async def test_calls_past_the_limit_are_refused_not_queued(
+    tmp_path: Path, method: str, role: str, limits: CallLimits
+) -> None:
+    """Those of bridges and of admins each have theirs, so that a stolen bridge token cannot keep an admin out."""
+
+    async def outcomes() -> dict[str, grpc.StatusCode]:
+        calls = {
+            "bridge": service.keys.Validate(pb.ValidateRequest(), metadata=service.token("bridge")),
+            "admin": service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token()),
+        }
+        return {role: await call.code() for role, call in calls.items()}
+
+    async with running(tmp_path / "state", limits) as service, AsyncExitStack() as stack:
+        calls = await hold(stack, service, f"/authsvc.v1.{method}", role, 3)
+        assert await outcomes() == {"bridge": Code.OK, "admin": Code.OK} | {role: Code.RESOURCE_EXHAUSTED}
+        for call in calls:
+            call.cancel()
 
         async def is_answered() -> bool:
-            try:
-                return bool((await validate(service)).verdict == pb.VERDICT_INVALID_KEY)
-            except grpc.aio.AioRpcError:
-                return False
+            return await outcomes() == {"bridge": Code.OK, "admin": Code.OK}
 
-        await until_true("the service has seen that a call has gone", is_answered)
+        await until_true("the service has seen that calls have gone", is_answered)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("KeyService/Validate", Code.UNAVAILABLE),  # its connection is closed: a timer of its own would cost too much
+        ("KeyService/BatchValidate", Code.UNAVAILABLE),
+        ("ProjectService/ListProjects", Code.DEADLINE_EXCEEDED),
+    ],
+)
+async def test_a_call_with_a_token_whose_message_never_comes_is_ended(
+    tmp_path: Path, method: str, expected: grpc.StatusCode
+) -> None:
+    limits = CallLimits(call_seconds=0.1, untaken_seconds=0.1)
+    async with (
+        running(tmp_path / "state", limits) as service,
+        half_open(service, f"/authsvc.v1.{method}", "admin") as call,
+    ):
+        assert await status_of(call) == expected
+
+
+@pytest.mark.parametrize("method", ["KeyService/Validate", "ProjectService/ListProjects"])
+async def test_a_caller_with_a_token_who_takes_no_answers_loses_its_connection_and_its_place(
+    tmp_path: Path, method: str
+) -> None:
+    limits = CallLimits(calls_max=1, admin_calls_max=1, call_seconds=0.1, untaken_seconds=0.1)
+    async with running(tmp_path / "state", limits) as service:
+        token = dict(service.token())
+        async with unread_call(service, f"/authsvc.v1.{method}", **token) as closed:
+            await closed
+            await service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token())
+            await validate(service)
 
 
 async def test_a_connection_has_so_many_calls_at_a_time_and_the_rest_wait_at_the_callers_end(tmp_path: Path) -> None:
@@ -170,7 +256,10 @@ async def is_taken(service: Service) -> bool:
             return False
 
 
-async def test_connections_past_the_limit_are_closed_and_the_others_served(tmp_path: Path) -> None:
+async def test_connections_past_the_limit_are_closed_and_the_others_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections_module, "_LOOK_SECONDS", 3600.0)  # which are too many is another matter
     async with running(tmp_path / "state", CallLimits(connections_max=3)) as service:
         await validate(service)
         async with raw_connection(service) as (one, _), raw_connection(service) as (other, _):
@@ -179,6 +268,44 @@ async def test_connections_past_the_limit_are_closed_and_the_others_served(tmp_p
             assert not await is_taken(service)
             assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
         await until_true("the service has seen that connections have gone", lambda: is_taken(service))
+
+
+async def test_an_address_that_has_too_many_connections_loses_them_once_three_quarters_are_taken(
+    tmp_path: Path,
+) -> None:
+    """Its sixteenth is left to it, and whoever is served keeps the connection, from the same address too."""
+    async with running(tmp_path / "state", CallLimits(connections_max=32)) as service, AsyncExitStack() as stack:
+        await validate(service)
+        watcher = Watcher(service)
+        await watcher.attach()
+        many = [await stack.enter_async_context(raw_connection(service)) for _ in range(24)]
+        other, _ = await stack.enter_async_context(raw_connection(service, "127.0.0.2"))
+        await read_until(other, SETTINGS)
+        ended = [asyncio.create_task(reader.read()) for reader, _ in many]
+        async with asyncio.timeout(30):
+            await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
+            while sum(not task.done() for task in ended) > 1:
+                await asyncio.sleep(0)
+        assert (await validate(service)).verdict == pb.VERDICT_INVALID_KEY
+        await watcher.renew()
+        await watcher.lease()
+        for task in ended:
+            task.cancel()
+
+
+async def test_silent_connections_from_everywhere_make_room_for_whoever_comes(tmp_path: Path) -> None:
+    async with running(tmp_path / "state", CallLimits(connections_max=32)) as service, AsyncExitStack() as stack:
+        for number in range(2, 18):
+            for _ in range(2):
+                await stack.enter_async_context(raw_connection(service, f"127.0.0.{number}"))
+
+        async def is_served() -> bool:
+            try:
+                return bool((await validate(service)).verdict == pb.VERDICT_INVALID_KEY)
+            except grpc.aio.AioRpcError:
+                return False
+
+        await until_true("there is room", is_served)
 
 
 async def test_a_connection_without_a_call_is_closed_after_a_while(tmp_path: Path) -> None:
@@ -190,6 +317,18 @@ async def test_a_connection_without_a_call_is_closed_after_a_while(tmp_path: Pat
         silent, writer = await asyncio.open_connection(service.address.host, service.address.port)
         await silent.read()
         writer.close()
+
+
+async def test_a_connection_that_does_not_finish_its_tls_handshake_is_closed(tmp_path: Path) -> None:
+    certificate, key = Authority(tmp_path, "authority").certificate("127.0.0.1")
+    variables = {"AUTHSVC_TLS_CERT": certificate, "AUTHSVC_TLS_KEY": key}
+    async with running(tmp_path / "state", CallLimits(handshake_seconds=0.2), **variables) as service:
+        for first in (b"", b"\x16\x03\x01"):
+            silent, writer = await asyncio.open_connection(service.address.host, service.address.port)
+            writer.write(first)
+            async with asyncio.timeout(30):
+                await silent.read()
+            writer.close()
 
 
 async def test_a_stream_keeps_its_connection_and_idle_clients_come_back_without_a_failed_call(tmp_path: Path) -> None:

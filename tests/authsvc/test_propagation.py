@@ -17,8 +17,10 @@ from authsvc import changes as changes_module
 from authsvc import key_service as key_service_module
 from authsvc import watch as watch_module
 from authsvc.changes import ChangeFeed
+from authsvc.client.networks import Networks
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
+from authsvc.holders import Holders
 from authsvc.lease_store import LeaseStore
 from authsvc.store import KeyStore
 from authsvc.watch import LeaseReader
@@ -182,7 +184,10 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
     store = KeyStore(database, app_module.now)
     leases = LeaseStore(database, app_module.now, margin_seconds=5)
     feed = ChangeFeed(database, store, leases, time.monotonic)
-    watch = watch_module.Watch(store, leases, feed, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0)
+    holders = Holders(1, Networks(), 65, time.monotonic)
+    watch = watch_module.Watch(
+        store, leases, feed, holders, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0
+    )
     assert watch.answer_by(left_seconds) == pytest.approx(1000.0 + answer_after)
 
 

@@ -393,7 +393,7 @@ async def test_refused_callers_are_logged_once_a_second_with_their_number(servic
     first = warnings[0]
     assert (first["event"], first["status"], first["count"]) == ("calls_refused", "UNAUTHENTICATED", 1)
     assert first["method"] == "/authsvc.v1.KeyService/Validate"
-    assert first["peer"].startswith("ipv4:127.0.0.1:")
+    assert (first["address"], first["address_count"], first["addresses"]) == ("127.0.0.1", 1, 1)
     assert "canary" not in str(logged)
 
 

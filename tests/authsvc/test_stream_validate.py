@@ -11,8 +11,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from authsvc import app as app_module
-from authsvc.interceptors import CallLimits
 from authsvc.keys import generate_raw_key
+from authsvc.limits import CallLimits
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
@@ -219,12 +219,12 @@ async def test_bridges_and_admins_may_ask(service: Service, role: str) -> None:
 
 async def test_one_stream_too_many_is_refused_and_calls_are_answered(tmp_path: Path, logged: list[Any]) -> None:
     """The streams that there are go on."""
-    async with running(tmp_path / "state", CallLimits(validate_streams_max=2)) as service:
-        streams = [Batches(service) for _ in range(2)]
+    async with running(tmp_path / "state", CallLimits(validate_streams_max=4)) as service:
+        streams = [Batches(service) for _ in range(3)]
         for batches in streams:
             assert await batches.verdicts(UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]
         code, text = await ended(Batches(service).call)
-        assert (code, text) == (Code.RESOURCE_EXHAUSTED, "2 streams of batches are open already")
+        assert (code, text) == (Code.RESOURCE_EXHAUSTED, "too many such calls are open already")
         assert await batch_verdicts(service, UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]
         for batches in streams:
             assert await batches.verdicts(UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]

@@ -26,12 +26,13 @@ from authsvc.config import Config
 from authsvc.database import Database
 from authsvc.keys import generate_raw_key
 from authsvc.lease_store import LeaseStore
+from authsvc.limits import CallLimits
 from authsvc.migrations import upgrade
 from authsvc.store import KeyStore
 from protos.authsvc.v1 import key_service_pb2 as pb
 from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
-from tests.authsvc.conftest import Service, running
+from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revoke
 from tests.postgres import PostgresServer, blocked
 
@@ -239,19 +240,62 @@ async def test_a_stream_that_its_holder_ends_leaves_the_lease(service: Service) 
     assert [holder.holder_id for holder in issued.propagation.pending] == [watcher.holder_id]
 
 
-async def test_streams_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "_STREAMS_MAX", 1)
-    first = Watcher(service)
-    await first.attach()
-    second = Watcher(service)
-    assert (await ended(second.call))[0] == Code.RESOURCE_EXHAUSTED
-    first.call.cancel()
-    async with asyncio.timeout(10):
-        while True:  # the service hears of the first one's end a little later
-            second.reopen()
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                await second.attach()
-                break
+async def test_holders_are_bounded_until_their_leases_are_over(tmp_path: Path) -> None:
+    """A new one too many has no lease, so that nobody waits for it; those that there are go on."""
+    limits = CallLimits(holders_max=4)
+    lease = {"AUTHSVC_LEASE_SECONDS": "2", "AUTHSVC_LEASE_MARGIN_SECONDS": "0"}
+    async with running(tmp_path / "state", limits, **lease) as service:
+        watchers = [Watcher(service) for _ in range(3)]
+        for watcher in watchers:
+            await watcher.attach()
+        another = Watcher(service)
+
+        async def fault() -> str:
+            """Return what keeps another one from a lease; nothing if it has got one."""
+            another.call.cancel()
+            another.reopen()
+            try:
+                await another.attach()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return (await ended(another.call))[1]
+            return ""
+
+        async def is_bounded() -> bool:
+            return await fault() == "there are too many holders already"
+
+        async def is_admitted() -> bool:
+            return not await fault()
+
+        with capture_logs() as logged:
+            watchers[2].call.cancel()
+            await until_true("the service has seen that a stream has gone", is_bounded)
+        assert {line["address"] for line in logged if line["event"] == "holders_refused"} == {"127.0.0.1"}
+        listed = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+        assert another.holder_id not in {holder.holder_id for holder in listed.holders}
+        watchers[2].reopen()
+        for watcher in watchers:
+            await watcher.renew()
+            await watcher.lease()
+            watcher.call.cancel()
+        await until_true("their leases are over", is_admitted)
+
+
+async def test_invented_holders_do_not_keep_those_from_being_named_that_have_confirmed_before(service: Service) -> None:
+    """Whoever has but the bridge token can make a mutation wait, and not hide whom it really waits for."""
+    bridge = Watcher(service, name="bridge")
+    await bridge.attach()
+    await issue(service, wait_seconds=0)
+    await bridge.acknowledge((await bridge.change()).revision)
+    epoch, revision = bridge.epoch, bridge.applied_revision
+    for number in range(105):
+        invented = Watcher(service, name=f"a-{number}")
+        invented.epoch, invented.applied_revision = epoch, revision  # which it can ask for
+        await invented.renew()
+        await invented.lease()
+        invented.call.cancel()
+    revoked = await revoke(service, wait_seconds=0)
+    assert (revoked.propagation.pending_count, len(revoked.propagation.pending)) == (106, 100)
+    assert revoked.propagation.pending[0].holder_id == bridge.holder_id
 
 
 async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(

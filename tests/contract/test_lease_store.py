@@ -16,6 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from authsvc import database as database_module
+from authsvc import lease_store as lease_store_module
 from authsvc.client.holder import Renewal
 from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
@@ -97,6 +98,30 @@ async def test_the_acknowledged_revision_never_goes_down_within_an_epoch(leases:
     for sent, kept in ((3, 3), (7, 7), (5, 7), (0, 7), (8, 8)):
         await leases.renew([renewal(sent)], LEASE_SECONDS)
         assert (await row(leases)).acknowledged_revision == kept
+
+
+async def test_a_row_says_since_which_revision_its_holder_is_there(database: Database, leases: LeaseStore) -> None:
+    await mutate(database)
+    await leases.renew([renewal(0)], LEASE_SECONDS)
+    await mutate(database, "other")
+    await leases.renew([renewal(2), renewal(2, "holder-2")], LEASE_SECONDS)
+    assert [(await row(leases, f"holder-{number}")).since_revision for number in (1, 2)] == [1, 2]
+
+
+async def test_holders_from_before_it_was_said_count_as_there_always(database_url: str) -> None:
+    """A service of the version before has written them."""
+    database = Database(database_url)
+    await database.migrate(lambda connection: upgrade(connection, "0002"))
+    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_gone": False}
+    async with database.writing() as connection:
+        times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
+        await connection.execute(lease_store_module._leases.insert().values(old | times))
+    await database.close()
+    async with opened(database_url) as (_, leases):
+        found = await row(leases)
+        assert (found.holder_id, found.acknowledged_revision, found.since_revision) == ("holder-1", 5, 0)
+        assert await leases.renew([renewal(6, epoch="e")], LEASE_SECONDS) == set()
+        assert (await row(leases)).since_revision == 0
 
 
 async def test_any_number_of_holders_renew_in_one_transaction(leases: LeaseStore) -> None:

@@ -207,7 +207,7 @@ async def test_a_signal_drains_the_key_service(system: System) -> None:
 
 @pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
 async def test_a_parent_that_is_killed_takes_its_workers_along_and_frees_the_port(system: System, name: str) -> None:
-    start = {"authsvc": system.key_service, "httpbridge": system.bridge}[name]
+    start = system.key_service if name == "authsvc" else system.bridge
     service = await start()
     children = list(workers(service).values())
     await service.kill()
@@ -220,7 +220,7 @@ async def test_a_parent_that_is_killed_takes_its_workers_along_and_frees_the_por
 @pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
 async def test_a_port_that_other_workers_have_is_2_and_one_line(system: System, name: str) -> None:
     """They would share it with these, too: the system lets all processes of one user."""
-    service = await {"authsvc": system.key_service, "httpbridge": system.bridge}[name]()
+    service = await (system.key_service if name == "authsvc" else system.bridge)()
     done = system.run(name, "serve", **{f"{name.upper()}_LISTEN": service.address})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{name}: {name.upper()}_LISTEN: cannot listen on {service.address}: Address already in use\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ async def test_a_request_waits_for_few_of_those_that_others_pipeline(bridge: Bri
         one.close()
 
 
-async def loop_turns_until(done: "asyncio.Future[object]") -> int:
+async def loop_turns_until(done: "asyncio.Future[Any]") -> int:
     count = 0
     while not done.done():
         await asyncio.sleep(0)

@@ -629,8 +629,8 @@ class Propagation(_message.Message):
 
     @_builtins.property
     def pending(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]:
-        """Holders that have not, and whose leases decide effective_by, the last to expire
-        first: 100 at the most. Empty though effective is false: the database could not
+        """Holders that have not, and whose leases decide effective_by: 100 at the most.
+        First those that have applied a change since they came, the last to expire first. Empty though effective is false: the database could not
         be asked in time who holds leases, and effective_by is when a lease granted now
         would expire.
         """

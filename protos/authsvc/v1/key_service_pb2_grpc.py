@@ -149,8 +149,9 @@ class KeyServiceServicer:
         Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
         stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
         that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
-        slowly or one stream too many, UNAVAILABLE when the service stops, its database
-        is out of reach, or no request comes within 5 s. Role: bridge or admin.
+        slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
+        its database is out of reach, or no request comes within 5 s. Role: bridge or
+        admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -92,8 +92,9 @@ class KeyServiceStub:
     Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
     stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
     that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
-    slowly or one stream too many, UNAVAILABLE when the service stops, its database
-    is out of reach, or no request comes within 5 s. Role: bridge or admin.
+    slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
+    its database is out of reach, or no request comes within 5 s. Role: bridge or
+    admin.
     """
 
 @_typing.type_check_only
@@ -150,8 +151,9 @@ class KeyServiceAsyncStub(KeyServiceStub):
     Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
     stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
     that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
-    slowly or one stream too many, UNAVAILABLE when the service stops, its database
-    is out of reach, or no request comes within 5 s. Role: bridge or admin.
+    slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
+    its database is out of reach, or no request comes within 5 s. Role: bridge or
+    admin.
     """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -247,8 +249,9 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
         stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
         that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
-        slowly or one stream too many, UNAVAILABLE when the service stops, its database
-        is out of reach, or no request comes within 5 s. Role: bridge or admin.
+        slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
+        its database is out of reach, or no request comes within 5 s. Role: bridge or
+        admin.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

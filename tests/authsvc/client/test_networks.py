@@ -2,7 +2,7 @@
 
 import pytest
 
-from authsvc.client.networks import Networks, Places, address_group, client_address
+from authsvc.client.networks import Networks, Places, address_group, client_address, forwarded_for
 
 NOBODY = Networks()
 
@@ -60,6 +60,25 @@ def test_what_is_no_network_is_named(text: str) -> None:
 )
 def test_only_a_trusted_proxy_says_for_whom_it_speaks(peer: str, forwarded_for: list[str], expected: str) -> None:
     assert client_address(peer, forwarded_for, Networks.parse("10.0.0.0/8")) == expected
+
+
+@pytest.mark.parametrize(
+    ("x_forwarded_for", "forwarded", "expected"),
+    [
+        ([], [], [""]),
+        (["198.51.100.1, 10.0.0.1", "10.0.0.2"], [], ["198.51.100.1", "10.0.0.1", "10.0.0.2"]),
+        (
+            ["198.51.100.1:4711,[2001:db8::1]:4711, 2001:db8::2%a"],
+            [],
+            ["198.51.100.1", "2001:db8::1", "2001:db8::2"],
+        ),
+        ([], ['for=198.51.100.1;proto=https, By=10.0.0.1; For="[2001:db8::1]:4711"'], ["198.51.100.1", "2001:db8::1"]),
+        ([], ["proto=https", "for=unknown"], ["", "unknown"]),
+        (["198.51.100.1"], ["for=203.0.113.9"], ["198.51.100.1"]),
+    ],
+)
+def test_both_headers_list_addresses(x_forwarded_for: list[str], forwarded: list[str], expected: list[str]) -> None:
+    assert forwarded_for(x_forwarded_for, forwarded) == expected
 
 
 def test_an_address_is_bounded_once_three_quarters_of_the_places_are_taken() -> None:

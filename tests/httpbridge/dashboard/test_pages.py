@@ -5,6 +5,7 @@ import html
 import re
 import shlex
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from authsvc.client.environment import Address
-from authsvc.interceptors import CallLimits
+from authsvc.limits import CallLimits
 from httpbridge.dashboard.origins import ENTRIES_MAX
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks.origin_store import OriginCount, OriginStore
@@ -21,7 +22,7 @@ from httpbridge.sinks.sql import open_sql_sink
 from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service
 from tests.authsvc.conftest import running as running_key_service
-from tests.authsvc.test_limits import watching_health
+from tests.authsvc.test_limits import hold
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import Browser, Dashboard, running
 
@@ -623,13 +624,14 @@ async def test_without_the_key_service_each_page_says_what_to_do(tmp_path: Path)
 async def test_an_overloaded_key_service_is_down_and_not_without_the_page(tmp_path: Path) -> None:
     """For HEAD as for GET; logs are shown all the same."""
     async with (
-        running_key_service(tmp_path, CallLimits(calls_max=3)) as service,
+        running_key_service(tmp_path, CallLimits(admin_calls_max=4)) as service,
         running(tmp_path, service.address) as dashboard,
     ):
         browser = await dashboard.browser()
         await browser.create("demo")
         await store_logs(tmp_path, "hello")
-        async with watching_health(service, 3):
+        async with AsyncExitStack() as stack:
+            await hold(stack, service, "/authsvc.v1.ProjectService/ListProjects", "admin", 3)
             for path in ("/projects", KEYS, ORIGINS, "/audit"):
                 answer = await browser.get(path)
                 assert (answer.status, "The key service is out of reach" in answer.words) == (503, True), path
