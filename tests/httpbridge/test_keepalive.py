@@ -50,6 +50,8 @@ async def test_a_head_that_has_begun_has_to_be_whole_in_75_seconds_whatever_is_c
             loop_clock.advance(head_seconds / 5)
         client.send(HEALTH[4:])
         assert (await client.answer()).status == 200
+        loop_clock.advance(keepalive_seconds - 1)  # idle again, that is no head
+        assert await is_open(bridge, client)
         for byte in HEALTH[:6]:
             client.send(bytes([byte]))
             await is_open(bridge, client)

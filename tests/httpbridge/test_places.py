@@ -11,7 +11,6 @@ import structlog
 import trustme
 
 from authsvc.client.networks import Networks
-from httpbridge.connection import HEALTH_SECONDS
 from httpbridge.server import HEALTH_CONNECTIONS_MAX
 from tests.httpbridge.conftest import BODY, OTHER_KEY, Bridge, Client, LoopClock, request, running_bridge
 
@@ -68,11 +67,20 @@ async def test_an_address_that_takes_every_place_loses_its_own_and_nobody_else_n
 
 async def test_the_longest_idle_makes_room_whatever_it_did_before_and_whoever_it_is(loop_clock: LoopClock) -> None:
     async with running_bridge(connections_max=8, keepalive_seconds=10_000) as bridge:
-        clients = []
-        for number in range(8):
-            clients.append(await bridge.connect(source=f"127.0.1.{number + 1}"))
-            loop_clock.advance(1)
-        for number in (1, 0, 3):  # these are used, so that others are idle longer
+        clients: list[Client] = []
+
+        async def connect(count: int) -> None:
+            for _ in range(count):
+                clients.append(await bridge.connect(source=f"127.0.1.{len(clients) + 1}"))
+                while len(bridge.server._connections) < len(clients):
+                    await asyncio.sleep(0)
+                loop_clock.advance(1)
+
+        await connect(3)
+        assert await served(clients[1], request(body=BODY)) == 200  # while there is room for many more
+        loop_clock.advance(1)
+        await connect(5)
+        for number in (0, 3):  # these are used, so that others are idle longer
             assert await served(clients[number], request(body=BODY)) == 200
             loop_clock.advance(1)
         clients[2].send(b"POST /ingest/logs HTTP/1.1\r\n")  # part of a head is no use of it
@@ -82,7 +90,7 @@ async def test_the_longest_idle_makes_room_whatever_it_did_before_and_whoever_it
             assert await served(newer, request(body=BODY)) == 200
             closed.append([index for index, client in enumerate(clients) if client.is_at_eof()])
         order = [min(set(now) - set(before)) for before, now in zip([[], *closed], closed, strict=False)]
-        assert order == [2, 4, 5, 6, 7, 1, 0, 3]
+        assert order == [2, 1, 4, 5, 6, 7, 0, 3]
 
 
 async def test_a_connection_that_is_worked_on_keeps_its_place(events: list[EventDict]) -> None:
@@ -108,6 +116,21 @@ async def test_a_connection_that_is_worked_on_keeps_its_place(events: list[Event
     assert [name for name, _, _ in warnings(events)] == ["connections_refused"]
 
 
+async def test_who_is_idle_makes_room_although_others_who_are_not_came_before() -> None:
+    async with running_bridge(connections_max=4) as bridge:
+        bridge.sink.gate.clear()
+        busy = [await bridge.connect(source=f"127.0.1.{number}") for number in range(1, 4)]
+        for client in busy:
+            client.send(request(body=BODY))
+        await bridge.sink.writing.wait()
+        idle = await bridge.connect()
+        newer = await bridge.connect(source="127.0.1.4")
+        assert await served(newer, request("GET", "/nowhere")) == 404
+        assert idle.is_at_eof()
+        bridge.sink.gate.set()
+        assert [(await client.answer()).status for client in busy] == [200] * 3
+
+
 async def test_places_for_health_checks_cannot_be_held(loop_clock: LoopClock) -> None:
     """Whoever takes one has little time, and makes room for the next before that."""
     async with running_bridge(connections_max=1) as bridge:
@@ -120,7 +143,7 @@ async def test_places_for_health_checks_cannot_be_held(loop_clock: LoopClock) ->
             assert (await bridge.exchange(HEALTH)).status == 200
         assert not silent[-1].is_at_eof()
         assert silent[0].is_at_eof()
-        loop_clock.advance(HEALTH_SECONDS + 1)
+        loop_clock.advance(3)
         assert [await client.rest() for client in silent] == [b""] * len(silent)
         bridge.sink.gate.set()
         assert (await busy.answer()).status == 200
@@ -166,11 +189,13 @@ async def test_a_client_that_takes_no_answers_makes_room(loop_clock: LoopClock) 
             client.setblocking(False)
             await loop.sock_connect(client, ("127.0.0.1", bridge.port))
             sending = asyncio.create_task(loop.sock_sendall(client, request(key=OTHER_KEY) * 100_000))
-            asked = -1
+            await bridge.validator.is_asked.wait()
+            asked = 0
             while len(bridge.validator.asked) != asked:  # until no more of them are answered
                 asked = len(bridge.validator.asked)
                 for _ in range(20):
                     await bridge.exchange(HEALTH)
+            assert (await bridge.exchange(request(body=BODY))).status == 503
             loop_clock.advance(6)
             assert (await bridge.exchange(request(body=BODY))).status == 200
             with suppress(ConnectionError):
