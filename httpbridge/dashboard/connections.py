@@ -9,6 +9,7 @@ for the next request, or for an answer to be taken. Those on which somebody is s
 """
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -47,7 +48,9 @@ _log = structlog.get_logger("httpbridge.dashboard")
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    def __init__(self, owner: "Connections", address: str, *, keepalive_seconds: float, logger: logging.Logger) -> None:
+    def __init__(
+        self, owner: "Connections", address: str, caller: str, *, keepalive_seconds: float, logger: logging.Logger
+    ) -> None:
         super().__init__(
             owner,
             loop=asyncio.get_running_loop(),
@@ -57,6 +60,8 @@ class Connection(web.RequestHandler):
             auto_decompress=False,  # browsers compress no form
         )
         self.address = address
+        self.caller = caller
+        """Who has a turn; of an address the same for all of its connections."""
         self.opening: asyncio.Task[object] | None = None
         """Its TLS handshake; set by the listener."""
         self._owner = owner
@@ -178,12 +183,15 @@ class Connections(web.Server):
         """Those that have a place."""
         self._is_full = False
         self._trusted_proxies = trusted_proxies
+        self._numbers = itertools.count()
         self._turns = Turns(self._loop)
         self._look()
 
     def __call__(self, address: str = "") -> Connection:
         """Return the protocol of a new connection, which has its place until `closed`."""
-        connection = Connection(self, address, keepalive_seconds=self._keepalive_seconds, logger=self._logger)
+        # Each connection of a proxy is a caller: it speaks for many.
+        caller = f"{next(self._numbers)}" if address in self._trusted_proxies else address_group(address)
+        connection = Connection(self, address, caller, keepalive_seconds=self._keepalive_seconds, logger=self._logger)
         self._places.take(address)
         self._open.add(connection)
         return connection
@@ -226,9 +234,9 @@ class Connections(web.Server):
 
     def _waiting(self, address: str) -> Iterator[Connection]:
         """Yield those that can make room: of the address alone, where it has its share."""
-        group = address_group(address) if self._places.has_share(address) else None
+        caller = address_group(address) if self._places.has_share(address) else None
         for one in self._open:
-            if one.waiting_since is not None and (group is None or address_group(one.address) == group):
+            if one.waiting_since is not None and (caller is None or one.caller == caller):
                 yield one
 
     def _look(self) -> None:
@@ -238,8 +246,7 @@ class Connections(web.Server):
 
     async def _handle(self, request: Any) -> web.StreamResponse:
         connection: Connection = request.protocol
-        is_proxy = connection.address in self._trusted_proxies  # whose every connection is a caller
-        await self._turns.next(f"{id(connection)}" if is_proxy else address_group(connection.address))
+        await self._turns.next(connection.caller)
         connection.begin(request.content)
         try:
             # Otherwise aiohttp answers, past the middlewares, with what it does not know.
