@@ -80,7 +80,7 @@ async def serve(
         largest_bytes = 2 * config.body_bytes_max  # as it comes and inflated
         ingest = Ingest(
             authorizer=Authorizer(validator, origins),
-            rate_limit=RateLimit(config.rate_limit_per_minute, now),
+            rate_limit=RateLimit(config.rate_limit_per_minute, config.bytes_per_minute, now),
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,

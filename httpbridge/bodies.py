@@ -16,6 +16,7 @@ from aiohttp.streams import StreamReader
 from multidict import MultiMapping
 
 from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+from httpbridge.rate_limit import RateLimit
 
 BUDGET_BYTES = 256 * 1024 * 1024
 """For the bodies that are being read and inflated, all together: fifty of the largest, as they come and inflated.
@@ -50,9 +51,12 @@ class Budget:
         self._taken_bytes_by_key: dict[str, int] = {}
         self._is_logged = False
 
-    def share(self, key_id: str) -> "Share":
-        """Return one request's share, empty at first; a context manager, which gives it back."""
-        return Share(self, key_id)
+    def share(self, key_id: str, rate_limit: RateLimit | None = None) -> "Share":
+        """Return one request's share, empty at first; a context manager, which gives it back.
+
+        What is decoded under it counts against the rate limit.
+        """
+        return Share(self, key_id, rate_limit)
 
     def take(self, count: int, key_id: str) -> None:
         """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
@@ -80,17 +84,27 @@ class Budget:
 class Share:
     """What one request has taken of the budget."""
 
-    __slots__ = ("_budget", "_key_id", "_taken_bytes")
+    __slots__ = ("_budget", "_is_decoding", "_key_id", "_rate_limit", "_taken_bytes")
 
-    def __init__(self, budget: Budget, key_id: str) -> None:
+    def __init__(self, budget: Budget, key_id: str, rate_limit: RateLimit | None) -> None:
         self._budget = budget
         self._key_id = key_id
+        self._rate_limit = rate_limit
         self._taken_bytes = 0
+        self._is_decoding = False
 
     def take(self, count: int) -> None:
         """Take so many bytes more; raise OverloadedError when fewer are left."""
         self._budget.take(count, self._key_id)
         self._taken_bytes += count
+
+    def take_decoded(self, count: int) -> None:
+        """Take bytes that came out of the body; raise RateLimitedError before the first where the key has none left."""
+        if self._rate_limit is not None:
+            count_body = self._rate_limit.continue_body if self._is_decoding else self._rate_limit.begin_body
+            count_body(self._key_id, count)
+            self._is_decoding = True
+        self.take(count)
 
     def __enter__(self) -> Self:
         return self
@@ -183,7 +197,7 @@ async def _inflate(body: bytes, encoding: Encoding, bytes_max: int, share: Share
             piece = inflater.decompress(pending, _OUTPUT_STEP_BYTES)
             turn_bytes += len(piece) + len(pending)
             pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            share.take(len(piece))
+            share.take_decoded(len(piece))
             output += piece
             if len(output) > bytes_max:
                 raise BodyTooLargeError

@@ -4,6 +4,7 @@ BridgeError
 ├── BodyRefusedError          400: the body breaks a rule; nothing of it is stored
 │   └── BatchRefusedError     400: the store cannot hold this batch, whatever is retried
 ├── BodyTooLargeError         413
+├── RateLimitedError          429: the key's bytes of this minute are used up
 ├── UnsupportedEncodingError  415
 ├── StoreUnavailableError     503: the batch is not stored, and may be sent again
 ├── OverloadedError           503: other requests take all the room there is for bodies
@@ -32,6 +33,10 @@ class BatchRefusedError(BodyRefusedError):
 
 class BodyTooLargeError(BridgeError):
     """A body, or what it inflates to, is over the limit."""
+
+
+class RateLimitedError(BridgeError):
+    """The key has sent as many bytes in this minute as it may."""
 
 
 class UnsupportedEncodingError(BridgeError):

@@ -6,6 +6,7 @@ from datetime import datetime
 from authsvc.client import Verdict
 from httpbridge import bodies, logs, responses
 from httpbridge.authorizer import Authorizer
+from httpbridge.errors import RateLimitedError
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
@@ -53,10 +54,17 @@ class Ingest:
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
-        if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-            body = request.take_body(self._body_bytes_max)
-        else:
-            body = await self._read_body(request, encoding, decision.key_id)
+        try:
+            if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
+                body = request.take_body(self._body_bytes_max)
+            else:
+                body = await self._read_body(request, encoding, decision.key_id)
+            if encoding is bodies.Encoding.IDENTITY:
+                self._rate_limit.begin_body(decision.key_id, len(body))
+        except RateLimitedError:
+            quota = self._rate_limit.peek(decision.key_id)
+            request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
+            return responses.rate_limited(quota)
         batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
         del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
@@ -65,7 +73,7 @@ class Ingest:
     async def _read_body(self, request: Request, encoding: bodies.Encoding, key_id: str) -> bytes:
         # The share ends before the body is parsed, which does not wait: beyond the budget is one body at the most, and
         # what came along with its headers, which the connection bounds.
-        with self._body_budget.share(key_id) as share:
+        with self._body_budget.share(key_id, self._rate_limit) as share:
             if request.has_whole_body():
                 raw = request.take_body(self._body_bytes_max)
             else:

@@ -128,7 +128,7 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
 
     ingest = Ingest(
         authorizer=Authorizer(_validator(clock.monotonic), _Origins()),
-        rate_limit=RateLimit(1_000_000, clock.now),
+        rate_limit=RateLimit(1_000_000, 2**60, clock.now),
         sink=SqlSink(_Store(), monotonic=clock.monotonic, bounds=None),
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,

@@ -37,6 +37,8 @@ class WriteRows(msgspec.Struct, frozen=True, tag="rows", array_like=True, gc=Fal
     rows: list[tuple[str | None, ...]]
     """Values in the order of `schema.WRITTEN_COLUMNS`, as SQLite takes them."""
     weight: int
+    project_id: str
+    """Whose they are; empty when they are several projects'."""
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe", array_like=True):
@@ -87,7 +89,9 @@ class RemoteStore:
     async def commit(self, group: list[Rows]) -> None:
         """See `sql.Store`."""
         rows = [row for batch in group for row in batch.rows]
-        await self._writer.ask(WriteRows(rows, sum(batch.weight for batch in group)))
+        projects = {batch.project_id for batch in group}
+        project_id = projects.pop() if len(projects) == 1 else ""
+        await self._writer.ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
 
     async def probe(self) -> None:
         """See `sql.Store`."""

@@ -97,7 +97,7 @@ class SqlSink:
     async def write(self, batch: LogBatch) -> None:
         """See LogSink."""
         rows = rows_of(batch, self._store.encode_instant)
-        await self._group_commit.submit(rows, rows.weight)
+        await self._group_commit.submit(rows, rows.weight, batch.project_id)
 
     async def check(self) -> None:
         """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""
