@@ -161,6 +161,7 @@ class Bridge:
         self,
         *,
         rate_limit: int,
+        bytes_per_minute: int,
         body_bytes_max: int,
         body_budget_bytes: int,
         key_body_budget_bytes: int,
@@ -175,7 +176,7 @@ class Bridge:
         self.readiness = Readiness(ReadyStatus.OK)
         ingest = Ingest(
             authorizer=Authorizer(self.validator, self.origins),
-            rate_limit=RateLimit(rate_limit, self.clock.now),
+            rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.now),
             sink=self.sink,
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
@@ -225,6 +226,7 @@ class Bridge:
 async def running_bridge(
     *,
     rate_limit: int = 5000,
+    bytes_per_minute: int = 2**60,
     body_bytes_max: int = 5 * 1024 * 1024,
     body_budget_bytes: int = 64 * 1024 * 1024,
     key_body_budget_bytes: int = 64 * 1024 * 1024,
@@ -235,6 +237,7 @@ async def running_bridge(
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
         rate_limit=rate_limit,
+        bytes_per_minute=bytes_per_minute,
         body_bytes_max=body_bytes_max,
         body_budget_bytes=body_budget_bytes,
         key_body_budget_bytes=key_body_budget_bytes,

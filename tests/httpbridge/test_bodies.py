@@ -10,7 +10,15 @@ from multidict import CIMultiDict
 
 from httpbridge import bodies
 from httpbridge.bodies import Budget, Encoding, Share
-from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+from httpbridge.errors import (
+    BodyRefusedError,
+    BodyTooLargeError,
+    OverloadedError,
+    RateLimitedError,
+    UnsupportedEncodingError,
+)
+from httpbridge.rate_limit import RateLimit
+from tests.httpbridge.conftest import FakeClock
 
 LIMIT_BYTES = 256 * 1024
 STEP_BYTES = 64 * 1024
@@ -100,6 +108,43 @@ async def test_what_is_inflated_is_taken_from_the_budget_and_given_back() -> Non
             await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second)
     with budget.share("key") as third:
         await bodies.decode(gzip.compress(bytes(LIMIT_BYTES)), Encoding.GZIP, LIMIT_BYTES, third)
+
+
+async def test_what_is_inflated_counts_against_the_keys_minute_also_of_what_is_refused() -> None:
+    limit = RateLimit(10, 2 * LIMIT_BYTES, FakeClock().now)
+    limit.take("key")  # the minute begins
+    budget = Budget(2**30, 2**30)
+
+    async def decode(encoded: bytes, key_id: str = "key") -> None:
+        with budget.share(key_id, limit) as share:
+            await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share)
+
+    with pytest.raises(BodyRefusedError):
+        await decode(gzip.compress(bytes(LIMIT_BYTES))[:-1])
+    assert limit.take("key").admitted
+    with pytest.raises(BodyTooLargeError):
+        await decode(gzip.compress(bytes(2 * LIMIT_BYTES)))
+    assert not limit.take("key").admitted
+    with pytest.raises(RateLimitedError):
+        await decode(gzip.compress(b"x"))
+    await decode(gzip.compress(b"x"), "another key")
+
+
+async def test_a_body_that_has_begun_is_inflated_to_its_end_whatever_other_bodies_use_up() -> None:
+    """And those that wait until then are refused: however many there are, no more of them are inflated."""
+    body = bytes(4 * LIMIT_BYTES)
+    limit = RateLimit(10, len(body), FakeClock().now)
+    budget = Budget(2**30, 2**30)
+    encoded = gzip.compress(body)
+
+    async def decode() -> bytes:
+        with budget.share("key", limit) as share:
+            return await bodies.decode(encoded, Encoding.GZIP, len(body), share)
+
+    outcomes = await asyncio.gather(*(decode() for _ in range(40)), return_exceptions=True)
+    inflated = [outcome for outcome in outcomes if not isinstance(outcome, RateLimitedError)]
+    assert inflated == [body] * len(inflated)
+    assert 2 <= len(inflated) <= len(body) // STEP_BYTES
 
 
 async def test_many_members_cost_time_in_proportion_to_their_number() -> None:
