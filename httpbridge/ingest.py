@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
-from authsvc.client import Verdict
+from authsvc.client import Decision, Verdict
 from httpbridge import bodies, logs, responses
 from httpbridge.authorizer import Authorizer
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
 from httpbridge.sinks import LogSink
+from httpbridge.turns import Turns
 
 
 class Ingest:
@@ -24,6 +26,7 @@ class Ingest:
         now: Callable[[], datetime],
         body_bytes_max: int,
         body_budget: bodies.Budget,
+        turns: Turns,
     ) -> None:
         self._authorizer = authorizer
         self._rate_limit = rate_limit
@@ -31,6 +34,7 @@ class Ingest:
         self._now = now
         self._body_bytes_max = body_bytes_max
         self._body_budget = body_budget
+        self._turns = turns
         self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
@@ -54,20 +58,26 @@ class Ingest:
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
         if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-            body = request.take_body(self._body_bytes_max)
+            batch = await self._parse(request.take_body(self._body_bytes_max), decision, received_at)
         else:
-            body = await self._read_body(request, encoding, decision.key_id)
-        batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
-        del body  # the store may be slow, and has its own bound for what waits
+            # The share is kept while the body waits for its turns. What came along with its headers has none: the
+            # connection bounds it.
+            with self._body_budget.share(decision.key_id) as share:
+                body = await self._read_body(request, encoding, share)
+                batch = await self._parse(body, decision, received_at)
+                del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
-    async def _read_body(self, request: Request, encoding: bodies.Encoding, key_id: str) -> bytes:
-        # The share ends before the body is parsed, which does not wait: beyond the budget is one body at the most, and
-        # what came along with its headers, which the connection bounds.
-        with self._body_budget.share(key_id) as share:
-            if request.has_whole_body():
-                raw = request.take_body(self._body_bytes_max)
-            else:
-                raw = await request.read_body(self._body_bytes_max, share)
-            return await bodies.decode(raw, encoding, self._body_bytes_max, share)
+    async def _read_body(self, request: Request, encoding: bodies.Encoding, share: bodies.Share) -> bytes:
+        if request.has_whole_body():
+            raw = request.take_body(self._body_bytes_max)
+        else:
+            raw = await request.read_body(self._body_bytes_max, share)
+        project_id = request.project_id or ""
+        return await bodies.decode(raw, encoding, self._body_bytes_max, share, partial(self._turns.take, project_id))
+
+    async def _parse(self, body: bytes, decision: Decision, received_at: datetime) -> logs.LogBatch:
+        if len(body) > logs.SMALL_BYTES_MAX:
+            await self._turns.take(decision.project_id)
+        return logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
