@@ -32,6 +32,7 @@ from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.tls import key_service_tls, server_tls
+from httpbridge.turns import Turns
 
 _LISTEN = "HTTPBRIDGE_LISTEN"
 _OTHER_FILES_MAX = 100
@@ -85,6 +86,7 @@ async def serve(
             now=now,
             body_bytes_max=config.body_bytes_max,
             body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
+            turns=Turns(),
         )
         server = PublicServer(
             ingest=ingest.handle,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from authsvc.client import Verdict
+from authsvc.client import Decision, Verdict
 from httpbridge import bodies, logs, responses
 from httpbridge.authorizer import Authorizer
 from httpbridge.errors import RateLimitedError
@@ -11,6 +11,7 @@ from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
 from httpbridge.sinks import LogSink
+from httpbridge.turns import Turn, Turns
 
 
 class Ingest:
@@ -25,6 +26,7 @@ class Ingest:
         now: Callable[[], datetime],
         body_bytes_max: int,
         body_budget: bodies.Budget,
+        turns: Turns,
     ) -> None:
         self._authorizer = authorizer
         self._rate_limit = rate_limit
@@ -32,6 +34,7 @@ class Ingest:
         self._now = now
         self._body_bytes_max = body_bytes_max
         self._body_budget = body_budget
+        self._turns = turns
         self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
@@ -55,27 +58,35 @@ class Ingest:
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
         try:
-            if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-                body = request.take_body(self._body_bytes_max)
-            else:
-                body = await self._read_body(request, encoding, decision.key_id)
-            if encoding is bodies.Encoding.IDENTITY:
-                self._rate_limit.begin_body(decision.key_id, len(body))
+            batch = await self._take_in(request, encoding, decision, received_at)
         except RateLimitedError:
             quota = self._rate_limit.peek(decision.key_id)
             request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
             return responses.rate_limited(quota)
-        batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
-        del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
-    async def _read_body(self, request: Request, encoding: bodies.Encoding, key_id: str) -> bytes:
-        # The share ends before the body is parsed, which does not wait: beyond the budget is one body at the most, and
-        # what came along with its headers, which the connection bounds.
-        with self._body_budget.share(key_id, self._rate_limit) as share:
+    async def _take_in(
+        self, request: Request, encoding: bodies.Encoding, decision: Decision, received_at: datetime
+    ) -> logs.LogBatch:
+        turn = self._turns.of(decision.project_id)
+        if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
+            return await self._parse(request.take_body(self._body_bytes_max), encoding, turn, decision, received_at)
+        # The share is kept while the body waits for its turns. What came along with its headers has none: the
+        # connection bounds it.
+        with self._body_budget.share(decision.key_id, self._rate_limit) as share:
             if request.has_whole_body():
                 raw = request.take_body(self._body_bytes_max)
             else:
                 raw = await request.read_body(self._body_bytes_max, share)
-            return await bodies.decode(raw, encoding, self._body_bytes_max, share)
+            body = await bodies.decode(raw, encoding, self._body_bytes_max, share, turn.take)
+            return await self._parse(body, encoding, turn, decision, received_at)
+
+    async def _parse(
+        self, body: bytes, encoding: bodies.Encoding, turn: Turn, decision: Decision, received_at: datetime
+    ) -> logs.LogBatch:
+        if len(body) > logs.SMALL_BYTES_MAX:
+            await turn.take()
+        if encoding is bodies.Encoding.IDENTITY:
+            self._rate_limit.begin_body(decision.key_id, len(body))
+        return logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)

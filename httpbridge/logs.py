@@ -58,6 +58,9 @@ class LogBatch(msgspec.Struct, frozen=True, gc=False):
 LOGS_MAX = 1000
 """Entries a batch may have (docs/http-api.md)."""
 
+SMALL_BYTES_MAX = 16 * 1024
+"""A body up to this size is parsed at once; a larger one waits for its turn (`turns`)."""
+
 _Name = Annotated[str, Meta(min_length=1, max_length=256)]
 _Release = Annotated[str, Meta(max_length=128)]
 

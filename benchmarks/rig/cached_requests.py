@@ -36,6 +36,7 @@ from httpbridge.server import PublicServer, Readiness, ReadyStatus
 from httpbridge.sinks.rows import Rows
 from httpbridge.sinks.sql import SqlSink
 from httpbridge.sinks.sqlite_store import SqliteStore
+from httpbridge.turns import Turns
 
 COUNTS = (200, 1200)
 """Requests: the first has everything warm, the difference to the second is counted."""
@@ -133,6 +134,7 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
+        turns=Turns(),
     )
     return PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
 

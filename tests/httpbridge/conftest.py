@@ -20,6 +20,7 @@ from httpbridge.listener import Listener
 from httpbridge.logs import LogBatch
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.turns import Turns
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"
@@ -181,6 +182,7 @@ class Bridge:
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
+            turns=Turns(),
         )
         self.server = PublicServer(
             ingest=ingest.handle,
