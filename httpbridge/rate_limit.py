@@ -1,10 +1,9 @@
-"""How many requests a key may make in a minute, and how many bytes they may have. Called by `ingest` for every request
-that carried a valid key.
+"""How many requests, and bytes, a key may send in a minute. Called by `ingest` when a request carried a valid key.
 
 A fixed window aligned to the wall-clock minute, counted in this process: with several bridges
 each admits the full numbers. Bytes are those of decoded bodies, counted as they come out, also of bodies that are
-refused afterwards. The body that uses up the last of them is taken; the next is refused before it is read, or, where it
-was waiting to be decoded by then, before that. So a limit below the size of a body lets one through in each minute.
+refused afterwards. The body that uses up the last of them is taken whole; the next one is refused before it is read,
+or, where it was on its way by then, before it is decoded. So each key has one body a minute, whatever the limit.
 """
 
 import math

@@ -24,7 +24,7 @@ import uvloop
 from benchmarks.rig.processes import SERVER_CORE, output_of
 from benchmarks.rig.traffic import body
 from httpbridge import logs
-from httpbridge.sinks.group_commit import Bounds
+from httpbridge.sinks.fair_queue import Bounds
 from httpbridge.sinks.schema import WRITTEN_COLUMNS
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.sinks.sqlite_store import CHECKPOINT_BYTES

@@ -15,7 +15,8 @@ import structlog
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.logs import LogBatch
 from httpbridge.sinks.address import parse
-from httpbridge.sinks.group_commit import Bounds, GroupCommit
+from httpbridge.sinks.fair_queue import Bounds
+from httpbridge.sinks.group_commit import GroupCommit
 from httpbridge.sinks.postgres_store import PostgresStore
 from httpbridge.sinks.rows import Rows, rows_of
 from httpbridge.sinks.sqlite_store import SqliteStore

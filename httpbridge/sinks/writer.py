@@ -15,7 +15,8 @@ import structlog
 
 from authsvc.client.event_log import traceback_without_text
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks.group_commit import Bounds, GroupCommit
+from httpbridge.sinks.fair_queue import Bounds
+from httpbridge.sinks.group_commit import GroupCommit
 from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.remote_store import (
     BUFFER_BYTES,
@@ -78,6 +79,8 @@ class Writer:
             while True:
                 message = self._decoder.decode(await received(reader))
                 answer = self._encoder.encode(await self._answer(message, f"worker {id(task)}"))
+                if writer.is_closing():  # it was hung up on, and uvloop would raise
+                    return
                 writer.write(len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.group_commit import Bounds
+from httpbridge.sinks.fair_queue import Bounds
 from httpbridge.sinks.postgres_store import postgres_engine
 from httpbridge.sinks.rows import Rows
 from httpbridge.sinks.schema import log_store, logs

@@ -8,7 +8,6 @@ from httpbridge.errors import RateLimitedError
 from httpbridge.rate_limit import RateLimit
 from tests.httpbridge.conftest import FakeClock
 
-
 BYTES = 1000
 
 

@@ -9,7 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks.group_commit import Bounds, GroupCommit
+from httpbridge.sinks.fair_queue import Bounds
+from httpbridge.sinks.group_commit import GroupCommit
 
 Outcome: TypeAlias = "BaseException | None"
 
