@@ -5,8 +5,9 @@ from datetime import datetime
 from functools import partial
 
 from authsvc.client import Decision, Verdict
-from httpbridge import bodies, logs, responses
+from httpbridge import bodies, log_parser, responses
 from httpbridge.authorizer import Authorizer
+from httpbridge.logs import LOGS_MAX, LogBatch
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
@@ -35,7 +36,7 @@ class Ingest:
         self._body_bytes_max = body_bytes_max
         self._body_budget = body_budget
         self._turns = turns
-        self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
+        self._stored = [responses.stored(count) for count in range(LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
         """Answer once the batch is durably stored, or refused.
@@ -77,7 +78,14 @@ class Ingest:
         project_id = request.project_id or ""
         return await bodies.decode(raw, encoding, self._body_bytes_max, share, partial(self._turns.take, project_id))
 
-    async def _parse(self, body: bytes, decision: Decision, received_at: datetime) -> logs.LogBatch:
-        if len(body) > logs.SMALL_BYTES_MAX:
-            await self._turns.take(decision.project_id)
-        return logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
+    async def _parse(self, body: bytes, decision: Decision, received_at: datetime) -> LogBatch:
+        """Read a body at once where it is small and in order, and any other in turns with those of others."""
+        batch = log_parser.parse_small(
+            body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
+        )
+        if batch is None:
+            steps = log_parser.parse(
+                body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
+            )
+            batch = await self._turns.run(decision.project_id, steps)
+        return batch
