@@ -13,18 +13,29 @@ BridgeError
 └── ClientGoneError           none: the connection broke before the body was whole
 """
 
+from typing import NamedTuple
+
 
 class BridgeError(Exception):
     """The base of all of them; the text of BodyRefusedError alone is shown to the caller."""
 
 
+class Issue(NamedTuple):
+    """One problem of a body."""
+
+    path: str
+    """Where it is, such as `logs[3].level`; empty for the body as a whole."""
+    message: str
+
+
 class BodyRefusedError(BridgeError):
     """A body that is not the JSON that the contract describes."""
 
-    def __init__(self, message: str, path: str = "") -> None:
-        """`path` is where in the body, such as `logs[3].level`; empty for the body as a whole."""
+    def __init__(self, message: str, path: str = "", *others: Issue) -> None:
+        """Take the first problem, and the others in their order; no path is the body as a whole."""
         super().__init__(message)
         self.path = path
+        self.issues = (Issue(path, message), *others)
 
 
 class BatchRefusedError(BodyRefusedError):

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from datetime import datetime
 
 from authsvc.client import Decision, Verdict
-from httpbridge import bodies, logs, responses
+from httpbridge import bodies, log_parser, responses
 from httpbridge.authorizer import Authorizer
 from httpbridge.errors import RateLimitedError
+from httpbridge.logs import LOGS_MAX, LogBatch
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
@@ -35,7 +36,7 @@ class Ingest:
         self._body_bytes_max = body_bytes_max
         self._body_budget = body_budget
         self._turns = turns
-        self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
+        self._stored = [responses.stored(count) for count in range(LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
         """Answer once the batch is durably stored, or refused.
@@ -68,10 +69,16 @@ class Ingest:
 
     async def _take_in(
         self, request: Request, encoding: bodies.Encoding, decision: Decision, received_at: datetime
-    ) -> logs.LogBatch:
+    ) -> LogBatch:
+        """Read, decode and parse the body, a large one in turns with those of others.
+
+        Raises RateLimitedError for one that is not decoded yet when others have used up the key's bytes.
+        """
         turn = self._turns.of(decision.project_id)
         if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-            return await self._parse(request.take_body(self._body_bytes_max), encoding, turn, decision, received_at)
+            body = request.take_body(self._body_bytes_max)
+            self._rate_limit.begin_body(decision.key_id, len(body))
+            return await self._parse(body, turn, decision, received_at)
         # The share is kept while the body waits for its turns. What came along with its headers has none: the
         # connection bounds it.
         with self._body_budget.share(decision.key_id, self._rate_limit) as share:
@@ -79,14 +86,19 @@ class Ingest:
                 raw = request.take_body(self._body_bytes_max)
             else:
                 raw = await request.read_body(self._body_bytes_max, share)
+            if encoding is bodies.Encoding.IDENTITY:
+                self._rate_limit.begin_body(decision.key_id, len(raw))
             body = await bodies.decode(raw, encoding, self._body_bytes_max, share, turn.take)
-            return await self._parse(body, encoding, turn, decision, received_at)
+            return await self._parse(body, turn, decision, received_at)
 
-    async def _parse(
-        self, body: bytes, encoding: bodies.Encoding, turn: Turn, decision: Decision, received_at: datetime
-    ) -> logs.LogBatch:
-        if len(body) > logs.SMALL_BYTES_MAX:
-            await turn.take()
-        if encoding is bodies.Encoding.IDENTITY:
-            self._rate_limit.begin_body(decision.key_id, len(body))
-        return logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
+    async def _parse(self, body: bytes, turn: Turn, decision: Decision, received_at: datetime) -> LogBatch:
+        """Read a body at once where it is small and in order, and any other in turns with those of others."""
+        batch = log_parser.parse_small(
+            body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
+        )
+        if batch is None:
+            steps = log_parser.parse(
+                body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
+            )
+            batch = await turn.run(steps)
+        return batch

@@ -1,6 +1,7 @@
 """The body of POST /ingest/logs: the contract's table, row by row."""
 
 import json
+import re
 import tracemalloc
 from datetime import UTC, datetime
 from typing import Any
@@ -10,14 +11,24 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.logs import Level, LogBatch, LogEntry, parse
+from httpbridge.log_parser import parse, parse_small
+from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.responses import refused_body
 
 RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def batch_of(body: bytes) -> LogBatch:
-    return parse(body, project_id="demo", key_id="key-1", received_at=RECEIVED_AT)
+    steps = parse(body, project_id="demo", key_id="key-1", received_at=RECEIVED_AT)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            batch: LogBatch = end.value
+            break
+    at_once = parse_small(body, project_id="demo", key_id="key-1", received_at=RECEIVED_AT)
+    assert at_once in (batch, None)
+    return batch
 
 
 def entry_of(fields: str) -> LogEntry:
@@ -162,29 +173,71 @@ def test_metadata_must_be_an_object(text: str) -> None:
     assert refusal_of(body % text.encode()) == ("logs[1].metadata", "must be an object")
 
 
-@pytest.mark.parametrize(
-    "text", [r'{"a": "\u0000"}', r'{"a\u0000": 1}', r'{"a": ["\\\u0000"]}', r'{"a": "\\\\\u0000"}']
-)
-def test_nul_in_metadata_is_refused(text: str) -> None:
-    body = b'{"logs": [{"level": "info", "message": "m", "metadata": %b}]}' % text.encode()
-    assert refusal_of(body) == ("logs[0].metadata", "must not contain U+0000")
+HALVES = [r"\u0000", r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"\ude00\ud83d", "\ud83d", "\ude00\udc80"]
+"""U+0000, and halves of surrogate pairs as JavaScript and as Python write them."""
 
 
+def mended(text: str) -> str:
+    """Return what is stored for a few such characters: U+FFFD each."""
+    return "\ufffd" * len(re.findall(r"\\u....|.", text))
+
+
+def as_sent(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", ["message", "trace_id", "span_id", "request_id", "vercel_id", "context", "release"])
-def test_nul_in_any_string_of_an_entry_is_refused(name: str) -> None:
-    log = {"level": "info", "message": "m"} | {name: "a\0b"}
-    body = json.dumps({"logs": [{"level": "info", "message": "m"}, log]}).encode()
-    assert refusal_of(body) == (f"logs[1].{name}", "must not contain U+0000")
+def test_a_character_that_is_none_is_replaced_in_any_string_of_an_entry(name: str, half: str) -> None:
+    """The rest of the string, of the entry and of the batch is as it was."""
+    good = '{"level": "info", "message": "\\ud83d\\ude00\\\\u0000"}'
+    bad = f'{{"level": "info", "message": "m", "{name}": "a{half}b\\ud83d\\ude00"}}'
+    first, second, third = batch_of(as_sent(f'{{"logs": [{good}, {bad}, {good}]}}')).entries
+    assert first == third == LogEntry(Level.INFO, "😀\\u0000")
+    assert getattr(second, name) == f"a{mended(half)}b😀"
 
 
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("name", ["service", "environment", "release"])
-def test_nul_in_any_string_of_a_batch_is_refused(name: str) -> None:
-    body = json.dumps({name: "\0", "logs": [{"level": "info", "message": "m"}]}).encode()
-    assert refusal_of(body) == (name, "must not contain U+0000")
+def test_a_character_that_is_none_is_replaced_in_any_string_of_a_batch(name: str, half: str) -> None:
+    body = f'{{"{name}": "{half}", "logs": [{{"level": "info", "message": "m"}}]}}'
+    assert getattr(batch_of(as_sent(body)), name) == mended(half)
 
 
-def test_nul_in_what_is_ignored_anyway_harms_nobody() -> None:
-    assert batch_of(rb'{"product": "\u0000", "logs": [{"level": "info", "message": "m"}]}').entries
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": "<>"}', '{"a<>": {"<>": 1.10}}', r'{"a": ["\\<>", "\\\\\\<>\"<>"]}', r'{"<>x\ud83d\ude00<>": 1e999}'],
+)
+def test_metadata_is_its_text_but_for_characters_that_are_none(text: str, half: str) -> None:
+    sent = text.replace("<>", half)
+    (entry,) = batch_of(as_sent(f'{{"logs": [{{"level": "info", "message": "m", "metadata": {sent}}}]}}')).entries
+    stored = entry.metadata or ""
+    assert stored.replace("\ufffd", r"\ufffd") == text.replace("<>", mended(half).replace("\ufffd", r"\ufffd"))
+    assert json.loads(stored) == json.loads(text.replace("<>", mended(half)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [r"\\u0000", r"\\ud83d", r"\\\\ude00", r"\ud83d\ude00", r"\\\ud83d\ude00", r"\ud83d\ude00\\ud83d", r"\n\u0001"],
+)
+def test_what_only_looks_like_one_is_left_alone(text: str) -> None:
+    beside = r', "context": "\u0000"'
+    body = f'{{"logs": [{{"level": "info", "message": "{text}", "metadata": {{"{text}": 1}}{beside}}}]}}'
+    (entry,) = batch_of(body.encode()).entries
+    assert (entry.message, entry.metadata) == (json.loads(f'"{text}"'), f'{{"{text}": 1}}')
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_a_character_that_is_none_harms_nobody_where_it_is_ignored(half: str) -> None:
+    body = f'{{"product{half}": "{half}", "logs": [{{"level": "info", "message": "m", "{half}": "{half}"}}]}}'
+    assert batch_of(as_sent(body)).entries == [LogEntry(Level.INFO, "m")]
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    body = b'{"logs": [{"level": "info", "message": "m"}]}'
+    assert batch_of(b"\xef\xbb\xbf" + body) == batch_of(body)
+    assert entry_of('"context": "\ufeff", "metadata": {"\ufeff": 1}').metadata == '{"\ufeff": 1}'
 
 
 LIMITS = [("service", 256), ("environment", 256), ("release", 128)]
@@ -210,6 +263,7 @@ def test_a_thousand_entries_are_taken_and_one_more_is_not() -> None:
 
 LOG = b'{"logs": [{"level": "info", "message": "m", %b}]}'
 DEEP = 100_000
+TOO_DEEP = "The body is nested more than 500 levels deep"
 
 
 @pytest.mark.parametrize(
@@ -218,20 +272,20 @@ DEEP = 100_000
         (b"", "", "The body is empty"),
         (b" ", "", "The body is not valid JSON: it ends too early"),
         (b'{"logs": [', "", "The body is not valid JSON: it ends too early"),
-        (b'{"logs": []} x', "logs", "must not be empty"),
-        (LOG % b'"x": 1' + b" x", "", "The body is not valid JSON (byte 55)"),
-        (b'\xef\xbb\xbf{"logs": []}', "", "The body is not valid JSON (byte 0)"),
+        (b'{"logs": []} x', "", "The body is not valid JSON (byte 13)"),
+        (LOG % b'"x": 1' + b" x", "", "The body is not valid JSON (byte 54)"),
+        (b'\xef\xbb\xbf{"logs": []}', "logs", "must not be empty"),
+        (b"\xef\xbb\xbf", "", "The body is empty"),
         (b'{"x": NaN}', "", "The body is not valid JSON (byte 6)"),
         (b'{"x": "\x01"}', "", "The body is not valid JSON (byte 7)"),
         (b'{"x": "\xff"}', "", "The body is not UTF-8 (byte 7)"),
-        (b'{"x": "\xed\xa0\x80"}', "", "The body is not UTF-8 (byte 7)"),
-        (rb'{"x": "\ud83d"}', "", "The body has a string with half of a surrogate pair"),
-        (rb'{"x": "\ud83d and more"}', "", "The body has a string with half of a surrogate pair"),
-        (rb'{"x": "\ude00 and more"}', "", "The body has a string with half of a surrogate pair"),
-        (LOG % rb'"metadata": {"\ud83d\ud83d": 1}', "", "The body has a string with half of a surrogate pair"),
         (b"[" * DEEP, "", "The body must be an object"),
-        (b'{"x": ' + b"[" * DEEP, "", "The body is nested too deeply"),
-        (LOG % (b'"metadata": {"a": ' + b"[" * DEEP + b"]" * DEEP + b"}"), "", "The body is nested too deeply"),
+        (b'{"x": ' + b"[" * DEEP, "", TOO_DEEP),
+        (
+            LOG % (b'"metadata": {"a": ' + b"[" * DEEP + b"]" * DEEP + b"}"),
+            "",
+            TOO_DEEP,
+        ),
         (b"null", "", "The body must be an object"),
         (b"[]", "", "The body must be an object"),
         (b"{}", "logs", "is required"),
@@ -257,7 +311,8 @@ DEEP = 100_000
         (b'{"logs": [{"level": "info", "message": 1e400}]}', "logs[0].message", "must be a string"),
         (b'{"logs": [{"level": "info", "message": %b}]}' % (b"1" * 5000), "logs[0].message", "must be a string"),
         (LOG % b'"timestamp": 1e999', "logs[0].timestamp", "must be an RFC 3339 timestamp"),
-        (b'{"logs": [%b1]}' % (b'{"level": "info", "message": "m"},' * 12345), "logs[12345]", "must be an object"),
+        (b'{"logs": [%b1]}' % (b'{"level": "info", "message": "m"},' * 999), "logs[999]", "must be an object"),
+        (b'{"logs": [%b1]}' % (b'{"level": "info", "message": "m"},' * 1000), "logs", "must have at most 1000 entries"),
     ],
 )
 def test_the_first_problem_is_named_by_place_and_rule(body: bytes, path: str, message: str) -> None:
