@@ -1,8 +1,11 @@
 """Group commit: concurrent writers share one commit, and so one wait for the disk.
 
-The SQL sink submits what each request brought; one writer task takes everything
-that waits into the next commit soon after the last one is done, without a timer: one
-request alone waits for nobody, and under load the commits grow by themselves.
+The SQL sink submits what each request brought; a writer task takes what waits (of each
+project in its turn: see `fair_queue`) into the next commit soon after the last one is done,
+without a timer: one request alone waits for nobody, and under load the commits grow by themselves.
+
+What is heavy goes in a lane of its own, with a writer of its own: a store has a commit of each at
+a time, and one that can do one at a time only does them by turns.
 
 What each submitter may rely on:
 
@@ -11,14 +14,15 @@ What each submitter may rely on:
 - an item that the store refuses for what it contains fails alone: its commit was rolled
   back, and is tried again in halves until the refused item stands by itself;
 - going away (cancellation) neither undoes its item nor disturbs the others;
-- other owners cost it one heavy item's commit at the most, and none of the room that is its own;
+- a light item waits for one commit of a heavy one at the most, besides commits of light ones, and other owners leave
+  it its room;
 - it never waits long: a full queue, a closed one and the end of the writer raise at once, and
   a store that fails answers all who wait by then, so that nobody waits for several failures.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -59,27 +63,53 @@ class _Waiting(msgspec.Struct, Generic[T]):
 
 
 class GroupCommit(Generic[T]):
-    """The queue and its one writer; must be made in a running event loop.
+    """Both lanes; must be made in a running event loop.
 
     `commit` stores all the items it is given or none of them. It raises
     BatchRefusedError when it rolled back because of what an item contains, and
-    StoreUnavailableError for everything else that is expected to go wrong.
+    StoreUnavailableError for everything else that is expected to go wrong. It is called
+    with heavy items while it commits light ones.
     """
 
     def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds | None = None) -> None:
-        self._commit = commit
-        self._queue: FairQueue[_Waiting[T]] = FairQueue(bounds or Bounds())
-        self._wake = asyncio.Event()
-        self._closing = False
-        self._is_full = False
-        self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
+        """Each lane has these bounds. Heavy is what is heavier than a turn."""
+        bounds = bounds or Bounds()
+        self._turn_weight = bounds.turn_weight
+        self._light = _Lane(commit, bounds, "group commit")
+        self._heavy = _Lane(commit, bounds, "group commit of heavy items")
 
-    async def submit(self, item: T, weight: int, owner: str) -> None:
+    def submit(self, item: T, weight: int, owner: str) -> Coroutine[Any, Any, None]:
         """Return once the item is committed.
 
         Raises StoreUnavailableError at once when too much of the owner's waits already or the queue is
         closed, and else what the commit raised.
         """
+        return (self._heavy if weight > self._turn_weight else self._light).submit(item, weight, owner)
+
+    async def close(self, timeout_seconds: float = CLOSE_SECONDS_MAX) -> None:
+        """Commit what was accepted, then end. After the timeout, or cancelled, it ends at once and fails what waits."""
+        writers = [lane.end() for lane in (self._light, self._heavy)]
+        try:
+            await asyncio.wait(writers, timeout=timeout_seconds)
+        finally:
+            for writer in writers:
+                writer.cancel()
+        await asyncio.wait(writers)
+
+
+class _Lane(Generic[T]):
+    """A queue and its one writer."""
+
+    def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds, name: str) -> None:
+        self._commit = commit
+        self._queue: FairQueue[_Waiting[T]] = FairQueue(bounds)
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._is_full = False
+        self._writer = asyncio.create_task(self._write_until_closed(), name=name)
+
+    async def submit(self, item: T, weight: int, owner: str) -> None:
+        """See GroupCommit."""
         if self._closing or self._writer.done():
             raise StoreUnavailableError("the sink is closed")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -97,15 +127,11 @@ class GroupCommit(Generic[T]):
         self._wake.set()
         await done
 
-    async def close(self, timeout_seconds: float = CLOSE_SECONDS_MAX) -> None:
-        """Commit what was accepted, then end. After the timeout, or cancelled, it ends at once and fails what waits."""
+    def end(self) -> "asyncio.Task[None]":
+        """Take nothing more; return the writer, which ends when all is committed, or cancelled."""
         self._closing = True
         self._wake.set()
-        try:
-            await asyncio.wait([self._writer], timeout=timeout_seconds)
-        finally:
-            self._writer.cancel()
-        await asyncio.wait([self._writer])
+        return self._writer
 
     async def _write_until_closed(self) -> None:
         group: list[_Waiting[T]] = []

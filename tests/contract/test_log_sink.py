@@ -212,7 +212,7 @@ async def test_close_stores_what_was_accepted_and_nothing_after(database_url: st
 
 
 async def test_a_full_queue_refuses_at_once(database_url: str) -> None:
-    async with sink_on(database_url, Bounds(queued_items_max=2)) as sink:
+    async with sink_on(database_url, Bounds(queued_items_max=4)) as sink:
         writes = [asyncio.create_task(sink.write(batch(str(number)))) for number in range(3)]
         outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [type(None), type(None), StoreUnavailableError]

@@ -253,7 +253,7 @@ async def test_a_full_queue_refuses_at_once_says_so_once_and_takes_again_when_th
     await group_commit.close()
 
 
-# What is fair: owners are A, B, …; an item's first character says whose it is. A turn has a weight of 10.
+# What is fair: owners are A, B, …; an item's first character says whose it is.
 
 TURNS = Bounds(turn_weight=10, commit_weight_max=40, queued_weight_max=10**6)
 
@@ -279,47 +279,6 @@ async def test_a_light_item_waits_for_one_heavy_one_at_most() -> None:
     assert commits.count("B") == 300
     between = [len(run) for run in "".join(commits).rstrip("ACDE").split("B")]
     assert max(between) == 1
-    await group_commit.close()
-
-
-async def test_owners_share_what_is_committed_by_weight() -> None:
-    """However heavy their items are: none is ever ahead by more than its heaviest item and a turn."""
-    store = Store()
-    group_commit = GroupCommit(store.commit, TURNS)
-    weights = {"A": 200, "B": 3, "C": 45, "D": 10}
-    submitted = [
-        asyncio.create_task(group_commit.submit(owner, weight, owner))
-        for owner, weight in weights.items()
-        for _ in range(6000 // weight)
-    ]
-    await asyncio.gather(*submitted)
-    committed = dict.fromkeys(weights, 0)
-    for group in store.tried:
-        for owner in group:
-            committed[owner] += weights[owner]
-        if max(committed.values()) < 5000:  # nobody has run dry
-            for owner, weight in committed.items():
-                assert weight >= max(committed.values()) - max(weights.values()) - 2 * weights[owner] - 20
-    await group_commit.close()
-
-
-@pytest.mark.parametrize("owners", ["A", "AB", "ABCDEFGH"])
-async def test_a_commit_is_short_and_has_no_more_than_a_turn_of_each_owner(owners: str) -> None:
-    """One who is alone fills it; what is heavy goes without what is light."""
-    store = Store()
-    group_commit = GroupCommit(store.commit, TURNS)
-    weights = [1, 2, 3, 5, 10, 11, 40, 41, 500]
-    items = [(owner, weight) for weight in weights for _ in range(10) for owner in owners]
-    weight_of = {f"{owner}{number}": weight for number, (owner, weight) in enumerate(items)}
-    await asyncio.gather(*(group_commit.submit(item, weight, item[0]) for item, weight in weight_of.items()))
-    assert sorted(store.stored) == sorted(weight_of)
-    for group in store.tried:
-        group_weights = [weight_of[item] for item in group]
-        assert sum(group_weights) <= 40 or len(group) == 1
-        assert max(group_weights) <= 10 or min(group_weights) > 10
-        if len({item[0] for item in group}) > 1:
-            for owner in owners:
-                assert sum(weight_of[item] for item in group if item[0] == owner) < 2 * 10 or max(group_weights) > 10
     await group_commit.close()
 
 
