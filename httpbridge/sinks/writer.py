@@ -33,7 +33,7 @@ from httpbridge.sinks.rows import Rows
 from httpbridge.sinks.sql import Store, store_at
 
 _BOUNDS = Bounds(turn_weight=Bounds().commit_weight_max)
-"""What a worker brings is a group, and not heavy unless it was there."""
+"""What a worker brings is a group of light batches, or a heavy one: a turn lets the whole group pass."""
 
 _log = structlog.get_logger("httpbridge.sinks")
 
