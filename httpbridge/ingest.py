@@ -4,10 +4,10 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 
-from authsvc.client import Decision, Verdict
+from authsvc.client import Verdict
 from httpbridge import bodies, log_parser, responses
 from httpbridge.authorizer import Authorizer
-from httpbridge.logs import LOGS_MAX, LogBatch
+from httpbridge.logs import LOGS_MAX
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
@@ -58,15 +58,21 @@ class Ingest:
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
+        project_id, key_id = decision.project_id, decision.key_id
         if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-            batch = await self._parse(request.take_body(self._body_bytes_max), decision, received_at)
+            body = request.take_body(self._body_bytes_max)
+            batch = log_parser.parse_small(body, project_id, key_id, received_at)
+            if batch is None:
+                batch = await self._turns.run(project_id, log_parser.parse(body, project_id, key_id, received_at))
         else:
             # The share is kept while the body waits for its turns. What came along with its headers has none: the
             # connection bounds it.
-            with self._body_budget.share(decision.key_id) as share:
+            with self._body_budget.share(key_id) as share:
                 body = await self._read_body(request, encoding, share)
-                batch = await self._parse(body, decision, received_at)
-                del body  # the store may be slow, and has its own bound for what waits
+                batch = log_parser.parse_small(body, project_id, key_id, received_at)
+                if batch is None:
+                    batch = await self._turns.run(project_id, log_parser.parse(body, project_id, key_id, received_at))
+        del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
@@ -77,15 +83,3 @@ class Ingest:
             raw = await request.read_body(self._body_bytes_max, share)
         project_id = request.project_id or ""
         return await bodies.decode(raw, encoding, self._body_bytes_max, share, partial(self._turns.take, project_id))
-
-    async def _parse(self, body: bytes, decision: Decision, received_at: datetime) -> LogBatch:
-        """Read a body at once where it is small and in order, and any other in turns with those of others."""
-        batch = log_parser.parse_small(
-            body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
-        )
-        if batch is None:
-            steps = log_parser.parse(
-                body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
-            )
-            batch = await self._turns.run(decision.project_id, steps)
-        return batch

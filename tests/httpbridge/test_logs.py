@@ -388,7 +388,7 @@ def test_five_hundred_levels_of_nesting_are_taken_and_one_more_is_not(
     most = (NESTING_MAX - levels_around) // each
     rest = "[" * ((NESTING_MAX - levels_around) % each), "]" * ((NESTING_MAX - levels_around) % each)
     fits = rest[0] + nested(most, opening, closing) + rest[1]
-    assert batch_of(frame.replace("<>", fits).encode())
+    assert batch_of(frame.replace("<>", fits).encode()).entries
     assert refusal_of(frame.replace("<>", f"[{fits}]").encode()) == ("", TOO_DEEP)
 
 
