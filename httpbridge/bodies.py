@@ -15,6 +15,7 @@ from aiohttp import hdrs
 from aiohttp.streams import StreamReader
 from multidict import MultiMapping
 
+from httpbridge import magic
 from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
 from httpbridge.rate_limit import RateLimit
 
@@ -34,6 +35,12 @@ _TURN_BYTES = 256 * 1024
 """Inflated or taken in, in one turn: about half a millisecond."""
 _FREE_BYTES = 64 * 1024
 """Before the first turn: small bodies wait for nobody."""
+
+MEMBERS_MAX = 4096
+"""Of a gzip body (docs/http-api.md): with one for each entry, or each 64 KiB, there are far fewer.
+
+Each costs an inflater, even if there is nothing in it.
+"""
 
 _GZIP_WINDOW_BITS = 31
 _ZLIB_WINDOW_BITS = 15
@@ -180,9 +187,13 @@ async def decode(
     if encoding is Encoding.IDENTITY:
         return body
     try:
-        return await _inflate(body, encoding, bytes_max, share, take_turn)
+        inflated = await _inflate(body, encoding, bytes_max, share, take_turn)
     except zlib.error:
-        raise BodyRefusedError(f"The body is not valid {encoding.value}") from None
+        text = magic.misencoded(body, encoding.value) or f"The body is not valid {encoding.value}"
+        raise BodyRefusedError(text) from None
+    if (name := magic.compression(inflated)) is not None:
+        raise BodyRefusedError(f"The body is {name} within {encoding.value}: compress it once")
+    return inflated
 
 
 async def _inflate(
@@ -190,6 +201,7 @@ async def _inflate(
 ) -> bytes:
     window_bits = _GZIP_WINDOW_BITS if encoding is Encoding.GZIP else _deflate_window_bits(body)
     inflater = zlib.decompressobj(window_bits)
+    members = 1
     output = bytearray()
     turn_bytes = _TURN_BYTES - _FREE_BYTES
     for start in range(0, len(body), _INPUT_STEP_BYTES):
@@ -199,6 +211,9 @@ async def _inflate(
             if inflater.eof:
                 if encoding is not Encoding.GZIP:
                     raise BodyRefusedError("The body goes on after the end of its deflate stream")
+                members += 1
+                if members > MEMBERS_MAX:
+                    raise BodyRefusedError(f"The body has more than {MEMBERS_MAX:,} gzip members")
                 inflater = zlib.decompressobj(window_bits)  # RFC 1952, 2.2: members simply follow each other
             piece = inflater.decompress(pending, _OUTPUT_STEP_BYTES)
             turn_bytes += len(piece) + len(pending)
@@ -211,7 +226,8 @@ async def _inflate(
                 turn_bytes = 0
                 await take_turn()
     if not inflater.eof:
-        raise BodyRefusedError(f"The body's {encoding.value} stream ends too early")
+        text = magic.misencoded(body, encoding.value) or f"The body's {encoding.value} stream ends too early"
+        raise BodyRefusedError(text)
     return bytes(output)
 
 

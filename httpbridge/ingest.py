@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from authsvc.client import Decision, Verdict
+from authsvc.client import Verdict
 from httpbridge import bodies, log_parser, responses
 from httpbridge.authorizer import Authorizer
 from httpbridge.errors import RateLimitedError
-from httpbridge.logs import LOGS_MAX, LogBatch
+from httpbridge.logs import LOGS_MAX
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
@@ -58,47 +58,37 @@ class Ingest:
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
+        project_id, key_id = decision.project_id, decision.key_id
         try:
-            batch = await self._take_in(request, encoding, decision, received_at)
+            if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
+                body = request.take_body(self._body_bytes_max)
+                self._rate_limit.begin_body(key_id, len(body))
+                batch = log_parser.parse_small(body, project_id, key_id, received_at)
+                if batch is None:
+                    steps = log_parser.parse(body, project_id, key_id, received_at)
+                    batch = await self._turns.of(project_id).run(steps)
+            else:
+                turn = self._turns.of(project_id)
+                # The share is kept while the body waits for its turns. What came along with its headers has none: the
+                # connection bounds it.
+                with self._body_budget.share(key_id, self._rate_limit) as share:
+                    body = await self._read_body(request, encoding, share, turn)
+                    if encoding is bodies.Encoding.IDENTITY:
+                        self._rate_limit.begin_body(key_id, len(body))
+                    batch = log_parser.parse_small(body, project_id, key_id, received_at)
+                    if batch is None:
+                        batch = await turn.run(log_parser.parse(body, project_id, key_id, received_at))
         except RateLimitedError:
-            quota = self._rate_limit.peek(decision.key_id)
+            quota = self._rate_limit.peek(key_id)
             request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
             return responses.rate_limited(quota)
+        del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
-    async def _take_in(
-        self, request: Request, encoding: bodies.Encoding, decision: Decision, received_at: datetime
-    ) -> LogBatch:
-        """Read, decode and parse the body, a large one in turns with those of others.
-
-        Raises RateLimitedError for one that is not decoded yet when others have used up the key's bytes.
-        """
-        turn = self._turns.of(decision.project_id)
-        if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-            body = request.take_body(self._body_bytes_max)
-            self._rate_limit.begin_body(decision.key_id, len(body))
-            return await self._parse(body, turn, decision, received_at)
-        # The share is kept while the body waits for its turns. What came along with its headers has none: the
-        # connection bounds it.
-        with self._body_budget.share(decision.key_id, self._rate_limit) as share:
-            if request.has_whole_body():
-                raw = request.take_body(self._body_bytes_max)
-            else:
-                raw = await request.read_body(self._body_bytes_max, share)
-            if encoding is bodies.Encoding.IDENTITY:
-                self._rate_limit.begin_body(decision.key_id, len(raw))
-            body = await bodies.decode(raw, encoding, self._body_bytes_max, share, turn.take)
-            return await self._parse(body, turn, decision, received_at)
-
-    async def _parse(self, body: bytes, turn: Turn, decision: Decision, received_at: datetime) -> LogBatch:
-        """Read a body at once where it is small and in order, and any other in turns with those of others."""
-        batch = log_parser.parse_small(
-            body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
-        )
-        if batch is None:
-            steps = log_parser.parse(
-                body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at
-            )
-            batch = await turn.run(steps)
-        return batch
+    async def _read_body(self, request: Request, encoding: bodies.Encoding, share: bodies.Share, turn: Turn) -> bytes:
+        if request.has_whole_body():
+            raw = request.take_body(self._body_bytes_max)
+        else:
+            raw = await request.read_body(self._body_bytes_max, share)
+        return await bodies.decode(raw, encoding, self._body_bytes_max, share, turn.take)

@@ -85,7 +85,7 @@ _LOGS_DECODER = msgspec.json.Decoder(_LOGS)
 _ENTRIES_DECODER = msgspec.json.Decoder(list[_WireEntry])
 
 
-def parse_small(body: bytes, *, project_id: str, key_id: str, received_at: datetime) -> LogBatch | None:
+def parse_small(body: bytes, project_id: str, key_id: str, received_at: datetime) -> LogBatch | None:
     """Read a small body that is in order in every respect. None says that `parse` has to have a look at it.
 
     The ids and the time of receipt (aware, UTC) are passed through.
@@ -113,7 +113,7 @@ def parse_small(body: bytes, *, project_id: str, key_id: str, received_at: datet
     )
 
 
-def parse(body: bytes, *, project_id: str, key_id: str, received_at: datetime) -> Generator[None, None, LogBatch]:
+def parse(body: bytes, project_id: str, key_id: str, received_at: datetime) -> Generator[None, None, LogBatch]:
     """Read any body; each `next` is a step, before the last of which the batch is complete.
 
     Raises BodyRefusedError naming the first problems. Their texts tell the rule that was broken and where, and repeat

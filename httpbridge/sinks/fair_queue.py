@@ -27,16 +27,12 @@ class Bounds:
     """What an owner may bring into a group beside others. A heavier item goes once so many turns made up for it."""
 
 
-class _Entry(msgspec.Struct, Generic[T]):
-    item: T
-    weight: int
-
-
 class _Owner(msgspec.Struct, Generic[T]):
     """What one owner has waiting; there is one while it has something."""
 
     name: str
-    waiting: deque[_Entry[T]]
+    waiting: deque[tuple[int, T]]
+    """Weights and items."""
     weight: int = 0
     credit: int = 0
     """The weight that its turns let pass so far, less what did pass."""
@@ -47,6 +43,8 @@ class FairQueue(Generic[T]):
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
+        self._always_weight = min(bounds.turn_weight, bounds.commit_weight_max)
+        """Of so much, whosever it is, no owner's turn leaves anything."""
         self._owners: dict[str, _Owner[T]] = {}
         """Those who have something waiting."""
         self._turns: deque[_Owner[T]] = deque()
@@ -72,7 +70,7 @@ class FairQueue(Generic[T]):
         if mine is None:
             mine = self._owners[owner] = _Owner(owner, deque())
             self._turns.append(mine)
-        mine.waiting.append(_Entry(item, weight))
+        mine.waiting.append((weight, item))
         mine.weight += weight
         self.items += 1
         self.weight += weight
@@ -80,7 +78,7 @@ class FairQueue(Generic[T]):
 
     def clear(self) -> list[T]:
         """Take everything."""
-        items = [entry.item for owner in self._turns for entry in owner.waiting]
+        items = [item for owner in self._turns for _, item in owner.waiting]
         self._owners.clear()
         self._turns.clear()
         self.items = self.weight = 0
@@ -88,6 +86,8 @@ class FairQueue(Generic[T]):
 
     def next_group(self) -> list[T]:
         """Take what goes together next; nothing when nothing waits."""
+        if self.weight <= self._always_weight:
+            return self.clear()
         group = self._round()
         if not group and self._turns:
             self._skip_rounds()
@@ -103,11 +103,11 @@ class FairQueue(Generic[T]):
             owner = self._turns[0]
             turn = turn_weight if len(self._owners) > 1 else max(turn_weight, weight_max)
             owner.credit += turn
-            while owner.waiting and (weight := owner.waiting[0].weight) <= owner.credit:
+            while owner.waiting and (weight := owner.waiting[0][0]) <= owner.credit:
                 if group and group_weight + weight > weight_max:
                     owner.credit -= turn  # it goes on with this turn in the next group
                     return group
-                group.append(owner.waiting.popleft().item)
+                group.append(owner.waiting.popleft()[1])
                 group_weight += weight
                 owner.credit -= weight
                 owner.weight -= weight
@@ -123,6 +123,6 @@ class FairQueue(Generic[T]):
     def _skip_rounds(self) -> None:
         """Let rounds pass in which nobody could take anything, until the next one."""
         turn_weight = self._bounds.turn_weight
-        rounds = min((owner.waiting[0].weight - owner.credit - 1) // turn_weight for owner in self._turns)
+        rounds = min((owner.waiting[0][0] - owner.credit - 1) // turn_weight for owner in self._turns)
         for owner in self._turns:
             owner.credit += rounds * turn_weight

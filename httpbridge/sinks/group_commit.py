@@ -41,9 +41,6 @@ clients that send one batch after the other nearly all share each commit, instea
 a batch. On an idle event loop four turns take some microseconds.
 """
 
-_GATHER_SECONDS_MAX = 0.008
-"""After so long no more turns are waited for: somebody's large body makes them long, and gathers nobody."""
-
 T = TypeVar("T")
 
 _log = structlog.get_logger("httpbridge.sinks")
@@ -135,15 +132,11 @@ class _Lane(Generic[T]):
 
     async def _write_until_closed(self) -> None:
         group: list[_Waiting[T]] = []
-        loop = asyncio.get_running_loop()
         try:
             while True:
                 await self._wake.wait()
-                gathered_at = loop.time() + _GATHER_SECONDS_MAX
                 for _ in range(_GATHER_TURNS):
                     await asyncio.sleep(0)
-                    if loop.time() >= gathered_at:
-                        break
                 group = self._queue.next_group()
                 if group:
                     await self._write(group)

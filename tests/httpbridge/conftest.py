@@ -175,6 +175,7 @@ class Bridge:
         self.sink = MemorySink()
         self.origins = CountedOrigins()
         self.readiness = Readiness(ReadyStatus.OK)
+        self.turns = Turns()
         ingest = Ingest(
             authorizer=Authorizer(self.validator, self.origins),
             rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.now),
@@ -182,7 +183,7 @@ class Bridge:
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
-            turns=Turns(),
+            turns=self.turns,
         )
         self.server = PublicServer(
             ingest=ingest.handle,

@@ -1,7 +1,6 @@
 """Group commit, against a store whose every commit the test decides."""
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -169,26 +168,6 @@ async def test_a_defect_reaches_its_callers_and_the_writer_goes_on() -> None:
     group_commit = GroupCommit(store.commit)
     assert await submit_all(group_commit, "ab") == [TypeError] * 2
     await group_commit.submit("c", 1, "demo")
-    await group_commit.close()
-
-
-async def test_long_turns_of_the_event_loop_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While somebody's large body makes each turn of the loop long, those who wait would pay for four of them."""
-    loop = asyncio.get_running_loop()
-    store = Store()
-    group_commit = GroupCommit(store.commit)
-    await group_commit.submit("a", 1, "demo")
-    seconds = itertools.count(loop.time())
-    monkeypatch.setattr(loop, "time", lambda: float(next(seconds)))
-    second = asyncio.create_task(group_commit.submit("b", 1, "demo"))
-    store.entered.clear()
-    for turns in itertools.count(1):  # noqa: B007 - used below
-        await asyncio.sleep(0)
-        if store.entered.is_set():
-            break
-    assert turns < 5
-    await second
-    monkeypatch.undo()
     await group_commit.close()
 
 

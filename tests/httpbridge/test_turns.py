@@ -101,4 +101,4 @@ async def test_a_step_that_fails_ends_its_request_alone() -> None:
     outcomes = await asyncio.gather(
         steps.turns.of("p").run(failing()), steps.turns.of("p").run(steps.of("a", 2)), return_exceptions=True
     )
-    assert outcomes == [failure, "a"]
+    assert list(outcomes) == [failure, "a"]
