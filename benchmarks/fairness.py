@@ -53,8 +53,9 @@ Requests of 1 kB with one key arrive at a fixed rate, 100 a second, and are stor
 they were due. Besides, 16 connections with another key send a body of up to 5 MB over and over, as fast as they are
 answered: as gzip, which makes some kB of it. The limit of bytes a minute is off, so that this goes on for ever; with it
 as it is by default, it ends within seconds, until the next minute. Each kind of body is dear in another way. What it is
-compared with is as many requests of 1 kB with that key, at the rate at which the large ones were stored. The target is
-about the worst kind; it is missed, too, when a request of the other key fails."""
+compared with is as many requests of 1 kB with that key, at the rate at which the large ones of the quickest kind were
+stored. The target is about the worst kind; it is missed, too, when a request of the other key fails. After each turn
+the disk is waited for."""
 
 
 class Beside:
