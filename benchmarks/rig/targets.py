@@ -77,6 +77,10 @@ TARGETS = (
     Target("watching", "revocation", "ingest under leases, ten changes a second, CPU", "without Watch", _DOWN, 1.03),
     Target("sink_sqlite", "sinks", "sink, 500 rows a commit, SQLite: rows/s", "`executemany` alone", _UP, 0.6),
     Target("sink_postgresql", "sinks", "sink, 500 rows a commit, PostgreSQL: rows/s", "`COPY` alone", _UP, 0.6),
+    Target(
+        "body_step_large", "bodies", "the dearest body of 5 MiB, longest hold of the event loop", "", _DOWN, 25, "ms"
+    ),
+    Target("body_step_small", "bodies", "the same of 256 KiB", "", _DOWN, 5, "ms"),
     Target("keys_known", "keys", "a million keys in the store, CPU a call: the same keys", "1,000 keys", _DOWN, 1.2),
     Target("keys_first", "keys", "a million keys in the store, CPU a call: first-time keys", "1,000 keys", _DOWN, 1.2),
     Target("keys_unknown", "keys", "a million keys in the store, CPU a call: unknown keys", "1,000 keys", _DOWN, 1.2),

@@ -24,13 +24,13 @@ class GatedTurns:
         self.gate = asyncio.Event()
         bridge.turns.take = self.take  # type: ignore[method-assign]
 
-    async def take(self, project_id: str) -> None:
+    async def take(self, project_id: str, *, has_begun: bool) -> None:
         self.asked += 1
         if self.asked == self._free + self._held:
             self.is_held.set()
         if self.asked > self._free:
             await self.gate.wait()
-        await self._take(project_id)
+        await self._take(project_id, has_begun=has_begun)
 
 
 @pytest.mark.parametrize("is_gzip", [True, False])

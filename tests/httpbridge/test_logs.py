@@ -283,6 +283,7 @@ TOO_DEEP = "The body is nested more than 500 levels deep"
         (b"\xef\xbb\xbf", "", "The body is empty"),
         (b'{"x": NaN}', "", "The body is not valid JSON (byte 6)"),
         (b'{"x": "\x01"}', "", "The body is not valid JSON (byte 7)"),
+        (LOG % b'"context": "\0\0\\u0000"', "", "The body is not valid JSON (byte 56)"),
         (b'{"x": "\xff"}', "", "The body is not UTF-8 (byte 7)"),
         (b"[" * DEEP, "", "The body must be an object"),
         (b'{"x": ' + b"[" * DEEP, "", TOO_DEEP),
@@ -322,6 +323,13 @@ TOO_DEEP = "The body is nested more than 500 levels deep"
 )
 def test_the_first_problem_is_named_by_place_and_rule(body: bytes, path: str, message: str) -> None:
     assert refusal_of(body) == (path, message)
+
+
+@pytest.mark.parametrize("before", [0, 1, PIECE_BYTES - 12, PIECE_BYTES, 3 * PIECE_BYTES])
+def test_the_first_byte_that_is_not_utf8_is_named_wherever_it_is(before: int) -> None:
+    """Halves of surrogate pairs before it are no reason."""
+    text = b"\xed\xa0\xbd" + b"x" * before
+    assert refusal_of(b'{"x": "%b\xff"}' % text) == ("", f"The body is not UTF-8 (byte {7 + len(text)})")
 
 
 @pytest.mark.parametrize("more", ['{"level": "info", "message": "m"}', "[]", '{"logs": []}'])
