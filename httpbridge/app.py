@@ -18,6 +18,7 @@ from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
+from httpbridge.body_turns import BodyTurns
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.connection import Connection
 from httpbridge.errors import StoreUnavailableError
@@ -80,11 +81,12 @@ async def serve(
         largest_bytes = 2 * config.body_bytes_max  # as it comes and inflated
         ingest = Ingest(
             authorizer=Authorizer(validator, origins),
-            rate_limit=RateLimit(config.rate_limit_per_minute, now),
+            rate_limit=RateLimit(config.rate_limit_per_minute, config.bytes_per_minute, now),
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,
             body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
+            turns=BodyTurns(),
         )
         server = PublicServer(
             ingest=ingest.handle,

@@ -5,8 +5,8 @@ bomb takes more memory than the limit and one step; and all of them together tak
 the process's budget.
 """
 
-import asyncio
 import zlib
+from collections.abc import Awaitable, Callable
 from enum import Enum
 from typing import Self
 
@@ -15,7 +15,9 @@ from aiohttp import hdrs
 from aiohttp.streams import StreamReader
 from multidict import MultiMapping
 
+from httpbridge import magic
 from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+from httpbridge.rate_limit import RateLimit
 
 BUDGET_BYTES = 256 * 1024 * 1024
 """For the bodies that are being read and inflated, all together: fifty of the largest, as they come and inflated.
@@ -30,7 +32,15 @@ _INPUT_STEP_BYTES = 16 * 1024
 """Inflated at a time. zlib hands back what it did not use as a copy: over the whole body that would be quadratic."""
 _OUTPUT_STEP_BYTES = 64 * 1024
 _TURN_BYTES = 256 * 1024
-"""Inflated or taken in before other requests have their turn: about half a millisecond."""
+"""Inflated or taken in, in one turn: about half a millisecond."""
+_FREE_BYTES = 64 * 1024
+"""Before the first turn: small bodies wait for nobody."""
+
+MEMBERS_MAX = 4096
+"""Of a gzip body (docs/http-api.md): with one for each entry, or each 64 KiB, there are far fewer.
+
+Each costs an inflater, even if there is nothing in it.
+"""
 
 _GZIP_WINDOW_BITS = 31
 _ZLIB_WINDOW_BITS = 15
@@ -54,9 +64,12 @@ class Budget:
         self._taken_bytes_by_key: dict[str, int] = {}
         self._is_logged = False
 
-    def share(self, key_id: str) -> "Share":
-        """Return one request's share, empty at first; a context manager, which gives it back."""
-        return Share(self, key_id)
+    def share(self, key_id: str, rate_limit: RateLimit | None = None) -> "Share":
+        """Return one request's share, empty at first; a context manager, which gives it back.
+
+        What is decoded under it counts against the rate limit.
+        """
+        return Share(self, key_id, rate_limit)
 
     def take(self, count: int, key_id: str) -> None:
         """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
@@ -84,17 +97,27 @@ class Budget:
 class Share:
     """What one request has taken of the budget."""
 
-    __slots__ = ("_budget", "_key_id", "_taken_bytes")
+    __slots__ = ("_budget", "_is_decoding", "_key_id", "_rate_limit", "_taken_bytes")
 
-    def __init__(self, budget: Budget, key_id: str) -> None:
+    def __init__(self, budget: Budget, key_id: str, rate_limit: RateLimit | None) -> None:
         self._budget = budget
         self._key_id = key_id
+        self._rate_limit = rate_limit
         self._taken_bytes = 0
+        self._is_decoding = False
 
     def take(self, count: int) -> None:
         """Take so many bytes more; raise OverloadedError when fewer are left."""
         self._budget.take(count, self._key_id)
         self._taken_bytes += count
+
+    def take_decoded(self, count: int) -> None:
+        """Take bytes that came out of the body; raise RateLimitedError before the first where the key has none left."""
+        if self._rate_limit is not None:
+            count_body = self._rate_limit.continue_body if self._is_decoding else self._rate_limit.begin_body
+            count_body(self._key_id, count)
+            self._is_decoding = True
+        self.take(count)
 
     def __enter__(self) -> Self:
         return self
@@ -158,24 +181,33 @@ async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
     return bytes(buffer)
 
 
-async def decode(body: bytes, encoding: Encoding, bytes_max: int, share: Share) -> bytes:
-    """Return the body inflated.
+async def decode(
+    body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
+) -> bytes:
+    """Return the body inflated; `take_turn` waits for the next turn (see `turns`), and a large body takes many.
 
     Raises BodyTooLargeError beyond the limit, OverloadedError, and BodyRefusedError for what is not whole.
     """
     if encoding is Encoding.IDENTITY:
         return body
     try:
-        return await _inflate(body, encoding, bytes_max, share)
+        inflated = await _inflate(body, encoding, bytes_max, share, take_turn)
     except zlib.error:
-        raise BodyRefusedError(f"The body is not valid {encoding.value}") from None
+        text = magic.misencoded(body, encoding.value) or f"The body is not valid {encoding.value}"
+        raise BodyRefusedError(text) from None
+    if (name := magic.compression(inflated)) is not None:
+        raise BodyRefusedError(f"The body is {name} within {encoding.value}: compress it once")
+    return inflated
 
 
-async def _inflate(body: bytes, encoding: Encoding, bytes_max: int, share: Share) -> bytes:
+async def _inflate(
+    body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
+) -> bytes:
     window_bits = _GZIP_WINDOW_BITS if encoding is Encoding.GZIP else _deflate_window_bits(body)
     inflater = zlib.decompressobj(window_bits)
+    members = 1
     output = bytearray()
-    turn_bytes = 0
+    turn_bytes = _TURN_BYTES - _FREE_BYTES
     for start in range(0, len(body), _INPUT_STEP_BYTES):
         pending = body[start : start + _INPUT_STEP_BYTES]
         piece = b""
@@ -183,19 +215,23 @@ async def _inflate(body: bytes, encoding: Encoding, bytes_max: int, share: Share
             if inflater.eof:
                 if encoding is not Encoding.GZIP:
                     raise BodyRefusedError("The body goes on after the end of its deflate stream")
+                members += 1
+                if members > MEMBERS_MAX:
+                    raise BodyRefusedError(f"The body has more than {MEMBERS_MAX:,} gzip members")
                 inflater = zlib.decompressobj(window_bits)  # RFC 1952, 2.2: members simply follow each other
             piece = inflater.decompress(pending, _OUTPUT_STEP_BYTES)
             turn_bytes += len(piece) + len(pending)
             pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            share.take(len(piece))
+            share.take_decoded(len(piece))
             output += piece
             if len(output) > bytes_max:
                 raise BodyTooLargeError
             if turn_bytes >= _TURN_BYTES:
                 turn_bytes = 0
-                await asyncio.sleep(0)
+                await take_turn()
     if not inflater.eof:
-        raise BodyRefusedError(f"The body's {encoding.value} stream ends too early")
+        text = magic.misencoded(body, encoding.value) or f"The body's {encoding.value} stream ends too early"
+        raise BodyRefusedError(text)
     return bytes(output)
 
 

@@ -46,6 +46,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     key_service_cert_key: Path | None = None
     log_store_url: Secret | None = None
     rate_limit_per_minute: _Positive = 5000
+    bytes_per_minute: _Positive = 300 * 1024 * 1024
     cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
     dashboard_listen: ListenAddress = ListenAddress("127.0.0.1", 8081)

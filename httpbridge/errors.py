@@ -3,6 +3,7 @@
 BridgeError
 ├── BodyRefusedError          400: the body breaks a rule; nothing of it is stored
 ├── BodyTooLargeError         413
+├── RateLimitedError          429: the key's bytes of this minute are used up
 ├── UnsupportedEncodingError  415
 ├── StoreUnavailableError     503: the batch is not stored, and may be sent again
 │   └── BatchRefusedError     503: the store takes others, and not this one; what is wrong with it is the store's
@@ -12,22 +13,37 @@ BridgeError
 └── ClientGoneError           none: the connection broke before the body was whole
 """
 
+from typing import NamedTuple
+
 
 class BridgeError(Exception):
     """The base of all of them; the text of BodyRefusedError alone is shown to the caller."""
 
 
+class Issue(NamedTuple):
+    """One problem of a body."""
+
+    path: str
+    """Where it is, such as `logs[3].level`; empty for the body as a whole."""
+    message: str
+
+
 class BodyRefusedError(BridgeError):
     """A body that is not the JSON that the contract describes."""
 
-    def __init__(self, message: str, path: str = "") -> None:
-        """`path` is where in the body, such as `logs[3].level`; empty for the body as a whole."""
+    def __init__(self, message: str, path: str = "", *others: Issue) -> None:
+        """Take the first problem, and the others in their order; no path is the body as a whole."""
         super().__init__(message)
         self.path = path
+        self.issues = (Issue(path, message), *others)
 
 
 class BodyTooLargeError(BridgeError):
     """A body, or what it inflates to, is over the limit."""
+
+
+class RateLimitedError(BridgeError):
+    """The key has sent as many bytes in this minute as it may."""
 
 
 class UnsupportedEncodingError(BridgeError):

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from authsvc.client import Verdict
-from httpbridge import bodies, logs, responses
+from httpbridge import bodies, log_parser, responses
 from httpbridge.authorizer import Authorizer
+from httpbridge.body_turns import BodyTurn, BodyTurns
+from httpbridge.errors import RateLimitedError
+from httpbridge.logs import LOGS_MAX
 from httpbridge.rate_limit import RateLimit
 from httpbridge.request import Request
 from httpbridge.responses import Response
@@ -24,6 +27,7 @@ class Ingest:
         now: Callable[[], datetime],
         body_bytes_max: int,
         body_budget: bodies.Budget,
+        turns: BodyTurns,
     ) -> None:
         self._authorizer = authorizer
         self._rate_limit = rate_limit
@@ -31,7 +35,8 @@ class Ingest:
         self._now = now
         self._body_bytes_max = body_bytes_max
         self._body_budget = body_budget
-        self._stored = [responses.stored(count) for count in range(logs.LOGS_MAX + 1)]
+        self._turns = turns
+        self._stored = [responses.stored(count) for count in range(LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
         """Answer once the batch is durably stored, or refused.
@@ -53,21 +58,39 @@ class Ingest:
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
-        if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
-            body = request.take_body(self._body_bytes_max)
-        else:
-            body = await self._read_body(request, encoding, decision.key_id)
-        batch = logs.parse(body, project_id=decision.project_id, key_id=decision.key_id, received_at=received_at)
+        project_id, key_id = decision.project_id, decision.key_id
+        try:
+            if request.has_whole_body() and encoding is bodies.Encoding.IDENTITY:
+                body = request.take_body(self._body_bytes_max)
+                self._rate_limit.begin_body(key_id, len(body))
+                batch = log_parser.parse_small(body, project_id, key_id, received_at)
+                if batch is None:
+                    steps = log_parser.parse(body, project_id, key_id, received_at)
+                    batch = await self._turns.of(project_id).run(steps)
+            else:
+                turn = self._turns.of(project_id)
+                # The share is kept while the body waits for its turns. What came along with its headers has none: the
+                # connection bounds it.
+                with self._body_budget.share(key_id, self._rate_limit) as share:
+                    body = await self._read_body(request, encoding, share, turn)
+                    if encoding is bodies.Encoding.IDENTITY:
+                        self._rate_limit.begin_body(key_id, len(body))
+                    batch = log_parser.parse_small(body, project_id, key_id, received_at)
+                    if batch is None:
+                        batch = await turn.run(log_parser.parse(body, project_id, key_id, received_at))
+        except RateLimitedError:
+            quota = self._rate_limit.peek(key_id)
+            request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
+            return responses.rate_limited(quota)
         del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
 
-    async def _read_body(self, request: Request, encoding: bodies.Encoding, key_id: str) -> bytes:
-        # The share ends before the body is parsed, which does not wait: beyond the budget is one body at the most, and
-        # what came along with its headers, which the connection bounds.
-        with self._body_budget.share(key_id) as share:
-            if request.has_whole_body():
-                raw = request.take_body(self._body_bytes_max)
-            else:
-                raw = await request.read_body(self._body_bytes_max, share)
-            return await bodies.decode(raw, encoding, self._body_bytes_max, share)
+    async def _read_body(
+        self, request: Request, encoding: bodies.Encoding, share: bodies.Share, turn: BodyTurn
+    ) -> bytes:
+        if request.has_whole_body():
+            raw = request.take_body(self._body_bytes_max)
+        else:
+            raw = await request.read_body(self._body_bytes_max, share)
+        return await bodies.decode(raw, encoding, self._body_bytes_max, share, turn.take)

@@ -1,7 +1,9 @@
-"""How many requests a key may make in a minute. Called by `ingest` for every request that carried a valid key.
+"""How many requests, and bytes, a key may send in a minute. Called by `ingest` when a request carried a valid key.
 
 A fixed window aligned to the wall-clock minute, counted in this process: with several bridges
-each admits the full number.
+each admits the full numbers. Bytes are those of decoded bodies, counted as they come out, also of bodies that are
+refused afterwards. The body that uses up the last of them is taken whole; the next one is refused before it is read,
+or, where it was on its way by then, before it is decoded. So each key has one body a minute, whatever the limit.
 """
 
 import math
@@ -9,6 +11,8 @@ from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
+
+from httpbridge.errors import RateLimitedError
 
 WINDOW_SECONDS = 60
 
@@ -18,7 +22,7 @@ class Quota(msgspec.Struct, frozen=True, gc=False):
 
     admitted: bool
     remaining: int
-    """Requests left in the window."""
+    """Requests left in the window; none once its bytes are used up."""
     reset_unix_seconds: int
     """When the window ends."""
     retry_after_seconds: int
@@ -26,13 +30,15 @@ class Quota(msgspec.Struct, frozen=True, gc=False):
 
 
 class RateLimit:
-    """Counts requests by key id. Holds one number for each key that was used in the current minute, and no more."""
+    """Counts by key id. Holds two numbers for each key that was used in the current minute, and no more."""
 
-    def __init__(self, limit_per_minute: int, now: Callable[[], datetime]) -> None:
+    def __init__(self, limit_per_minute: int, bytes_per_minute: int, now: Callable[[], datetime]) -> None:
         self.limit_per_minute = limit_per_minute
+        self._bytes_per_minute = bytes_per_minute
         self._now = now
         self._window = 0
         self._counts: dict[str, int] = {}
+        self._bytes: dict[str, int] = {}
 
     def take(self, key_id: str) -> Quota:
         """Count one request, if the key has any left, and say whether it is admitted."""
@@ -42,16 +48,29 @@ class RateLimit:
         """Say where the key stands, without counting; `admitted` is whether a request would be."""
         return self._quota(key_id, 0)
 
+    def begin_body(self, key_id: str, count: int) -> None:
+        """Count the first bytes of a decoded body; raise RateLimitedError when the key has none left."""
+        taken = self._bytes.get(key_id, 0)
+        if taken >= self._bytes_per_minute:
+            raise RateLimitedError
+        self._bytes[key_id] = taken + count
+
+    def continue_body(self, key_id: str, count: int) -> None:
+        """Count more bytes of a body that has begun."""
+        self._bytes[key_id] = self._bytes.get(key_id, 0) + count
+
     def _quota(self, key_id: str, requests: int) -> Quota:
         unix_seconds = self._now().timestamp()
         window = int(unix_seconds // WINDOW_SECONDS)
         if window != self._window:  # also when the clock was set back: a window in the future would never end
             self._window = window
             self._counts = {}
+            self._bytes = {}
+        limit = self.limit_per_minute if self._bytes.get(key_id, 0) < self._bytes_per_minute else 0
         used = self._counts.get(key_id, 0)
-        admitted = used < self.limit_per_minute
+        admitted = used < limit
         if admitted and requests:
             used += requests
             self._counts[key_id] = used
         reset = (window + 1) * WINDOW_SECONDS
-        return Quota(admitted, self.limit_per_minute - used, reset, max(1, math.ceil(reset - unix_seconds)))
+        return Quota(admitted, max(0, limit - used), reset, max(1, math.ceil(reset - unix_seconds)))

@@ -117,9 +117,8 @@ def stored(count: int) -> Response:
 
 def refused_body(error: BodyRefusedError) -> Response:
     """Prepare the answer to a body that breaks a rule."""
-    message = str(error)
-    sentence = f"{error.path} {message}" if error.path else message
-    return json_response(400, {"error": sentence, "issues": [{"path": error.path, "message": message}]})
+    sentence = " ".join(error.issues[0]).lstrip()
+    return json_response(400, {"error": sentence, "issues": [issue._asdict() for issue in error.issues]})
 
 
 def rate_limited(quota: Quota) -> Response:

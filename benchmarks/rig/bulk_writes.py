@@ -23,8 +23,9 @@ import uvloop
 
 from benchmarks.rig.processes import SERVER_CORE, output_of
 from benchmarks.rig.traffic import body
-from httpbridge import logs
-from httpbridge.sinks.group_commit import Bounds
+from httpbridge.log_parser import parse
+from httpbridge.logs import LogBatch
+from httpbridge.sinks.fair_queue import Bounds
 from httpbridge.sinks.schema import WRITTEN_COLUMNS
 from httpbridge.sinks.sql import open_sql_sink
 from httpbridge.sinks.sqlite_store import CHECKPOINT_BYTES
@@ -56,10 +57,16 @@ async def measure(kind: str, url: str, entries: int, rows: int, seconds: float) 
     return msgspec.json.decode(output, type=Written)
 
 
-def _batch(entries: int) -> logs.LogBatch:
-    return logs.parse(
+def _batch(entries: int) -> LogBatch:
+    steps = parse(
         body(entries), project_id="project-0000000", key_id="key_0123456789abcdef", received_at=datetime.now(UTC)
     )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            batch: LogBatch = end.value
+            return batch
 
 
 async def _write_through_sink(url: str, entries: int, rows: int, seconds: float) -> Written:

@@ -31,6 +31,7 @@ from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
+from httpbridge.body_turns import BodyTurns
 from httpbridge.ingest import Ingest
 from httpbridge.rate_limit import RateLimit
 from httpbridge.server import PublicServer, Readiness, ReadyStatus
@@ -132,11 +133,12 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
 
     ingest = Ingest(
         authorizer=Authorizer(_validator(clock.monotonic), _Origins()),
-        rate_limit=RateLimit(1_000_000, clock.now),
+        rate_limit=RateLimit(1_000_000, 2**60, clock.now),
         sink=SqlSink(_Store(), monotonic=clock.monotonic, bounds=None),
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
+        turns=BodyTurns(),
     )
     server = PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
     return partial(server, "127.0.0.1")

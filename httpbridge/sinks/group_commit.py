@@ -1,8 +1,11 @@
 """Group commit: concurrent writers share one commit, and so one wait for the disk.
 
-The SQL sink submits what each request brought; one writer task takes everything
-that waits into the next commit soon after the last one is done, without a timer: one
-request alone waits for nobody, and under load the commits grow by themselves.
+The SQL sink submits what each request brought; a writer task takes what waits (of each
+project in its turn: see `fair_queue`) into the next commit soon after the last one is done,
+without a timer: one request alone waits for nobody, and under load the commits grow by themselves.
+
+What is heavy goes in a lane of its own, with a writer of its own: a store has a commit of each at
+a time, and one that can do one at a time only does them by turns.
 
 What each submitter may rely on:
 
@@ -11,20 +14,21 @@ What each submitter may rely on:
 - an item that the store refuses for what it contains fails alone: its commit was rolled
   back, and is tried again in halves until the refused item stands by itself;
 - going away (cancellation) neither undoes its item nor disturbs the others;
+- a light item waits for one commit of a heavy one at the most, besides commits of light ones, and other owners leave
+  it its room;
 - it never waits long: a full queue, a closed one and the end of the writer raise at once, and
   a store that fails answers all who wait by then, so that nobody waits for several failures.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.sinks.fair_queue import Bounds, FairQueue
 
 CLOSE_SECONDS_MAX = 15.0
 """For what was accepted to be committed at the end: longer than any one commit may take."""
@@ -42,22 +46,8 @@ T = TypeVar("T")
 _log = structlog.get_logger("httpbridge.sinks")
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """How much may wait, and how much goes into one commit. Weights are bytes, roughly."""
-
-    queued_items_max: int = 10_000
-    queued_weight_max: int = 64 * 1024 * 1024
-    commit_weight_max: int = 1024 * 1024
-    """About 3,000 short rows: measured, the gain of larger commits is small, and all in one wait for it.
-
-    A heavier item goes in a commit of its own.
-    """
-
-
 class _Waiting(msgspec.Struct, Generic[T]):
     item: T
-    weight: int
     done: asyncio.Future[None]
 
     def succeed(self) -> None:
@@ -70,55 +60,76 @@ class _Waiting(msgspec.Struct, Generic[T]):
 
 
 class GroupCommit(Generic[T]):
-    """The queue and its one writer; must be made in a running event loop.
+    """Both lanes; must be made in a running event loop.
 
     `commit` stores all the items it is given or none of them. It raises
     BatchRefusedError when it rolled back because of what an item contains, and
-    StoreUnavailableError for everything else that is expected to go wrong.
+    StoreUnavailableError for everything else that is expected to go wrong. It is called
+    with heavy items while it commits light ones.
     """
 
     def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds | None = None) -> None:
+        """Each lane has these bounds. Heavy is what is heavier than a turn."""
+        bounds = bounds or Bounds()
+        self._turn_weight = bounds.turn_weight
+        self._light = _Lane(commit, bounds, "group commit")
+        self._heavy = _Lane(commit, bounds, "group commit of heavy items")
+
+    def submit(self, item: T, weight: int, owner: str) -> Coroutine[Any, Any, None]:
+        """Return once the item is committed.
+
+        Raises StoreUnavailableError at once when too much of the owner's waits already or the queue is
+        closed, and else what the commit raised.
+        """
+        return (self._heavy if weight > self._turn_weight else self._light).submit(item, weight, owner)
+
+    async def close(self, timeout_seconds: float = CLOSE_SECONDS_MAX) -> None:
+        """Commit what was accepted, then end. After the timeout, or cancelled, it ends at once and fails what waits."""
+        writers = [lane.end() for lane in (self._light, self._heavy)]
+        try:
+            await asyncio.wait(writers, timeout=timeout_seconds)
+        finally:
+            for writer in writers:
+                writer.cancel()
+        await asyncio.wait(writers)
+
+
+class _Lane(Generic[T]):
+    """A queue and its one writer."""
+
+    def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds, name: str) -> None:
         self._commit = commit
-        self._bounds = bounds or Bounds()
-        self._queue: deque[_Waiting[T]] = deque()
-        self._queued_weight = 0
+        self._queue: FairQueue[_Waiting[T]] = FairQueue(bounds)
         self._wake = asyncio.Event()
         self._closing = False
         self._is_full = False
         self._has_refused = False
-        self._writer = asyncio.create_task(self._write_until_closed(), name="group commit")
+        self._writer = asyncio.create_task(self._write_until_closed(), name=name)
 
-    async def submit(self, item: T, weight: int) -> None:
-        """Return once the item is committed.
-
-        Raises StoreUnavailableError at once when too much waits already or the queue is
-        closed, and else what the commit raised.
-        """
+    async def submit(self, item: T, weight: int, owner: str) -> None:
+        """See GroupCommit."""
         if self._closing or self._writer.done():
             raise StoreUnavailableError("the sink is closed")
-        bounds = self._bounds
-        if len(self._queue) >= bounds.queued_items_max or (
-            self._queue and self._queued_weight + weight > bounds.queued_weight_max
-        ):
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._queue.add(_Waiting(item, done), weight, owner):
             if not self._is_full:  # once until it was empty: what is refused now is tried again soon
                 self._is_full = True
-                _log.warning("log_queue_full", batches=len(self._queue), bytes=self._queued_weight)
+                _log.warning(
+                    "log_queue_full",
+                    batches=self._queue.items,
+                    bytes=self._queue.weight,
+                    owner=owner,
+                    owner_bytes=self._queue.weight_of(owner),
+                )
             raise StoreUnavailableError("the queue is full")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(item, weight, done))
-        self._queued_weight += weight
         self._wake.set()
         await done
 
-    async def close(self, timeout_seconds: float = CLOSE_SECONDS_MAX) -> None:
-        """Commit what was accepted, then end. After the timeout, or cancelled, it ends at once and fails what waits."""
+    def end(self) -> "asyncio.Task[None]":
+        """Take nothing more; return the writer, which ends when all is committed, or cancelled."""
         self._closing = True
         self._wake.set()
-        try:
-            await asyncio.wait([self._writer], timeout=timeout_seconds)
-        finally:
-            self._writer.cancel()
-        await asyncio.wait([self._writer])
+        return self._writer
 
     async def _write_until_closed(self) -> None:
         group: list[_Waiting[T]] = []
@@ -127,7 +138,7 @@ class GroupCommit(Generic[T]):
                 await self._wake.wait()
                 for _ in range(_GATHER_TURNS):
                     await asyncio.sleep(0)
-                group = self._next_group()
+                group = self._queue.next_group()
                 if group:
                     await self._write(group)
                 elif self._closing:
@@ -138,16 +149,6 @@ class GroupCommit(Generic[T]):
         finally:
             # However the writer ends, nobody may wait for it any longer.
             self._fail(group, "the sink stopped")
-
-    def _next_group(self) -> list[_Waiting[T]]:
-        group: list[_Waiting[T]] = []
-        weight = 0
-        while self._queue and (not group or weight + self._queue[0].weight <= self._bounds.commit_weight_max):
-            waiting = self._queue.popleft()
-            weight += waiting.weight
-            group.append(waiting)
-        self._queued_weight -= weight
-        return group
 
     async def _write(self, group: list[_Waiting[T]]) -> None:
         """Commit the group, and settle each of its members."""
@@ -161,10 +162,8 @@ class GroupCommit(Generic[T]):
 
     def _fail(self, group: list[_Waiting[T]], reason: str) -> None:
         """Fail the group, but for those of it that are settled, and all that waits behind it and was never tried."""
-        for waiting in (*group, *self._queue):
+        for waiting in (*group, *self._queue.clear()):
             waiting.fail(StoreUnavailableError(reason))
-        self._queue.clear()
-        self._queued_weight = 0
 
     async def _write_apart(self, group: list[_Waiting[T]]) -> None:
         """Commit the group; when that is refused, each half by itself: log(n) commits more for one refused item."""

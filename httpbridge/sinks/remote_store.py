@@ -37,6 +37,8 @@ class WriteRows(msgspec.Struct, frozen=True, tag="rows", array_like=True, gc=Fal
     rows: list[tuple[str | None, ...]]
     """Values in the order of `schema.WRITTEN_COLUMNS`, as SQLite takes them."""
     weight: int
+    project_id: str
+    """Whose they are; empty when they are several projects'."""
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe", array_like=True):
@@ -74,12 +76,12 @@ def remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
 
 
 class RemoteStore:
-    """What the SQL sink needs of a store: one conversation with the writer."""
+    """What the SQL sink needs of a store: two conversations with the writer, as it commits heavy and light groups."""
 
     encode_instant = staticmethod(SqliteStore.encode_instant)
 
     def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
-        self._writer = _Conversation(path, answer_seconds_max)
+        self._conversations = [_Conversation(path, answer_seconds_max) for _ in range(2)]
 
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
@@ -87,18 +89,24 @@ class RemoteStore:
     async def commit(self, group: list[Rows]) -> None:
         """See `sql.Store`."""
         rows = [row for batch in group for row in batch.rows]
-        await self._writer.ask(WriteRows(rows, sum(batch.weight for batch in group)))
+        projects = {batch.project_id for batch in group}
+        project_id = projects.pop() if len(projects) == 1 else ""
+        await self._ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
 
     async def probe(self) -> None:
         """See `sql.Store`."""
-        await self._writer.ask(Probe())
+        await self._ask(Probe())
 
     async def check(self) -> None:
         """Nothing: the writer looks at its files whenever it writes."""
 
     async def close(self) -> None:
         """Hang up."""
-        self._writer.close()
+        for conversation in self._conversations:
+            conversation.close()
+
+    async def _ask(self, message: Message) -> None:
+        await min(self._conversations, key=_Conversation.is_busy).ask(message)
 
 
 class RemoteOriginStore:
@@ -126,6 +134,10 @@ class _Conversation:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Answer)
+
+    def is_busy(self) -> bool:
+        """Return whether a message is under way."""
+        return self._turn.locked()
 
     async def ask(self, message: Message) -> None:
         """Return once the writer has done it. Raises BatchRefusedError and StoreUnavailableError, as it did."""

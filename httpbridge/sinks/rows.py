@@ -18,6 +18,7 @@ _ROW_WEIGHT = 256
 class Rows(msgspec.Struct, frozen=True, gc=False):
     """The rows of one batch, which are stored all or none, and about how many bytes they take."""
 
+    project_id: str
     rows: list[Row]
     weight: int
 
@@ -52,4 +53,4 @@ def rows_of(batch: LogBatch, encode_instant: Callable[[datetime], Any]) -> Rows:
                 entry.context,
             )
         )  # fmt: skip
-    return Rows(rows, weight)
+    return Rows(project_id, rows, weight)

@@ -15,7 +15,8 @@ import structlog
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import LogBatch
 from httpbridge.sinks.address import parse
-from httpbridge.sinks.group_commit import Bounds, GroupCommit
+from httpbridge.sinks.fair_queue import Bounds
+from httpbridge.sinks.group_commit import GroupCommit
 from httpbridge.sinks.postgres_store import PostgresStore
 from httpbridge.sinks.rows import Rows, rows_of
 from httpbridge.sinks.sqlite_store import SqliteStore
@@ -100,7 +101,7 @@ class SqlSink:
     async def write(self, batch: LogBatch) -> None:
         """See LogSink."""
         rows = rows_of(batch, self._store.encode_instant)
-        await self._group_commit.submit(rows, rows.weight)
+        await self._group_commit.submit(rows, rows.weight, batch.project_id)
 
     async def check(self) -> None:
         """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""

@@ -15,6 +15,7 @@ import structlog
 
 from authsvc.client.event_log import traceback_without_text
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.sinks.fair_queue import Bounds
 from httpbridge.sinks.group_commit import GroupCommit
 from httpbridge.sinks.origin_store import OriginStore
 from httpbridge.sinks.remote_store import (
@@ -30,6 +31,9 @@ from httpbridge.sinks.remote_store import (
 )
 from httpbridge.sinks.rows import Rows
 from httpbridge.sinks.sql import Store, store_at
+
+_BOUNDS = Bounds(turn_weight=Bounds().commit_weight_max)
+"""What a worker brings is a group of light batches, or a heavy one: a turn lets the whole group pass."""
 
 _log = structlog.get_logger("httpbridge.sinks")
 
@@ -61,7 +65,7 @@ class Writer:
         """Both stay closed until they are used, and are closed by `close`."""
         self._store = store
         self._origins = origins
-        self._commits = GroupCommit(store.commit)
+        self._commits = GroupCommit(store.commit, _BOUNDS)
         self._workers: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -73,7 +77,10 @@ class Writer:
         self._workers[task] = writer
         try:
             while True:
-                answer = self._encoder.encode(await self._answer(self._decoder.decode(await received(reader))))
+                message = self._decoder.decode(await received(reader))
+                answer = self._encoder.encode(await self._answer(message, f"worker {id(task)}"))
+                if writer.is_closing():  # it was hung up on, and uvloop would raise
+                    return
                 writer.write(len(answer).to_bytes(LENGTH_BYTES, "big") + answer)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError):
@@ -94,9 +101,9 @@ class Writer:
             await self._origins.close()  # first, as `SqliteStore.close` says
             await self._store.close()
 
-    async def _answer(self, message: Message) -> Answer:
+    async def _answer(self, message: Message, worker: str) -> Answer:
         try:
-            await self._do(message)
+            await self._do(message, worker)
         except BatchRefusedError as error:
             return Answer(Outcome.REFUSED, str(error))
         except StoreUnavailableError as error:
@@ -106,10 +113,11 @@ class Writer:
             return Answer(Outcome.UNAVAILABLE, "the log writer failed")
         return Answer(Outcome.DONE)
 
-    async def _do(self, message: Message) -> None:
+    async def _do(self, message: Message, worker: str) -> None:
         match message:
-            case WriteRows(rows, weight):
-                await self._commits.submit(Rows(rows, weight), weight)
+            case WriteRows(rows, weight, project_id):
+                # A project has one turn with what all workers bring of it alone, and each worker one with the rest.
+                await self._commits.submit(Rows(project_id, rows, weight), weight, project_id or worker)
             case AddCounts(counts, now):
                 await self._origins.add(counts, now)
             case Probe():

@@ -1,6 +1,7 @@
 """What every LogSink promises, on real stores: SQLite files and PostgreSQL."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
 from httpbridge.sinks.address import existing_file, parse
-from httpbridge.sinks.group_commit import Bounds
+from httpbridge.sinks.fair_queue import Bounds
 from httpbridge.sinks.postgres_store import postgres_engine
 from httpbridge.sinks.rows import Rows
 from httpbridge.sinks.schema import log_store, logs
 from httpbridge.sinks.sql import SqlSink, Store, open_sql_sink, store_at
+from tests.httpbridge.test_logs import batch_of
 
 RECEIVED_AT = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
 
@@ -101,6 +103,22 @@ async def test_entries_are_read_back_whole_and_exactly(database_url: str) -> Non
         "trace_id": None, "span_id": None, "request_id": None, "vercel_id": None, "context": None, "release": "batch",
     }  # fmt: skip
     assert first["id"] < second["id"]
+
+
+async def test_characters_that_no_store_has_a_place_for_are_stored_as_their_replacement(database_url: str) -> None:
+    """U+0000 and halves of surrogate pairs, in whatever field of a body they came."""
+    half = r"\ud83d a\u0000b \ude00" + "\udc80"
+    names = ("message", "trace_id", "span_id", "request_id", "vercel_id", "context", "release")
+    entry = ", ".join(f'"{name}": "{half}"' for name in names)
+    entry += f', "level": "info", "metadata": {{"{half}": [1.10, "{half}"]}}'
+    body = f'{{"service": "{half}", "environment": "{half}", "release": "{half}", "logs": [{{{entry}}}]}}'
+    async with sink_on(database_url) as sink:
+        await sink.write(batch_of(body.encode("utf-8", "surrogatepass")))
+    (row,) = await query(database_url, sa.select(logs))
+    stored = "\ufffd a\ufffdb \ufffd\ufffd"
+    assert {row[name] for name in (*names, "service", "environment")} == {stored}
+    assert json.loads(row["metadata"]) == {stored: [1.1, stored]}
+    assert row["metadata"].count("1.10") == 1
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 63, 64, 65, 200, 1000])
@@ -215,7 +233,7 @@ async def test_close_stores_what_was_accepted_and_nothing_after(database_url: st
 
 
 async def test_a_full_queue_refuses_at_once(database_url: str) -> None:
-    async with sink_on(database_url, Bounds(queued_items_max=2)) as sink:
+    async with sink_on(database_url, Bounds(queued_items_max=4)) as sink:
         writes = [asyncio.create_task(sink.write(batch(str(number)))) for number in range(3)]
         outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [type(None), type(None), StoreUnavailableError]

@@ -16,6 +16,7 @@ from authsvc.client.networks import Networks
 from authsvc.client.raw_key import Digest, RawKey
 from httpbridge.authorizer import Authorizer
 from httpbridge.bodies import Budget
+from httpbridge.body_turns import BodyTurns
 from httpbridge.connection import Connection
 from httpbridge.ingest import Ingest
 from httpbridge.listener import Listener
@@ -168,6 +169,7 @@ class Bridge:
         self,
         *,
         rate_limit: int,
+        bytes_per_minute: int,
         body_bytes_max: int,
         body_budget_bytes: int,
         key_body_budget_bytes: int,
@@ -181,13 +183,15 @@ class Bridge:
         self.sink = MemorySink()
         self.origins = CountedOrigins()
         self.readiness = Readiness(ReadyStatus.OK)
+        self.turns = BodyTurns()
         ingest = Ingest(
             authorizer=Authorizer(self.validator, self.origins),
-            rate_limit=RateLimit(rate_limit, self.clock.now),
+            rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.now),
             sink=self.sink,
             now=self.clock.now,
             body_bytes_max=body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
+            turns=self.turns,
         )
         self.server = PublicServer(
             ingest=ingest.handle,
@@ -236,6 +240,7 @@ class Bridge:
 async def running_bridge(
     *,
     rate_limit: int = 5000,
+    bytes_per_minute: int = 2**60,
     body_bytes_max: int = 5 * 1024 * 1024,
     body_budget_bytes: int = 64 * 1024 * 1024,
     key_body_budget_bytes: int = 64 * 1024 * 1024,
@@ -247,6 +252,7 @@ async def running_bridge(
 ) -> AsyncIterator[Bridge]:
     bridge = Bridge(
         rate_limit=rate_limit,
+        bytes_per_minute=bytes_per_minute,
         body_bytes_max=body_bytes_max,
         body_budget_bytes=body_budget_bytes,
         key_body_budget_bytes=key_body_budget_bytes,

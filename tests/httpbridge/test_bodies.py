@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import time
 import zlib
 
 import pytest
@@ -10,7 +9,15 @@ from multidict import CIMultiDict
 
 from httpbridge import bodies
 from httpbridge.bodies import Budget, Encoding, Share
-from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+from httpbridge.errors import (
+    BodyRefusedError,
+    BodyTooLargeError,
+    OverloadedError,
+    RateLimitedError,
+    UnsupportedEncodingError,
+)
+from httpbridge.rate_limit import RateLimit
+from tests.httpbridge.conftest import FakeClock
 
 LIMIT_BYTES = 256 * 1024
 STEP_BYTES = 64 * 1024
@@ -18,6 +25,11 @@ STEP_BYTES = 64 * 1024
 
 def share(budget_bytes: int = 2**30) -> Share:
     return Budget(budget_bytes, budget_bytes).share("key")
+
+
+async def take_turn() -> None:
+    """Give everybody else a turn of the event loop."""
+    await asyncio.sleep(0)
 
 
 def raw_deflate(data: bytes) -> bytes:
@@ -33,13 +45,13 @@ def raw_deflate(data: bytes) -> bytes:
 async def test_a_whole_body_up_to_the_limit_comes_back(encoding: Encoding, encode: object, size: int) -> None:
     assert callable(encode)
     data = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    assert await bodies.decode(encode(data), encoding, LIMIT_BYTES, share()) == data
+    assert await bodies.decode(encode(data), encoding, LIMIT_BYTES, share(), take_turn) == data
 
 
 async def test_gzip_members_follow_each_other() -> None:
     members = [b"", b"a", bytes(STEP_BYTES), b"", b"b" * 100_000, b"c"]
     encoded = b"".join(gzip.compress(member) for member in members)
-    assert await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share()) == b"".join(members)
+    assert await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share(), take_turn) == b"".join(members)
 
 
 @pytest.mark.parametrize(
@@ -62,31 +74,27 @@ async def test_gzip_members_follow_each_other() -> None:
 )
 async def test_what_is_not_whole_is_refused(encoding: Encoding, body: bytes) -> None:
     with pytest.raises(BodyRefusedError):
-        await bodies.decode(body, encoding, LIMIT_BYTES, share())
+        await bodies.decode(body, encoding, LIMIT_BYTES, share(), take_turn)
 
 
 @pytest.mark.parametrize("encoded", [gzip.compress(bytes(LIMIT_BYTES + 1)), gzip.compress(bytes(LIMIT_BYTES)) * 2])
 async def test_one_byte_over_the_limit_is_too_large(encoded: bytes) -> None:
     with pytest.raises(BodyTooLargeError):
-        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share())
+        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share(), take_turn)
 
 
-@pytest.mark.parametrize(
-    "encoded", [gzip.compress(bytes(5 * 1024 * 1024)), gzip.compress(b"") * 50_000], ids=["large", "many members"]
-)
-async def test_other_requests_have_their_turn_while_a_body_is_inflated(encoded: bytes) -> None:
+async def test_a_large_body_is_inflated_in_turns_and_a_small_one_waits_for_none() -> None:
     turns = 0
 
-    async def others() -> None:
+    async def counted_turn() -> None:
         nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
+        turns += 1
 
-    task = asyncio.create_task(others())
-    await bodies.decode(encoded, Encoding.GZIP, 5 * 1024 * 1024, share())
-    task.cancel()
-    assert turns >= 4 * 5 - 1  # one for each 256 KiB
+    small, large = gzip.compress(bytes(60 * 1024)), gzip.compress(bytes(5 * 1024 * 1024))
+    await bodies.decode(small, Encoding.GZIP, 5 * 1024 * 1024, share(), counted_turn)
+    assert turns == 0
+    await bodies.decode(large, Encoding.GZIP, 5 * 1024 * 1024, share(), counted_turn)
+    assert 4 * 5 - 1 <= turns <= 4 * 5 + 1  # one for each 256 KiB
 
 
 async def test_what_is_inflated_is_taken_from_the_budget_and_given_back() -> None:
@@ -94,24 +102,82 @@ async def test_what_is_inflated_is_taken_from_the_budget_and_given_back() -> Non
     encoded = gzip.compress(bytes(STEP_BYTES))
     with budget.share("key") as first, budget.share("key") as second:
         for _ in range(3):
-            await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, first)
-        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second)
+            await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, first, take_turn)
+        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second, take_turn)
         with pytest.raises(OverloadedError):
-            await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second)
+            await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second, take_turn)
     with budget.share("key") as third:
-        await bodies.decode(gzip.compress(bytes(LIMIT_BYTES)), Encoding.GZIP, LIMIT_BYTES, third)
+        await bodies.decode(gzip.compress(bytes(LIMIT_BYTES)), Encoding.GZIP, LIMIT_BYTES, third, take_turn)
 
 
-async def test_many_members_cost_time_in_proportion_to_their_number() -> None:
-    """An inflater that copies what is left after each member takes the square: minutes for a body of 5 MiB."""
+async def test_what_is_inflated_counts_against_the_keys_minute_also_of_what_is_refused() -> None:
+    limit = RateLimit(10, 2 * LIMIT_BYTES, FakeClock().now)
+    limit.take("key")  # the minute begins
+    budget = Budget(2**30, 2**30)
 
-    async def seconds(members: int) -> float:
-        encoded = gzip.compress(b"") * members
-        started = time.process_time()
-        await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share())
-        return time.process_time() - started
+    async def decode(encoded: bytes, key_id: str = "key") -> None:
+        with budget.share(key_id, limit) as share:
+            await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share, take_turn)
 
-    assert await seconds(64_000) < 40 * await seconds(8_000)
+    with pytest.raises(BodyRefusedError):
+        await decode(gzip.compress(bytes(LIMIT_BYTES))[:-1])
+    assert limit.take("key").admitted
+    with pytest.raises(BodyTooLargeError):
+        await decode(gzip.compress(bytes(2 * LIMIT_BYTES)))
+    assert not limit.take("key").admitted
+    with pytest.raises(RateLimitedError):
+        await decode(gzip.compress(b"x"))
+    await decode(gzip.compress(b"x"), "another key")
+
+
+async def test_a_body_that_has_begun_is_inflated_to_its_end_whatever_other_bodies_use_up() -> None:
+    """And those that wait until then are refused: however many there are, no more of them are inflated."""
+    body = bytes(4 * LIMIT_BYTES)
+    limit = RateLimit(10, len(body), FakeClock().now)
+    budget = Budget(2**30, 2**30)
+    encoded = gzip.compress(body)
+
+    async def decode() -> bytes:
+        with budget.share("key", limit) as share:
+            return await bodies.decode(encoded, Encoding.GZIP, len(body), share, take_turn)
+
+    outcomes = await asyncio.gather(*(decode() for _ in range(40)), return_exceptions=True)
+    inflated = [outcome for outcome in outcomes if not isinstance(outcome, RateLimitedError)]
+    assert inflated == [body] * len(inflated)
+    assert 2 <= len(inflated) <= len(body) // STEP_BYTES
+
+
+async def test_gzip_members_are_bounded() -> None:
+    """200,000 empty ones fit into a body, and would cost ten times what any other body does."""
+    most = gzip.compress(b"") * (bodies.MEMBERS_MAX - 1) + gzip.compress(b"x")
+    assert await bodies.decode(most, Encoding.GZIP, LIMIT_BYTES, share(), take_turn) == b"x"
+    with pytest.raises(BodyRefusedError, match=r"^The body has more than 4,096 gzip members$"):
+        await bodies.decode(most + gzip.compress(b""), Encoding.GZIP, LIMIT_BYTES, share(), take_turn)
+
+
+JSON = b' {"logs": []}'
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "sentence"),
+    [
+        (Encoding.GZIP, JSON, "not valid gzip: it looks like JSON, which needs no Content-Encoding"),
+        (Encoding.DEFLATE, JSON, "not valid deflate: it looks like JSON, which needs no Content-Encoding"),
+        (Encoding.DEFLATE, JSON[1:], "not valid deflate: it looks like JSON, which needs no Content-Encoding"),
+        (Encoding.GZIP, zlib.compress(JSON), "not valid gzip: it looks like deflate, as which the header should"),
+        (Encoding.DEFLATE, gzip.compress(JSON), "not valid deflate: it looks like gzip, as which the header should"),
+        (Encoding.GZIP, b"\x28\xb5\x2f\xfd....", "not valid gzip: it looks like zstd, which is not decoded here"),
+        (Encoding.GZIP, b"what is this", "not valid gzip"),
+        (Encoding.GZIP, gzip.compress(gzip.compress(JSON)), "gzip within gzip: compress it once"),
+        (Encoding.GZIP, gzip.compress(zlib.compress(JSON)), "deflate within gzip: compress it once"),
+        (Encoding.DEFLATE, zlib.compress(b"\x28\xb5\x2f\xfd...."), "zstd within deflate: compress it once"),
+    ],
+)
+async def test_what_is_encoded_otherwise_than_announced_is_named(
+    encoding: Encoding, body: bytes, sentence: str
+) -> None:
+    with pytest.raises(BodyRefusedError, match=f"^The body is {sentence}"):
+        await bodies.decode(body, encoding, LIMIT_BYTES, share(), take_turn)
 
 
 @pytest.mark.parametrize(

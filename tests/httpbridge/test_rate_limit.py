@@ -4,8 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from httpbridge.errors import RateLimitedError
 from httpbridge.rate_limit import RateLimit
 from tests.httpbridge.conftest import FakeClock
+
+BYTES = 1000
 
 
 @pytest.fixture
@@ -14,7 +17,7 @@ def clock() -> FakeClock:
 
 
 def test_a_key_is_admitted_up_to_the_limit_and_again_in_the_next_minute(clock: FakeClock) -> None:
-    limit = RateLimit(2, clock.now)
+    limit = RateLimit(2, BYTES, clock.now)
     clock.time = datetime(2026, 1, 1, 0, 0, 59, 999999, tzinfo=UTC)
     assert [limit.take("a").admitted for _ in range(3)] == [True, True, False]
     clock.time += timedelta(microseconds=1)
@@ -22,7 +25,7 @@ def test_a_key_is_admitted_up_to_the_limit_and_again_in_the_next_minute(clock: F
 
 
 def test_keys_do_not_count_for_each_other_and_peeking_counts_for_nobody(clock: FakeClock) -> None:
-    limit = RateLimit(1, clock.now)
+    limit = RateLimit(1, BYTES, clock.now)
     assert limit.take("a").admitted
     assert [limit.peek("b").remaining for _ in range(3)] == [1, 1, 1]
     assert limit.take("b").admitted
@@ -36,14 +39,43 @@ def test_retry_after_leads_past_the_windows_end(
     clock: FakeClock, second: int, microsecond: int, retry_after_seconds: int
 ) -> None:
     clock.time = datetime(2026, 1, 1, 0, 0, second, microsecond, tzinfo=UTC)
-    quota = RateLimit(1, clock.now).take("a")
+    quota = RateLimit(1, BYTES, clock.now).take("a")
     assert quota.retry_after_seconds == retry_after_seconds
     assert quota.reset_unix_seconds == datetime(2026, 1, 1, 0, 1, tzinfo=UTC).timestamp()
 
 
 def test_a_clock_that_was_set_back_starts_a_window_of_its_own(clock: FakeClock) -> None:
-    limit = RateLimit(1, clock.now)
+    limit = RateLimit(1, BYTES, clock.now)
     assert limit.take("a").admitted
     clock.time -= timedelta(hours=1)
     assert limit.take("a").admitted
     assert not limit.take("a").admitted
+
+
+def test_bytes_end_a_keys_minute_as_requests_do(clock: FakeClock) -> None:
+    limit = RateLimit(5, BYTES, clock.now)
+    assert limit.take("a").remaining == 4
+    limit.begin_body("a", BYTES - 1)
+    assert limit.take("a").remaining == 3
+    limit.begin_body("a", BYTES)  # what uses up the last of them is taken whole
+    limit.continue_body("a", BYTES)
+    for _ in range(2):
+        refused = limit.take("a")
+        assert (refused.admitted, refused.remaining) == (False, 0)
+        assert (limit.peek("a").admitted, limit.peek("a").remaining) == (False, 0)
+        with pytest.raises(RateLimitedError):
+            limit.begin_body("a", 1)
+    assert limit.take("b").remaining == 4
+    clock.advance(60)
+    assert limit.take("a").remaining == 4  # those that were refused did not count, nor what they would have brought
+    limit.begin_body("a", 1)
+
+
+def test_a_body_that_begins_in_one_minute_and_ends_in_the_next_counts_for_both(clock: FakeClock) -> None:
+    limit = RateLimit(5, BYTES, clock.now)
+    limit.take("a")
+    limit.begin_body("a", BYTES)
+    clock.advance(60)
+    limit.take("a")
+    limit.continue_body("a", BYTES)
+    assert not limit.peek("a").admitted

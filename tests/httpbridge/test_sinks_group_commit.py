@@ -8,7 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks.group_commit import Bounds, GroupCommit
+from httpbridge.sinks.fair_queue import Bounds
+from httpbridge.sinks.group_commit import GroupCommit
 
 Outcome: TypeAlias = "BaseException | None"
 
@@ -34,7 +35,7 @@ class Store:
 
 
 async def submit_all(group_commit: GroupCommit[str], items: str) -> list[type]:
-    outcomes = await asyncio.gather(*(group_commit.submit(item, 1) for item in items), return_exceptions=True)
+    outcomes = await asyncio.gather(*(group_commit.submit(item, 1, "demo") for item in items), return_exceptions=True)
     return [type(outcome) for outcome in outcomes]
 
 
@@ -42,9 +43,9 @@ async def test_what_waits_during_a_commit_goes_into_the_next() -> None:
     store = Store()
     group_commit = GroupCommit(store.commit)
     store.gate.clear()
-    first = asyncio.create_task(group_commit.submit("a", 1))
+    first = asyncio.create_task(group_commit.submit("a", 1, "demo"))
     await store.entered.wait()
-    others = [asyncio.create_task(group_commit.submit(item, 1)) for item in "bcd"]
+    others = [asyncio.create_task(group_commit.submit(item, 1, "demo")) for item in "bcd"]
     await asyncio.sleep(0)
     store.gate.set()
     await asyncio.gather(first, *others)
@@ -59,12 +60,12 @@ async def test_who_comes_back_at_once_shares_the_commit_with_those_who_waited() 
     store.gate.clear()
 
     async def submit_twice() -> None:
-        await group_commit.submit("a", 1)
-        await group_commit.submit("c", 1)
+        await group_commit.submit("a", 1, "demo")
+        await group_commit.submit("c", 1, "demo")
 
     again = [asyncio.create_task(submit_twice()) for _ in range(4)]
     await store.entered.wait()
-    waiting = [asyncio.create_task(group_commit.submit("b", 1)) for _ in range(4)]
+    waiting = [asyncio.create_task(group_commit.submit("b", 1, "demo")) for _ in range(4)]
     await asyncio.sleep(0)
     store.gate.set()
     await asyncio.gather(*again, *waiting)
@@ -76,7 +77,7 @@ async def test_nobody_returns_before_the_commit_does() -> None:
     store = Store()
     group_commit = GroupCommit(store.commit)
     store.gate.clear()
-    write = asyncio.create_task(group_commit.submit("a", 1))
+    write = asyncio.create_task(group_commit.submit("a", 1, "demo"))
     await store.entered.wait()
     assert not write.done()
     store.gate.set()
@@ -89,7 +90,7 @@ async def test_a_commit_holds_no_more_than_its_weight_and_never_nothing() -> Non
     store = Store()
     group_commit = GroupCommit(store.commit, Bounds(commit_weight_max=3))
     items = [("a", 1), ("b", 2), ("c", 1), ("heavy", 100), ("d", 3), ("e", 1)]
-    await asyncio.gather(*(group_commit.submit(*item) for item in items))
+    await asyncio.gather(*(group_commit.submit(*item, "demo") for item in items))
     assert store.tried == [["a", "b"], ["c"], ["heavy"], ["d"], ["e"]]
     await group_commit.close()
 
@@ -110,7 +111,7 @@ async def test_a_failed_store_is_not_tried_again_for_the_same_items() -> None:
     store = Store(lambda group: failures.pop(0))
     group_commit = GroupCommit(store.commit)
     assert await submit_all(group_commit, "abc") == [StoreUnavailableError] * 3
-    await group_commit.submit("d", 1)
+    await group_commit.submit("d", 1, "demo")
     assert store.tried == [["a", "b", "c"], ["d"]]
     await group_commit.close()
 
@@ -119,11 +120,11 @@ async def test_a_failed_store_answers_all_who_wait_and_they_are_not_stored() -> 
     """One after the other they would each wait for the store to fail; those who come later have it tried again."""
     failures: list[Outcome] = [StoreUnavailableError("gone"), None]
     store = Store(lambda group: failures.pop(0))
-    group_commit = GroupCommit(store.commit, Bounds(commit_weight_max=1, queued_weight_max=4))
+    group_commit = GroupCommit(store.commit, Bounds(commit_weight_max=1, queued_weight_max=8))
     store.gate.clear()
-    writes = [asyncio.create_task(group_commit.submit("a", 1))]
+    writes = [asyncio.create_task(group_commit.submit("a", 1, "demo"))]
     await store.entered.wait()
-    writes += [asyncio.create_task(group_commit.submit(item, 1)) for item in "bcde"]
+    writes += [asyncio.create_task(group_commit.submit(item, 1, "demo")) for item in "bcde"]
     await asyncio.sleep(0)
     store.gate.set()
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
@@ -137,9 +138,9 @@ async def test_closing_ends_in_time_though_the_store_does_not_answer() -> None:
     store = Store()
     store.gate.clear()
     group_commit = GroupCommit(store.commit)
-    writes = [asyncio.create_task(group_commit.submit("a", 1))]
+    writes = [asyncio.create_task(group_commit.submit("a", 1, "demo"))]
     await store.entered.wait()
-    writes.append(asyncio.create_task(group_commit.submit("b", 1)))
+    writes.append(asyncio.create_task(group_commit.submit("b", 1, "demo")))
     await asyncio.sleep(0)
     await group_commit.close(timeout_seconds=0.01)
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
@@ -166,7 +167,7 @@ async def test_a_defect_reaches_its_callers_and_the_writer_goes_on() -> None:
     store = Store(lambda group: errors.pop(0))
     group_commit = GroupCommit(store.commit)
     assert await submit_all(group_commit, "ab") == [TypeError] * 2
-    await group_commit.submit("c", 1)
+    await group_commit.submit("c", 1, "demo")
     await group_commit.close()
 
 
@@ -175,15 +176,15 @@ async def test_the_end_of_the_writer_leaves_nobody_hanging() -> None:
     store = Store(lambda group: asyncio.CancelledError())
     store.gate.clear()
     group_commit = GroupCommit(store.commit)
-    writes = [asyncio.create_task(group_commit.submit("a", 1))]
+    writes = [asyncio.create_task(group_commit.submit("a", 1, "demo"))]
     await store.entered.wait()
-    writes.append(asyncio.create_task(group_commit.submit("b", 1)))
+    writes.append(asyncio.create_task(group_commit.submit("b", 1, "demo")))
     await asyncio.sleep(0)
     store.gate.set()
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
     with pytest.raises(StoreUnavailableError):
-        await group_commit.submit("c", 1)
+        await group_commit.submit("c", 1, "demo")
     await group_commit.close()
 
 
@@ -191,7 +192,7 @@ async def test_a_cancelled_close_ends_at_once() -> None:
     store = Store()
     store.gate.clear()
     group_commit = GroupCommit(store.commit)
-    writes = [asyncio.create_task(group_commit.submit(item, 1)) for item in "ab"]
+    writes = [asyncio.create_task(group_commit.submit(item, 1, "demo")) for item in "ab"]
     await store.entered.wait()
     closing = asyncio.create_task(group_commit.close())
     await asyncio.sleep(0)
@@ -203,8 +204,8 @@ async def test_a_cancelled_close_ends_at_once() -> None:
 @pytest.mark.parametrize(
     ("bounds", "weight", "accepted"),
     [
-        (Bounds(queued_items_max=3), 1, 3),
-        (Bounds(queued_weight_max=10), 4, 2),
+        (Bounds(queued_items_max=6), 1, 3),  # an owner leaves as much free as it has
+        (Bounds(queued_weight_max=16), 4, 2),
         (Bounds(queued_weight_max=10), 100, 1),  # what is too heavy for the queue may still go alone
     ],
 )
@@ -214,18 +215,72 @@ async def test_a_full_queue_refuses_at_once_says_so_once_and_takes_again_when_th
     store = Store()
     store.gate.clear()
     group_commit = GroupCommit(store.commit, bounds)
-    first = asyncio.create_task(group_commit.submit("first", weight))
+    first = asyncio.create_task(group_commit.submit("first", weight, "demo"))
     await store.entered.wait()
-    waiting = [asyncio.create_task(group_commit.submit("waiting", weight)) for _ in range(accepted)]
+    waiting = [asyncio.create_task(group_commit.submit("waiting", weight, "demo")) for _ in range(accepted)]
     await asyncio.sleep(0)
     with capture_logs() as logs:
         for _ in range(3):
             with pytest.raises(StoreUnavailableError, match="the queue is full"):
-                await group_commit.submit("one too many", weight)
-    full = {"event": "log_queue_full", "log_level": "warning", "batches": accepted, "bytes": accepted * weight}
-    assert logs == [full]
+                await group_commit.submit("one too many", weight, "demo")
+    held = {"batches": accepted, "bytes": accepted * weight, "owner": "demo", "owner_bytes": accepted * weight}
+    assert logs == [{"event": "log_queue_full", "log_level": "warning", **held}]
     store.gate.set()
     await asyncio.gather(first, *waiting)
-    await group_commit.submit("again", weight)
+    await group_commit.submit("again", weight, "demo")
     assert store.stored == ["first", *["waiting"] * accepted, "again"]
+    await group_commit.close()
+
+
+# What is fair: owners are A, B, …; an item's first character says whose it is.
+
+TURNS = Bounds(turn_weight=10, commit_weight_max=40, queued_weight_max=10**6)
+
+
+async def submit_again(group_commit: GroupCommit[str], owner: str, weight: int, items: int) -> None:
+    """Submit one item after the other, each once the last one is committed."""
+    for number in range(items):
+        await group_commit.submit(f"{owner}{number}", weight, owner)
+
+
+async def test_a_light_item_waits_for_one_heavy_one_at_most() -> None:
+    """Whoever else submits heavy ones, and however many; and these have their turn, although light ones never end."""
+    store = Store()
+    group_commit = GroupCommit(store.commit, TURNS)
+    heavy = [
+        asyncio.create_task(group_commit.submit(f"{owner}{number}", 100, owner))
+        for number in range(5)
+        for owner in "ACDE"
+    ]
+    light = asyncio.create_task(submit_again(group_commit, "B", 1, 300))
+    await asyncio.gather(light, *heavy)
+    commits = ["".join(item[0] for item in group) for group in store.tried]
+    assert commits.count("B") == 300
+    between = [len(run) for run in "".join(commits).rstrip("ACDE").split("B")]
+    assert max(between) == 1
+    await group_commit.close()
+
+
+@pytest.mark.parametrize(
+    "bounds", [Bounds(queued_weight_max=600, turn_weight=1), Bounds(queued_items_max=600, turn_weight=1)]
+)
+async def test_who_fills_the_queue_leaves_room_for_others(bounds: Bounds) -> None:
+    """Each owner may have as much as it leaves free: one a half, two a third each, and the next finds room."""
+    store = Store()
+    store.gate.clear()
+    group_commit = GroupCommit(store.commit, bounds)
+    writes = [asyncio.create_task(group_commit.submit("first", 1, "first"))]
+    await store.entered.wait()
+
+    async def fill(owner: str) -> int:
+        tasks = [asyncio.create_task(group_commit.submit(owner, 1, owner)) for _ in range(600)]
+        await asyncio.sleep(0)
+        accepted = [task for task in tasks if not task.done()]
+        assert all(isinstance(task.exception(), StoreUnavailableError) for task in tasks if task.done())
+        writes.extend(accepted)
+        return len(accepted)
+
+    assert [await fill(owner) for owner in "ABCDE"] == [300, 150, 75, 37, 19]
+    store.gate.set()
+    await asyncio.gather(*writes)
     await group_commit.close()

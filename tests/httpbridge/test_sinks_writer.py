@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.origin_store import OriginCount
+from httpbridge.sinks.origin_store import OriginCount, OriginStore
 from httpbridge.sinks.remote_store import ANSWER_SECONDS_MAX, RemoteOriginStore, RemoteStore
-from httpbridge.sinks.sql import SqlSink
-from httpbridge.sinks.writer import serve_writer
+from httpbridge.sinks.rows import Rows
+from httpbridge.sinks.sql import SqlSink, store_at
+from httpbridge.sinks.writer import Writer, serve_writer
 from tests.contract.test_log_sink import counted
 
 NOW = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
@@ -274,3 +276,38 @@ async def test_a_worker_that_breaks_off_disturbs_nobody(files: Files) -> None:
             await torn.wait_closed()
         await sink.write(batch("whole"))
     assert files.rows() == [("whole",)]
+
+
+def test_a_writer_that_stops_during_a_commit_stores_it_and_leaves_no_error(files: Files) -> None:
+    """On the event loop that the product runs on: asyncio's own forgives who writes to a worker that was hung up on."""
+    errors: list[dict[str, Any]] = []
+
+    async def stop() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        store = store_at(files.url)
+        await store.open()
+        committing, gate = asyncio.Event(), asyncio.Event()
+        commit = store.commit
+
+        async def held(group: list[Rows]) -> None:
+            committing.set()
+            await gate.wait()
+            await commit(group)
+
+        store.commit = held  # type: ignore[method-assign]
+        writer = Writer(store, OriginStore(files.url, store.probe))
+        listener = await asyncio.start_unix_server(writer.serve, files.socket)
+        async with worker(files) as sink:
+            write = asyncio.create_task(sink.write(batch("a")))
+            await committing.wait()
+            closing = asyncio.create_task(writer.close())
+            with pytest.raises(StoreUnavailableError):
+                await write
+            gate.set()
+            await closing
+        listener.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(stop())
+    assert errors == []
+    assert files.rows() == [("a",)]
