@@ -17,11 +17,13 @@ from typing import Any, NoReturn, cast
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from yarl import URL
 
 from authsvc.client.event_log import traceback_without_text
 from authsvc.client.networks import Networks, Places, address_group
 from httpbridge.dashboard.guard import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
+from httpbridge.paths import canonical_path
 from httpbridge.turns import Turns
 
 CONNECTIONS_MAX = 256
@@ -67,6 +69,8 @@ class Connection(web.RequestHandler):
         self._head_since: float | None = self._since
         """When a head began that is not whole, or the connection did."""
         self._head_bytes = 0
+        self._has_request = False
+        """Whether a head is whole that is not answered yet."""
         self._is_working = False
         self._untaken_bytes = 0
         self._taken_at = 0.0
@@ -94,6 +98,7 @@ class Connection(web.RequestHandler):
         self._was_signed_in = self.is_signed_in
         self._since = self._loop.time()
         self._is_working = False
+        self._has_request = bool(self._messages)
 
     def look(self) -> None:
         """Cut off a client who is too slow."""
@@ -129,8 +134,10 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began, and whether it is whole."""
+        was_whole = self._body.is_eof()
         super().data_received(data)
-        if self._messages or self._current_request is not None or not self._body.is_eof():
+        self._has_request = self._has_request or bool(self._messages)
+        if self._has_request or not (was_whole and self._body.is_eof()):
             self._head_since, self._head_bytes = None, 0
             return
         self._head_since = self._head_since or self._loop.time()
@@ -241,9 +248,18 @@ class Connections(web.Server):
             expected = request.headers.get(hdrs.EXPECT) or "100-continue"
             if expected.lower() != "100-continue":
                 connection.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
-            return await self._answer(request)
+            return await self._answer(_with_canonical_path(request))
         finally:
             connection.finish()
+
+
+def _with_canonical_path(request: web.BaseRequest) -> web.BaseRequest:
+    """Return the request as it would be with the path's usual spelling."""
+    path = canonical_path(request.rel_url.raw_path)
+    if path == request.rel_url.raw_path:
+        return request
+    url = URL.build(path=path, query_string=request.rel_url.raw_query_string, encoded=True)
+    return request.clone(rel_url=url)
 
 
 def _answer(status: HTTPStatus) -> bytes:

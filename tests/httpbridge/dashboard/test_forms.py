@@ -1,5 +1,6 @@
 """What a form has to be, and what becomes of one that is not taken."""
 
+import asyncio
 import re
 from html import unescape
 
@@ -118,3 +119,21 @@ async def test_a_form_in_another_character_set_is_refused_before_it_is_decoded(
     assert charset not in refused.text
     taken = await stranger.post_raw("/sign-in", body, **{"Content-Type": content_type + "UTF-8"})
     assert (taken.status, "This is not the dashboard token." in taken.words) == (403, True)
+
+
+@pytest.mark.parametrize("path", ["/sign-in/", "//sign-in", "/sign%2Din", "///sign-i%6e/?next=/audit"])
+async def test_a_path_is_the_same_however_it_is_spelt(dashboard: Dashboard, path: str) -> None:
+    host, port = dashboard.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 200 OK\r\n")
+    assert ("/audit" in answer) is ("/audit" in path), "the query stays"
+
+
+async def test_a_form_is_taken_at_any_spelling_of_its_path(dashboard: Dashboard) -> None:
+    browser = await dashboard.browser()
+    assert (await browser.submit("/projects/new/", "//projects/new/", project_id="demo")).status == 200
+    assert (await browser.get("/projects/demo//settings/keys/")).status == 200
+    assert (await browser.get("/projects/demo/settings%2Fkeys")).status == 404
