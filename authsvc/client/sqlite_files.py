@@ -49,6 +49,8 @@ class SqliteFiles:
         """The file that was opened first, and is the only one that is ever written to."""
         self._sides: dict[Path, FileIdentity] = {}
         self._main_fd = self._wal_fd = -1
+        self._changed: tuple[int, int] | None = None
+        """When the file was written to last, and its size, as its content was looked at."""
         self._seen = self._stored = self._stored_min = 0
         """The stamp: by way of the WAL, in the file, and the lowest that a checkpoint may leave there."""
 
@@ -89,15 +91,37 @@ class SqliteFiles:
 
     def check(self) -> None:
         """Raise FilesLostError when one of the files is not, or no longer, what was opened, or has other content."""
+        self._changed = None
         self.check_paths()
+
+    def check_paths(self) -> None:
+        """Do the same, but look at the file's content only where it was written to: costs a third."""
+        status = self.check_main()
+        for path, opened in self._sides.items():
+            if file_identity(path) != opened:
+                raise _moved(path)
+        changed = status.st_ctime_ns, status.st_size
         try:
-            self._check_content()
+            if changed != self._changed:
+                self._check_content()
+                self._changed = changed
+            magic = os.pread(self._wal_fd, _MAGIC_BYTES, 0) if self._wal_fd >= 0 else b""
         except sqlite3.OperationalError as error:
             raise FilesLostError(f"{self.path} cannot be read: {error}") from None
         except sqlite3.DatabaseError as error:
             raise FileOverwrittenError(f"{self.path} was overwritten while it was open: {error}") from None
         except OSError as error:
             raise FilesLostError(f"{self.path} cannot be read: {error.strerror}") from None
+        if magic and magic not in _WAL_MAGIC:
+            raise FileOverwrittenError(f"{self.wal_path} was overwritten while it was open")
+
+    def check_main(self) -> os.stat_result:
+        """Raise FilesLostError when the path leads to another file, or to none: before a connection is made."""
+        with suppress(OSError):
+            status = os.stat(self.path)  # noqa: PTH116 - half the cost of `Path.stat`
+            if self.is_open and (status.st_dev, status.st_ino) == self._main:
+                return status
+        raise _moved(self.path)
 
     def _check_content(self) -> None:
         stored = self._read_stamp()
@@ -111,21 +135,6 @@ class SqliteFiles:
             if not self._stored_min <= stored <= seen:
                 raise FileOverwrittenError(f"{self.path} was overwritten while it was open")
             self._stored = self._stored_min = stored
-        magic = os.pread(self._wal_fd, _MAGIC_BYTES, 0) if self._wal_fd >= 0 else b""
-        if magic and magic not in _WAL_MAGIC:
-            raise FileOverwrittenError(f"{self.wal_path} was overwritten while it was open")
-
-    def check_paths(self) -> None:
-        """Raise FilesLostError when a path leads to another file, or to none: half the cost of `check`."""
-        self.check_main()
-        for path, opened in self._sides.items():
-            if file_identity(path) != opened:
-                raise FilesLostError(f"{path} is not the file that was opened: it was moved, removed or replaced")
-
-    def check_main(self) -> None:
-        """Raise FilesLostError when the path leads to another file, or to none; before a connection is made."""
-        if not self.is_open or file_identity(self.path) != self._main:
-            raise FilesLostError(f"{self.path} is not the file that was opened: it was moved, removed or replaced")
 
     def settle(self) -> None:
         """Keep another file, which was put in the place of this one, from getting this one's WAL with the next start.
@@ -156,6 +165,10 @@ class SqliteFiles:
 def stamp(number: int) -> str:
     """Return the statement that stamps the file, as part of a transaction; it should be more than the last one."""
     return f"PRAGMA user_version = {min(number, _STAMP_MAX)}"
+
+
+def _moved(path: Path) -> FilesLostError:
+    return FilesLostError(f"{path} is not the file that was opened: it was moved, removed or replaced")
 
 
 def file_identity(path: Path) -> FileIdentity | None:

@@ -183,7 +183,7 @@ class SqliteStore:
                 raise StoreUnavailableError(str(error)) from None
         connection = self._driver()
         try:
-            self._files.check()
+            self._files.check_paths()
             if not rows:
                 connection.execute(PROBE)
             elif len(rows) <= _STATEMENT_ROWS_MAX:
@@ -192,7 +192,7 @@ class SqliteStore:
                 connection.execute("BEGIN IMMEDIATE")
                 self._insert_rows(connection, rows)
                 connection.execute("COMMIT")
-            self._files.check_paths()  # again: it may be in a file that was replaced meanwhile
+            self._files.check_main()  # again: it may have been replaced meanwhile
         except FilesLostError as error:
             raise StoreUnavailableError(str(error)) from None
         except (sqlite3.Error, UnicodeEncodeError) as error:
