@@ -199,7 +199,7 @@ async def test_who_makes_the_wal_grow_waits_for_its_checkpoint_and_nobody_else(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else others would wait while what large batches brought during the checkpoint is copied after it."""
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 1_000_000)
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
     large = batch("x" * 1_200_000)
     async with sink_on(sqlite_url) as sink:
         with held_checkpoints() as go_on:
