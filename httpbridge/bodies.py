@@ -19,7 +19,7 @@ from httpbridge import magic
 from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
 
 BUDGET_BYTES = 256 * 1024 * 1024
-"""For the bodies that are being read, inflated and parsed, all together: fifty of the largest, as they come and inflated.
+"""For bodies that are being read, inflated and parsed, all together: fifty of the largest, as they come and inflated.
 
 A body that came along with its headers takes a share only as it is inflated.
 """
