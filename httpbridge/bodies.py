@@ -20,7 +20,7 @@ from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedErr
 from httpbridge.rate_limit import RateLimit
 
 BUDGET_BYTES = 256 * 1024 * 1024
-"""For the bodies that are being read and inflated, all together: fifty of the largest, as they come and inflated.
+"""For bodies that are being read, inflated and parsed, all together: fifty of the largest, as they come and inflated.
 
 A body that came along with its headers takes a share only as it is inflated.
 """
@@ -51,7 +51,7 @@ _log = structlog.get_logger("httpbridge")
 
 
 class Budget:
-    """Bytes that the bodies being read and inflated may take, all together and for each key.
+    """Bytes that the bodies being read, inflated and parsed may take, all together and for each key.
 
     `event` is logged, once, when they are taken. `connection` counts by callers instead of keys.
     """

@@ -37,8 +37,7 @@ _WAL_CHECKPOINTS_MAX = 4
 """After so many times as much new WAL while a checkpoint is under way, commits wait for it: the disk may be slow."""
 
 _PATIENT_WEIGHT = 1024 * 1024
-"""Heavier groups wait for a checkpoint that is under way, lighter ones do not: so those find little left to copy after
-it. Else who stores little would wait for copying what others store meanwhile: measured, 40 to 120 ms."""
+"""Heavier groups wait for a checkpoint under way: else others wait, 40 to 120 ms, for copying those after it."""
 
 _WAL_CHECKPOINTS_NORMAL = 8
 """A WAL of so many times as much, with something in it that cannot be copied, is what a reader makes of it."""

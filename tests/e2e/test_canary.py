@@ -56,7 +56,7 @@ def hostile_requests(key: str) -> list[bytes]:
         request(key=key, body=b'{"logs": [{"level": "' + k + b'", "message": "x"}]}'),
         request(key=key, body=b'{"logs": [{"level": "info", "message": "x", "timestamp": "' + k + b'"}]}'),
         request(key=key, body=b'{"logs": [{"level": "info", "message": 1, "metadata": ["' + k + b'"]}]}'),
-        request(key=key, body=b'{"logs": [{"level": "info", "message": "\\ud800' + k + b'"}]}'),
+        request(key=key, body=b'{"logs": [{"level": "\\ud800' + k + b'", "message": "x"}]}'),
         request(key=key, body=b"\xff" + k),
         request(key=key, body=b"[" * 100_000 + k),
         request(key=f"{key}{key}", body=BODY),

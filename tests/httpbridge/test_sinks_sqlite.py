@@ -198,6 +198,24 @@ async def test_commits_wait_for_a_checkpoint_that_they_are_far_ahead_of(
     assert len(await stored_messages(sqlite_url)) == 60
 
 
+async def test_who_makes_the_wal_grow_waits_for_its_checkpoint_and_nobody_else(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else others would wait while what large batches brought during the checkpoint is copied after it."""
+    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
+    large = batch("x" * 1_200_000)
+    async with sink_on(sqlite_url) as sink:
+        with held_checkpoints() as go_on:
+            await sink.write(large)
+            waiting = asyncio.create_task(sink.write(large))
+            for number in range(3):
+                await sink.write(batch(str(number)))
+            assert not waiting.done()
+            go_on.set()
+            await waiting
+    assert [message[:1] for message in await stored_messages(sqlite_url)] == ["x", "0", "1", "2", "x"]
+
+
 def reader(url: str) -> sqlite3.Connection:
     """Begin to read: what is committed from now on cannot be copied out of the WAL before this ends."""
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)

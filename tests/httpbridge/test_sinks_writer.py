@@ -18,9 +18,10 @@ import uvloop
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.logs import Level, LogBatch, LogEntry
 from httpbridge.sinks import StoreSetupError
+from httpbridge.sinks.group_commit import GroupCommit
 from httpbridge.sinks.origin_store import OriginCount, OriginStore
 from httpbridge.sinks.remote_store import ANSWER_SECONDS_MAX, RemoteOriginStore, RemoteStore
-from httpbridge.sinks.rows import Rows
+from httpbridge.sinks.rows import Rows, rows_of
 from httpbridge.sinks.sql import SqlSink, store_at
 from httpbridge.sinks.writer import Writer, serve_writer
 from tests.contract.test_log_sink import counted
@@ -94,9 +95,9 @@ async def worker(
         await sink.close()
 
 
-def batch(*messages: str, **fields: Any) -> LogBatch:
+def batch(*messages: str, project_id: str = "demo", **fields: Any) -> LogBatch:
     entries = [LogEntry(Level.INFO, message, **fields) for message in messages]
-    return LogBatch("demo", "key-1", NOW, "api", "production", None, entries)
+    return LogBatch(project_id, "key-1", NOW, "api", "production", None, entries)
 
 
 async def test_batches_of_all_workers_are_stored_whole(files: Files) -> None:
@@ -276,6 +277,68 @@ async def test_a_worker_that_breaks_off_disturbs_nobody(files: Files) -> None:
             await torn.wait_closed()
         await sink.write(batch("whole"))
     assert files.rows() == [("whole",)]
+
+
+HEAVY = "x" * 1_000_000
+
+
+async def test_a_light_batch_goes_past_heavy_ones_of_its_worker_and_of_others(files: Files) -> None:
+    """Here the heavy ones are never committed, until it is."""
+    store = store_at(files.url)
+    await store.open()
+    commit, gate = store.commit, asyncio.Event()
+    committing: asyncio.Queue[None] = asyncio.Queue()
+
+    async def held(group: list[Rows]) -> None:
+        if group[0].weight >= len(HEAVY):
+            committing.put_nowait(None)
+            await gate.wait()
+        await commit(group)
+
+    store.commit = held  # type: ignore[method-assign]
+    writer = Writer(store, OriginStore(files.url, store.probe))
+    listener = await asyncio.start_unix_server(writer.serve, files.socket)
+    async with worker(files) as first, worker(files) as second:
+        heavy = [
+            asyncio.create_task(sink.write(batch(HEAVY, project_id="greedy")))
+            for sink in (first, second)
+            for _ in range(3)
+        ]
+        await committing.get()
+        for number, sink in enumerate((first, second)):
+            await sink.write(batch(str(number)))
+            await sink.check()
+        assert files.rows() == [("0",), ("1",)]
+        gate.set()
+        await asyncio.gather(*heavy)
+    listener.close()
+    await writer.close()
+    assert files.rows("count(*)") == [(8,)]
+
+
+async def test_a_project_has_one_turn_whatever_the_number_of_workers_that_bring_its_batches(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker brings of several projects together has a turn of that worker's."""
+    owners: list[str] = []
+    submit = GroupCommit.submit
+
+    def noted(group_commit: GroupCommit[Rows], item: Rows, weight: int, owner: str) -> Any:
+        owners.append(owner)
+        return submit(group_commit, item, weight, owner)
+
+    async with writing(files):
+        stores = [RemoteStore(files.socket) for _ in range(2)]
+        rows = {name: rows_of(batch("x", project_id=name), RemoteStore.encode_instant) for name in ("a", "b")}
+        monkeypatch.setattr(GroupCommit, "submit", noted)
+        for store in stores:
+            await store.commit([rows["a"], rows["a"]])
+            await store.commit([rows["a"], rows["b"]])
+            await store.commit([rows["b"]])
+            await store.close()
+    assert [owner for owner in owners if owner in rows] == ["a", "b", "a", "b"]
+    assert len(owners) == 6
+    assert len(set(owners) - set(rows)) == 2
 
 
 def test_a_writer_that_stops_during_a_commit_stores_it_and_leaves_no_error(files: Files) -> None:
