@@ -168,11 +168,11 @@ class PostgresReads:
         return await self._usual_way(self._sql, (values,))
 
     async def _prepared(self, connection: Connection) -> Callable[[list[Value]], Awaitable[Any]]:
-        """Return what runs the statement. Behind a pooler it is not prepared, and finds nothing on a standby."""
+        """Return what runs the statement; on a standby, which a pooler may turn to at any time, it finds nothing."""
+        sql = self._sql
         if connection.is_pooled:
-            sql = f"SELECT * FROM ({self._sql}) AS found WHERE NOT pg_is_in_recovery()"  # noqa: S608 - no input
-            return lambda values: connection.fetch(sql, values)
-        return (await connection.prepare(self._sql)).fetch
+            sql = f"SELECT * FROM ({sql}) AS found WHERE NOT pg_is_in_recovery()"  # noqa: S608 - no input
+        return (await connection.prepare(sql)).fetch
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

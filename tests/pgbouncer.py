@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -90,9 +91,8 @@ class PgBouncer:
 
 async def spread(url: str) -> None:
     """Have it open all of its sessions with a database."""
-    connections = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(SESSIONS)]
-    for connection in connections:
-        await connection.execute("BEGIN; SELECT 1")
-    for connection in connections:
-        await connection.execute("COMMIT")
-        await connection.close()
+    async with AsyncExitStack() as stack:
+        for _ in range(SESSIONS):
+            connection = await asyncpg.connect(url, statement_cache_size=0)
+            stack.push_async_callback(connection.close)
+            await connection.execute("BEGIN; SELECT 1")

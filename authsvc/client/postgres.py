@@ -14,7 +14,6 @@ from typing import Any
 import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.util import await_only
 
 from authsvc.client.database_url import PostgresAddress
 from authsvc.client.postgres_files import SetupError, password_for, tls_options
@@ -23,7 +22,7 @@ _CONNECT_SECONDS_MAX = 5.0
 """For each host, unless the URL says otherwise."""
 
 _PREPARED_MAX = 100
-"""Statements that the driver keeps prepared, of those that it prepares unasked."""
+"""Statements that the driver keeps prepared, of those that it prepares unasked; SQLAlchemy keeps as many."""
 
 _TRIES = 3
 """The first connection finds out whether there is a pooler, and is not the one to keep where there is none."""
@@ -141,7 +140,7 @@ class Postgres:
             "database": address.database,
             "timeout": address.connect_seconds or _CONNECT_SECONDS_MAX,
             "command_timeout": self._command_seconds_max,
-            "statement_cache_size": _PREPARED_MAX if may_prepare else 0,
+            "statement_cache_size": _PREPARED_MAX if may_prepare else 0,  # 0: the driver then prepares nothing at all
             "connection_class": Connection,
             "server_settings": {"application_name": address.application_name or self._program},
         }
@@ -177,24 +176,10 @@ class Postgres:
         raise failure
 
     def engine(self, *, connections_max: int, overflow_max: int, wait_seconds_max: float) -> AsyncEngine:
-        """Return an engine that keeps so many connections, and has so many more while they are needed.
-
-        What `connect` raises, it raises as it is.
-        """
-
-        def connect() -> Any:
-            connection = await_only(self.connect())
-
-            async def connected() -> Connection:
-                return connection
-
-            unprepared: dict[str, Any] = {"prepared_statement_cache_size": 0, "prepared_statement_name_func": str}
-            dbapi: Any = engine.dialect.loaded_dbapi
-            return dbapi.connect(async_creator_fn=connected, **(unprepared if connection.is_pooled else {}))
-
+        """Return an engine that keeps so many connections, and has so many more while they are needed."""
         engine = create_async_engine(
             "postgresql+asyncpg://",
-            creator=connect,
+            async_creator=self.connect,
             pool_size=connections_max,
             max_overflow=overflow_max,
             pool_timeout=wait_seconds_max,

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 import sqlalchemy as sa
@@ -20,8 +21,8 @@ from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.migrations import upgrade
 from protos.authsvc.v1 import key_service_pb2 as pb
-from tests.authsvc.conftest import Service, running
-from tests.pgbouncer import PgBouncer
+from tests.authsvc.conftest import Service, running, until_true
+from tests.pgbouncer import PgBouncer, spread
 from tests.postgres import PostgresServer
 
 Code = grpc.StatusCode
@@ -129,6 +130,15 @@ async def test_a_standby_decides_nothing(tmp_path: Path, private_postgres: Postg
     assert refused.value.reason == "no host is primary"
 
 
+async def has_sessions(url: str) -> bool:
+    """Say whether the pooler's sessions can be used: for a moment it remembers that the server was away."""
+    try:
+        await spread(url)
+    except asyncpg.PostgresError:
+        return False
+    return True
+
+
 async def test_a_standby_behind_a_pooler_decides_nothing(tmp_path: Path, private_postgres: PostgresServer) -> None:
     """The connection to the pooler outlives the primary: a look at it when it is made is not enough."""
     pooler = PgBouncer(private_postgres)
@@ -140,6 +150,7 @@ async def test_a_standby_behind_a_pooler_decides_nothing(tmp_path: Path, private
             assert (await service.keys.Validate(request, metadata=service.token())).key_id
             await asyncio.to_thread(private_postgres.stop)
             await asyncio.to_thread(private_postgres.demote)
+            await until_true("the pooler has sessions with it", lambda: has_sessions(pooler.url("postgres")))
             for _ in range(3):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await service.keys.Validate(request, metadata=service.token())
