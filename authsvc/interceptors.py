@@ -8,43 +8,20 @@ which costs as much as the call's work.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, NoReturn, Self, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
 
+from authsvc import messages
+from authsvc.batch_streams import BatchStreams
 from authsvc.callers import Caller, Callers, Role
-from authsvc.client.event_log import traceback_without_text
 from authsvc.client.networks import Networks, Places
-from authsvc.errors import (
-    AlreadyExistsError,
-    HolderGoneError,
-    InvalidArgumentError,
-    KeyServiceError,
-    NotFoundError,
-    RevisionsLostError,
-    SlowHolderError,
-    StoreUnavailableError,
-    StreamEndedError,
-    TooManyHoldersError,
-)
+from authsvc.faults import Faults
 from authsvc.limits import CallLimits
 from authsvc.strangers import Strangers
 
-_STATUS: dict[type, grpc.StatusCode] = {
-    KeyServiceError: grpc.StatusCode.INTERNAL,
-    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
-    HolderGoneError: grpc.StatusCode.FAILED_PRECONDITION,
-    RevisionsLostError: grpc.StatusCode.FAILED_PRECONDITION,
-    SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyHoldersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    StreamEndedError: grpc.StatusCode.UNAVAILABLE,
-    StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
-}
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
 _BRIDGE_METHODS = frozenset(
     f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "StreamValidate", "Watch")
@@ -82,18 +59,15 @@ class CallGuard(grpc.GenericRpcHandler):
         self._limits = limits
         self._trusted_proxies = trusted_proxies
         self._monotonic = monotonic
-        self.calls = 0
-        """Under way now: of streams, a batch of StreamValidate is one."""
+        self._calls = 0
         self._held: dict[Any, _Held] = {}
         """By its context, each call until its caller has taken how it ended."""
         self._bridge_calls = Places(limits.calls_max, trusted_proxies)
         self._admin_calls = Places(limits.admin_calls_max, trusted_proxies)
-        self._idle_streams: set[Callable[[], None]] = set()
-        """How to end those of StreamValidate that wait for a batch."""
-        self._is_stopping = False
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
         self._services: dict[str, dict[str, _Handler]] = {}
-        self._open_failures = _Thinned(monotonic)
+        self._faults = Faults(monotonic)
+        self._batches = BatchStreams(limits.connection_idle_seconds, monotonic, self._batch_answered)
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing: generated code adds the same handlers by name, too."""
@@ -117,7 +91,7 @@ class CallGuard(grpc.GenericRpcHandler):
         """Return the handler for a call of a method that nobody serves. gRPC would refuse it too, but not bound it."""
         method: str = handler_call_details.method
 
-        async def refuse(_messages: AsyncIterator[bytes], context: Any) -> None:
+        async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
             is_strangers = self._callers.role(context) is None
             refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", is_strangers)
             await self._refuse(method, context, self._callers.caller(context), refusal)
@@ -138,11 +112,14 @@ class CallGuard(grpc.GenericRpcHandler):
                 if held.since < overdue:
                     self._strangers.close(held.caller, "it does not take its answers")
 
+    @property
+    def calls(self) -> int:
+        """How many are under way now: of streams, a batch of StreamValidate is one."""
+        return self._calls + self._batches.calls
+
     def stop(self) -> None:
         """End streams of batches, each after the one that is under way: they go on elsewhere."""
-        self._is_stopping = True
-        for end in self._idle_streams:
-            end()
+        self._batches.stop()
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
         limits = self._limits
@@ -155,78 +132,34 @@ class CallGuard(grpc.GenericRpcHandler):
             is_watch = method == _WATCH
             places = Places(limits.holders_max if is_watch else limits.validate_streams_max, self._trusted_proxies)
 
-            async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
+            async def serve(requests: AsyncIterator[bytes], context: Any) -> None:
                 if is_watch:
                     await self._send_metadata(context, self._callers.caller(context))
-                    await handler.stream_stream(_read_all(handler, messages), context)
+                    await handler.stream_stream(_read_all(handler, requests), context)
                 else:
-                    await self._serve_batches(handler, messages, context)
+                    await self._batches.serve(handler, requests, context)
 
             return _stream(self._guard(method, serve, places, None), handler)
         serve_one = handler.unary_unary
 
-        async def answer(_messages: AsyncIterator[bytes], context: Any) -> Any:
+        async def answer(_requests: AsyncIterator[bytes], context: Any) -> Any:
             message = await context.read()
-            self.calls += 1
+            self._calls += 1
             try:
-                return await serve_one(_read(handler, message), context)
+                return await serve_one(messages.parse(handler, message), context)
             finally:
-                self.calls -= 1
+                self._calls -= 1
 
         places = self._bridge_calls if method in _BRIDGE_METHODS else self._admin_calls
         guarded = self._guard(method, answer, places, None if method in _UNTIMED_METHODS else limits.call_seconds)
         # As a stream of one: gRPC waits for the message of any other call before it calls the handler, for ever.
         return grpc.stream_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
-    async def _serve_batches(self, handler: _Handler, messages: AsyncIterator[bytes], context: Any) -> None:
-        batch = _Handed()
-        async with aclosing(handler.stream_stream(batch, context)) as responses:
-            while (message := await self._next_batch(messages)) is not None:
-                started = self._monotonic()
-                self.calls += 1
-                try:
-                    batch.message = _read(handler, message)
-                    response = await anext(responses)
-                finally:
-                    self.calls -= 1
-                await context.write(response)  # however long its caller takes to read, nobody waits for that
-                if self._logs_calls:
-                    self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
-
-    async def _next_batch(self, messages: AsyncIterator[bytes]) -> bytes | None:
-        """Return the next message of a stream; None at its end, and at ours: it was idle for long, or we stop.
-
-        A message that comes in the very instant of that is lost; its caller sees the end, and asks again in a call.
-        """
-        if self._is_stopping:
-            return None
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker
-        is_over = False
-
-        def end() -> None:
-            nonlocal is_over
-            is_over = True
-            task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(self._limits.connection_idle_seconds, end)
-        self._idle_streams.add(end)
-        try:
-            return await anext(messages, None)
-        except asyncio.CancelledError:
-            if not is_over:
-                raise
-            task.uncancel()
-            return None
-        finally:
-            timer.cancel()
-            self._idle_streams.discard(end)
-
     def _guard(self, method: str, call: Any, places: Places, seconds: float | None) -> Any:
         is_open = method.startswith(_OPEN_SERVICES)
         is_call = method in _UNTIMED_METHODS or not (is_open or seconds is None)
 
-        async def guarded(messages: Any, context: Any) -> Any:
+        async def guarded(requests: Any, context: Any) -> Any:
             caller = self._callers.caller(context)
             if (refusal := self._refusal(method, context)) is None and not places.take(caller.address):
                 refusal = _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", is_open)
@@ -237,14 +170,14 @@ class CallGuard(grpc.GenericRpcHandler):
             context.add_done_callback(self._release)
             try:
                 if seconds is None:
-                    response = await call(messages, context)
+                    response = await call(requests, context)
                 else:
                     async with asyncio.timeout(seconds):
-                        response = await call(messages, context)
+                        response = await call(requests, context)
             except grpc.aio.InternalError as error:
                 _end_without_status(method, error)
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                status, detail = self._fault(method, error, context)
+                status, detail = self._faults.told(method, error, context, is_open=is_open)
             else:
                 if not is_call:
                     held.since = self._monotonic()  # from now on its end is all that there is to take
@@ -271,19 +204,9 @@ class CallGuard(grpc.GenericRpcHandler):
         held = self._held.pop(context)
         held.places.release(held.caller.address)
 
-    def _fault(self, method: str, error: Exception, context: Any) -> tuple[grpc.StatusCode, str]:
-        """Return what the caller is told of an error; log one that is ours."""
-        if isinstance(error, KeyServiceError):
-            return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
-        if isinstance(error, TimeoutError):
-            return grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"
-        if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return grpc.StatusCode.UNIMPLEMENTED, "this service has no such method"  # says generated code
-        count = self._open_failures.due() if method.startswith(_OPEN_SERVICES) else 1
-        if count:
-            what = {"error": type(error).__qualname__, "traceback": traceback_without_text(error)}
-            _log.error("call_failed", method=method, count=count, **what)
-        return grpc.StatusCode.INTERNAL, "internal error"
+    def _batch_answered(self, started: float) -> None:
+        if self._logs_calls:
+            self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
 
     def _log_call(self, method: str, status: grpc.StatusCode, started: float) -> None:
         milliseconds = round((self._monotonic() - started) * 1000, 2)
@@ -295,16 +218,16 @@ class CallGuard(grpc.GenericRpcHandler):
         gRPC waits for the message of a call that is no stream before it calls the handler: for ever, if need be.
         """
 
-        async def serve(messages: AsyncIterator[bytes], context: Any) -> None:
+        async def serve(requests: AsyncIterator[bytes], context: Any) -> None:
             caller = self._callers.caller(context)
             await self._send_metadata(context, caller)
             if handler.request_streaming:  # reflection
-                async for response in handler.stream_stream(_read_all(handler, messages), context):
+                async for response in handler.stream_stream(_read_all(handler, requests), context):
                     await self._strangers.turn(caller)
                     with self._strangers.sending(caller):
                         await context.write(response)
                 return
-            request = _read(handler, await anext(aiter(messages), b""))
+            request = messages.parse(handler, await anext(aiter(requests), b""))
             await self._strangers.turn(caller)
             if handler.response_streaming:
                 await handler.unary_stream(request, context)
@@ -361,50 +284,13 @@ class _Held:
     has_token: bool
 
 
-class _Thinned:
-    """Lets one event a second into the log, and counts those that it keeps out."""
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._count = 0
-        self._logged_at = float("-inf")
-
-    def due(self) -> int:
-        """Count an event; return how many there were since the last line if it is time for one, or else 0."""
-        self._count += 1
-        time = self._monotonic()
-        if time - self._logged_at < 1.0:
-            return 0
-        count, self._count, self._logged_at = self._count, 0, time
-        return count
-
-
-class _Handed:
-    """What a servicer reads its requests from: the one that it was handed last."""
-
-    message: Any = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        return self.message
-
-
 def _stream(serve: Any, handler: _Handler) -> _Handler:
     return grpc.stream_stream_rpc_method_handler(serve, response_serializer=handler.response_serializer)
 
 
-def _read(handler: _Handler, message: bytes) -> Any:
-    try:
-        return handler.request_deserializer(message)
-    except Exception:  # noqa: BLE001 - protobuf's own error, and its text may repeat the message
-        raise InvalidArgumentError("the request is not a message of this method") from None
-
-
-async def _read_all(handler: _Handler, messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
-    async for message in messages:
-        yield _read(handler, message)
+async def _read_all(handler: _Handler, requests: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for message in requests:
+        yield messages.parse(handler, message)
 
 
 def _end_without_status(method: str, error: Exception) -> NoReturn:

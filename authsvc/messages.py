@@ -1,6 +1,6 @@
 """Protobuf messages of domain values, and what several services read from requests.
 
-The three servicers (`key_service`, `project_service`, `operations_service`) call it.
+The three servicers (`key_service`, `project_service`, `operations_service`) call it, and `interceptors`.
 """
 
 from datetime import datetime, timedelta
@@ -20,6 +20,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the typ
 
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 100  # projects with 100 origins of 260 characters each are 2.6 MB, and gRPC's clients take 4 MiB
+
+
+def parse(handler: Any, message: Any) -> Any:
+    """Return the request that a message of a method is, whose handler gRPC has; raise InvalidArgumentError."""
+    try:
+        return handler.request_deserializer(message)
+    except Exception:  # noqa: BLE001 - protobuf's own error, and its text may repeat the message
+        raise InvalidArgumentError("the request is not a message of this method") from None
 
 
 def page_size(requested: int) -> int:
