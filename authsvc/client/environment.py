@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self, TypeVar, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import msgspec
 
@@ -189,20 +189,18 @@ def _value(kind: Any, text: str) -> Any:
     elif issubclass(base, Enum):
         text = text.lower()
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return msgspec.convert(text, Annotated[base, limits] if limits else base, strict=False)
     except msgspec.ValidationError:
         raise ValueError(_expected(base, limits)) from None
 
 
 def _base(kind: Any) -> tuple[type, msgspec.Meta | None]:
     """Return the type of a field without `| None`, and its limits."""
-    base, limits = kind, None
-    for part in get_args(kind):
-        if isinstance(part, msgspec.Meta):
-            limits = part
-        elif part is not NoneType:
-            base = part
-    return base, limits
+    limits = None
+    while parts := get_args(kind):
+        limits = next((part for part in parts if isinstance(part, msgspec.Meta)), limits)
+        kind = next(part for part in parts if part is not NoneType)
+    return kind, limits
 
 
 def _path(text: str) -> Path:

@@ -19,7 +19,7 @@ class Config(msgspec.Struct, frozen=True):
     url: Secret | None = None
     switch: bool = False
     level: LogLevel = LogLevel.INFO
-    count: Annotated[int, msgspec.Meta(ge=1, le=9000)] = 1
+    count: Annotated[int, msgspec.Meta(ge=1, le=9000)] | None = None
     bytes: Annotated[int, msgspec.Meta(ge=1)] = 1
     seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 1
     file: Path | None = None
@@ -112,13 +112,16 @@ DIGITS = "in digits and without a unit"
 @pytest.mark.parametrize(
     ("name", "written", "expected"),
     [
-        *(("count", text, f"a whole number from 1 to 9000, {DIGITS}") for text in ("5_000", "5k", "60s", "0", "9001")),
+        *(
+            ("count", text, f"a whole number from 1 to 9000, {DIGITS}")
+            for text in ("5_000", "5k", "60s", "0", "9001", "null")
+        ),
         *(
             ("bytes", text, f"a whole number of at least 1, {DIGITS}")
             for text in ("5MiB", "1,000", "1.5", "-1", "0x10")
         ),
         *(("seconds", text, f"a number from 0 to 60, {DIGITS}") for text in ("60s", "1m", "nan", "inf", "1,5", "61")),
-        *(("switch", text, "true or false") for text in ("maybe", "2", "y", "enabled")),
+        *(("switch", text, "true or false") for text in ("maybe", "2", "y", "enabled", "null")),
         ("level", "warn", "one of debug, info, warning, error"),
         *(
             (name, text, "HOST:PORT, such as 127.0.0.1:8080 or [::1]:8080")
