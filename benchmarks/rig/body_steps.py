@@ -92,7 +92,7 @@ def steps(body: bytes, rounds: int) -> Steps:
 
 def _times(body: bytes) -> list[float]:
     reading = parse(body, "project-0000000", "key_0123456789abcdef", datetime.now(UTC))
-    times = []
+    times: list[float] = []
     while True:
         started = time.thread_time()
         try:
