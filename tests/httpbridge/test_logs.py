@@ -181,6 +181,20 @@ def test_metadata_must_be_an_object(text: str) -> None:
     assert refusal_of(body % text.encode()) == ("logs[1].metadata", "must be an object")
 
 
+@pytest.mark.parametrize("beside", ["", r', "context": "\u0000"', ', "context": "' + "x" * 300_000 + '"'])
+def test_keys_and_levels_may_be_written_in_escapes(beside: str) -> None:
+    """However the body is read."""
+    log = "".join(
+        f'"{escaped(key)}": "{escaped(value)}", ' for key, value in {"level": "error", "message": "m"}.items()
+    )
+    (entry,) = batch_of(f'{{"{escaped("logs")}": [{{{log} "x": 1{beside}}}]}}'.encode()).entries
+    assert (entry.level, entry.message) == (Level.ERROR, "m")
+
+
+def escaped(text: str) -> str:
+    return "".join(f"\\u{ord(character):04x}" for character in text)
+
+
 HALVES = [r"\u0000", r"\ud83d", r"\uDE00", r"\ud83d\ud83d", r"\ude00\ud83d", "\ud83d", "\ude00\udc80"]
 """U+0000, and halves of surrogate pairs as JavaScript and as Python write them."""
 
