@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -137,6 +138,8 @@ async def test_writing_counts_leaves_the_wal_to_the_sink_while_it_is_small(
 
 async def test_a_store_of_version_1_becomes_one_of_this_version(database_url: str) -> None:
     """Its logs stay, and the sink goes on."""
+    if database_url.startswith("sqlite"):
+        Path(database_url.removeprefix("sqlite:///")).touch()
     engine = reading_engine(database_url)
     async with engine.begin() as connection:
         await connection.run_sync(lambda sync: tables.create_all(sync, [logs, log_store]))

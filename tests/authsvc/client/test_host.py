@@ -96,7 +96,7 @@ def test_it_says_so_when_it_is_used_in_another_event_loop() -> None:
 
 def test_a_file_that_cannot_be_used_is_told_where_it_is_made(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="missing"):
-        KeyValidator("127.0.0.1:1", "a-token", tls=ClientTls(ca=tmp_path / "missing.pem"))
+        KeyValidator("127.0.0.1:1", "a-token-that-nobody-knows-0123456789", tls=ClientTls(ca=tmp_path / "missing.pem"))
 
 
 HOST = """
