@@ -136,10 +136,14 @@ async def test_writing_counts_leaves_the_wal_to_the_sink_while_it_is_small(
         assert (sizes[-1] < 5_000_000) is is_begun_anew  # SQLite's own measure is 1,000 pages
 
 
+def make_file(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).touch()
+
+
 async def test_a_store_of_version_1_becomes_one_of_this_version(database_url: str) -> None:
     """Its logs stay, and the sink goes on."""
-    if database_url.startswith("sqlite"):
-        Path(database_url.removeprefix("sqlite:///")).touch()
+    make_file(database_url)
     engine = reading_engine(database_url)
     async with engine.begin() as connection:
         await connection.run_sync(lambda sync: tables.create_all(sync, [logs, log_store]))
