@@ -45,6 +45,10 @@ class Probe(msgspec.Struct, frozen=True, tag="probe", array_like=True):
     """Write a little, durably."""
 
 
+class Check(msgspec.Struct, frozen=True, tag="check", array_like=True):
+    """Look at the file and its disk, and write nothing."""
+
+
 class AddCounts(msgspec.Struct, frozen=True, tag="counts", array_like=True):
     """Add to the counts of origins."""
 
@@ -67,7 +71,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
 
 
-Message = WriteRows | Probe | AddCounts
+Message = WriteRows | Probe | Check | AddCounts
 
 
 def remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
@@ -98,7 +102,8 @@ class RemoteStore:
         await self._ask(Probe())
 
     async def check(self) -> None:
-        """Nothing: the writer looks at its files whenever it writes."""
+        """See `sql.Store`."""
+        await self._ask(Check())
 
     async def close(self) -> None:
         """Hang up."""

@@ -9,6 +9,7 @@ idle interpreter).
 
 import asyncio
 import itertools
+import os
 import sqlite3
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
@@ -45,6 +46,9 @@ _WAL_CHECKPOINTS_NORMAL = 8
 _COMMIT_WAL_BYTES = 16 * 1024
 """What a commit of one short row adds to the WAL: a page of the table, of the index, and what is above them."""
 
+_ROOM_BYTES_MIN = 64 * 1024 * 1024
+"""On the disk: what the WAL and the file may grow by in some commits of the largest batches. Less is not ready."""
+
 _STATEMENT_ROWS_MAX = 64
 """Rows a statement; 64 rows of 15 columns stay below the 999 parameters that every SQLite takes."""
 
@@ -77,6 +81,7 @@ class SqliteStore:
         self._connection: sa.PoolProxiedConnection | None = None
         self._new_wal_bytes = 0
         """About so much was written since the last checkpoint."""
+        self._is_disk_full = False
         self._is_wal_held = False
         """Whether a reader keeps the WAL growing, as the last checkpoint found."""
         self._checkpoint: Future[None] | None = None
@@ -115,8 +120,12 @@ class SqliteStore:
         await self._in_thread(self._insert, [], 0)
 
     async def check(self) -> None:
-        """Raise StoreUnavailableError when what is open is not what is found by the file's name."""
+        """Raise StoreUnavailableError when what is open is not what is found by the file's name, or the disk is full.
+
+        A nearly full one takes a probe still, and many a small batch, but not all that clients may send.
+        """
         await self._in_thread(self._check_files)
+        await self._in_thread(self._check_room)
 
     async def close(self) -> None:
         """Close the file, after what is under way. Nobody else in this process may have it open by then."""
@@ -173,6 +182,16 @@ class SqliteStore:
                 self._files.check()
             except FilesLostError as error:
                 raise StoreUnavailableError(str(error)) from None
+
+    def _check_room(self) -> None:
+        disk = os.statvfs(self._path.parent)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        is_full = free_bytes < _ROOM_BYTES_MIN
+        if is_full and not self._is_disk_full:
+            _log.warning("log_disk_nearly_full", path=str(self._path), free_bytes=free_bytes)
+        self._is_disk_full = is_full
+        if is_full:
+            raise StoreUnavailableError(f"{self._path.parent} has {free_bytes >> 20} MiB left on its disk")
 
     def _insert(self, rows: list[Row], weight: int) -> None:
         if self._connection is None:

@@ -23,6 +23,7 @@ from httpbridge.sinks.remote_store import (
     LENGTH_BYTES,
     AddCounts,
     Answer,
+    Check,
     Message,
     Outcome,
     Probe,
@@ -122,3 +123,5 @@ class Writer:
                 await self._origins.add(counts, now)
             case Probe():
                 await self._store.probe()
+            case Check():
+                await self._store.check()
