@@ -33,14 +33,8 @@ HEALTH_SECONDS = 2.0
 _ANSWERS_BYTES_MAX = 16 * 1024
 """Of answers that the client has not taken; beyond it the next request waits. TLS by itself would hold 512 KiB."""
 
-_LINE_CLOSE = b"Connection: close\r\n\r\n"
 _LINE_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
 _LINE_NONE = b"\r\n"
-
-
-def last_answer(answer: Response, date_line: bytes) -> bytes:
-    """Return an answer to what was not read, after which the connection is closed: it suits pages, too."""
-    return b"".join((answer.head_cors, date_line, _LINE_CLOSE, answer.body))
 
 
 class ConnectionOwner(Protocol):
@@ -232,7 +226,7 @@ class Connection(Inbound):
         if message is None:
             if self._refusal is responses.BAD_REQUEST:
                 owner.malformed()
-            self._write(last_answer(self._refusal, owner.date_line()))
+            self._write(responses.last_answer(self._refusal, owner.date_line()))
             return False
         self._request = request = Request(self.transport, owner.body_timeout_seconds, message, payload)
         if not payload.is_eof():
@@ -242,7 +236,7 @@ class Connection(Inbound):
         is_last = (owner.draining or self._is_half_closed) and not self._has_unanswered()
         goes_on = not (request.closes or request.leaves_body_unasked or is_last or self._is_evicted)
         if not goes_on:
-            end = _LINE_CLOSE
+            end = responses.LINE_CLOSE
         elif request.version is HttpVersion10:
             end = _LINE_KEEP_ALIVE
         else:

@@ -78,6 +78,9 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+LINE_CLOSE = b"Connection: close\r\n\r\n"
+"""The last header line of an answer after which the connection is closed, and the empty line."""
+
 
 def preflight(allowed: str) -> Response:
     """Prepare the answer to a preflight of a path with these methods, but for `preflight_headers`."""
@@ -133,3 +136,8 @@ def rate_headers(limit_per_minute: int, quota: Quota) -> bytes:
         quota.remaining,
         quota.reset_unix_seconds,
     )
+
+
+def last_answer(answer: Response, date_line: bytes) -> bytes:
+    """Return an answer to what was not read, after which the connection is closed: it suits pages, too."""
+    return b"".join((answer.head_cors, date_line, LINE_CLOSE, answer.body))

@@ -17,11 +17,10 @@ from aiohttp import hdrs
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.event_log import traceback_without_text
-from authsvc.client.networks import Networks, client_address
+from authsvc.client.networks import Networks, client_address, forwarded_for
 from httpbridge import errors, responses
 from httpbridge.bodies import Budget
-from httpbridge.connection import Connection, last_answer
-from httpbridge.forwarded import forwarded_for
+from httpbridge.connection import Connection
 from httpbridge.inbound import CALLER_HELD_BYTES_MAX, HELD_BYTES_MAX
 from httpbridge.lingering import Lingering
 from httpbridge.paths import canonical_path, path_of
@@ -165,7 +164,7 @@ class PublicServer:
 
     def refusal(self) -> bytes:
         """Return what is said to a connection too many."""
-        return last_answer(responses.OVERLOADED, self.date_line())
+        return responses.last_answer(responses.OVERLOADED, self.date_line())
 
     def drain(self) -> None:
         """Send clients away: /ready fails and answers close their connections. New connections are still served."""
@@ -227,12 +226,17 @@ class PublicServer:
             "request",
             method=request.method,
             path=route.path if route else None,
-            client=client_address(request.peer, forwarded_for(request.headers), self._trusted_proxies),
+            client=self._client_address(request),
             status=response.status,
             milliseconds=round((self._monotonic() - started) * 1000, 3),
             project_id=request.project_id,
         )
         return response
+
+    def _client_address(self, request: Request) -> str:
+        headers = request.headers
+        listed = forwarded_for(headers.getall(hdrs.X_FORWARDED_FOR, ()), headers.getall(hdrs.FORWARDED, ()))
+        return client_address(request.peer, listed, self._trusted_proxies)
 
     async def answer_health(self, request: Request) -> Response:
         """Return the answer to a health check, and refuse anything else: there is no place for it."""

@@ -5,9 +5,11 @@ import socket
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tests.e2e.certificates import Authority
 from tests.e2e.http_exchange import BODY, Connection, request
 from tests.e2e.processes import Service, System, until
 
@@ -104,14 +106,24 @@ def many_files() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_files")
-@pytest.mark.parametrize("pieces", [[], list(HEALTH[:20])], ids=["nothing", "heads byte by byte"])
-async def test_silent_connections_of_a_stranger_take_no_place_from_others(system: System, pieces: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("pieces", "is_tls"),
+    [(b"", False), (HEALTH[:10], False), (b"", True), (b"\x16\x03\x01\x02\x00" + bytes(5), True)],
+    ids=["nothing", "heads byte by byte", "no TLS handshake", "TLS handshakes byte by byte"],
+)
+async def test_silent_connections_of_a_stranger_take_no_place_from_others(
+    system: System, tmp_path: Path, pieces: bytes, is_tls: bool
+) -> None:
     """800 of them, where the system allows 512 open files: health checks, other addresses and even his own go on."""
     await system.key_service()
     key = system.issue("shop")
+    authority = Authority(tmp_path, "bridge")
+    tls = authority.client_context() if is_tls else None
+    certificate = authority.certificate("127.0.0.1") if is_tls else ("", "")
+    variables = {"HTTPBRIDGE_TLS_CERT": certificate[0], "HTTPBRIDGE_TLS_KEY": certificate[1]}
     system.files_max = FILES_MAX
-    bridge = await system.bridge()
-    async with Connection(bridge.address) as kept:
+    bridge = await system.bridge(**variables)
+    async with Connection(bridge.address, tls) as kept:
         kept.send(request(key=key, body=BODY))
         assert (await kept.answer()).status == 200
         with connected(bridge, STRANGER, SILENT) as strangers:
@@ -119,7 +131,7 @@ async def test_silent_connections_of_a_stranger_take_no_place_from_others(system
                 if pieces:
                     send(strangers, bytes([pieces[round_]]))
                 for source in ("127.0.0.1", f"127.0.1.{round_ + 1}", STRANGER):
-                    async with Connection(bridge.address, source=source) as other:
+                    async with Connection(bridge.address, tls, source=source) as other:
                         other.send(HEALTH + request(key=key, body=BODY))
                         assert [(await other.answer()).status for _ in range(2)] == [200, 200], source
                 kept.send(request(key=key, body=BODY))

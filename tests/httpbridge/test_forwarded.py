@@ -2,32 +2,9 @@
 
 import pytest
 import structlog
-from multidict import CIMultiDict
 
 from authsvc.client.networks import Networks
-from httpbridge.forwarded import forwarded_for
 from tests.httpbridge.conftest import KEY, request, running_bridge
-
-
-@pytest.mark.parametrize(
-    ("headers", "addresses"),
-    [
-        ([], []),
-        ([("X-Forwarded-For", "192.0.2.1")], ["192.0.2.1"]),
-        ([("X-Forwarded-For", "192.0.2.1, 198.51.100.1")], ["192.0.2.1", "198.51.100.1"]),
-        ([("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-For", "198.51.100.1")], ["192.0.2.1", "198.51.100.1"]),
-        ([("X-Forwarded-For", "192.0.2.1:4711, [2001:db8::1]:4711, [2001:db8::2], 2001:db8::3")],
-         ["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8::3"]),
-        ([("Forwarded", "for=192.0.2.1")], ["192.0.2.1"]),
-        ([("Forwarded", 'For="[2001:db8::1]:4711";proto=https;by=198.51.100.9, proto=http; for=192.0.2.1')],
-         ["2001:db8::1", "192.0.2.1"]),
-        ([("Forwarded", "for=unknown, for=_hidden")], ["unknown", "_hidden"]),
-        ([("Forwarded", "for=192.0.2.1"), ("X-Forwarded-For", "198.51.100.1")], ["198.51.100.1"]),
-        ([("X-Forwarded-For", "")], [""]),
-    ],
-)  # fmt: skip
-def test_the_addresses_that_headers_list(headers: list[tuple[str, str]], addresses: list[str]) -> None:
-    assert forwarded_for(CIMultiDict(headers)) == addresses
 
 
 @pytest.mark.parametrize(
