@@ -57,6 +57,8 @@ def _rules() -> _Rules:
         parent = name
         while parent := parent.partition(".")[2]:
             above.setdefault(parent, name)
+    if not (suffixes and wildcards and exceptions):
+        raise RuntimeError("the Public Suffix List could not be read")
     return _Rules(frozenset(suffixes), frozenset(wildcards), frozenset(exceptions), above)
 
 

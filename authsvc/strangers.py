@@ -58,6 +58,8 @@ class Strangers:
         places = self._places[is_stranger]
         if not places.take(caller.address):
             self.close(caller, "too many calls of it are being refused")
+            if caller.is_proxied:  # whose connection stays open: its calls wait instead
+                await asyncio.sleep(self._limits.turn_seconds_max)
             yield
             return
         try:

@@ -100,7 +100,9 @@ async def serve(
         )
         listeners: list[Listener[Connection]] = []
         try:
-            listeners.extend(listen(bound, server, _LISTEN, config.listen, tls) for bound in sockets)
+            listeners.extend(
+                listen(bound, server, _LISTEN, config.listen, tls, config.trusted_proxies) for bound in sockets
+            )
             started(bound_address(sockets))
             await stop.wait()
             server.drain()

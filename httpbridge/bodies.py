@@ -53,7 +53,7 @@ _log = structlog.get_logger("httpbridge")
 class Budget:
     """Bytes that the bodies being read, inflated and parsed may take, all together and for each key.
 
-    `event` is logged, once, when they are taken. `connection` counts by callers instead of keys.
+    `event` is logged, once, when they are taken. `inbound` counts by callers instead of keys.
     """
 
     def __init__(self, bytes_max: int, key_bytes_max: int, event: str = "body_budget_exhausted") -> None:
@@ -184,7 +184,7 @@ async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
 async def decode(
     body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
-    """Return the body inflated; `take_turn` waits for the next turn (see `turns`), and a large body takes many.
+    """Return the body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
 
     Raises BodyTooLargeError beyond the limit, OverloadedError, and BodyRefusedError for what is not whole.
     """

@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import TypeVar
 
 TURNS_BETWEEN = 8
-"""BodyTurns of the event loop from one step to the next.
+"""Turns of the event loop from one step to the next.
 
 In so many a small request that has arrived is read, checked and handed to the store, and an answer of the store is
 written. On an idle event loop they take some microseconds.

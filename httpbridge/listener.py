@@ -31,6 +31,7 @@ _RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger("httpbridge")
 
+NOBODY = Networks()
 
 ConnectionT = TypeVar("ConnectionT", bound="Openable")
 
@@ -67,12 +68,19 @@ class Listener(Generic[ConnectionT]):
     To be made inside the event loop. Raises OSError when the system does not allow to listen.
     """
 
-    def __init__(self, bound: socket.socket, server: Server[ConnectionT], *, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        bound: socket.socket,
+        server: Server[ConnectionT],
+        *,
+        tls: ssl.SSLContext | None,
+        trusted_proxies: Networks = NOBODY,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = bound
         self._server = server
         self._tls = tls
-        self._handshakes = Turns(self._loop, Networks(), _HANDSHAKE_TURNS, _ADDRESS_HANDSHAKE_TURNS)
+        self._handshakes = Turns(self._loop, trusted_proxies, _HANDSHAKE_TURNS, _ADDRESS_HANDSHAKE_TURNS)
         self._opening: set[asyncio.Task[object]] = set()
         self._retry: asyncio.TimerHandle | None = None
         bound.setblocking(False)
@@ -161,10 +169,15 @@ class Listener(Generic[ConnectionT]):
 
 
 def listen(
-    bound: socket.socket, server: Server[ConnectionT], variable: str, address: Address, tls: ssl.SSLContext | None
+    bound: socket.socket,
+    server: Server[ConnectionT],
+    variable: str,
+    address: Address,
+    tls: ssl.SSLContext | None,
+    trusted_proxies: Networks,
 ) -> Listener[ConnectionT]:
     """Listen on a socket that is bound; raise ConfigurationError naming the variable."""
     try:
-        return Listener(bound, server, tls=tls)
+        return Listener(bound, server, tls=tls, trusted_proxies=trusted_proxies)
     except OSError as error:  # of two processes that bound at the same time, the second to listen
         raise cannot_listen(variable, address, error.strerror or str(error)) from None

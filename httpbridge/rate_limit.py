@@ -50,6 +50,7 @@ class RateLimit:
 
     def begin_body(self, key_id: str, count: int) -> None:
         """Count the first bytes of a decoded body; raise RateLimitedError when the key has none left."""
+        self._roll()
         taken = self._bytes.get(key_id, 0)
         if taken >= self._bytes_per_minute:
             raise RateLimitedError
@@ -57,20 +58,26 @@ class RateLimit:
 
     def continue_body(self, key_id: str, count: int) -> None:
         """Count more bytes of a body that has begun."""
+        self._roll()
         self._bytes[key_id] = self._bytes.get(key_id, 0) + count
 
-    def _quota(self, key_id: str, requests: int) -> Quota:
+    def _roll(self) -> float:
+        """Begin a new window where it is time; return the time, in Unix seconds."""
         unix_seconds = self._now().timestamp()
         window = int(unix_seconds // WINDOW_SECONDS)
         if window != self._window:  # also when the clock was set back: a window in the future would never end
             self._window = window
             self._counts = {}
             self._bytes = {}
+        return unix_seconds
+
+    def _quota(self, key_id: str, requests: int) -> Quota:
+        unix_seconds = self._roll()
         limit = self.limit_per_minute if self._bytes.get(key_id, 0) < self._bytes_per_minute else 0
         used = self._counts.get(key_id, 0)
         admitted = used < limit
         if admitted and requests:
             used += requests
             self._counts[key_id] = used
-        reset = (window + 1) * WINDOW_SECONDS
+        reset = (self._window + 1) * WINDOW_SECONDS
         return Quota(admitted, max(0, limit - used), reset, max(1, math.ceil(reset - unix_seconds)))

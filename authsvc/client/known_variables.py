@@ -62,7 +62,7 @@ KNOWN = frozenset(
 )
 
 # Kubernetes for each Service in the namespace, Docker for each link; theirs may be called authsvc or httpbridge.
-_INJECTED = re.compile(r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.+)?|NAME|ENV_.+)")
+_INJECTED = re.compile(r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT|PORT_\d+_(?:TCP|UDP)(?:_.+)?)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ async def serve(
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)
         for bound in sockets:
-            listener = listen(bound, connections, _LISTEN, config.dashboard_listen, tls)
+            listener = listen(bound, connections, _LISTEN, config.dashboard_listen, tls, config.trusted_proxies)
             stack.callback(listener.close)
         started(bound_address(sockets))
         await stop.wait()

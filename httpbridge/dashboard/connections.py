@@ -69,6 +69,8 @@ class Connection(web.RequestHandler):
         self._head_since: float | None = self._since
         """When a head began that is not whole, or the connection did."""
         self._head_bytes = 0
+        self._request: web.Request | None = None
+        """The one that is worked on."""
         self._has_request = False
         """Whether a head is whole that is not answered yet."""
         self._is_working = False
@@ -78,17 +80,17 @@ class Connection(web.RequestHandler):
     @property
     def is_signed_in(self) -> bool:
         """Whether a request of it had a session."""
-        request = self._current_request
-        return self._was_signed_in or (isinstance(request, web.Request) and SESSION in request)
+        return self._was_signed_in or (self._request is not None and SESSION in self._request)
 
     @property
     def waiting_since(self) -> float | None:
         """When it began to wait for its client, or a turn, by the loop's clock; None while something is done for it."""
         return None if self._is_working and self._body.is_eof() and not self._paused else self._since
 
-    def begin(self, body: StreamReader) -> None:
+    def begin(self, request: web.Request) -> None:
         """Note that it is the turn of a request."""
-        self._body = body
+        self._request = request
+        self._body = request.content
         self._since = self._loop.time()
         self._is_working = True
         self._head_since, self._head_bytes = None, 0
@@ -96,6 +98,7 @@ class Connection(web.RequestHandler):
     def finish(self) -> None:
         """Note that it was answered, but for what its client has not taken."""
         self._was_signed_in = self.is_signed_in
+        self._request = None
         self._since = self._loop.time()
         self._is_working = False
         self._has_request = bool(self._messages)
@@ -242,18 +245,19 @@ class Connections(web.Server):
     async def _handle(self, request: Any) -> web.StreamResponse:
         connection: Connection = request.protocol
         await self._turns.turn(connection.address)  # a page takes the event loop a millisecond or two
-        connection.begin(request.content)
+        request = _with_canonical_path(request)
+        connection.begin(request)
         try:
             # Otherwise aiohttp answers, past the middlewares, with what it does not know.
             expected = request.headers.get(hdrs.EXPECT) or "100-continue"
             if expected.lower() != "100-continue":
                 connection.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
-            return await self._answer(_with_canonical_path(request))
+            return await self._answer(request)
         finally:
             connection.finish()
 
 
-def _with_canonical_path(request: web.BaseRequest) -> web.BaseRequest:
+def _with_canonical_path(request: web.Request) -> web.Request:
     """Return the request as it would be with the path's usual spelling."""
     path = canonical_path(request.rel_url.raw_path)
     if path == request.rel_url.raw_path:

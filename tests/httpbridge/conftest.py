@@ -204,6 +204,7 @@ class Bridge:
             connections_max=connections_max,
             trusted_proxies=trusted_proxies,
         )
+        self._trusted_proxies = trusted_proxies
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
         self.listener: Listener[Connection]
@@ -213,7 +214,7 @@ class Bridge:
         return self.readiness
 
     def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        self.listener = Listener(self.listening, self.server, tls=ssl_context)
+        self.listener = Listener(self.listening, self.server, tls=ssl_context, trusted_proxies=self._trusted_proxies)
 
     async def stop(self) -> None:
         self.sink.gate.set()

@@ -79,3 +79,13 @@ def test_a_body_that_begins_in_one_minute_and_ends_in_the_next_counts_for_both(c
     limit.take("a")
     limit.continue_body("a", BYTES)
     assert not limit.peek("a").admitted
+
+
+def test_a_body_that_is_whole_in_the_next_minute_is_not_refused_for_the_last_one(clock: FakeClock) -> None:
+    """Although nobody else has asked in the new one yet."""
+    limit = RateLimit(5, BYTES, clock.now)
+    limit.take("a")
+    limit.begin_body("a", BYTES)
+    clock.advance(60)
+    limit.begin_body("a", BYTES)
+    assert not limit.peek("a").admitted

@@ -7,12 +7,19 @@ import sys
 
 import click
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from authsvc.client.commands import DEFECT, Commands, connections_that_fit, fail
 from authsvc.client.environment import ConfigurationError
 
 SECRET = "canary-password"
+
+
+@pytest.fixture(autouse=True)
+def no_logging() -> None:
+    """Be as a process is before it has configured its log, whatever tests before this one did."""
+    structlog.reset_defaults()
 
 
 @click.group(cls=Commands)

@@ -57,8 +57,6 @@ def test_what_kubernetes_and_docker_put_there_for_a_service_of_our_name_is_ignor
         f"{service}_PORT_50051_TCP_PORT": "50051",
         f"{service}_PORT_50051_TCP_ADDR": "10.0.0.11",
         f"{service}_PORT_53_UDP_ADDR": "10.0.0.11",
-        f"{service}_NAME": "/web/authsvc",
-        f"{service}_ENV_AUTHSVC_LISTEN": "0.0.0.0:50051",
     }
     config.from_environment(injected)
 
