@@ -26,7 +26,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.client import KeyServiceUnavailableError, commands
 from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
-from authsvc.client.commands import OUT_OF_REACH, REFUSED, USAGE, fail
+from authsvc.client.commands import OUT_OF_REACH, REFUSED, USAGE, OutputError, fail
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.environment import ConfigurationError, Secret
 from authsvc.client.standard_streams import discard
@@ -66,21 +66,13 @@ class _UnansweredError(KeyServiceUnavailableError):
     """A call was sent, and whether it did anything is not known."""
 
 
-class _OutputError(Exception):
-    """Standard output cannot be written; the message is one line for the user."""
-
-
 class Commands(commands.Commands):
-    """The commands; one whose output cannot be written ends with one line."""
+    """The commands, whose output may be in any encoding."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         _escape_what_cannot_be_encoded()
-        try:
-            return super().invoke(ctx)
-        except _OutputError as error:
-            discard(sys.stdout)
-            fail(str(error), REFUSED)
+        return super().invoke(ctx)
 
 
 def _escape_what_cannot_be_encoded() -> None:
@@ -304,7 +296,7 @@ def show_key(project: str, answer: Any, as_json: bool, by_when: str) -> None:
     try:
         click.echo(_as_json(answer) if as_json else answer.api_key)
     except OSError as error:
-        raise _OutputError(
+        raise OutputError(
             f"standard output: {error.strerror}: the raw key of {answer.key.key_id}, which is in force, is lost; "
             f"'authsvc revoke {project}' replaces it"
         ) from None
@@ -317,7 +309,7 @@ def show(text: str, *, ends_line: bool = True) -> None:
     except BrokenPipeError:  # click ends the process without a word, as others do whose reader has gone
         raise
     except OSError as error:
-        raise _OutputError(f"standard output: {error.strerror}") from None
+        raise OutputError(f"standard output: {error.strerror}") from None
 
 
 def note(text: str) -> None:

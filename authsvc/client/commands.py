@@ -38,8 +38,12 @@ _T = TypeVar("_T")
 _log = structlog.get_logger("authsvc")
 
 
+class OutputError(Exception):
+    """Standard output cannot be written; the message is one line for the user."""
+
+
 class Commands(click.Group):
-    """Commands; what nobody foresaw ends one of them with a line, too."""
+    """Commands; what nobody foresaw ends one of them with a line, too, and so does output that cannot be written."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -47,6 +51,9 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click ends the process as it should
+        except OutputError as error:
+            discard(sys.stdout)
+            fail(str(error), REFUSED)
         except Exception as error:  # noqa: BLE001 - the last resort
             if structlog.is_configured():  # the texts of errors may be secret
                 _log.debug("unexpected_error", traceback=traceback_without_text(error))
