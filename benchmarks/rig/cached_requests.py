@@ -63,7 +63,7 @@ class _Clock:
 def _validator(clock: Callable[[], float]) -> KeyValidator:
     """Return one that never calls, with a verdict in its cache and a lease to use it."""
     cache = VerdictCache()
-    validator = KeyValidator("127.0.0.1:1", "bench", name="bench", cache=cache, clock=clock)
+    validator = KeyValidator("127.0.0.1:1", "bench" * 8, name="bench", cache=cache, clock=clock)
     holder = validator._holder  # nothing else would give it a lease without a key service
     stream, renewal = holder.open(0)
     holder.receive(stream, LeaseEvent(renewal.sequence, 3600, 0))

@@ -70,6 +70,8 @@ def make_files(folder: Path) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     make_files(folder)
+    for path in folder.iterdir():
+        path.chmod(0o700 if path.is_dir() else 0o600)  # a key that all can read would be warned of
     return folder
 
 
