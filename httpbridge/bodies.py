@@ -114,6 +114,7 @@ class Share:
     def take_decoded(self, count: int) -> None:
         """Take bytes that came out of the body; raise RateLimitedError before the first where the key has none left."""
         if self._rate_limit is not None:
+            self._rate_limit.roll()
             count_body = self._rate_limit.continue_body if self._is_decoding else self._rate_limit.begin_body
             count_body(self._key_id, count)
             self._is_decoding = True

@@ -6,8 +6,8 @@ hundred attributes each. This one has one task. What it receives is `inbound`'s.
 """
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, cast
 
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion10
@@ -53,10 +53,10 @@ class ConnectionOwner(Protocol):
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
 
-    async def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Coroutine[Any, Any, Response]:
         """Return the answer to a request."""
 
-    async def answer_health(self, request: Request) -> Response:
+    def answer_health(self, request: Request) -> Coroutine[Any, Any, Response]:
         """Return the answer to a request for which there is no ordinary place."""
 
     def failed(self, error: BaseException) -> None:

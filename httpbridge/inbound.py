@@ -188,33 +188,34 @@ class Inbound(RequestParser):
     def _take_in(self, data: bytes) -> None:
         """Parse what came, in pieces, as far as this turn goes; keep the rest."""
         self._has_more = False
-        start = 0
-        while True:
-            piece = data[start : start + _PIECE_BYTES]
-            start += _PIECE_BYTES
-            body_bytes = self._payload.total_bytes
-            try:
-                is_head_whole = self._parse(piece)
-            except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
-                self._refuse(responses.BAD_REQUEST)
-                return
-            if is_head_whole:
-                self._head_bytes = 0
-                self._turn_bytes += len(piece)
-            elif piece:
-                body_bytes = self._payload.total_bytes - body_bytes
-                self._turn_bytes += len(piece) - body_bytes
-                self._count_head(0 if body_bytes else len(piece))
-            if start >= len(data):
-                break
-            if not self._may_parse():
-                self._keep(data[start:])
-                break
+        if len(data) <= _PIECE_BYTES:
+            self._take_in_piece(data)
+        else:
+            for start in range(0, len(data), _PIECE_BYTES):
+                if start and not self._may_parse():
+                    self._keep(data[start:])
+                    break
+                self._take_in_piece(data[start : start + _PIECE_BYTES])
         if self._is_broken:
             self._forget_unparsed()
         elif self._charged_bytes or self._head_bytes:
             self._charge()
             self._head_is_partial()
+
+    def _take_in_piece(self, piece: bytes) -> None:
+        body_bytes = self._payload.total_bytes
+        try:
+            is_head_whole = self._parse(piece)
+        except Exception:  # noqa: BLE001 - the parser raises more than it says, with what it read in the text
+            self._refuse(responses.BAD_REQUEST)
+            return
+        if is_head_whole:
+            self._head_bytes = 0
+            self._turn_bytes += len(piece)
+        elif piece:
+            body_bytes = self._payload.total_bytes - body_bytes
+            self._turn_bytes += len(piece) - body_bytes
+            self._count_head(0 if body_bytes else len(piece))
 
     # What is held.
 

@@ -74,6 +74,7 @@ class Ingest:
                 with self._body_budget.share(key_id, self._rate_limit) as share:
                     body = await self._read_body(request, encoding, share, turn)
                     if encoding is bodies.Encoding.IDENTITY:
+                        self._rate_limit.roll()
                         self._rate_limit.begin_body(key_id, len(body))
                     batch = log_parser.parse_small(body, project_id, key_id, received_at)
                     if batch is None:

@@ -6,11 +6,12 @@ on the wire below a request is `connection`'s.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import formatdate
 from enum import StrEnum
+from typing import Any
 
 import structlog
 from aiohttp import hdrs
@@ -215,11 +216,12 @@ class PublicServer:
         """Log that something was not HTTP, and nothing of it."""
         self._log.debug("request", status=400, reason="not HTTP")
 
-    async def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Coroutine[Any, Any, Response]:
         """Return the answer to a request, whatever goes wrong."""
         route = self._routes.get(request.target) or self._routes.get(canonical_path(path_of(request.target)))
-        if not self._logs_requests:
-            return await self._answer(request, route)
+        return (self._answer_and_log if self._logs_requests else self._answer)(request, route)
+
+    async def _answer_and_log(self, request: Request, route: _Route | None) -> Response:
         started = self._monotonic()
         response = await self._answer(request, route)
         self._log.debug(

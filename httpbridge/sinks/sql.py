@@ -5,7 +5,7 @@ batch, group commit and one of the two stores, and knows whether the store takes
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -98,10 +98,10 @@ class SqlSink:
         else:
             self._learned(None)
 
-    async def write(self, batch: LogBatch) -> None:
+    def write(self, batch: LogBatch) -> Coroutine[Any, Any, None]:
         """See LogSink."""
         rows = rows_of(batch, self._store.encode_instant)
-        await self._group_commit.submit(rows, rows.weight, batch.project_id)
+        return self._group_commit.submit(rows, rows.weight, batch.project_id)
 
     async def check(self) -> None:
         """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""
