@@ -103,3 +103,19 @@ async def test_a_body_that_comes_after_others_used_up_the_bytes_is_refused_undec
         assert len(bridge.sink.batches) == 1
         slow.send(request(body=BODY))  # the connection goes on
         assert (await slow.answer()).status == 429
+
+
+@pytest.mark.parametrize("header", ["X-Encoding: none", GZIP])
+async def test_a_body_that_comes_in_the_next_minute_counts_there(header: str) -> None:
+    """Although no request has begun in it yet, and the bytes of the last one are used up."""
+    body = gzip.compress(BODY) if header == GZIP else BODY
+    sent = request("POST", "/ingest/logs", header, origin=ORIGIN, body=body)
+    async with running_bridge(bytes_per_minute=1) as bridge:
+        slow = await bridge.connect()
+        slow.send(sent[:-5])
+        await bridge.validator.is_asked.wait()
+        assert (await bridge.exchange(request(body=BODY))).status == 200
+        bridge.clock.advance(60)
+        slow.send(sent[-5:])
+        assert (await slow.answer()).status == 200
+        assert (await bridge.exchange(request(body=BODY))).status == 429
