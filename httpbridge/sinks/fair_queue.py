@@ -46,8 +46,8 @@ class FairQueue(Generic[T]):
         self._few_weight_max = min(bounds.turn_weight, bounds.commit_weight_max, bounds.queued_weight_max // 2)
         self._few_items_max = bounds.queued_items_max // 2
         self._few: list[tuple[int, T, str]] = []
-        """Weights, items and owners of what came first, while there is so little that nobody need be told apart: no turn
-        would leave anything of it, and nobody is short of room."""
+        """Weights, items and owners of what came first, while there is so little that nobody need be told apart: no
+        turn would leave anything of it, and nobody is short of room."""
         self._owners: dict[str, _Owner[T]] = {}
         """Those who have something waiting, but for those few."""
         self._turns: deque[_Owner[T]] = deque()
