@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-PROTO := protos/authsvc/v1/key_service.proto
+PROTOS := key_service project_service operations_service
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,9 @@ $(STAMP): requirements-dev.lock pyproject.toml
 	@touch $@
 
 proto: $(STAMP) ## generate code from protos/
-	$(BIN)/python -m grpc_tools.protoc -I. --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
 	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=. --grpc_python_out=. \
-	  --mypy_out=. --mypy_grpc_out=. $(PROTO)
+	  --mypy_out=. --mypy_grpc_out=. $(PROTOS:%=authsvc/v1/%.proto)
 
 released: $(STAMP) ## record protos/ as released: `buf breaking` compares with it
 	$(BIN)/buf build -o protos/released.binpb

@@ -16,34 +16,36 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from authsvc.bookmark import Bookmark
-from authsvc.callers import Callers
-from authsvc.changes import ChangeFeed
+from authsvc.api.call_guard import CallGuard
+from authsvc.api.callers import Callers
+from authsvc.api.connections import Connections
+from authsvc.api.health import SERVICE_NAME as HEALTH
+from authsvc.api.health import HealthService
+from authsvc.api.key_service import KeyService
+from authsvc.api.limits import CallLimits
+from authsvc.api.operations_service import OperationsService
+from authsvc.api.project_service import ProjectService
+from authsvc.api.refusals import Strangers
 from authsvc.client.channel import ClientTls
-from authsvc.client.clock import boot_clock
-from authsvc.client.commands import connections_that_fit
-from authsvc.client.environment import Address, ConfigurationError
-from authsvc.client.listening import bind, cannot_listen
-from authsvc.client.workers import Link
 from authsvc.config import Config, Tokens, make_state_dir
-from authsvc.connections import Connections
-from authsvc.database import Database
 from authsvc.errors import StoreRefusedError
-from authsvc.health import SERVICE_NAME as HEALTH
-from authsvc.health import HealthService
-from authsvc.holders import Holders
-from authsvc.index import Index
-from authsvc.interceptors import CallGuard
-from authsvc.key_service import KeyService
-from authsvc.lease_store import LeaseStore
-from authsvc.limits import CallLimits
-from authsvc.operations_service import OperationsService
-from authsvc.project_service import ProjectService
-from authsvc.store import SCHEMA_VERSION, KeyStore
-from authsvc.strangers import Strangers
-from authsvc.watch import Watch
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.revocation.holder_bounds import Holders
+from authsvc.revocation.key_cache import Index
+from authsvc.revocation.watch import Watch
+from authsvc.runtime.clock import boot_clock
+from authsvc.runtime.commands import connections_that_fit
+from authsvc.runtime.environment import Address, ConfigurationError
+from authsvc.runtime.listening import bind, cannot_listen
+from authsvc.runtime.workers import Link
+from authsvc.storage.bookmark import Bookmark
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
+from authsvc.storage.lease_store import LeaseStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
+from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
 
 _SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
 # The largest request is a batch of 256 keys and origins of 300 characters, at most 4 bytes each.
@@ -138,8 +140,8 @@ async def serve(
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
         key_service = KeyService(store, index, watch, feed, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
-        pb_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
-        pb_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
+        project_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
+        operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
         health_pb2_grpc.add_HealthServicer_to_server(health, guard)
         if config.has_reflection:
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)

@@ -1,14 +1,14 @@
 """Making keys: raw keys, key ids; the rules for key ids and project ids. Pure but for randomness.
 
 The format and digest of a raw key, which callers of the service need too, are in
-`authsvc.client.raw_key`.
+`authsvc.client.api_key`.
 """
 
 import re
 import secrets
 from typing import NewType
 
-from authsvc.client.raw_key import PREFIX, RawKey
+from authsvc.client.api_key import PREFIX, RawKey
 from authsvc.errors import InvalidArgumentError, NotFoundError
 
 KeyId = NewType("KeyId", str)

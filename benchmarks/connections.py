@@ -14,7 +14,7 @@ from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, r
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import body, key
 from benchmarks.rig.wrk import Traffic, count
-from httpbridge.server import CONNECTIONS_MAX
+from httpbridge.http.server import CONNECTIONS_MAX
 
 IDLE, SLOW = 4_000, 1_000
 MORE = 200

@@ -11,16 +11,16 @@ from typing import TypeAlias
 import psutil
 
 from authsvc.client import Decision, Verdict
-from authsvc.client.raw_key import RawKey
+from authsvc.client.api_key import RawKey
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
+from authsvc.v1 import key_service_pb2 as pb
 from benchmarks.rig.comparison import Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import key, unknown_key
 from benchmarks.validate import COLUMNS, call
-from protos.authsvc.v1 import key_service_pb2 as pb
 
 FEW, MANY = 1_000, 1_000_000
 CACHED = 50_000

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Awaitable, Callable
 
+from authsvc.v1 import key_service_pb2 as pb
 from benchmarks.rig.probe import is_answered
 from benchmarks.rig.report import Pace, Report, Table, interleaved, median_of, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import body, key
-from protos.authsvc.v1 import key_service_pb2 as pb
 
 ROUNDS_A_ROUND = 2
 HOW = """\

@@ -9,14 +9,14 @@ from typing import Any
 
 import grpc
 
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from benchmarks.rig.comparison import Comparison, Throughput
 from benchmarks.rig.processes import Server
 from benchmarks.rig.report import Pace, Report, Table, interleaved, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import MALFORMED_KEY, key, unknown_key
 from benchmarks.rig.wrk import VoidError
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 KEYS = 1000
 BATCH = 32

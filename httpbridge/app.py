@@ -11,26 +11,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
-from authsvc.client.commands import connections_that_fit
-from authsvc.client.environment import Address
-from authsvc.client.listening import bind, bound_address
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
-from httpbridge.authorizer import Authorizer
-from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.body_turns import BodyTurns
+from authsvc.runtime.commands import connections_that_fit
+from authsvc.runtime.environment import Address
+from authsvc.runtime.listening import bind, bound_address
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
-from httpbridge.connection import Connection
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.ingest import Ingest
-from httpbridge.listener import Listener, listen
-from httpbridge.origin_counts import OriginCounts
-from httpbridge.rate_limit import RateLimit
-from httpbridge.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
-from httpbridge.sinks import LogSink
-from httpbridge.sinks.origin_store import OriginStore
-from httpbridge.sinks.remote_store import RemoteOriginStore, remote_sink
-from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
+from httpbridge.http.connection import Connection
+from httpbridge.http.listener import Listener, listen
+from httpbridge.http.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
+from httpbridge.ingest.authorizer import Authorizer
+from httpbridge.ingest.body_turns import BodyTurns
+from httpbridge.ingest.handler import Ingest
+from httpbridge.ingest.origin_counts import OriginCounts
+from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.log_store import LogSink
+from httpbridge.log_store.origin_store import OriginStore
+from httpbridge.log_store.sink import open_sql_sink
+from httpbridge.log_store.writer_client import RemoteOriginStore, remote_sink
 from httpbridge.tls import key_service_tls, server_tls
 
 _LISTEN = "HTTPBRIDGE_LISTEN"

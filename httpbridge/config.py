@@ -10,11 +10,11 @@ from typing import Annotated, Self
 
 import msgspec
 
-from authsvc.client.database_url import sqlite_url
-from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
-from authsvc.client.event_log import LogFormat, LogLevel
-from authsvc.client.networks import Networks
-from authsvc.client.private_files import check_files, check_private, make_folder, readable_by_all
+from authsvc.runtime.database_url import sqlite_url
+from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
+from authsvc.runtime.logging import LogFormat, LogLevel
+from authsvc.runtime.networks import Networks
+from authsvc.runtime.private_files import check_files, check_private, make_folder, readable_by_all
 
 PREFIX = "HTTPBRIDGE_"
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name, where the key service leaves it

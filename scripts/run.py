@@ -16,9 +16,9 @@ from typing import NoReturn
 
 import aiohttp
 
-from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import BRIDGE_TOKEN_FILE
 from authsvc.config import Config as KeyServiceConfig
+from authsvc.runtime.environment import Address, ConfigurationError
 from httpbridge.config import Config as BridgeConfig
 
 BIN = Path(sys.executable).parent

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from authsvc.app import migrate
-from authsvc.client.environment import Address, ConfigurationError
 from authsvc.config import Config as KeyServiceConfig
+from authsvc.runtime.environment import Address, ConfigurationError
 from httpbridge.config import Config as BridgeConfig
-from httpbridge.sinks.read_store import ReadStore
-from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.sink import open_sql_sink
 from tests.httpbridge.conftest import FakeClock
 
 SERVICES = pytest.mark.parametrize(

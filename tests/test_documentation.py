@@ -9,9 +9,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import msgspec
 import pytest
 
-from authsvc.client.environment import Address, ListenAddress, Secret, Token
-from authsvc.client.networks import Networks
 from authsvc.config import Config as KeyServiceConfig
+from authsvc.runtime.environment import Address, ListenAddress, Secret, Token
+from authsvc.runtime.networks import Networks
 from httpbridge.config import Config as BridgeConfig
 
 ROOT = Path(__file__).parent.parent

@@ -15,13 +15,17 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from authsvc.client.api_key import RawKey
 from authsvc.client.channel import ClientTls, TokenSource, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
-from authsvc.client.environment import Address
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import KeyServiceUnavailableError
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub, OperationsServiceStub, ProjectServiceStub
+from authsvc.runtime.environment import Address
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1 import project_service_pb2 as project_pb2
+from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from authsvc.v1.operations_service_pb2_grpc import OperationsServiceStub
+from authsvc.v1.project_service_pb2_grpc import ProjectServiceStub
 
 _T = TypeVar("_T")
 
@@ -214,7 +218,9 @@ class AdminClient:
         self, entries: Sequence[str], origins: Sequence[str] = (), *, allow_public_suffix: bool = False
     ) -> OriginsCheck:
         """Say what a list of at most 100 entries would be stored as, and which of at most 1000 origins it admits."""
-        request = pb.CheckOriginsRequest(entries=entries, origins=origins, allow_public_suffix=allow_public_suffix)
+        request = project_pb2.CheckOriginsRequest(
+            entries=entries, origins=origins, allow_public_suffix=allow_public_suffix
+        )
         answer = await self._call(lambda stubs, **options: stubs.projects.CheckOrigins(request, **options))
         return OriginsCheck(
             tuple(EntryCheck(check.entry, check.error, check.public_suffix) for check in answer.entries),
@@ -223,26 +229,26 @@ class AdminClient:
 
     async def project(self, project_id: str) -> Project:
         """Return a project. NOT_FOUND, and INVALID for what is no project id."""
-        request = pb.GetProjectRequest(project_id=project_id)
+        request = project_pb2.GetProjectRequest(project_id=project_id)
         answer = await self._call(lambda stubs, **options: stubs.projects.GetProject(request, **options))
         return _project(answer.project)
 
     async def projects(self, *, query: str = "", page_token: str = "") -> tuple[list[Project], str]:
         """Return PAGE_SIZE projects by id, those that contain the query, and the token of the next page or nothing."""
-        request = pb.ListProjectsRequest(query=query, page_token=page_token, page_size=PAGE_SIZE)
+        request = project_pb2.ListProjectsRequest(query=query, page_token=page_token, page_size=PAGE_SIZE)
         answer = await self._call(lambda stubs, **options: stubs.projects.ListProjects(request, **options))
         return [_project(project) for project in answer.projects], answer.next_page_token
 
     async def keys(self, project_id: str, *, page_token: str = "") -> tuple[list[Key], str]:
         """Return PAGE_SIZE of a project's keys, newest first, and the token of the next page or nothing."""
-        request = pb.ListKeysRequest(project_id=project_id, page_token=page_token, page_size=PAGE_SIZE)
+        request = project_pb2.ListKeysRequest(project_id=project_id, page_token=page_token, page_size=PAGE_SIZE)
         answer = await self._call(lambda stubs, **options: stubs.projects.ListKeys(request, **options))
         return [_key(key) for key in answer.keys], answer.next_page_token
 
     async def changes(self, *, project_id: str = "", before_revision: int = 0) -> tuple[list[Change], int]:
         """Return PAGE_SIZE changes of one project or all, newest first, and `before_revision` of the next page or 0."""
         # One more than are returned: whether there is a next page.
-        request = pb.ListChangesRequest(
+        request = operations_pb2.ListChangesRequest(
             project_id=project_id, before_revision=before_revision, newest_first=True, page_size=PAGE_SIZE + 1
         )
         answer = await self._call(lambda stubs, **options: stubs.operations.ListChanges(request, **options))

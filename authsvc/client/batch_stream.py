@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 
 from authsvc.client.channel import Metadata
-from protos.authsvc.v1 import key_service_pb2 as pb2
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from authsvc.v1 import key_service_pb2 as pb2
+from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 
 class StreamOverError(Exception):

@@ -10,9 +10,9 @@ from typing import Protocol, TypeAlias
 
 import grpc
 
-from authsvc.client.environment import Address, ConfigurationError, Secret, Token
-from authsvc.client.private_files import read_private
 from authsvc.client.verdicts import KeyServiceUnavailableError
+from authsvc.runtime.environment import Address, ConfigurationError, Secret, Token
+from authsvc.runtime.private_files import read_private
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
 

@@ -10,7 +10,7 @@ import socket
 import ssl
 
 from authsvc.client.channel import ClientTls
-from authsvc.client.environment import Address, ConfigurationError
+from authsvc.runtime.environment import Address, ConfigurationError
 
 # RFC 9113 section 3.4: a client's first bytes, the preface and an empty SETTINGS frame.
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))

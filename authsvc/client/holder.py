@@ -9,7 +9,7 @@ are those of docs/watch-protocol.md, by number.
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from authsvc.client.raw_key import Digest
+from authsvc.client.api_key import Digest
 
 RENEW_SECONDS_MAX = 10.0
 """Between two renewals while nothing changes."""

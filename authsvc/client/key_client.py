@@ -9,11 +9,10 @@ from typing import Any
 
 import grpc
 
+from authsvc.client.api_key import RawKey
 from authsvc.client.batch_stream import BatchStream, StreamOverError
 from authsvc.client.channel import ClientTls, Metadata, TokenSource, authorization, open_channel
 from authsvc.client.diagnosis import diagnose
-from authsvc.client.environment import Address, ConfigurationError, Secret
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import (
     INVALID_KEY,
     ORIGIN_CHARACTERS_MAX,
@@ -22,8 +21,9 @@ from authsvc.client.verdicts import (
     KeyServiceUnavailableError,
     Verdict,
 )
-from protos.authsvc.v1 import key_service_pb2 as pb2
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from authsvc.runtime.environment import Address, ConfigurationError, Secret
+from authsvc.v1 import key_service_pb2 as pb2
+from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 KEYS_PER_CALL_MAX = 256
 """As many as the key service answers in one call."""

@@ -13,18 +13,18 @@ from enum import Enum, auto
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from authsvc.client import farewell
+from authsvc.client import release
+from authsvc.client.api_key import RawKey
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
-from authsvc.client.clock import boot_clock
-from authsvc.client.environment import Address, Token
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient, sendable_origin
 from authsvc.client.library_log import EventLogger
-from authsvc.client.questions import Question, Questions
-from authsvc.client.raw_key import RawKey
+from authsvc.client.pending_lookups import Question, Questions
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
+from authsvc.runtime.clock import boot_clock
+from authsvc.runtime.environment import Address, Token
 
 _PROBE_KEY = RawKey("dt_" + "0" * 24)
 """Well-formed and never issued, as far as 96 random bits can promise it."""
@@ -135,7 +135,7 @@ class KeyValidator:
         self._holder.holder_id = secrets.token_hex(16)
         self._holder.name = self._holder.name or f"{socket.gethostname()}:{os.getpid()}"
         self._watching = asyncio.create_task(self._watcher.run(), name="key service watcher")
-        farewell.release_on_sigterm(self)
+        release.release_on_sigterm(self)
 
     def release_soon(self, done: Callable[[], None]) -> None:
         """Use the cache no more, and release the lease; `done` is called then. For `farewell`, from any thread."""
@@ -322,7 +322,7 @@ class KeyValidator:
     async def close(self) -> None:
         """Say goodbye, end the calls under way, whose callers get KeyServiceUnavailableError, and the connection."""
         self._closed = True
-        farewell.forget(self)
+        release.forget(self)
         self._watcher.leave()
         if self._watching is not None:
             await asyncio.wait([self._watching], timeout=_GOODBYE_SECONDS_MAX)

@@ -16,7 +16,7 @@ A verdict that holds for every origin is one entry.
 
 from collections import OrderedDict
 
-from authsvc.client.raw_key import Digest
+from authsvc.client.api_key import Digest
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
 _NEVER = float("-inf")

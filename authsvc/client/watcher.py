@@ -12,14 +12,14 @@ from typing import Any
 
 import grpc
 
+from authsvc.client.api_key import Digest
 from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
-from authsvc.client.environment import Address, ConfigurationError
 from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, StreamBrokenError
 from authsvc.client.library_log import EventLogger, traceback_without_text
-from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import KeyServiceUnavailableError
-from protos.authsvc.v1 import key_service_pb2 as pb2
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from authsvc.runtime.environment import Address, ConfigurationError
+from authsvc.v1 import key_service_pb2 as pb2
+from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 _BACK_OFF_SECONDS_MIN = 0.1
 _BACK_OFF_SECONDS_MAX = 2.0

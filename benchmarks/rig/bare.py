@@ -21,11 +21,11 @@ from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import authorization
-from authsvc.client.environment import Secret
-from authsvc.scheduling import let_threads_take_turns
+from authsvc.runtime.environment import Secret
+from authsvc.runtime.scheduling import let_threads_take_turns
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from benchmarks.rig.traffic import INGEST, key
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 
 def ingest_application(validate: Any = None) -> web.Application:

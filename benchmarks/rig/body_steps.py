@@ -14,9 +14,9 @@ import msgspec
 
 from benchmarks.rig.processes import SERVER_CORE, output_of
 from httpbridge.errors import BodyRefusedError
-from httpbridge.log_parser import parse
-from httpbridge.sinks.rows import rows_of
-from httpbridge.sinks.sqlite_store import SqliteStore
+from httpbridge.ingest.log_parser import parse
+from httpbridge.log_store.rows import rows_of
+from httpbridge.log_store.sqlite_store import SqliteStore
 
 _ENTRY = '{"level":"info","message":"m"<>}'
 _ONE = f'{{"logs":[{_ENTRY}]}}'

@@ -15,10 +15,11 @@ from pathlib import Path
 from authsvc.client.holder import Holder
 from authsvc.client.watcher import Watcher
 from benchmarks.rig.null_sink import NullSink
-from httpbridge import app, cli
+from httpbridge import app
+from httpbridge.cli import commands as cli
 from httpbridge.config import Config
-from httpbridge.sinks.rows import Rows
-from httpbridge.sinks.sql import SqlSink, store_at
+from httpbridge.log_store.rows import Rows
+from httpbridge.log_store.sink import SqlSink, store_at
 
 
 async def open_null_sink(_config: Config, _log_writer: Path | None) -> NullSink:

@@ -23,12 +23,12 @@ import uvloop
 
 from benchmarks.rig.processes import SERVER_CORE, output_of
 from benchmarks.rig.traffic import body
-from httpbridge.log_parser import parse
+from httpbridge.ingest.log_parser import parse
+from httpbridge.log_store.fair_queue import Bounds
+from httpbridge.log_store.schema import WRITTEN_COLUMNS
+from httpbridge.log_store.sink import open_sql_sink
+from httpbridge.log_store.sqlite_store import CHECKPOINT_BYTES
 from httpbridge.logs import LogBatch
-from httpbridge.sinks.fair_queue import Bounds
-from httpbridge.sinks.schema import WRITTEN_COLUMNS
-from httpbridge.sinks.sql import open_sql_sink
-from httpbridge.sinks.sqlite_store import CHECKPOINT_BYTES
 
 _IN_FLIGHT = 4
 """Batches that wait for the sink: enough that it never waits for the next."""

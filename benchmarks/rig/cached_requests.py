@@ -21,23 +21,23 @@ import uvloop
 from aiohttp import web
 
 from authsvc.client import Decision, Verdict
-from authsvc.client.event_log import LogFormat, LogLevel, configure
+from authsvc.client.api_key import RawKey
 from authsvc.client.holder import LeaseEvent
-from authsvc.client.raw_key import RawKey
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
+from authsvc.runtime.logging import LogFormat, LogLevel, configure
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
-from httpbridge.authorizer import Authorizer
-from httpbridge.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.body_turns import BodyTurns
-from httpbridge.ingest import Ingest
-from httpbridge.rate_limit import RateLimit
-from httpbridge.server import PublicServer, Readiness, ReadyStatus
-from httpbridge.sinks.rows import Rows
-from httpbridge.sinks.sql import SqlSink
-from httpbridge.sinks.sqlite_store import SqliteStore
+from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
+from httpbridge.http.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.ingest.authorizer import Authorizer
+from httpbridge.ingest.body_turns import BodyTurns
+from httpbridge.ingest.handler import Ingest
+from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.log_store.rows import Rows
+from httpbridge.log_store.sink import SqlSink
+from httpbridge.log_store.sqlite_store import SqliteStore
 
 COUNTS = (200, 1200)
 """Requests: the first has everything warm, the difference to the second is counted."""

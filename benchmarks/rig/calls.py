@@ -3,10 +3,10 @@
 import asyncio
 import time
 
+from authsvc.v1 import key_service_pb2 as pb
 from benchmarks.rig import open_loop
 from benchmarks.rig.open_loop import Latencies
 from benchmarks.rig.services import Rig
-from protos.authsvc.v1 import key_service_pb2 as pb
 
 
 async def measure(rig: Rig, api_key: str, *, per_second: float, seconds: float) -> Latencies:

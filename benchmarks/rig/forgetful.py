@@ -9,7 +9,8 @@ import sys
 from functools import partial
 from typing import Any, cast
 
-from authsvc import cli, index
+from authsvc.cli import commands as cli
+from authsvc.revocation import key_cache as index
 
 
 def main() -> None:

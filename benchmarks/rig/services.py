@@ -14,10 +14,10 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import TokenFile, authorization
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from benchmarks.rig.keys import store_keys
 from benchmarks.rig.processes import SERVER_CORE, Server, start
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.postgres import PostgresServer
 
 _BIN = Path(sys.executable).parent

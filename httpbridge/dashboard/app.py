@@ -15,27 +15,27 @@ from aiohttp import web
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
-from authsvc.client.commands import connections_that_fit
-from authsvc.client.environment import Address, Secret
-from authsvc.client.listening import bind, bound_address
-from authsvc.client.private_files import check_private, kept_token, make_folder
+from authsvc.runtime.commands import connections_that_fit
+from authsvc.runtime.environment import Address, Secret
+from authsvc.runtime.listening import bind, bound_address
+from authsvc.runtime.private_files import check_private, kept_token, make_folder
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
-from httpbridge.dashboard.api_keys import ApiKeys, KeyReveal
-from httpbridge.dashboard.attempts import Attempts
-from httpbridge.dashboard.audit import Audit
 from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
-from httpbridge.dashboard.guard import Guard, session_id
-from httpbridge.dashboard.log_stream import LogStreams
-from httpbridge.dashboard.logs import Logs
-from httpbridge.dashboard.origins import AllowedOrigins
+from httpbridge.dashboard.log_page.page import Logs
+from httpbridge.dashboard.log_page.stream import LogStreams
+from httpbridge.dashboard.login_throttle import Attempts
+from httpbridge.dashboard.middleware import Guard, session_id
 from httpbridge.dashboard.pages import FOLDER, Pages, Views
-from httpbridge.dashboard.projects import Projects
 from httpbridge.dashboard.sessions import Sessions
-from httpbridge.dashboard.sign_in import SignIn
-from httpbridge.dashboard.spent import Spent
-from httpbridge.listener import listen
-from httpbridge.sinks.log_queries import LogQueries
-from httpbridge.sinks.read_store import ReadStore
+from httpbridge.dashboard.spent_tokens import Spent
+from httpbridge.dashboard.views.api_keys import ApiKeys, KeyReveal
+from httpbridge.dashboard.views.audit import Audit
+from httpbridge.dashboard.views.origins import AllowedOrigins
+from httpbridge.dashboard.views.projects import Projects
+from httpbridge.dashboard.views.sign_in import SignIn
+from httpbridge.http.listener import listen
+from httpbridge.log_store.queries import LogQueries
+from httpbridge.log_store.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
 
 _LISTEN = "HTTPBRIDGE_DASHBOARD_LISTEN"

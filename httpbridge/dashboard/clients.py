@@ -6,7 +6,7 @@ from typing import Literal
 
 from aiohttp import hdrs, web
 
-from authsvc.client.networks import Networks, client_address
+from authsvc.runtime.networks import Networks, client_address
 
 _NAMES = ("For", "Proto", "Host")
 _SCHEME_PORTS = {"http": ":80", "https": ":443"}

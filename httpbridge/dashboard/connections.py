@@ -19,12 +19,12 @@ from aiohttp import hdrs, web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from yarl import URL
 
-from authsvc.client.event_log import traceback_without_text
-from authsvc.client.networks import Networks, Places, address_group
-from httpbridge.dashboard.guard import SECURITY_HEADERS
+from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.networks import Networks, Places, address_group
+from httpbridge.dashboard.middleware import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
-from httpbridge.paths import canonical_path
-from httpbridge.turns import Turns
+from httpbridge.http.paths import canonical_path
+from httpbridge.http.turns import Turns
 
 CONNECTIONS_MAX = 256
 """Open at once, those in their TLS handshake included: forty browsers, which open six at a time, and the live tails."""

@@ -15,9 +15,9 @@ from typing import Any
 
 from itsdangerous import BadData, URLSafeSerializer
 
-from authsvc.client.environment import Secret
-from httpbridge.dashboard.blanks import single_spaced
-from httpbridge.dashboard.spent import Spent
+from authsvc.runtime.environment import Secret
+from httpbridge.dashboard.invisible_characters import single_spaced
+from httpbridge.dashboard.spent_tokens import Spent
 
 SESSION_SECONDS = 12 * 3600
 IDLE_SECONDS = 3600

@@ -10,11 +10,13 @@ from typing import Any
 import grpc
 import pytest
 
+from authsvc.api.limits import CallLimits
 from authsvc.app import serve
-from authsvc.client.environment import Address
 from authsvc.config import Config
-from authsvc.limits import CallLimits
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.runtime.environment import Address
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
+from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
 
 _SEEN_SECONDS_MAX = 10.0
 
@@ -50,8 +52,8 @@ async def running(state_dir: Path, limits: CallLimits | None = None, /, **variab
             await task
         address = started.result()
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(address)))
-        keys, projects = pb_grpc.KeyServiceStub(channel), pb_grpc.ProjectServiceStub(channel)
-        operations = pb_grpc.OperationsServiceStub(channel)
+        keys, projects = pb_grpc.KeyServiceStub(channel), project_pb2_grpc.ProjectServiceStub(channel)
+        operations = operations_pb2_grpc.OperationsServiceStub(channel)
         try:
             yield Service(address, state_dir, channel, stop, keys, projects, operations)
         finally:

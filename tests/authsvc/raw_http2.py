@@ -11,7 +11,7 @@ from typing import Protocol
 
 from grpc_reflection.v1alpha import reflection_pb2
 
-from authsvc.client.environment import Address
+from authsvc.runtime.environment import Address
 
 DATA, HEADERS, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 4, 6, 7, 8
 ACK, END_STREAM, END_HEADERS = 1, 1, 4

@@ -11,7 +11,7 @@ import pytest
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import PAGE_SIZE, AdminClient, OriginCheck, Refusal, RefusedError
 from authsvc.client.channel import FixedToken, TokenFile
-from authsvc.client.environment import Address, Secret
+from authsvc.runtime.environment import Address, Secret
 from tests.authsvc.conftest import Service, running
 
 

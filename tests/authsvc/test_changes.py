@@ -11,14 +11,14 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from authsvc import changes as changes_module
-from authsvc.changes import ChangeFeed, Pulse
 from authsvc.client.holder import ChangeEvent
-from authsvc.database import Database
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
-from authsvc.lease_store import LeaseStore
 from authsvc.migrations import upgrade
-from authsvc.store import KeyStore, NewKey
+from authsvc.revocation import change_feed as changes_module
+from authsvc.revocation.change_feed import ChangeFeed, Pulse
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import KeyStore, NewKey
+from authsvc.storage.lease_store import LeaseStore
 from tests.authsvc.client.fake_key_service import until
 from tests.postgres import PostgresServer
 

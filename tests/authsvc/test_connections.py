@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, suppress
 import psutil
 import pytest
 
-from authsvc.client.networks import Networks
-from authsvc.connections import Connections
+from authsvc.api.connections import Connections
+from authsvc.runtime.networks import Networks
 
 NOBODY = Networks()
 
@@ -78,7 +78,7 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_taken(monkeypatch: p
         look(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Connections, "_look", failing)
-    monkeypatch.setattr("authsvc.connections._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("authsvc.api.connections._LOOK_SECONDS", 0.01)
     async with listening("127.0.0.1") as (connections, _, (one, *_others)):
         connections.close(name_of(one))
         await closed(one)

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from authsvc.console import by_when
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.cli.calls import by_when
+from authsvc.v1 import key_service_pb2 as pb
 
 UNREAD = "the database could not say who holds leases, or has lost changes and needs 'authsvc renew-epoch'"
 RENEWED = datetime(2026, 11, 23, 11, 59, 40, 990_000, UTC)

@@ -15,12 +15,12 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.app import migrate
-from authsvc.client.environment import ConfigurationError
 from authsvc.config import Config
-from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.migrations import upgrade
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.storage.database import Database
+from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running, until_true
 from tests.pgbouncer import PgBouncer, spread
 from tests.postgres import PostgresServer

@@ -2,9 +2,9 @@
 
 import pytest
 
-from authsvc.client.networks import Networks
 from authsvc.errors import TooManyHoldersError
-from authsvc.holders import Holders
+from authsvc.revocation.holder_bounds import Holders
+from authsvc.runtime.networks import Networks
 
 
 class Bounded:

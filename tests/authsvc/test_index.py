@@ -10,15 +10,16 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc import index as index_module
 from authsvc.app import renew_epoch
-from authsvc.client.raw_key import Digest
+from authsvc.client.api_key import Digest
 from authsvc.config import Config
-from authsvc.index import KnownKeys
 from authsvc.keys import generate_raw_key
-from authsvc.lease_store import LeaseStore
-from authsvc.store import KeyStore, Snapshot
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.revocation import key_cache as index_module
+from authsvc.revocation.key_cache import KnownKeys
+from authsvc.storage.key_store import KeyStore, Snapshot
+from authsvc.storage.lease_store import LeaseStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.watching import Watcher, ended, issue, replica, revoke
 from tests.postgres import PostgresServer
@@ -90,7 +91,7 @@ async def batch(service: Service, *api_keys: str) -> list[Any]:
 
 
 async def holders(service: Service) -> list[pb.Holder]:
-    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    answer = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
     return list(answer.holders)
 
 
@@ -210,7 +211,7 @@ async def test_what_a_call_changed_is_so_when_it_returns(service: Service, monke
         assert (await validate(service, api_key)).verdict == pb.VERDICT_ALLOWED
     probed = generate_raw_key()
     assert (await validate(service, probed.reveal())).verdict == pb.VERDICT_INVALID_KEY
-    monkeypatch.setattr("authsvc.key_service.generate_raw_key", lambda: probed)
+    monkeypatch.setattr("authsvc.api.key_service.generate_raw_key", lambda: probed)
     await issue(service, "probed")
     assert (await validate(service, probed.reveal())).verdict == pb.VERDICT_ALLOWED
     for origins, expected in ((["a.test"], pb.VERDICT_ORIGIN_NOT_ALLOWED), ([], pb.VERDICT_ALLOWED)):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
-from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
+from authsvc.revocation.leases import LeaseRow, Propagation, StoreState, WatchSession
 
 _NOON = datetime(2000, 1, 1, 12, tzinfo=UTC)
 _GRANT = LeaseEvent(3, 60.0, 9)

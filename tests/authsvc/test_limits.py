@@ -14,12 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from authsvc import connections as connections_module
+from authsvc.api import connections as connections_module
+from authsvc.api.limits import CallLimits
 from authsvc.client import KeyValidator
 from authsvc.client.verdicts import INVALID_KEY, Verdict
-from authsvc.limits import CallLimits
-from authsvc.store import KeyStore
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.storage.key_store import KeyStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.raw_http2 import (
@@ -147,7 +148,7 @@ async def test_a_call_without_a_deadline_is_given_one(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(KeyStore, "projects", stuck)
     async with running(tmp_path / "state", CallLimits(call_seconds=0.05)) as service:
-        call = service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token())
+        call = service.projects.ListProjects(project_pb2.ListProjectsRequest(), metadata=service.token())
         assert await status_of(call) == Code.DEADLINE_EXCEEDED
 
 
@@ -187,7 +188,7 @@ async def test_calls_past_the_limit_are_refused_not_queued(
     async def outcomes() -> dict[str, grpc.StatusCode]:
         calls = {
             "bridge": service.keys.Validate(pb.ValidateRequest(), metadata=service.token("bridge")),
-            "admin": service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token()),
+            "admin": service.projects.ListProjects(project_pb2.ListProjectsRequest(), metadata=service.token()),
         }
         return {role: await call.code() for role, call in calls.items()}
 
@@ -231,7 +232,7 @@ async def test_a_caller_with_a_token_who_takes_no_answers_loses_its_connection_a
         token = dict(service.token())
         async with unread_call(service, f"/authsvc.v1.{method}", **token) as closed:
             await closed
-            await service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token())
+            await service.projects.ListProjects(project_pb2.ListProjectsRequest(), metadata=service.token())
             await validate(service)
 
 

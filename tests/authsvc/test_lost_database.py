@@ -16,14 +16,16 @@ from structlog.testing import capture_logs
 
 from authsvc import app as app_module
 from authsvc.app import migrate, renew_epoch, serve
-from authsvc.bookmark import FILE as BOOKMARK
-from authsvc.client.environment import ConfigurationError
 from authsvc.config import Config
-from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import generate_raw_key
-from authsvc.sqlite import SqliteFile
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.storage.bookmark import FILE as BOOKMARK
+from authsvc.storage.database import Database
+from authsvc.storage.sqlite import SqliteFile
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.test_watch import BUSY, lose_the_last_change
 from tests.authsvc.watching import issue, replica, revoke
@@ -200,9 +202,11 @@ async def test_nothing_is_read_from_or_promised_of_what_the_next_start_would_not
             await check_refused(revoke(service))
             for api_key in (first, second):
                 await check_refused(verdict(service, api_key))
-            await check_refused(service.projects.GetProject(pb.GetProjectRequest(project_id="demo"), metadata=admin))
-            await check_refused(service.operations.ListChanges(pb.ListChangesRequest(), metadata=admin))
-            await check_refused(service.operations.ListHolders(pb.ListHoldersRequest(), metadata=admin))
+            await check_refused(
+                service.projects.GetProject(project_pb2.GetProjectRequest(project_id="demo"), metadata=admin)
+            )
+            await check_refused(service.operations.ListChanges(operations_pb2.ListChangesRequest(), metadata=admin))
+            await check_refused(service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=admin))
             assert (await watch.read()).status == Status.NOT_SERVING
             assert [await status(service, name) for name in PROBED] == [Status.NOT_SERVING] * len(PROBED)
             assert await status(service, HEALTH) == Status.SERVING
@@ -311,7 +315,9 @@ async def test_a_busy_service_does_not_go_on_from_memory(tmp_path: Path, databas
         async def is_indexed() -> bool:
             ask = pb.BatchValidateRequest(requests=[pb.ValidateRequest(api_key=generate_raw_key().reveal())] * BUSY)
             await service.keys.BatchValidate(ask, metadata=service.token())
-            holders = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+            holders = await service.operations.ListHolders(
+                operations_pb2.ListHoldersRequest(), metadata=service.token()
+            )
             await verdict(service, api_key)
             return bool(holders.holders)
 
@@ -344,7 +350,9 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
             await renew_epoch(config(tmp_path, database))
 
             async def is_over() -> bool:
-                epoch = (await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())).epoch
+                epoch = (
+                    await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
+                ).epoch
                 revoked = await revoke(service, wait_seconds=0)
                 return bool(epoch) and [it.name for it in revoked.propagation.pending] == [STAND_IN]
 

@@ -8,13 +8,15 @@ from typing import Any
 import grpc
 import pytest
 
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.conftest import Service
 from tests.authsvc.watching import Watcher, issue, revoke
 
 
-async def list_changes(service: Service, **fields: Any) -> list[pb.Change]:
-    request = pb.ListChangesRequest(**fields)
+async def list_changes(service: Service, **fields: Any) -> list[operations_pb2.Change]:
+    request = operations_pb2.ListChangesRequest(**fields)
     answer = await service.operations.ListChanges(request, metadata=service.token())
     return list(answer.changes)
 
@@ -29,7 +31,7 @@ async def test_holders_are_listed_by_name_with_how_far_behind_each_is_and_until_
     await issue(service, wait_seconds=0)
     await watchers["zeta"].change()
     await watchers["zeta"].acknowledge(1)
-    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    answer = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
     assert [(holder.name, holder.acknowledged_revision) for holder in answer.holders] == [("alpha", 0), ("zeta", 1)]
     assert [holder.holder_id for holder in answer.holders] == [watchers[name].holder_id for name in ("alpha", "zeta")]
     assert answer.revision == 1
@@ -51,7 +53,9 @@ async def test_changes_are_listed_in_order_with_who_did_what_where_and_when(serv
         (2, "revoke", "demo", "admin"),
         (3, "set_origins", "demo", "ada"),
     ]
-    keys = (await service.projects.ListKeys(pb.ListKeysRequest(project_id="demo"), metadata=service.token())).keys
+    keys = (
+        await service.projects.ListKeys(project_pb2.ListKeysRequest(project_id="demo"), metadata=service.token())
+    ).keys
     second, first = (key.key_id for key in keys)
     assert [(c.key_id, c.revoked_key_id) for c in changes] == [(first, ""), (second, first), ("", "")]
     times = [before, *(change.create_time.ToDatetime(UTC) for change in changes), datetime.now(UTC)]
@@ -101,7 +105,8 @@ async def test_a_bad_request_is_refused_by_name(service: Service, fields: dict[s
 
 
 @pytest.mark.parametrize(
-    ("method", "request_"), [("ListHolders", pb.ListHoldersRequest()), ("ListChanges", pb.ListChangesRequest())]
+    ("method", "request_"),
+    [("ListHolders", operations_pb2.ListHoldersRequest()), ("ListChanges", operations_pb2.ListChangesRequest())],
 )
 async def test_bridges_see_neither(service: Service, method: str, request_: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:

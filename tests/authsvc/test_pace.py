@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from authsvc.limits import Pace, Tally
+from authsvc.api.limits import Pace, Tally
 
 ONE, OTHER = "192.0.2.1", "192.0.2.2"
 

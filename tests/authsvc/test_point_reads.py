@@ -8,10 +8,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from authsvc.client.database_url import PostgresAddress, parse_database_url
-from authsvc.client.postgres import Connection, Postgres
 from authsvc.errors import StoreUnavailableError
-from authsvc.point_reads import PostgresReads, Row
+from authsvc.runtime.database_url import PostgresAddress, parse_database_url
+from authsvc.runtime.postgres import Connection, Postgres
+from authsvc.storage.prepared_reads import PostgresReads, Row
 
 # A value's row says how many were asked for with it.
 SQL = "SELECT value, cardinality($1::bytea[]) FROM things WHERE value = ANY($1)"

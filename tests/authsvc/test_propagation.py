@@ -13,18 +13,19 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc import app as app_module
-from authsvc import changes as changes_module
-from authsvc import key_service as key_service_module
-from authsvc import watch as watch_module
-from authsvc.changes import ChangeFeed
-from authsvc.client.networks import Networks
-from authsvc.database import Database
+from authsvc.api import key_service as key_service_module
 from authsvc.errors import StoreUnavailableError
-from authsvc.holders import Holders
-from authsvc.lease_store import LeaseStore
-from authsvc.store import KeyStore
-from authsvc.watch import LeaseReader
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.revocation import change_feed as changes_module
+from authsvc.revocation import watch as watch_module
+from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.revocation.holder_bounds import Holders
+from authsvc.revocation.watch import LeaseReader
+from authsvc.runtime.networks import Networks
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.lease_store import LeaseStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.watching import Watcher, issue, replica, revoke, wait
@@ -50,7 +51,7 @@ MUTATIONS: tuple[Callable[..., Coroutine[Any, Any, Any]], ...] = (issue, revoke,
 
 
 async def holders(service: Service) -> dict[str, pb.Holder]:
-    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    answer = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
     return {holder.name: holder for holder in answer.holders}
 
 
@@ -157,7 +158,7 @@ async def test_a_negative_wait_is_refused_and_changes_nothing(service: Service) 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await revoke(service, wait_seconds=wait_seconds)
         assert (caught.value.code(), "wait" in str(caught.value.details())) == (Code.INVALID_ARGUMENT, True)
-    request = pb.ListChangesRequest()
+    request = operations_pb2.ListChangesRequest()
     assert len((await service.operations.ListChanges(request, metadata=service.token())).changes) == 1
 
 

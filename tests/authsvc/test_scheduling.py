@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from authsvc.scheduling import let_threads_take_turns
+from authsvc.runtime.scheduling import let_threads_take_turns
 
 
 def test_a_system_that_does_not_allow_it_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from authsvc.client.environment import ConfigurationError
+from authsvc.runtime.environment import ConfigurationError
 from tests.authsvc.conftest import running
 from tests.e2e.certificates import Authority
 

@@ -18,10 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from authsvc.client.environment import ConfigurationError
 from authsvc.errors import InvalidArgumentError, KeyServiceError
-from authsvc.store import KeyStore
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.storage.key_store import KeyStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.conftest import Service, running
 
 Code = grpc.StatusCode
@@ -138,7 +140,7 @@ async def test_a_bad_origin_entry_is_named_and_nothing_is_changed(service: Servi
     code, text = await refused(service.keys.SetOrigins(request, metadata=service.token()))
     assert code == Code.INVALID_ARGUMENT
     assert "https://bad.example/path" in text
-    got = await service.projects.GetProject(pb.GetProjectRequest(project_id="demo"), metadata=service.token())
+    got = await service.projects.GetProject(project_pb2.GetProjectRequest(project_id="demo"), metadata=service.token())
     assert list(got.project.origins) == ["example.com"]
 
 
@@ -164,8 +166,8 @@ async def test_misuse_has_the_status_that_says_so(service: Service) -> None:
         (revoke, pb.RevokeRequest(project_id="demo", key_id="")),
         (revoke, pb.RevokeRequest(project_id="demo", key_id="key_0")),
         (service.keys.SetOrigins, pb.SetOriginsRequest(project_id="nobody")),
-        (get, pb.GetProjectRequest(project_id="nobody")),
-        (keys, pb.ListKeysRequest(project_id="nobody")),
+        (get, project_pb2.GetProjectRequest(project_id="nobody")),
+        (keys, project_pb2.ListKeysRequest(project_id="nobody")),
     ):
         assert (await refused(call(request, metadata=admin)))[0] == Code.NOT_FOUND
     assert (await validate(service, issued.api_key)).verdict == pb.VERDICT_ALLOWED
@@ -180,8 +182,8 @@ async def test_a_page_token_that_no_response_carried_is_refused_by_its_name(serv
     """Also one that would name another page, or another project, if only it were read so: U+0663 is a digit."""
     await issue(service)
     for call, request in (
-        (service.projects.ListKeys, pb.ListKeysRequest(project_id="demo", page_token=token)),
-        (service.projects.ListProjects, pb.ListProjectsRequest(page_token=token)),
+        (service.projects.ListKeys, project_pb2.ListKeysRequest(project_id="demo", page_token=token)),
+        (service.projects.ListProjects, project_pb2.ListProjectsRequest(page_token=token)),
     ):
         if (token, call) != (encoded("9" * 19), service.projects.ListProjects):  # which a project may be called
             refusal = (Code.INVALID_ARGUMENT, "page_token: not one that a response carried")
@@ -191,11 +193,11 @@ async def test_a_page_token_that_no_response_carried_is_refused_by_its_name(serv
 async def test_a_query_that_no_project_id_can_contain_is_refused_by_its_name(service: Service) -> None:
     """SQLite cannot compare with one that is far longer."""
     await issue(service, "a" * 63)
-    request = pb.ListProjectsRequest(query="a" * 63)
+    request = project_pb2.ListProjectsRequest(query="a" * 63)
     found = await service.projects.ListProjects(request, metadata=service.token())
     assert [project.project_id for project in found.projects] == ["a" * 63]
     for query in ("a" * 64, "a" * 60_000, "\0"):
-        call = service.projects.ListProjects(pb.ListProjectsRequest(query=query), metadata=service.token())
+        call = service.projects.ListProjects(project_pb2.ListProjectsRequest(query=query), metadata=service.token())
         code, text = await refused(call)
         assert (code, text.partition(":")[0]) == (Code.INVALID_ARGUMENT, "query")
 
@@ -205,15 +207,17 @@ async def test_a_page_has_a_hundred_entries_at_the_most(service: Service) -> Non
     for number in range(102):
         await issue(service, f"p{number}")
     for size, count in ((0, 50), (100, 100), (101, 100), (2**31 - 1, 100)):
-        request = pb.ListProjectsRequest(page_size=size)
+        request = project_pb2.ListProjectsRequest(page_size=size)
         page = await service.projects.ListProjects(request, metadata=service.token())
         assert len(page.projects) == count
-        listed = await service.operations.ListChanges(pb.ListChangesRequest(page_size=size), metadata=service.token())
+        listed = await service.operations.ListChanges(
+            operations_pb2.ListChangesRequest(page_size=size), metadata=service.token()
+        )
         assert len(listed.changes) == count
 
 
 async def test_a_negative_page_size_is_refused(service: Service) -> None:
-    call = service.projects.ListProjects(pb.ListProjectsRequest(page_size=-1), metadata=service.token())
+    call = service.projects.ListProjects(project_pb2.ListProjectsRequest(page_size=-1), metadata=service.token())
     assert (await refused(call))[0] == Code.INVALID_ARGUMENT
 
 
@@ -225,7 +229,7 @@ async def test_pages_join_and_the_last_has_no_token(service: Service) -> None:
         await service.keys.Revoke(pb.RevokeRequest(project_id="p0"), metadata=service.token())
     seen, token = [], ""
     while True:
-        request = pb.ListProjectsRequest(page_size=2, page_token=token)
+        request = project_pb2.ListProjectsRequest(page_size=2, page_token=token)
         page = await service.projects.ListProjects(request, metadata=service.token())
         seen += [project.project_id for project in page.projects]
         if not (token := page.next_page_token):
@@ -233,7 +237,7 @@ async def test_pages_join_and_the_last_has_no_token(service: Service) -> None:
     assert seen == names
     seen = []
     while True:
-        keys = pb.ListKeysRequest(project_id="p0", page_size=2, page_token=token)
+        keys = project_pb2.ListKeysRequest(project_id="p0", page_size=2, page_token=token)
         page = await service.projects.ListKeys(keys, metadata=service.token())
         seen += [key.key_id for key in page.keys]
         if not (token := page.next_page_token):
@@ -245,10 +249,10 @@ ADMIN_CALLS: list[tuple[str, str, Any]] = [
     ("keys", "Issue", pb.IssueRequest(project_id="demo")),
     ("keys", "Revoke", pb.RevokeRequest(project_id="demo")),
     ("keys", "SetOrigins", pb.SetOriginsRequest(project_id="demo")),
-    ("projects", "GetProject", pb.GetProjectRequest(project_id="demo")),
-    ("projects", "ListProjects", pb.ListProjectsRequest()),
-    ("projects", "ListKeys", pb.ListKeysRequest(project_id="demo")),
-    ("projects", "CheckOrigins", pb.CheckOriginsRequest(entries=["example.com"])),
+    ("projects", "GetProject", project_pb2.GetProjectRequest(project_id="demo")),
+    ("projects", "ListProjects", project_pb2.ListProjectsRequest()),
+    ("projects", "ListKeys", project_pb2.ListKeysRequest(project_id="demo")),
+    ("projects", "CheckOrigins", project_pb2.CheckOriginsRequest(entries=["example.com"])),
 ]
 
 

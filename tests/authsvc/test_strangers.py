@@ -15,9 +15,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from authsvc.health import HealthService
-from authsvc.limits import CallLimits
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.api.health import HealthService
+from authsvc.api.limits import CallLimits
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.raw_http2 import (
@@ -212,7 +213,7 @@ async def test_a_refusal_waits_for_its_turn_and_whoever_has_a_token_for_none(
         answer = asyncio.create_task(read_until(stranger.reader, HEADERS))
         for _ in range(100):
             await validate(service)
-            await service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token())
+            await service.projects.ListProjects(project_pb2.ListProjectsRequest(), metadata=service.token())
         assert not answer.done()
         answer.cancel()
 
@@ -301,7 +302,7 @@ async def test_a_flood_of_one_method_leaves_others_their_turn(service: Service) 
             stranger = await stack.enter_async_context(flood(service, f"127.0.0.{number}"))
             stranger.call(VALIDATE, 100)
         for _ in range(10):
-            await service.projects.ListProjects(pb.ListProjectsRequest(), metadata=service.token(), timeout=20)
+            await service.projects.ListProjects(project_pb2.ListProjectsRequest(), metadata=service.token(), timeout=20)
 
 
 async def test_reflection_is_for_this_machine_alone_unless_it_is_switched_on(tmp_path: Path) -> None:

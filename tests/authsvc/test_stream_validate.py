@@ -11,10 +11,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from authsvc import app as app_module
+from authsvc.api.limits import CallLimits
 from authsvc.keys import generate_raw_key
-from authsvc.limits import CallLimits
-from authsvc.store import KeyStore
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.storage.key_store import KeyStore
+from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.watching import ended, issue, replica, revoke
@@ -181,7 +181,7 @@ async def test_a_key_that_is_issued_between_two_batches_is_allowed_in_the_second
     probed = generate_raw_key()
     batches = Batches(service)
     assert await batches.verdicts(probed.reveal()) == [pb.VERDICT_INVALID_KEY]
-    monkeypatch.setattr("authsvc.key_service.generate_raw_key", lambda: probed)
+    monkeypatch.setattr("authsvc.api.key_service.generate_raw_key", lambda: probed)
     await issue(service)
     assert await batches.verdicts(probed.reveal()) == [pb.VERDICT_ALLOWED]
 

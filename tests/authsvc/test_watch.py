@@ -15,22 +15,23 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from authsvc import app as app_module
-from authsvc import watch as watch_module
-from authsvc.changes import ChangeFeed
+from authsvc.api.limits import CallLimits
 from authsvc.client import KeyValidator
-from authsvc.client.clock import boot_clock
+from authsvc.client.api_key import RawKey
 from authsvc.client.holder import Renewal
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
-from authsvc.database import Database
 from authsvc.keys import generate_raw_key
-from authsvc.lease_store import LeaseStore
-from authsvc.limits import CallLimits
 from authsvc.migrations import upgrade
-from authsvc.store import KeyStore
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from authsvc.revocation import watch as watch_module
+from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.runtime.clock import boot_clock
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.lease_store import LeaseStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revoke
@@ -77,7 +78,7 @@ async def test_a_malformed_request_ends_the_stream_and_names_the_field(
     await call.write(request_)
     code, text = await ended(call)
     assert (code, text.partition(":")[0]) == (Code.INVALID_ARGUMENT, named)
-    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    answer = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
     assert not answer.holders
 
 
@@ -109,7 +110,7 @@ async def test_a_holder_that_comes_back_is_sent_what_it_missed_without_a_reset(s
 
 @pytest.mark.parametrize(
     ("limit", "value"),
-    [("authsvc.lease_store.CHANGES_BEHIND_MAX", 1), ("authsvc.watch.CHANGE_AGE_SECONDS_MAX", -60.0)],
+    [("authsvc.storage.lease_store.CHANGES_BEHIND_MAX", 1), ("authsvc.revocation.watch.CHANGE_AGE_SECONDS_MAX", -60.0)],
 )
 async def test_a_holder_that_is_too_far_behind_is_reset(
     service: Service, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
@@ -198,7 +199,7 @@ async def test_a_stream_is_one_holders(service: Service) -> None:
     await watcher.renew()
     code, text = await ended(watcher.call)
     assert (code, "holder_id" in text) == (Code.INVALID_ARGUMENT, True)
-    answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+    answer = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
     assert len(answer.holders) == 1
 
 
@@ -270,7 +271,7 @@ async def test_holders_are_bounded_until_their_leases_are_over(tmp_path: Path) -
             watchers[2].call.cancel()
             await until_true("the service has seen that a stream has gone", is_bounded)
         assert {line["address"] for line in logged if line["event"] == "holders_refused"} == {"127.0.0.1"}
-        listed = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+        listed = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
         assert another.holder_id not in {holder.holder_id for holder in listed.holders}
         watchers[2].reopen()
         for watcher in watchers:
@@ -583,7 +584,9 @@ async def test_leases_that_expired_long_ago_are_swept(tmp_path: Path, monkeypatc
         await asyncio.to_thread(expire, service, first, 5 * 60)  # the sweeper goes on meanwhile
         async with asyncio.timeout(10):
             while True:
-                answer = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+                answer = await service.operations.ListHolders(
+                    operations_pb2.ListHoldersRequest(), metadata=service.token()
+                )
                 if first.holder_id not in (left := {holder.holder_id for holder in answer.holders}):
                     break
         assert left == {second.holder_id, third.holder_id}

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from authsvc.app import migrate
 from authsvc.config import Config
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
 
 HOLDER = "holder-0123456789"

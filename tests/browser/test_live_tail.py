@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 from playwright.async_api import Page, Route, expect
 
-from httpbridge.dashboard.log_stream import STREAMS_OF_SESSION_MAX
+from httpbridge.dashboard.log_page.stream import STREAMS_OF_SESSION_MAX
 from tests.browser.stack import Stack
 from tests.browser.tour import LOGS, send, signed_in
 

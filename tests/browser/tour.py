@@ -16,13 +16,13 @@ from unittest.mock import patch
 
 from playwright.async_api import Page, expect
 
-from authsvc.client.environment import Address
+from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app as dashboard
-from httpbridge.dashboard.attempts import ATTEMPTS_PER_ADDRESS_MAX
-from httpbridge.dashboard.origins import ENTRIES_MAX
+from httpbridge.dashboard.login_throttle import ATTEMPTS_PER_ADDRESS_MAX
+from httpbridge.dashboard.views.origins import ENTRIES_MAX
+from httpbridge.log_store.queries import TEXT_ROWS_MAX
+from httpbridge.log_store.tail import ARRIVALS_MAX
 from httpbridge.logs import LOGS_MAX
-from httpbridge.sinks.log_queries import TEXT_ROWS_MAX
-from httpbridge.sinks.log_tail import ARRIVALS_MAX
 from tests.browser.stack import Stack
 from tests.e2e.http_exchange import exchange, request
 from tests.e2e.processes import until

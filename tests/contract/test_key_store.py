@@ -12,15 +12,15 @@ from itertools import pairwise
 import pytest
 import sqlalchemy as sa
 
-from authsvc import lease_store
-from authsvc import tables as tables_module
-from authsvc.client.environment import ConfigurationError
-from authsvc.client.raw_key import RawKey
-from authsvc.database import Database
+from authsvc.client.api_key import RawKey
 from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key
 from authsvc.migrations import upgrade
-from authsvc.store import SCHEMA_VERSION, ActiveKey, ChangeKind, KeyStore, NewKey, Revision
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.storage import lease_store
+from authsvc.storage import tables as tables_module
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import SCHEMA_VERSION, ActiveKey, ChangeKind, KeyStore, NewKey, Revision
 from tests.postgres import PostgresServer
 
 DEMO = ProjectId("demo")
@@ -354,7 +354,7 @@ def _hold_write_lock(
 async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("authsvc.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("authsvc.storage.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
     async with opened(sqlite_url) as store:
         raw_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")

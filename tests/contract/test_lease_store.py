@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from authsvc import database as database_module
-from authsvc import lease_store as lease_store_module
 from authsvc.client.holder import Renewal
-from authsvc.database import Database
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
-from authsvc.lease_store import LeaseStore
-from authsvc.leases import LeaseRow
 from authsvc.migrations import upgrade
-from authsvc.store import CHANNEL, KeyStore, NewKey
+from authsvc.revocation.leases import LeaseRow
+from authsvc.storage import database as database_module
+from authsvc.storage import lease_store as lease_store_module
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import CHANNEL, KeyStore, NewKey
+from authsvc.storage.lease_store import LeaseStore
 from tests.postgres import PostgresServer, blocked
 
 LEASE_SECONDS = 60.0
@@ -193,7 +193,7 @@ async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
     assert re.fullmatch("[0-9a-f]{32}", first.epoch)
     for number in range(4):
         await mutate(database, f"p{number}")
-    monkeypatch.setattr("authsvc.lease_store.CHANGES_BEHIND_MAX", 3)
+    monkeypatch.setattr("authsvc.storage.lease_store.CHANGES_BEHIND_MAX", 3)
     state = await leases.state()
     assert (state.epoch, state.revision, state.resumable_revision) == (first.epoch, 4, 1)
     assert state.time > first.time

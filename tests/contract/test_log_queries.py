@@ -11,14 +11,15 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store import queries as log_queries
+from httpbridge.log_store.log_rows import LogFilter, LogRow, Position
+from httpbridge.log_store.queries import Activity, LogQueries
+from httpbridge.log_store.read_store import ReadStore, StoreSlowError
+from httpbridge.log_store.schema import logs
+from httpbridge.log_store.sink import SqlSink
+from httpbridge.log_store.tail import LogTail, Mark, newest_mark
 from httpbridge.logs import Level, LogEntry
-from httpbridge.sinks import StoreSetupError, log_queries
-from httpbridge.sinks.log_queries import Activity, LogQueries
-from httpbridge.sinks.log_rows import LogFilter, LogRow, Position
-from httpbridge.sinks.log_tail import LogTail, Mark, newest_mark
-from httpbridge.sinks.read_store import ReadStore, StoreSlowError
-from httpbridge.sinks.schema import logs
-from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 from tests.postgres import PostgresServer
 
@@ -298,8 +299,8 @@ async def test_a_statement_that_takes_too_long_is_stopped(database_url: str) -> 
 async def test_who_waits_too_long_for_a_connection_is_told_that_the_store_is_slow(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("httpbridge.sinks.read_store.WAIT_SECONDS_MAX", 0.05)
-    monkeypatch.setattr("httpbridge.sinks.postgres_store.CONNECT_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("httpbridge.log_store.read_store.WAIT_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("httpbridge.log_store.postgres_store.CONNECT_SECONDS_MAX", 0.5)
     reader = ReadStore(database_url)
     async with sink_on(database_url), reader.connection():
         with pytest.raises(StoreSlowError):
@@ -310,8 +311,8 @@ async def test_who_waits_too_long_for_a_connection_is_told_that_the_store_is_slo
 async def test_where_the_look_for_what_can_be_counted_is_slow_that_is_unknown(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("httpbridge.sinks.read_store.WAIT_SECONDS_MAX", 0.05)
-    monkeypatch.setattr("httpbridge.sinks.postgres_store.CONNECT_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("httpbridge.log_store.read_store.WAIT_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("httpbridge.log_store.postgres_store.CONNECT_SECONDS_MAX", 0.5)
     monkeypatch.setattr(log_queries, "ROWS_MAX", 1)
     reader = ReadStore(database_url)
     queries = LogQueries(reader, monotonic=Clock())
@@ -499,7 +500,7 @@ async def test_a_tail_sees_what_was_under_way_at_several_looks(postgres_url: str
 async def test_a_mark_of_too_many_transactions_repeats_rather_than_misses(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("httpbridge.sinks.log_tail.RUNNING_MAX", 0)
+    monkeypatch.setattr("httpbridge.log_store.tail.RUNNING_MAX", 0)
     async with store_on(postgres_url) as store:
         async with committing_late(postgres_url, "slow"):
             await store.write(entry("quick"))
@@ -529,7 +530,7 @@ def test_a_mark_is_read_back(mark: Mark) -> None:
 
 
 async def test_a_tail_is_bounded_and_says_what_it_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("httpbridge.sinks.log_tail.ARRIVALS_MAX", 3)
+    monkeypatch.setattr("httpbridge.log_store.tail.ARRIVALS_MAX", 3)
     tail = LogTail(store.reader, LogFilter(project_id="demo"), Mark(0))
     await store.write(*(entry(str(number)) for number in range(5)))
     first = await tail.look()
@@ -537,7 +538,7 @@ async def test_a_tail_is_bounded_and_says_what_it_left_out(store: Store, monkeyp
     await store.write(entry("5"))
     second = await tail.look()
     assert ([row.log.message for row in second.rows], second.is_gap) == (["5"], False)
-    monkeypatch.setattr("httpbridge.sinks.log_tail.IDS_MAX", 2)
+    monkeypatch.setattr("httpbridge.log_store.tail.IDS_MAX", 2)
     await store.write(entry("6"), entry("7"), entry("8"))
     third = await tail.look()
     assert ([row.log.message for row in third.rows], third.is_gap) == (["7", "8"], True)

@@ -14,14 +14,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.address import existing_file, parse
+from httpbridge.log_store.fair_queue import Bounds
+from httpbridge.log_store.postgres_store import postgres_engine
+from httpbridge.log_store.rows import Rows
+from httpbridge.log_store.schema import log_store, logs
+from httpbridge.log_store.sink import SqlSink, Store, open_sql_sink, store_at
 from httpbridge.logs import Level, LogBatch, LogEntry
-from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.address import existing_file, parse
-from httpbridge.sinks.fair_queue import Bounds
-from httpbridge.sinks.postgres_store import postgres_engine
-from httpbridge.sinks.rows import Rows
-from httpbridge.sinks.schema import log_store, logs
-from httpbridge.sinks.sql import SqlSink, Store, open_sql_sink, store_at
 from tests.httpbridge.test_logs import batch_of
 
 RECEIVED_AT = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)

@@ -10,10 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.sinks import origin_store
-from httpbridge.sinks.origin_store import OriginCount, OriginStore, SeenOrigin, SeenOrigins, seen_origins
-from httpbridge.sinks.read_store import ReadStore
-from httpbridge.sinks.schema import log_store, logs, origin_counts, tables
+from httpbridge.log_store import origin_store
+from httpbridge.log_store.origin_store import OriginCount, OriginStore, SeenOrigin, SeenOrigins, seen_origins
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.schema import log_store, logs, origin_counts, tables
 from tests.contract.test_log_sink import batch, query, reading_engine, sink_on, stored_messages
 from tests.httpbridge.test_sinks_sqlite import size
 

@@ -13,8 +13,10 @@ from typing import Any, Self
 
 import grpc
 
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
 from tests.e2e.traffic import Attempt
 
 _NEVER = float("inf")
@@ -94,7 +96,7 @@ class Administrator:
         self._channel = grpc.aio.insecure_channel(address)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._service: Any = pb_grpc.KeyServiceStub(self._channel)
-        self._operations: Any = pb_grpc.OperationsServiceStub(self._channel)
+        self._operations: Any = operations_pb2_grpc.OperationsServiceStub(self._channel)
         self._keys = keys
 
     async def __aenter__(self) -> Self:
@@ -139,9 +141,11 @@ class Administrator:
         response: pb.RevokeResponse = await self._call(self._service.Revoke, pb.RevokeRequest(project_id=project))
         return self._keys.add(Life(project, response.key.key_id, response.api_key, time.time()))
 
-    async def holders(self) -> pb.ListHoldersResponse:
+    async def holders(self) -> operations_pb2.ListHoldersResponse:
         """Return who holds leases."""
-        response: pb.ListHoldersResponse = await self._call(self._operations.ListHolders, pb.ListHoldersRequest())
+        response: operations_pb2.ListHoldersResponse = await self._call(
+            self._operations.ListHolders, operations_pb2.ListHoldersRequest()
+        )
         return response
 
     async def holder(self, pid: int) -> pb.Holder | None:

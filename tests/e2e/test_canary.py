@@ -14,8 +14,10 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import project_service_pb2 as project_pb2
+from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
 from tests.e2e.http_exchange import BODY, Connection, NoAnswerError, exchange, get, post, request
 from tests.e2e.processes import Service, System
 from tests.httpbridge.dashboard.conftest import Answer as DashboardAnswer
@@ -99,7 +101,7 @@ async def send_all(service: Service, key: str) -> None:
 async def call_all(address: str, key: str, token: str) -> None:
     """Call the key service with the key and the token in every place."""
     async with grpc.aio.insecure_channel(address) as channel:
-        keys, projects = pb_grpc.KeyServiceStub(channel), pb_grpc.ProjectServiceStub(channel)
+        keys, projects = pb_grpc.KeyServiceStub(channel), project_pb2_grpc.ProjectServiceStub(channel)
         for authorization in (f"Bearer {token}", token, f"Basic {token}", f"Bearer {token} {token}", f"Bearer {key}"):
             metadata = (("authorization", authorization), ("x-authsvc-caller", "canary"), ("x-token", token))
             calls: list[tuple[Any, Message]] = [
@@ -109,8 +111,8 @@ async def call_all(address: str, key: str, token: str) -> None:
                 (keys.Issue, pb.IssueRequest(project_id="p", origins=[f"https://{key}@/"])),
                 (keys.Revoke, pb.RevokeRequest(project_id="demo", key_id=key)),
                 (keys.SetOrigins, pb.SetOriginsRequest(project_id="demo", origins=[f"{key}@x"])),
-                (projects.GetProject, pb.GetProjectRequest(project_id=key)),
-                (projects.ListKeys, pb.ListKeysRequest(project_id="demo", page_token=key)),
+                (projects.GetProject, project_pb2.GetProjectRequest(project_id=key)),
+                (projects.ListKeys, project_pb2.ListKeysRequest(project_id="demo", page_token=key)),
             ]
             for call, message in calls:
                 with contextlib.suppress(grpc.aio.AioRpcError):

@@ -200,7 +200,7 @@ def test_a_crash_is_not_dumped(system: System) -> None:
 
 WITHOUT_A_LIMIT_OF_OURS = """
 import ctypes, os, resource
-from authsvc.client.core_dumps import turn_off
+from authsvc.runtime.core_dumps import turn_off
 prctl = ctypes.CDLL(None).prctl
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 if os.geteuid() == 0:

@@ -8,8 +8,8 @@ from contextlib import closing
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import BODY, Connection, get, post, request

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import grpc
 
-from authsvc.client.environment import Address
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.runtime.environment import Address
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.authsvc.raw_http2 import flood
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster

@@ -12,8 +12,8 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.e2e.certificates import Authority
 from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import BODY, Connection, get, post, request

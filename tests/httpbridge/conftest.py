@@ -11,18 +11,18 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.api_key import Digest, RawKey
 from authsvc.client.key_client import sendable_origin
-from authsvc.client.networks import Networks
-from authsvc.client.raw_key import Digest, RawKey
-from httpbridge.authorizer import Authorizer
-from httpbridge.bodies import Budget
-from httpbridge.body_turns import BodyTurns
-from httpbridge.connection import Connection
-from httpbridge.ingest import Ingest
-from httpbridge.listener import Listener
+from authsvc.runtime.networks import Networks
+from httpbridge.http.bodies import Budget
+from httpbridge.http.connection import Connection
+from httpbridge.http.listener import Listener
+from httpbridge.http.server import PublicServer, Readiness, ReadyStatus
+from httpbridge.ingest.authorizer import Authorizer
+from httpbridge.ingest.body_turns import BodyTurns
+from httpbridge.ingest.handler import Ingest
+from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.logs import LogBatch
-from httpbridge.rate_limit import RateLimit
-from httpbridge.server import PublicServer, Readiness, ReadyStatus
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"

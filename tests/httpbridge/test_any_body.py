@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from httpbridge.ingest.mending import PIECE_BYTES
+from httpbridge.log_store.schema import logs
 from httpbridge.logs import LogBatch
-from httpbridge.mending import PIECE_BYTES
-from httpbridge.sinks.schema import logs
 from tests.contract.test_log_sink import query, sink_on
 from tests.httpbridge.conftest import Bridge, request, running_bridge
 from tests.httpbridge.test_logs import batch_of

@@ -18,10 +18,10 @@ import psutil
 import pytest
 import trustme
 
-from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Token
+from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Token
 from httpbridge.app import serve
 from httpbridge.config import Config
-from httpbridge.server import CONNECTIONS_MAX
+from httpbridge.http.server import CONNECTIONS_MAX
 from tests.authsvc.client.fake_key_service import FakeKeyService
 from tests.authsvc.client.fake_key_service import serve as serve_keys
 from tests.e2e.http_exchange import get, post

@@ -7,8 +7,6 @@ import zlib
 import pytest
 from multidict import CIMultiDict
 
-from httpbridge import bodies
-from httpbridge.bodies import Budget, Encoding, Share
 from httpbridge.errors import (
     BodyRefusedError,
     BodyTooLargeError,
@@ -16,7 +14,9 @@ from httpbridge.errors import (
     RateLimitedError,
     UnsupportedEncodingError,
 )
-from httpbridge.rate_limit import RateLimit
+from httpbridge.http import bodies
+from httpbridge.http.bodies import Budget, Encoding, Share
+from httpbridge.ingest.rate_limit import RateLimit
 from tests.httpbridge.conftest import FakeClock
 
 LIMIT_BYTES = 256 * 1024

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from httpbridge.body_turns import TURNS_BETWEEN, BodyTurns
+from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurns
 
 
 class Steps:

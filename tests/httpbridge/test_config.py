@@ -2,7 +2,7 @@
 
 import pytest
 
-from authsvc.client.environment import ConfigurationError
+from authsvc.runtime.environment import ConfigurationError
 from httpbridge.config import Config
 
 

@@ -18,7 +18,7 @@ import trustme
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from httpbridge.connection import Connection
+from httpbridge.http.connection import Connection
 from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, KEY, OTHER_KEY, SECOND_KEY, Bridge, request, running_bridge
 
 BAD_REQUEST = b'{"error": "Bad request"}'

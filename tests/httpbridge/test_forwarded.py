@@ -3,7 +3,7 @@
 import pytest
 import structlog
 
-from authsvc.client.networks import Networks
+from authsvc.runtime.networks import Networks
 from tests.httpbridge.conftest import KEY, request, running_bridge
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from authsvc.client.environment import ConfigurationError
+from authsvc.runtime.environment import ConfigurationError
 from httpbridge.config import Config
 from tests.httpbridge.conftest import BODY, Bridge, Client, LoopClock, request, running_bridge
 

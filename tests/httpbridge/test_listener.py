@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trustme
 
-from authsvc.client.networks import Networks
+from authsvc.runtime.networks import Networks
 from tests.httpbridge.conftest import BODY, Bridge, request, running_bridge
 
 STRANGER, OTHER = "127.0.0.2", "127.0.0.3"

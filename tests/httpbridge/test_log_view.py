@@ -11,11 +11,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from httpbridge.cli.log_view import json_line, parse_since, printable, show_logs, text_line
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_view import json_line, parse_since, printable, show_logs, text_line
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
 from httpbridge.logs import Level, LogEntry
-from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.sql_reader import Selection, StoredLog, open_sql_reader
 from tests.contract.test_log_sink import RECEIVED_AT, batch, sink_on
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -14,11 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.json_text import NESTING_MAX
-from httpbridge.log_parser import parse, parse_small
+from httpbridge.http.responses import refused_body
+from httpbridge.ingest.json_text import NESTING_MAX
+from httpbridge.ingest.log_parser import parse, parse_small
+from httpbridge.ingest.mending import PIECE_BYTES
 from httpbridge.logs import Level, LogBatch, LogEntry
-from httpbridge.mending import PIECE_BYTES
-from httpbridge.responses import refused_body
 
 RECEIVED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

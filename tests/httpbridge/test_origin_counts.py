@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import structlog
 
-from httpbridge import origin_counts
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.origin_counts import ENTRIES_MAX, NOT_AN_ORIGIN, ORIGINS_MAX, OTHER, OriginCounts
-from httpbridge.sinks.origin_store import OriginCount
+from httpbridge.ingest import origin_counts
+from httpbridge.ingest.origin_counts import ENTRIES_MAX, NOT_AN_ORIGIN, ORIGINS_MAX, OTHER, OriginCounts
+from httpbridge.log_store.origin_store import OriginCount
 from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, OTHER_KEY, PROJECT_ID, Bridge, request
 
 HOUR = datetime(2026, 11, 23, 20, tzinfo=UTC)

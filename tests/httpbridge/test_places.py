@@ -10,8 +10,8 @@ import pytest
 import structlog
 import trustme
 
-from authsvc.client.networks import Networks
-from httpbridge.server import HEALTH_CONNECTIONS_MAX
+from authsvc.runtime.networks import Networks
+from httpbridge.http.server import HEALTH_CONNECTIONS_MAX
 from tests.httpbridge.conftest import BODY, OTHER_KEY, Bridge, Client, LoopClock, request, running_bridge
 
 EventDict = structlog.typing.EventDict

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from httpbridge.sinks.fair_queue import Bounds, FairQueue
+from httpbridge.log_store.fair_queue import Bounds, FairQueue
 
 TURN, GROUP = 10, 40
 BOUNDS = Bounds(turn_weight=TURN, commit_weight_max=GROUP, queued_weight_max=10**6, queued_items_max=10**6)

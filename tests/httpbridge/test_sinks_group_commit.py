@@ -8,8 +8,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.sinks.fair_queue import Bounds
-from httpbridge.sinks.group_commit import GroupCommit
+from httpbridge.log_store.fair_queue import Bounds
+from httpbridge.log_store.group_commit import GroupCommit
 
 Outcome: TypeAlias = "BaseException | None"
 

@@ -8,8 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.sink import open_sql_sink
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
 from tests.postgres import PostgresServer
 
@@ -116,7 +116,7 @@ async def test_a_locked_table_is_unavailable_in_bounded_time(
         await sink.write(batch("before"))
         blocker = await asyncpg.connect(postgres_url)
         await blocker.execute("BEGIN; LOCK TABLE logs")
-        monkeypatch.setattr("httpbridge.sinks.postgres_store.COMMIT_SECONDS_MAX", 0.3)
+        monkeypatch.setattr("httpbridge.log_store.postgres_store.COMMIT_SECONDS_MAX", 0.3)
         with pytest.raises(StoreUnavailableError):
             await sink.write(batch("refused"))
         monkeypatch.undo()

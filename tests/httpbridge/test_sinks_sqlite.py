@@ -15,13 +15,13 @@ import sqlalchemy as sa
 import structlog
 
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.origin_store import OriginCount, OriginStore
-from httpbridge.sinks.read_store import ReadStore
-from httpbridge.sinks.rows import Row
-from httpbridge.sinks.schema import logs
-from httpbridge.sinks.sql import open_sql_sink
-from httpbridge.sinks.sqlite_store import SqliteStore
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.origin_store import OriginCount, OriginStore
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.rows import Row
+from httpbridge.log_store.schema import logs
+from httpbridge.log_store.sink import open_sql_sink
+from httpbridge.log_store.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
 
 # Holds the file's lock until its standard input ends.
@@ -50,7 +50,7 @@ async def test_another_processes_lock_is_unavailable_until_it_ends(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A locked file is neither waited for without end nor fatal, and what was refused is not stored."""
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.BUSY_SECONDS_MAX", 0.1)
     clock = Clock()
     async with sink_on(sqlite_url, monotonic=clock) as sink:
         await sink.write(batch("before"))
@@ -67,7 +67,7 @@ async def test_another_processes_lock_is_unavailable_until_it_ends(
 
 
 async def test_the_bridge_may_start_while_the_file_is_locked(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.BUSY_SECONDS_MAX", 0.1)
     with locked(sqlite_url):
         sink = await open_sql_sink(sqlite_url, monotonic=Clock())
         with pytest.raises(StoreUnavailableError, match="locked"):
@@ -82,7 +82,7 @@ async def test_the_bridge_may_start_while_the_file_is_locked(sqlite_url: str, mo
 FULL_DISK = """
 import asyncio, resource, signal, sys
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.sinks.sql import open_sql_sink
+from httpbridge.log_store.sink import open_sql_sink
 from tests.contract.test_log_sink import batch
 
 async def main():
@@ -151,7 +151,7 @@ async def test_the_wal_stays_bounded_under_writes_without_a_pause(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """30 MB go through a WAL of a few; a clean end leaves none."""
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
     path = sqlite_url.removeprefix("sqlite:///") + "-wal"
     async with sink_on(sqlite_url) as sink:
         for _ in range(150):
@@ -180,7 +180,7 @@ def held_checkpoints() -> Iterator[threading.Event]:
 async def test_commits_wait_for_a_checkpoint_that_they_are_far_ahead_of(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 100_000)
     path = sqlite_url.removeprefix("sqlite:///") + "-wal"
     async with sink_on(sqlite_url) as sink:
 
@@ -202,7 +202,7 @@ async def test_who_makes_the_wal_grow_waits_for_its_checkpoint_and_nobody_else(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else others would wait while what large batches brought during the checkpoint is copied after it."""
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
     large = batch("x" * 1_200_000)
     async with sink_on(sqlite_url) as sink:
         with held_checkpoints() as go_on:
@@ -229,7 +229,7 @@ async def test_a_wal_that_readers_keep_growing_is_told_of_once_and_once_that_it_
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, takes_turns: bool
 ) -> None:
     """Readers that overlap keep it, too, though each of them ends."""
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 100_000)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 100_000)
     path = sqlite_url.removeprefix("sqlite:///") + "-wal"
     async with sink_on(sqlite_url) as sink:
         await sink.write(batch("first"))
@@ -445,7 +445,7 @@ async def test_counts_of_origins_leave_a_store_alone_that_took_the_others_place(
 async def test_no_checkpoint_makes_a_file_in_the_place_of_one_that_is_gone(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 0)
     copy_wal = SqliteStore._copy_wal
     files = files_of(sqlite_url)
 

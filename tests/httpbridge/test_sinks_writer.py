@@ -16,14 +16,14 @@ import pytest
 import uvloop
 
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.group_commit import GroupCommit
+from httpbridge.log_store.origin_store import OriginCount, OriginStore
+from httpbridge.log_store.rows import Rows, rows_of
+from httpbridge.log_store.sink import SqlSink, store_at
+from httpbridge.log_store.writer import Writer, serve_writer
+from httpbridge.log_store.writer_client import ANSWER_SECONDS_MAX, RemoteOriginStore, RemoteStore
 from httpbridge.logs import Level, LogBatch, LogEntry
-from httpbridge.sinks import StoreSetupError
-from httpbridge.sinks.group_commit import GroupCommit
-from httpbridge.sinks.origin_store import OriginCount, OriginStore
-from httpbridge.sinks.remote_store import ANSWER_SECONDS_MAX, RemoteOriginStore, RemoteStore
-from httpbridge.sinks.rows import Rows, rows_of
-from httpbridge.sinks.sql import SqlSink, store_at
-from httpbridge.sinks.writer import Writer, serve_writer
 from tests.contract.test_log_sink import counted
 
 NOW = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
@@ -60,7 +60,7 @@ class Files:
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     """Name the files; the socket's path is relative, as long ones cannot be bound."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("httpbridge.sinks.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.BUSY_SECONDS_MAX", 0.1)
     return Files(tmp_path / "logs.db", Path("log-writer"))
 
 
@@ -224,7 +224,7 @@ async def test_what_waits_when_the_writer_ends_is_unavailable(files: Files) -> N
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from httpbridge.sinks.writer import serve_writer
+from httpbridge.log_store.writer import serve_writer
 asyncio.run(serve_writer(sys.argv[1], Path(sys.argv[2]), asyncio.Event(), lambda: print("listens", flush=True)))
 """
 

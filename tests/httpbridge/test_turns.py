@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from authsvc.client.networks import Networks
-from httpbridge.turns import CALLER_TURNS, TURNS, Caller, Turns
+from authsvc.runtime.networks import Networks
+from httpbridge.http.turns import CALLER_TURNS, TURNS, Caller, Turns
 from tests.httpbridge.conftest import BODY, NOBODY, Bridge, request, running_bridge
 
 HEALTH = request("GET", "/health", key=None)
@@ -146,8 +146,8 @@ async def test_what_waits_for_its_turn_is_bounded_for_all_and_for_each_address(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Heads that never end, and what follows them in the same segment: who holds too much is told to come again."""
-    monkeypatch.setattr("httpbridge.server.HELD_BYTES_MAX", 200_000)
-    monkeypatch.setattr("httpbridge.server.CALLER_HELD_BYTES_MAX", 100_000)
+    monkeypatch.setattr("httpbridge.http.server.HELD_BYTES_MAX", 200_000)
+    monkeypatch.setattr("httpbridge.http.server.CALLER_HELD_BYTES_MAX", 100_000)
     partial = b"GET /health HTTP/1.1\r\nHost: x\r\n" + (b"X: " + b"y" * 8000 + b"\r\n") * 5
     async with running_bridge() as bridge:
         held = [await bridge.connect(source="127.0.0.2") for _ in range(2)]
@@ -172,7 +172,7 @@ async def test_what_waits_for_its_turn_is_bounded_for_all_and_for_each_address(
 async def test_a_connection_that_ends_while_it_waits_gives_back_all_that_it_held(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("httpbridge.server.CALLER_HELD_BYTES_MAX", 100_000)
+    monkeypatch.setattr("httpbridge.http.server.CALLER_HELD_BYTES_MAX", 100_000)
     async with running_bridge() as bridge:
         for _ in range(20):
             client = await bridge.connect()

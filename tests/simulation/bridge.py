@@ -7,8 +7,8 @@ and the next one starts with a holder id of its own.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError, Verdicts
-from authsvc.client.raw_key import Digest
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer, Decision
 from tests.simulation.checker import Request

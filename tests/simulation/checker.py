@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from authsvc.client.raw_key import Digest
+from authsvc.client.api_key import Digest
 from authsvc.client.verdicts import Verdict
 from tests.simulation.schedule import Clock, Schedule, seconds_of
 

@@ -8,10 +8,10 @@ of `replica`.
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import ChangeEvent, Renewal
-from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
-from authsvc.leases import LeaseRow, StoreState
+from authsvc.revocation.leases import LeaseRow, StoreState
 from tests.simulation.schedule import Clock
 
 _TTL_SECONDS = 1e9

@@ -1,4 +1,4 @@
-"""The index of a replica: what `authsvc.index` does around the real `KnownKeys` and the real `Holder`, in virtual time.
+"""The index of a replica: what `authsvc.revocation.key_cache` does around the real `KnownKeys` and the real `Holder`, in virtual time.
 
 It is a holder like a bridge's process, with a stream to its own replica, and answers
 what bridges ask. It comes and goes, as load does.
@@ -6,10 +6,10 @@ what bridges ask. It comes and goes, as load does.
 
 from typing import TYPE_CHECKING
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder
-from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import Answer
-from authsvc.index import LEASE_SECONDS_MAX, KnownKeys
+from authsvc.revocation.key_cache import LEASE_SECONDS_MAX, KnownKeys
 from tests.simulation.bridge import Host, Process, Stream
 from tests.simulation.database import Project, answer_for
 

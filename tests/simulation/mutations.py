@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, Verdicts
-from authsvc.client.raw_key import Digest
 from authsvc.client.verdicts import Answer
-from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
+from authsvc.revocation.leases import LeaseRow, Propagation, StoreState, WatchSession
 from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
 from tests.simulation.checker import Kind
 from tests.simulation.database import Database, Project, answer_for

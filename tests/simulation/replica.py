@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import Renewal
-from authsvc.client.raw_key import Digest
-from authsvc.leases import LeaseRow, Propagation, StoreState, WatchSession
+from authsvc.revocation.leases import LeaseRow, Propagation, StoreState, WatchSession
 from tests.simulation.bridge import Flight, Host, Process, Stream
 from tests.simulation.database import answer_for
 from tests.simulation.index import IndexProcess

@@ -13,7 +13,7 @@ from typing import Any
 
 from authsvc.client.holder import Renewal
 from authsvc.client.verdicts import Answer
-from authsvc.leases import LeaseRow, StoreState
+from authsvc.revocation.leases import LeaseRow, StoreState
 
 TRACE_STEPS = 400
 """How much of a schedule a failure prints."""

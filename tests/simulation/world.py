@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, Verdicts
-from authsvc.client.raw_key import Digest
-from authsvc.leases import Propagation, WatchSession
+from authsvc.revocation.leases import Propagation, WatchSession
 from tests.simulation.bridge import Host, MakeHolder, Process
 from tests.simulation.checker import Checker, Request
 from tests.simulation.database import Database

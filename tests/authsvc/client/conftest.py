@@ -9,8 +9,8 @@ import pytest
 import trustme
 
 from authsvc.client import key_client as key_client_module
-from authsvc.client.environment import Address
 from authsvc.client.validator import KeyValidator
+from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials, until
 
 

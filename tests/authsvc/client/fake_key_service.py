@@ -11,8 +11,8 @@ import grpc
 import trustme
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.client.raw_key import RawKey
-from protos.authsvc.v1 import key_service_pb2 as pb2
+from authsvc.client.api_key import RawKey
+from authsvc.v1 import key_service_pb2 as pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[pb2.BatchValidateRequest, pb2.BatchValidateResponse]"
 

@@ -2,11 +2,11 @@
 
 import asyncio
 
+from authsvc.client.api_key import RawKey
 from authsvc.client.channel import FixedToken
-from authsvc.client.environment import Secret
 from authsvc.client.key_client import KeyClient
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
+from authsvc.runtime.environment import Secret
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService
 from tests.authsvc.conftest import Service
 

@@ -9,11 +9,11 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
+from authsvc.client.api_key import RawKey
 from authsvc.client.channel import TokenFile
-from authsvc.client.environment import Address
 from authsvc.client.key_client import KeyClient
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
+from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, invalid, serve, until
 from tests.authsvc.client.streaming import (
     ALLOWED,

@@ -10,10 +10,10 @@ import grpc
 import pytest
 
 from authsvc.client import key_client
-from authsvc.client.environment import Address
+from authsvc.client.api_key import RawKey
 from authsvc.client.key_client import KeyClient
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import KeyServiceUnavailableError
+from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, invalid, serve
 from tests.authsvc.client.streaming import (
     ALLOWED,

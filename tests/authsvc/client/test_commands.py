@@ -10,8 +10,8 @@ import pytest
 import structlog
 from click.testing import CliRunner
 
-from authsvc.client.commands import DEFECT, Commands, connections_that_fit, fail
-from authsvc.client.environment import ConfigurationError
+from authsvc.runtime.commands import DEFECT, Commands, connections_that_fit, fail
+from authsvc.runtime.environment import ConfigurationError
 
 SECRET = "canary-password"
 
@@ -75,8 +75,8 @@ def test_a_line_stays_one_whatever_it_is_about() -> None:
 
 DEBUG = f"""
 import click
-from authsvc.client.commands import Commands
-from authsvc.client.event_log import LogFormat, LogLevel, configure
+from authsvc.runtime.commands import Commands
+from authsvc.runtime.logging import LogFormat, LogLevel, configure
 
 @click.group(cls=Commands)
 def main(): pass

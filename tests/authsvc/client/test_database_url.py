@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authsvc.client.database_url import DatabaseUrlError, PostgresAddress, parse_database_url, sqlite_url
+from authsvc.runtime.database_url import DatabaseUrlError, PostgresAddress, parse_database_url, sqlite_url
 
 SECRET = "canary"
 

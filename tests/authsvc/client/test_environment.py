@@ -6,10 +6,10 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from authsvc.client.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
-from authsvc.client.event_log import LogLevel
-from authsvc.client.networks import Networks
 from authsvc.client.validator import KeyValidator
+from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
+from authsvc.runtime.logging import LogLevel
+from authsvc.runtime.networks import Networks
 
 
 class Config(msgspec.Struct, frozen=True):

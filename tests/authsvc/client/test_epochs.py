@@ -2,9 +2,9 @@
 
 import pytest
 
-from authsvc.client.environment import Address
-from authsvc.client.raw_key import RawKey
+from authsvc.client.api_key import RawKey
 from authsvc.client.validator import KeyValidator
+from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")

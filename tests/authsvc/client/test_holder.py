@@ -2,6 +2,7 @@
 
 import pytest
 
+from authsvc.client.api_key import Digest
 from authsvc.client.holder import (
     ANSWER_SECONDS_MAX,
     RENEW_SECONDS_MAX,
@@ -13,7 +14,6 @@ from authsvc.client.holder import (
     ResetEvent,
     StreamBrokenError,
 )
-from authsvc.client.raw_key import Digest
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 

@@ -10,7 +10,7 @@ import pytest
 
 from authsvc.client import Decision, KeyRefusedError, KeyServiceUnavailableError, KeyValidator, Verdict
 from authsvc.client.channel import ClientTls
-from authsvc.client.environment import Address, ConfigurationError
+from authsvc.runtime.environment import Address, ConfigurationError
 from tests.authsvc.client.fake_key_service import FakeKeyService, allowed, invalid, refused, serve
 from tests.e2e.processes import free_port
 
@@ -135,7 +135,7 @@ def test_it_logs_where_the_host_has_logging() -> None:
 
 SERVICE = """
 import sys
-from authsvc.client.event_log import LogFormat, LogLevel, configure
+from authsvc.runtime.logging import LogFormat, LogLevel, configure
 from authsvc.client.library_log import EventLogger
 configure(LogLevel(sys.argv[1]), LogFormat.JSON, worker="3")
 EventLogger().info("lease_granted", holder="h1")

@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from authsvc.client.environment import ConfigurationError
-from authsvc.client.known_variables import KNOWN, unknown_variable
 from authsvc.config import Config as KeyServiceConfig
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.runtime.known_variables import KNOWN, unknown_variable
 from httpbridge.config import Config as BridgeConfig
 
 CONFIGS = pytest.mark.parametrize("config", [KeyServiceConfig, BridgeConfig])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from authsvc.client.networks import Networks, Places, address_group, client_address, forwarded_for
+from authsvc.runtime.networks import Networks, Places, address_group, client_address, forwarded_for
 
 NOBODY = Networks()
 

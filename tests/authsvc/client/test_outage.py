@@ -8,10 +8,11 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from authsvc.client.raw_key import RawKey
+from authsvc.client.api_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
 from tests.authsvc.client.fake_key_service import Clock, until
 from tests.authsvc.conftest import Service, running
 from tests.measured import Measured
@@ -138,7 +139,7 @@ async def test_holders_come_back_one_after_the_other(tmp_path: Path, clock: Cloc
         came_back_at = loop.time()
         await until(lambda: all(validator.has_lease for validator in validators))
         assert loop.time() - came_back_at < RECOVERY_SECONDS_MAX
-        listed = await service.operations.ListHolders(pb.ListHoldersRequest(), metadata=service.token())
+        listed = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
         renewed = sorted(holder.renew_time.ToNanoseconds() / 1e9 for holder in listed.holders)
         assert len(renewed) == HOLDERS
         assert renewed[-1] - renewed[0] > SPREAD_SECONDS_MIN

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from authsvc.client.channel import TokenFile
-from authsvc.client.environment import ConfigurationError
-from authsvc.client.private_files import kept_token, make_folder
 from authsvc.client.verdicts import KeyServiceUnavailableError
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.runtime.private_files import kept_token, make_folder
 
 STRANGE_ID = 54321
 """Of a user and a group that nobody here belongs to."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import trustme
 
+from authsvc.client.api_key import RawKey
 from authsvc.client.channel import ClientTls, FixedToken
 from authsvc.client.diagnosis import diagnose
-from authsvc.client.environment import Address, ConfigurationError, Secret
 from authsvc.client.key_client import KeyClient
-from authsvc.client.raw_key import RawKey
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
+from authsvc.runtime.environment import Address, ConfigurationError, Secret
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, serve, server_credentials
 
 KEY = RawKey("dt_0123456789abcdef01234567")

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.client.environment import Address, Secret
-from authsvc.client.raw_key import RawKey
+from authsvc.client.api_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
-from protos.authsvc.v1 import key_service_pb2 as pb2
+from authsvc.runtime.environment import Address, Secret
+from authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.client_log import client_events
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, allowed, invalid, refused, until
 

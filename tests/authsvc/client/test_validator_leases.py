@@ -6,11 +6,11 @@ import time
 import grpc
 import pytest
 
-from authsvc.client.clock import boot_clock
-from authsvc.client.environment import Address
-from authsvc.client.raw_key import RawKey
+from authsvc.client.api_key import RawKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.runtime.clock import boot_clock
+from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, until
 
 KEY = RawKey("dt_0123456789abcdef01234567")

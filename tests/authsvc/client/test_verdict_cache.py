@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import pytest
 
-from authsvc.client.raw_key import Digest
+from authsvc.client.api_key import Digest
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 

@@ -8,12 +8,12 @@ import grpc
 import pytest
 import trustme
 
+from authsvc.client.api_key import Digest, RawKey
 from authsvc.client.channel import ClientTls, TokenFile
-from authsvc.client.environment import Address
-from authsvc.client.raw_key import Digest, RawKey
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
+from authsvc.runtime.environment import Address
 from tests.authsvc.client.client_log import client_events
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, Stream, serve, until
 from tests.e2e.tcp_proxy import TcpProxy

@@ -14,8 +14,8 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from authsvc.client.environment import Address
-from authsvc.client.workers import RESTART_SECONDS_MAX, Parent, Place, Role, StartFailedError, restart_seconds
+from authsvc.runtime.environment import Address
+from authsvc.runtime.workers import RESTART_SECONDS_MAX, Parent, Place, Role, StartFailedError, restart_seconds
 from tests.e2e.processes import until
 
 # A worker as the parent sees it. It appends what happens to a file, and does what files of its name tell it.
@@ -163,7 +163,7 @@ async def test_a_stop_while_they_start_ends_those_that_began_and_starts_no_other
 async def test_a_worker_that_hangs_at_its_start_is_killed_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("authsvc.client.workers.START_SECONDS_MAX", 1.0)
+    monkeypatch.setattr("authsvc.runtime.workers.START_SECONDS_MAX", 1.0)
     (tmp_path / "2-hangs").touch()
     with capture_logs() as logs:
         async with asyncio.timeout(60):
@@ -194,8 +194,8 @@ async def test_a_stop_while_the_parent_looks_at_the_end_of_a_worker_leaves_none_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """One that served long is replaced without a wait."""
-    monkeypatch.setattr("authsvc.client.workers.STOP_SECONDS_MAX", 10.0)
-    monkeypatch.setattr("authsvc.client.workers.GROWN_UP_SECONDS", 0.0)
+    monkeypatch.setattr("authsvc.runtime.workers.STOP_SECONDS_MAX", 10.0)
+    monkeypatch.setattr("authsvc.runtime.workers.GROWN_UP_SECONDS", 0.0)
     loop = asyncio.get_running_loop()
 
     def count_down(left: int) -> None:

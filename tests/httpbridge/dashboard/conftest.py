@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from authsvc.client.environment import Address
+from authsvc.runtime.environment import Address
 from httpbridge.config import Config
 from httpbridge.dashboard import app
 from tests.authsvc.conftest import running as running_key_service

@@ -11,9 +11,9 @@ import trustme
 from aiohttp.test_utils import make_mocked_request
 from structlog.testing import capture_logs
 
-from authsvc.client.networks import Networks
+from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import Client, client_of
-from httpbridge.dashboard.log_stream import STREAMS_MAX, LogStreams
+from httpbridge.dashboard.log_page.stream import STREAMS_MAX, LogStreams
 from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running

@@ -173,7 +173,7 @@ async def test_what_the_dashboard_works_on_is_not_cut_off_and_whoever_has_no_roo
 
 
 async def test_silent_tls_handshakes_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("httpbridge.listener.TLS_HANDSHAKE_SECONDS", 1000)
+    monkeypatch.setattr("httpbridge.http.listener.TLS_HANDSHAKE_SECONDS", 1000)
     ca, cert, key = trustme.CA(), tmp_path / "cert.pem", tmp_path / "key.pem"
     issued = ca.issue_cert("127.0.0.1")
     issued.cert_chain_pems[0].write_to_path(cert)

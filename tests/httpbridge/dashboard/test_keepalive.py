@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from authsvc.client.environment import Address
+from authsvc.runtime.environment import Address
 from tests.httpbridge.conftest import LoopClock
 from tests.httpbridge.dashboard.conftest import Browser, running
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httpbridge.dashboard.log_chart import BARS_MAX, GAP, HEIGHT, Chart, chart, edges
+from httpbridge.dashboard.log_page.chart import BARS_MAX, GAP, HEIGHT, Chart, chart, edges
+from httpbridge.log_store.log_rows import Position
+from httpbridge.log_store.queries import Bar
 from httpbridge.logs import Level
-from httpbridge.sinks.log_queries import Bar
-from httpbridge.sinks.log_rows import Position
 
 NOW = datetime(2026, 11, 23, 20, 15, 42, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

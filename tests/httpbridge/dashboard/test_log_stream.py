@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import web
 
-from httpbridge.dashboard.log_stream import LogStreams
+from httpbridge.dashboard.log_page.stream import LogStreams
+from httpbridge.log_store.log_rows import LogFilter
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.sink import SqlSink
+from httpbridge.log_store.tail import Arrivals, LogTail, Mark
 from httpbridge.logs import Level, LogEntry
-from httpbridge.sinks.log_rows import LogFilter
-from httpbridge.sinks.log_tail import Arrivals, LogTail, Mark
-from httpbridge.sinks.read_store import ReadStore
-from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Dashboard
 

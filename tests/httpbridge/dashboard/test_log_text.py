@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httpbridge.dashboard.log_text import INDENT_LEVELS_MAX, Shown, headline, laid_out_json, shown
+from httpbridge.dashboard.log_page.text import INDENT_LEVELS_MAX, Shown, headline, laid_out_json, shown
 
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

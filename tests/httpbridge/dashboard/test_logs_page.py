@@ -14,15 +14,15 @@ import grpc
 import pytest
 import sqlalchemy as sa
 
-from authsvc.client.environment import Address
+from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app
-from httpbridge.dashboard import logs as logs_view
-from httpbridge.dashboard.log_filters import position_text, read_position
+from httpbridge.dashboard.log_page import page as logs_view
+from httpbridge.dashboard.log_page.filters import position_text, read_position
+from httpbridge.log_store import queries as log_queries
+from httpbridge.log_store.log_rows import Position
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.sink import SqlSink
 from httpbridge.logs import Level, LogEntry
-from httpbridge.sinks import log_queries
-from httpbridge.sinks.log_rows import Position
-from httpbridge.sinks.read_store import ReadStore
-from httpbridge.sinks.sql import SqlSink
 from tests.contract.test_log_sink import batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Answer, Browser, Dashboard, running
 

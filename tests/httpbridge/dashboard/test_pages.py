@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from authsvc.client.environment import Address
-from authsvc.limits import CallLimits
-from httpbridge.dashboard.origins import ENTRIES_MAX
+from authsvc.api.limits import CallLimits
+from authsvc.runtime.environment import Address
+from authsvc.v1 import key_service_pb2 as pb
+from httpbridge.dashboard.views.origins import ENTRIES_MAX
+from httpbridge.log_store.origin_store import OriginCount, OriginStore
+from httpbridge.log_store.sink import open_sql_sink
 from httpbridge.logs import Level, LogBatch, LogEntry
-from httpbridge.sinks.origin_store import OriginCount, OriginStore
-from httpbridge.sinks.sql import open_sql_sink
-from protos.authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service
 from tests.authsvc.conftest import running as running_key_service
 from tests.authsvc.test_limits import hold
@@ -563,7 +563,7 @@ async def test_what_no_handler_can_answer_is_logged_without_its_text_and_ends_th
         raise RuntimeError(canary)
 
     monkeypatch.setattr("httpbridge.dashboard.pages.Pages.render", fail)
-    monkeypatch.setattr("httpbridge.dashboard.guard.Guard._failure", fail)
+    monkeypatch.setattr("httpbridge.dashboard.middleware.Guard._failure", fail)
     host, port = dashboard.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET /sign-in?{canary} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -1,0 +1,311 @@
+"""KeyService: protobuf to domain and back, nothing else.
+
+Registered by `app`, called by gRPC behind `interceptors`, which turns what is
+raised here into a status.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import structlog
+from google.protobuf.duration_pb2 import Duration
+
+from authsvc.api import messages
+from authsvc.api.callers import Callers
+from authsvc.api.messages import Context
+from authsvc.client.api_key import Digest, RawKey, digest_of
+from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.errors import InvalidArgumentError, StoreUnavailableError
+from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key, parse_key_id, parse_project_id
+from authsvc.origins import OriginEntryError, normalise_list
+from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.revocation.key_cache import Index, IndexedKey
+from authsvc.revocation.leases import INDEX_ID_PREFIX
+from authsvc.revocation.watch import Watch
+from authsvc.storage.key_store import ActiveKey, Key, KeyStore, NewKey, Revision, Revoked
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+
+_log = structlog.get_logger("authsvc")
+_T = TypeVar("_T")
+
+_CACHE_TTL = Duration(seconds=60)
+# A key may be issued right after it was probed; callers that hold no lease should notice soon.
+_INVALID_CACHE_TTL = Duration(seconds=5)
+_BATCH_MAX = 256
+_CALLER_CHARACTERS_MAX = 128
+_NAMED_MAX = 100  # holders in the answer to a mutation; the rest are counted
+_WAIT_SECONDS_DEFAULT = 2.0
+_WAIT_SECONDS_MAX = 25.0
+
+
+class KeyService(pb_grpc.KeyServiceServicer):
+    """Issues, revokes and validates keys."""
+
+    def __init__(self, store: KeyStore, index: Index, watch: Watch, feed: ChangeFeed, callers: Callers) -> None:
+        """Serve from the store, which stays the caller's to close after `drain`."""
+        self._callers = callers
+        self._store = store
+        self._index = index
+        self._watch = watch
+        self._feed = feed
+        self._mutations: set[asyncio.Task[Any]] = set()
+
+    async def drain(self) -> None:
+        """Wait for the mutations whose callers have gone away."""
+        while self._mutations:
+            await asyncio.wait(self._mutations)
+
+    async def Validate(self, request: pb.ValidateRequest, context: Context) -> pb.ValidateResponse:
+        """Answer with a verdict."""
+        digest = digest_of(request.api_key)
+        if digest is None:
+            return _invalid_key("", 0)
+        fact = self._index.recall(digest)
+        if fact is None:
+            snapshot = await self._index.read([digest])
+            return _verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(digest))
+        return _indexed_verdict(request, *fact)
+
+    async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
+        """Answer each request with a verdict: from memory, and all others with one look at the database."""
+        return pb.BatchValidateResponse(responses=await self._answers(request.requests))
+
+    async def StreamValidate(
+        self, request_iterator: AsyncIterator[pb.StreamValidateRequest], context: Context
+    ) -> AsyncIterator[pb.StreamValidateResponse]:
+        """Answer one batch after the other."""
+        async for request in request_iterator:
+            yield pb.StreamValidateResponse(responses=await self._answers(request.requests))
+
+    async def _answers(self, requests: Sequence[pb.ValidateRequest]) -> list[pb.ValidateResponse]:
+        if len(requests) > _BATCH_MAX:
+            raise InvalidArgumentError(f"{len(requests)} requests: {_BATCH_MAX} are the most")
+        answers: list[pb.ValidateResponse] = []
+        missing: dict[int, Digest] = {}
+        for position, entry in enumerate(requests):
+            digest = digest_of(entry.api_key)
+            if digest is None:
+                answers.append(_invalid_key("", 0))
+            elif (fact := self._index.recall(digest)) is not None:
+                answers.append(_indexed_verdict(entry, *fact))
+            else:
+                missing[position] = digest
+                answers.append(pb.ValidateResponse())
+        if missing:
+            with suppress(StoreUnavailableError):  # those that were found are answered all the same
+                snapshot = await self._index.read(list(missing.values()))
+                for position, digest in missing.items():
+                    key = snapshot.keys.get(digest)
+                    answers[position] = _verdict(requests[position], snapshot.epoch, snapshot.revision, key)
+        return answers
+
+    async def Issue(self, request: pb.IssueRequest, context: Context) -> pb.IssueResponse:
+        """Create the project's key, and the project if it is new."""
+        project_id = parse_project_id(request.project_id)
+        origins = _normalised(request)
+        raw_key, new_key = _new_key()
+        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
+        key, origins, revision = await self._finish(self._issue(project_id, origins, new_key, _caller(context)))
+        return pb.IssueResponse(
+            api_key=raw_key.reveal(),
+            key=messages.key(key),
+            origins=origins,
+            revision=revision,
+            propagation=await self._propagate(revision, wait_seconds, answer_by),
+        )
+
+    async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeResponse:
+        """End a key and issue the next."""
+        project_id = parse_project_id(request.project_id)
+        key_id = parse_key_id(request.key_id) if request.HasField("key_id") else None
+        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
+        raw_key, new_key = _new_key()
+        outcome = await self._finish(self._revoke(project_id, key_id, new_key, _caller(context)))
+        response = pb.RevokeResponse(revoked_key=messages.key(outcome.key), revision=outcome.revision)
+        if outcome.next_key is None:
+            response.already_revoked = True  # rule 11: nothing was committed, and the wait is as for the first call
+        else:
+            response.api_key = raw_key.reveal()
+            response.key.CopyFrom(messages.key(outcome.next_key))
+        response.propagation.CopyFrom(await self._propagate(outcome.revision, wait_seconds, answer_by))
+        return response
+
+    async def SetOrigins(self, request: pb.SetOriginsRequest, context: Context) -> pb.SetOriginsResponse:
+        """Replace the project's origin list."""
+        project_id = parse_project_id(request.project_id)
+        origins = _normalised(request)
+        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
+        revision, is_new = await self._finish(self._set_origins(project_id, origins, _caller(context)))
+        return pb.SetOriginsResponse(
+            origins=origins,
+            revision=revision,
+            propagation=await self._propagate(revision, wait_seconds, answer_by),
+            already_set=not is_new,  # rule 11: nothing was committed, and the wait is as for the first call
+        )
+
+    # grpc.aio also takes a coroutine that writes to its context; the stub knows generators only.
+    async def Watch(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[pb.WatchRequest], context: Any
+    ) -> None:
+        """Serve one holder's stream."""
+
+        async def renewals() -> AsyncIterator[Renewal]:
+            async for request in request_iterator:
+                yield _renewal(request)
+
+        async def send(event: Event) -> None:
+            await context.write(_event(event))
+
+        await self._watch.serve(renewals(), send, self._callers.caller(context).address)
+
+    async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
+        bound = self._watch.lease_bound()  # what is granted after the commit counts only with it (rules 1 and 3)
+        propagation = await self._watch.propagate(revision, wait_seconds, answer_by)
+        if propagation is None:
+            return pb.Propagation(effective_by=messages.timestamp(bound))
+        confirmed = [row for row in propagation.confirmed.values() if not row.is_index]
+        return pb.Propagation(
+            effective_by=messages.timestamp(propagation.effective_by),
+            effective=propagation.is_effective,
+            confirmed=map(messages.holder, confirmed[:_NAMED_MAX]),
+            pending=map(messages.holder, propagation.named(_NAMED_MAX)),
+            confirmed_count=len(confirmed),
+            pending_count=len(propagation.pending),
+        )
+
+    # What is committed is logged, also when the caller is gone.
+
+    async def _issue(
+        self, project_id: ProjectId, origins: Sequence[str], new_key: NewKey, caller: str
+    ) -> tuple[Key, tuple[str, ...], Revision]:
+        known = self._feed.revision
+        key, origins, revision = await self._store.issue(project_id, origins, new_key, caller)
+        self._feed.lose_unless_new(revision, known)
+        _log.info("key_issued", project_id=project_id, key_id=key.key_id, caller=caller, revision=revision)
+        return key, origins, revision
+
+    async def _revoke(self, project_id: ProjectId, key_id: KeyId | None, new_key: NewKey, caller: str) -> Revoked:
+        known = self._feed.revision
+        outcome = await self._store.revoke(project_id, key_id, new_key, caller)
+        if outcome.next_key is not None:
+            self._feed.lose_unless_new(outcome.revision, known)
+            ids = {"key_id": outcome.key.key_id, "next_key_id": outcome.next_key.key_id}
+            _log.info("key_revoked", project_id=project_id, **ids, caller=caller, revision=outcome.revision)
+        return outcome
+
+    async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
+        known = self._feed.revision
+        revision, is_new = await self._store.set_origins(project_id, origins, caller)
+        if is_new:
+            self._feed.lose_unless_new(revision, known)
+            _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
+        return revision, is_new
+
+    async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
+        """Run a mutation to its end even if its caller goes away: it is either not begun or committed, never cut."""
+        task = asyncio.create_task(mutation)
+        self._mutations.add(task)
+        task.add_done_callback(self._mutations.discard)
+        task.add_done_callback(lambda _: self._feed.wake())
+        return await asyncio.shield(task)
+
+
+def _wait_seconds(request: Any) -> float:
+    """Return how long the caller would wait for the change to hold everywhere."""
+    if not request.HasField("wait"):
+        return _WAIT_SECONDS_DEFAULT
+    wait_seconds: float = request.wait.seconds + request.wait.nanos / 1e9
+    if wait_seconds < 0:
+        raise InvalidArgumentError("wait: must not be negative")
+    return min(wait_seconds, _WAIT_SECONDS_MAX)
+
+
+def _renewal(request: pb.WatchRequest) -> Renewal:
+    if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
+        raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
+    if request.holder_id.startswith(INDEX_ID_PREFIX):
+        raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
+    for field, text, characters_max in (("name", request.name, 128), ("epoch", request.epoch, 32)):
+        if len(text) > characters_max or "\0" in text:
+            raise InvalidArgumentError(f"{field}: expected at most {characters_max} characters, without U+0000")
+    if request.applied_revision < 0:
+        raise InvalidArgumentError("applied_revision: must not be negative")
+    return Renewal(
+        request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.goodbye
+    )
+
+
+def _event(event: Event) -> pb.WatchResponse:
+    match event:
+        case ChangeEvent():
+            return pb.WatchResponse(change=pb.ChangeEvent(revision=event.revision, key_digests=event.digests))
+        case LeaseEvent():
+            duration = messages.duration(timedelta(seconds=event.duration_seconds))
+            lease = pb.LeaseEvent(sequence=event.sequence, duration=duration, revision=event.revision)
+            return pb.WatchResponse(lease=lease)
+        case ResetEvent():
+            return pb.WatchResponse(reset=pb.ResetEvent(epoch=event.epoch, revision=event.revision))
+
+
+def _caller(context: Context) -> str:
+    """Who is to stand in the audit trail: what the caller, whom the interceptor knows to be admin, calls itself."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "x-authsvc-caller" and isinstance(value, str) and value.isprintable():
+            return value[:_CALLER_CHARACTERS_MAX] or "admin"
+        if key == "x-authsvc-caller-bin" and isinstance(value, bytes):  # for names beyond ASCII: UTF-8
+            name = value.decode(errors="replace")[:_CALLER_CHARACTERS_MAX]
+            return name if name and name.isprintable() else "admin"
+    return "admin"
+
+
+def _normalised(request: pb.IssueRequest | pb.SetOriginsRequest) -> tuple[str, ...]:
+    try:
+        return normalise_list(request.origins, allow_public_suffix=request.allow_public_suffix)
+    except OriginEntryError as error:
+        raise InvalidArgumentError(str(error)) from None
+
+
+def _new_key() -> tuple[RawKey, NewKey]:
+    raw_key = generate_raw_key()
+    return raw_key, NewKey(generate_key_id(), raw_key.digest)
+
+
+def _indexed_verdict(
+    request: pb.ValidateRequest, epoch: str, revision: int, entry: IndexedKey | None
+) -> pb.ValidateResponse:
+    """Return the verdict, for a key that any origin may use the same message each time: it is never changed."""
+    if entry is None or not entry.key.origins.admits_all:
+        return _verdict(request, epoch, revision, entry.key if entry else None)
+    if entry.answer_revision != revision:
+        entry.answer = _verdict(request, epoch, revision, entry.key)
+        entry.answer_revision = revision
+    answer: pb.ValidateResponse = entry.answer
+    return answer
+
+
+def _verdict(request: pb.ValidateRequest, epoch: str, revision: int, key: ActiveKey | None) -> pb.ValidateResponse:
+    if key is None:
+        return _invalid_key(epoch, revision)
+    admitted = key.origins.admits(request.origin if request.HasField("origin") else None)
+    return pb.ValidateResponse(
+        verdict=pb.VERDICT_ALLOWED if admitted else pb.VERDICT_ORIGIN_NOT_ALLOWED,
+        project_id=key.project_id,
+        key_id=key.key_id,
+        any_origin=key.origins.admits_all,
+        cache_ttl=_CACHE_TTL,
+        revision=revision,
+        epoch=epoch,
+    )
+
+
+@lru_cache(maxsize=8)
+def _invalid_key(epoch: str, revision: int) -> pb.ValidateResponse:
+    """Return the same message for all unknown keys, too."""
+    return pb.ValidateResponse(
+        verdict=pb.VERDICT_INVALID_KEY, any_origin=True, cache_ttl=_INVALID_CACHE_TTL, revision=revision, epoch=epoch
+    )

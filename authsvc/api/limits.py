@@ -1,0 +1,114 @@
+"""What callers may take up of the key service, and how those are slowed down who guess. No gRPC.
+
+`interceptors` and `connections` keep to it.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from authsvc.runtime.networks import address_group
+
+_ADDRESSES_MAX = 10_000
+"""Whose refusals are remembered: some 100 bytes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallLimits:
+    """What callers may take up. "By address" is as `Places` has it."""
+
+    calls_max: int = 1000
+    """At a time of methods that bridges may call, and that are no streams, in all and by address."""
+    admin_calls_max: int = 250
+    """Likewise of those that admins alone may call: whoever has stolen the bridge token takes none of them."""
+    connection_calls_max: int = 100
+    """At a time on one connection; a caller's further calls wait at its end. RFC 9113 asks for no less."""
+    connections_max: int = 10_000
+    """At a time, in all and by address, or fewer where the system allows fewer open files; a bridge has five, and each
+    takes 15 KiB."""
+    connection_idle_seconds: float = 300.0
+    """Without a call, until it is closed; whoever waits for nothing reconnects at its next call. And of a stream of
+    StreamValidate without a batch, until that is ended."""
+    handshake_seconds: float = 20.0
+    """For TLS, and a caller's first frame."""
+    holders_max: int = 5000
+    """Of leases, in all and by address, and as many streams of Watch. One counts until its lease is over."""
+    validate_streams_max: int = 1000
+    """At a time, in all and by address; whoever finds no place makes a call for each batch instead."""
+    open_calls_max: int = 100
+    """At a time of each method that needs no token, in all and by address, so that strangers leave room for each
+    other."""
+    refused_calls_max: int = 1000
+    """Whose refusal is under way, in all and by address; whoever makes more loses its connection."""
+    turns_per_second: float = 50.0
+    """Of callers without a token from one address: a refusal is one, and so is an answer of a method without a token.
+    The first second's are taken at once, and each further one in its time."""
+    turn_seconds_max: float = 1.0
+    """To wait for a turn; the connection of one that would wait longer is closed."""
+    untaken_seconds: float = 5.0
+    """For a caller to take how its call ended, or else it loses its connection."""
+    call_seconds: float = 30.0
+    """A call that is no stream; the database answers or fails well within this."""
+    open_stream_seconds: float = 600.0
+    """A stream that needs no token; whoever watches the service's health opens another."""
+    keepalive_seconds: float = 30.0
+    """Between pings, which find callers that vanished without a word."""
+    keepalive_timeout_seconds: float = 10.0
+    """For the answer to such a ping."""
+    ping_seconds_min: float = 10.0
+    """A caller that pings more often while nothing is sent is cut off."""
+
+
+class Pace:
+    """Gives each address so many turns a second: the first second's at once, each further one in its time."""
+
+    def __init__(self, per_second: float, delay_seconds_max: float) -> None:
+        self._step_seconds = 1 / per_second
+        self._delay_seconds_max = delay_seconds_max
+        self._taken_until: OrderedDict[str, float] = OrderedDict()
+        """By address; the one that asked last is last."""
+
+    def delay_seconds(self, address: str, now: float) -> float | None:
+        """Take a turn; return how long from `now` it is, or None, and take none, where that is too long."""
+        group = address_group(address)
+        taken_until = max(self._taken_until.get(group, now), now)
+        delay = taken_until + self._step_seconds - now - 1.0
+        if delay > self._delay_seconds_max:
+            return None
+        self._taken_until[group] = taken_until + self._step_seconds
+        self._taken_until.move_to_end(group)
+        if len(self._taken_until) > _ADDRESSES_MAX:
+            self._taken_until.popitem(last=False)
+        return max(0.0, delay)
+
+
+class Tally:
+    """Counts events by address, for one line a second, as strangers could fill the disk."""
+
+    def __init__(self, monotonic: Callable[[], float], log: Callable[..., object]) -> None:
+        """`log` writes a line, and gets its fields."""
+        self._monotonic = monotonic
+        self._log = log
+        self._addresses: Counter[str] = Counter()
+        self._count = 0
+        self._last: dict[str, object] = {}
+        self._logged_at = float("-inf")
+
+    def add(self, address: str, **fields: object) -> None:
+        """Count one; the line has the last one's fields."""
+        self._count += 1
+        if address in self._addresses or len(self._addresses) < _ADDRESSES_MAX:
+            self._addresses[address] += 1
+        self._last = fields
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what was counted, if it is time for a line: how many there were, and who did most of it."""
+        time = self._monotonic()
+        if not self._count or time - self._logged_at < 1.0:
+            return
+        [(address, address_count)] = self._addresses.most_common(1)
+        counts = {"count": self._count, "address": address, "address_count": address_count}
+        self._log(**counts, addresses=len(self._addresses), **self._last)
+        self._addresses.clear()
+        self._count, self._logged_at = 0, time

@@ -1,0 +1,98 @@
+"""What becomes of callers that are refused, and of those that do not take what they are told. No gRPC.
+
+`interceptors` asks it before and while it ends a call. gRPC counts a call among a connection's until its caller has
+taken how it ended, and waits for that for as long as the caller likes.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+
+from authsvc.api.callers import Caller
+from authsvc.api.limits import CallLimits, Pace, Tally
+from authsvc.runtime.networks import Networks, Places
+
+_log = structlog.get_logger("authsvc")
+
+_CLOSING_MAX = 1000
+
+
+class Strangers:
+    """Bounds refusals, slows them down, logs them, and closes the connections of those that take none."""
+
+    def __init__(
+        self,
+        limits: CallLimits,
+        trusted_proxies: Networks,
+        monotonic: Callable[[], float],
+        close: Callable[[str], None],
+    ) -> None:
+        """`close` closes a connection, as gRPC names it."""
+        self._limits = limits
+        self._monotonic = monotonic
+        self._close = close
+        self._places = {is_theirs: Places(limits.refused_calls_max, trusted_proxies) for is_theirs in (True, False)}
+        """Of strangers, and of callers with a token."""
+        self._pace = Pace(limits.turns_per_second, limits.turn_seconds_max)
+        self._closing: OrderedDict[str, None] = OrderedDict()
+        """The connections that were closed last: what gRPC has read of them still comes, call by call."""
+        self._refused = Tally(monotonic, lambda **fields: _log.warning("calls_refused", **fields))
+        self._closed = Tally(monotonic, lambda **fields: _log.warning("connections_closed", **fields))
+
+    def flush(self) -> None:
+        """Log what is left to say."""
+        self._refused.flush()
+        self._closed.flush()
+
+    def is_gone(self, caller: Caller) -> bool:
+        """Whether nobody waits for an answer on a caller's connection any more."""
+        return caller.connection in self._closing
+
+    @asynccontextmanager
+    async def refusing(self, caller: Caller, *, is_stranger: bool, method: str, status: str) -> AsyncIterator[None]:
+        """Hold a place while a caller is refused, whose turn this waits for. One too many loses its connection."""
+        self._refused.add(caller.address, method=method, status=status)
+        places = self._places[is_stranger]
+        if not places.take(caller.address):
+            self.close(caller, "too many calls of it are being refused")
+            if caller.is_proxied:  # whose connection stays open: its calls wait instead
+                await asyncio.sleep(self._limits.turn_seconds_max)
+            yield
+            return
+        try:
+            if is_stranger:
+                await self.turn(caller)
+            yield
+        finally:
+            places.release(caller.address)
+
+    async def turn(self, caller: Caller) -> None:
+        """Wait for the turn of a caller without a token. One that asks for too many loses its connection."""
+        seconds = self._pace.delay_seconds(caller.address, self._monotonic())
+        if seconds is None:
+            self.close(caller, "it asks for too much without a token")
+            seconds = self._limits.turn_seconds_max
+        if seconds:
+            await asyncio.sleep(seconds)
+
+    @contextmanager
+    def sending(self, caller: Caller) -> Iterator[None]:
+        """Give a caller some seconds to take what it is sent meanwhile."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._limits.untaken_seconds, self.close, caller, "it does not take its answers")
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def close(self, caller: Caller, reason: str) -> None:
+        """Close a caller's connection, unless it is a proxy's, which others share."""
+        if not caller.is_proxied:
+            self._closed.add(caller.address, reason=reason)
+            self._close(caller.connection)
+            self._closing[caller.connection] = None
+            if len(self._closing) > _CLOSING_MAX:
+                self._closing.popitem(last=False)

@@ -1,0 +1,224 @@
+"""The keys that this process knows: one more holder of the lease protocol, inside the key service.
+
+`key_service` asks it about every key, and `app` runs it. It is connected to `watch` like any
+bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it answers from
+memory under a live lease alone, with the revision that it has applied, and otherwise from
+the database.
+
+It holds a lease while the service is busy, and says goodbye afterwards: where a look-up now
+and then is all there is to save, revocations need not wait for one holder more, nor
+renewals be committed. The lease is short, because revocations wait for its end when the
+process was killed.
+"""
+
+import asyncio
+import random
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+import structlog
+
+from authsvc.client.api_key import Digest
+from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError
+from authsvc.errors import KeyServiceError, RevisionsLostError
+from authsvc.revocation.change_feed import Outage
+from authsvc.revocation.leases import INDEX_ID_PREFIX
+from authsvc.revocation.watch import Watch
+from authsvc.storage.key_store import ActiveKey, KeyStore, Snapshot
+
+LEASE_SECONDS_MAX = 5.0
+_KEYS_MAX = 50_000
+_UNKNOWN_MAX = 10_000
+_BUSY_KEYS = 100
+"""So many keys within a second save more than a lease costs, which is a commit every 1.7 s and one for each change."""
+_BUSY_SECONDS = 1.0
+_IDLE_SECONDS = 10.0
+"""Without so many keys within a second, until the goodbye."""
+_BACK_OFF_SECONDS_MIN = 0.05
+_BACK_OFF_SECONDS_MAX = 2.0
+_GOODBYE_SECONDS_MAX = 1.0
+
+_Key = TypeVar("_Key")
+_log = structlog.get_logger("authsvc")
+
+
+class KnownKeys(Generic[_Key]):
+    """What is known of digests: whose active key each is, or that it is none. Pure.
+
+    Digests that are no key have a room of their own, so that probing cannot push out keys.
+    """
+
+    def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
+        """In each room the least recently used digest leaves first.
+
+        The defaults come to about 25 MB, and 70 MB with the answers that `IndexedKey` has room for.
+        """
+        self._keys: OrderedDict[Digest, _Key] = OrderedDict()
+        self._unknown: OrderedDict[Digest, None] = OrderedDict()
+        self._keys_max = keys_max
+        self._unknown_max = unknown_max
+
+    def get(self, digest: Digest) -> _Key | None:
+        """Return whose key the digest is, None for nobody's. Raises KeyError when that is not known."""
+        key = self._keys.get(digest)
+        if key is None:
+            self._unknown.move_to_end(digest)
+        else:
+            self._keys.move_to_end(digest)
+        return key
+
+    def put(self, digest: Digest, key: _Key | None) -> None:
+        """Note whose key a digest is."""
+        if key is None:
+            self._unknown[digest] = None
+            if len(self._unknown) > self._unknown_max:
+                self._unknown.popitem(last=False)
+        else:
+            self._keys[digest] = key
+            if len(self._keys) > self._keys_max:
+                self._keys.popitem(last=False)
+
+    def drop(self, digest: Digest) -> None:
+        """Forget what is known of a digest."""
+        self._keys.pop(digest, None)
+        self._unknown.pop(digest, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._keys.clear()
+        self._unknown.clear()
+
+
+class IndexedKey(msgspec.Struct):
+    """A key, and room for what the asker made of it at a revision, which does for many requests."""
+
+    key: ActiveKey
+    answer: Any = None
+    answer_revision: int = -1
+
+
+class Fact(NamedTuple):
+    """Whose key a digest is, None for nobody's, and the revision that this is known as of."""
+
+    epoch: str
+    revision: int
+    entry: IndexedKey | None
+
+
+class Index:
+    """Answers from memory where that is allowed. Made and used in one event loop; `run` is its life."""
+
+    def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
+        """`name` is a label for operators; `clock`, in seconds, counts while the machine is suspended (rule 12)."""
+        self._store = store
+        self._standing = store.standing
+        self._watch = watch
+        self._name = name
+        self._clock = clock
+        self._known: KnownKeys[IndexedKey] = KnownKeys()
+        self._holder = self._new_holder()
+        self._due = asyncio.Event()
+        """A renewal is: it acknowledges a change, or says goodbye."""
+        self._wanted = asyncio.Event()
+        self._uses = 0
+        self._counted_from = float("-inf")
+        self._busy_until = float("-inf")
+        self._leaving = False
+        self._left = asyncio.Event()
+        self._outage = Outage("index_lost", "index_back")
+
+    def _new_holder(self) -> Holder:
+        # Rule 8: a new id each time, since the last one said goodbye.
+        return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
+
+    def recall(self, digest: Digest) -> Fact | None:
+        """Return what is known of a digest, None where the database has to be asked."""
+        now = self._clock()  # rule 2: read at every use, after the request arrived
+        self._uses += 1
+        if self._uses >= _BUSY_KEYS:
+            if now - self._counted_from <= _BUSY_SECONDS:
+                self._busy_until = now + _IDLE_SECONDS
+                self._wanted.set()
+            self._uses, self._counted_from = 0, now
+        holder = self._holder
+        if not holder.is_live(now) or self._standing.is_lost:
+            return None
+        try:
+            return Fact(holder.epoch, holder.applied_revision, self._known.get(digest))
+        except KeyError:
+            return None
+
+    async def read(self, digests: Sequence[Digest]) -> Snapshot:
+        """Return what the database says of these digests, at least one, and keep it; raise StoreUnavailableError."""
+        snapshot = await self._store.lookup(digests)
+        if self._holder.may_keep(snapshot.revision, snapshot.epoch):  # rule 4
+            for digest in digests:
+                key = snapshot.keys.get(digest)
+                self._known.put(digest, None if key is None else IndexedKey(key))
+        return snapshot
+
+    async def run(self) -> None:
+        """Hold a lease whenever the service is busy, until cancelled or `leave`."""
+        try:
+            while not self._leaving:
+                await self._wanted.wait()
+                self._wanted.clear()
+                self._holder = self._new_holder()
+                await self._hold()
+        finally:
+            self._left.set()
+
+    async def leave(self) -> None:
+        """Say goodbye, and answer from the database from then on. Return when that is committed, or after a second."""
+        self._leaving = True
+        self._wanted.set()
+        self._due.set()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
+                await self._left.wait()
+
+    async def _hold(self) -> None:
+        back_off_seconds = _BACK_OFF_SECONDS_MIN
+        while self._is_wanted() and not self._holder.is_gone:
+            lease_before = self._holder.lease_ends_at
+            stream, renewal = self._holder.open(self._clock())
+            try:
+                await self._watch.serve(self._renewals(renewal), partial(self._hear, stream), None)
+            except (KeyServiceError, StreamBrokenError) as error:
+                _log.debug("index_stream_ended", reason=str(error))
+                if isinstance(error, RevisionsLostError):
+                    self._holder.forget()
+            except Exception as error:  # noqa: BLE001 - see Outage
+                self._outage.failed(error)
+            if self._holder.lease_ends_at > lease_before:
+                back_off_seconds = _BACK_OFF_SECONDS_MIN
+            if self._is_wanted() and not self._holder.is_gone:
+                await asyncio.sleep(back_off_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
+        self._holder.goodbye()  # where there was no stream to say it on: the lease ends soon
+
+    def _is_wanted(self) -> bool:
+        return not self._leaving and self._clock() < self._busy_until
+
+    async def _renewals(self, renewal: Renewal) -> AsyncIterator[Renewal]:
+        """Yield what a bridge would send. The next one is asked for when the lease of the last is committed."""
+        yield renewal
+        while self._is_wanted():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._holder.renew_at() - self._clock()):
+                    await self._due.wait()
+            self._due.clear()
+            if self._is_wanted():
+                yield self._holder.renew(self._clock())
+        yield self._holder.goodbye()
+
+    async def _hear(self, stream: int, event: Event) -> None:
+        if self._holder.receive(stream, event):
+            self._due.set()
+        if self._holder.is_live(self._clock()):
+            self._outage.worked()

@@ -1,0 +1,1 @@
+"""What every process of ours needs, of either service. Imports nothing else of them."""

@@ -1,0 +1,133 @@
+"""How a command ends: one line on standard error, and an exit status. Used by both command lines.
+
+docs/operations.md has the statuses, and the ways in which a start can fail.
+"""
+
+import asyncio
+import gc
+import resource
+import sys
+import threading
+import traceback
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+import click
+import structlog
+import uvloop
+
+from authsvc.runtime.environment import ConfigurationError
+from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.standard_streams import discard
+from authsvc.runtime.workers import StartFailedError
+
+REFUSED = 1
+"""By a service, or by the user."""
+USAGE = 2
+"""Wrong usage, or a configuration that cannot work."""
+OUT_OF_REACH = 3
+"""What is needed cannot be reached now; the same command may work later."""
+DEFECT = 4
+"""What nobody foresaw."""
+
+_FILES_MIN = 32
+"""Connections for which there must be room."""
+
+_T = TypeVar("_T")
+
+_log = structlog.get_logger("authsvc")
+
+
+class OutputError(Exception):
+    """Standard output cannot be written; the message is one line for the user."""
+
+
+class Commands(click.Group):
+    """Commands; what nobody foresaw ends one of them with a line, too, and so does output that cannot be written."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click ends the process as it should
+        except OutputError as error:
+            discard(sys.stdout)
+            fail(str(error), REFUSED)
+        except Exception as error:  # noqa: BLE001 - the last resort
+            if structlog.is_configured():  # the texts of errors may be secret
+                _log.debug("unexpected_error", traceback=traceback_without_text(error))
+            fail(f"unexpected error, a defect: {_kind(error)}; with …_LOG_LEVEL=debug it logs more", DEFECT)
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run to the end on a new event loop; a wrong configuration, or a worker that cannot start, ends the process."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            _let_threads_end(runner.get_loop())
+            return runner.run(work)
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+    except StartFailedError as error:  # whose worker has said why
+        sys.exit(error.status if error.status > 0 else DEFECT)
+
+
+def _let_threads_end(loop: asyncio.AbstractEventLoop) -> None:
+    """Have a thread say nothing that ends after the loop, and cannot tell it: a driver's, whose connection failed."""
+
+    def failed(arguments: threading.ExceptHookArgs) -> None:
+        if not loop.is_closed():
+            threading.__excepthook__(arguments)
+
+    threading.excepthook = failed
+
+
+def fail(reason: str, status: int) -> NoReturn:
+    """End the process with one line on standard error, whatever a name or a value in it contains."""
+    line = "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in reason)
+    try:
+        click.echo(f"{click.get_current_context().find_root().info_name}: {line}", err=True)
+    except OSError:
+        discard(sys.stderr)
+    sys.exit(status)
+
+
+def announce(line: str) -> None:
+    """Print the line that says that a service listens. It serves also where nobody can read that."""
+    try:
+        click.echo(line)
+    except OSError:
+        discard(sys.stdout)
+
+
+def connections_that_fit(connections_max: int, other_files_max: int) -> int:
+    """Return how many connections fit into the open files that the system allows, after asking it for enough.
+
+    Raises ConfigurationError when these are hardly any.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = connections_max + other_files_max
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if files < other_files_max + min(connections_max, _FILES_MIN):
+        raise ConfigurationError(
+            f"the system allows {files} open files, and {other_files_max + _FILES_MIN} are needed at least: "
+            "raise the limit (ulimit -n, LimitNOFILE)"
+        )
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    return files - other_files_max
+
+
+def _kind(error: BaseException) -> str:
+    """Return an error's type, and where in our code it was raised."""
+    place = ""
+    while True:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            module = str(frame.f_globals.get("__name__"))
+            if module.startswith(("authsvc.", "httpbridge.")):
+                place = f" at {module}:{line}"
+        if not isinstance(error, BaseExceptionGroup):
+            return f"{type(error).__qualname__}{place}"
+        error = error.exceptions[0]

@@ -1,0 +1,379 @@
+"""Projects, keys and the log of changes in SQL. Together with `lease_store` the only SQL of the key service.
+
+The servicers, `index`, `watch` and `changes` call `KeyStore`. The database holds the invariants: one active
+key a project, unique digests, gap-free revisions.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from authsvc.client.api_key import Digest
+from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
+from authsvc.keys import KeyId, ProjectId
+from authsvc.origins import EVERY_ORIGIN, OriginList
+from authsvc.storage.database import Database
+from authsvc.storage.tables import COUNTER
+from authsvc.storage.tables import changes as _changes
+from authsvc.storage.tables import keys as _keys
+from authsvc.storage.tables import projects as _projects
+
+Revision = NewType("Revision", int)
+"""How many mutations were committed before and with this one: gap-free, and visible in order."""
+
+SCHEMA_VERSION = "0003"
+"""The newest revision under `migrations/versions`, which these tables are at; a test compares."""
+
+CHANNEL = "authsvc"
+"""PostgreSQL's notification channel: something was committed that a replica may be waiting for."""
+
+_active = _keys.c.revoke_time.is_(None)
+
+# Rule 4: one statement, so that revision, keys and origins are of one snapshot. The join starts at the counter: there
+# is always a row.
+_LOOKUP = """
+SELECT keys.digest, revision_counter.epoch, revision_counter.revision, keys.key_id, keys.project_id, projects.origins
+FROM revision_counter
+LEFT JOIN keys ON keys.digest IN {} AND keys.revoke_time IS NULL
+LEFT JOIN projects ON projects.project_id = keys.project_id
+"""
+
+
+class ChangeKind(StrEnum):
+    """What a mutation did."""
+
+    ISSUE = "issue"
+    REVOKE = "revoke"
+    SET_ORIGINS = "set_origins"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of an API key."""
+
+    key_id: KeyId
+    project_id: ProjectId
+    create_revision: Revision
+    create_time: datetime
+    revoke_time: datetime | None
+    creator: str
+    """Who issued it, as the caller said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A project with its key in use."""
+
+    project_id: ProjectId
+    origins: tuple[str, ...]
+    create_time: datetime
+    active_key: Key | None
+
+
+class ActiveKey(msgspec.Struct, frozen=True):
+    """Whose key a digest is, and which origins it may be used from."""
+
+    key_id: KeyId
+    project_id: ProjectId
+    origins: OriginList
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The active keys among those that were looked up, and the revision that all of them were read at."""
+
+    epoch: str
+    revision: Revision
+    keys: dict[Digest, ActiveKey]
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key about to be stored."""
+
+    key_id: KeyId
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The outcome of `KeyStore.revoke`; `next_key` is None when the key had been revoked before."""
+
+    key: Key
+    next_key: Key | None
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A row of the audit trail: one mutation, and the digests whose cached verdicts it voids."""
+
+    revision: Revision
+    kind: ChangeKind
+    project_id: ProjectId
+    voided_digests: tuple[Digest, ...]
+    """ISSUE: the new key's. REVOKE: the revoked key's first, then the new key's. SET_ORIGINS: the active key's."""
+    caller: str
+    create_time: datetime
+
+
+class KeyStore:
+    """All that is stored of projects and keys.
+
+    Every method raises StoreUnavailableError while the database cannot answer. A mutation that raises it was not
+    committed, except where the database's answer to the commit itself was lost.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        """`now` gives aware UTC instants; the database stays the caller's to close."""
+        self._database = database
+        self._lookup = database.point_reads(_LOOKUP)
+        self._now = now
+        self.standing = database.standing
+        # Mutations wait for each other at the counter's row, holding a connection each, which validations and
+        # renewals then lack. Within a process they queue here instead.
+        self._turn = asyncio.Lock()
+
+    async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
+        """Return which of these digests, at least one, are active keys."""
+        rows = await self._lookup.rows(digests)
+        keys = {}
+        for digest in digests:
+            if (row := rows.get(digest)) is not None:
+                *_, key_id, project_id, origins = row
+                keys[digest] = ActiveKey(key_id, project_id, _origin_list(origins))
+        if not rows:
+            raise StoreUnavailableError("revision_counter is empty")
+        _, epoch, revision, *_ = next(iter(rows.values()))
+        return Snapshot(epoch, revision, keys)
+
+    async def issue(
+        self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str
+    ) -> tuple[Key, tuple[str, ...], Revision]:
+        """Store the project's active key, and the project with its (normalised) origins if it is new.
+
+        Raises AlreadyExistsError when the project has an active key.
+        """
+        async with self._mutating() as (connection, revision, now):
+            project = await self._project(connection, project_id)
+            if project is None:
+                values = {"project_id": project_id, "origins": list(origins), "create_time": now}
+                await connection.execute(_projects.insert().values(values))
+            elif project.active_key is not None:
+                raise AlreadyExistsError(f"project {project_id!r} has an active key; revoke it to get a new one")
+            elif origins:
+                await connection.execute(_update_origins(project_id, origins))
+            else:
+                origins = project.origins
+            stored = await self._insert_key(connection, project_id, key, revision, caller, now)
+            # Rule 5: the new key's digest too, which may have been probed, and be cached as unknown, before it existed.
+            await self._record(connection, revision, ChangeKind.ISSUE, project_id, [key.digest], caller, now)
+        return stored, tuple(origins), revision
+
+    async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Revoked:
+        """Revoke the named key, or else the active one, and store the project's next key.
+
+        A key that is revoked already changes nothing. Raises NotFoundError for an unknown project or key.
+        """
+        which = _active if key_id is None else _keys.c.key_id == key_id
+        query = _SELECT_KEYS.where(_keys.c.project_id == project_id, which)
+        async with self._mutating() as (connection, revision, now):
+            row = (await connection.execute(query)).one_or_none()
+            if row is None:
+                what = "active key" if key_id is None else f"key {key_id!r}"
+                raise NotFoundError(f"no {what} in a project {project_id!r}")
+            if row.revoke_time is not None:
+                await connection.rollback()  # rule 11
+                return Revoked(_key(row), None, Revision(revision - 1))
+            await connection.execute(_keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=now))
+            stored = await self._insert_key(connection, project_id, next_key, revision, caller, now)
+            voided = [Digest(row.digest), next_key.digest]  # rule 5
+            await self._record(connection, revision, ChangeKind.REVOKE, project_id, voided, caller, now)
+        return Revoked(_key(row, revoke_time=now), stored, revision)
+
+    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
+        """Replace the project's origins by these (normalised) ones; return as of when, and whether they are new.
+
+        A list that is stored already changes nothing. Raises NotFoundError for an unknown project.
+        """
+        query = sa.select(_keys.c.digest).where(_keys.c.project_id == project_id, _active)
+        async with self._mutating() as (connection, revision, now):
+            project = await self._project(connection, project_id)
+            if project is None:
+                raise NotFoundError(f"no project {project_id!r}")
+            if project.origins == tuple(origins):
+                await connection.rollback()  # rule 11
+                return Revision(revision - 1), False
+            await connection.execute(_update_origins(project_id, origins))
+            voided = [Digest(digest) for digest in (await connection.execute(query)).scalars()]
+            await self._record(connection, revision, ChangeKind.SET_ORIGINS, project_id, voided, caller, now)
+        return revision, True
+
+    async def project(self, project_id: ProjectId) -> Project:
+        """Return the project. Raises NotFoundError."""
+        async with self._database.reading() as connection:
+            project = await self._project(connection, project_id)
+        if project is None:
+            raise NotFoundError(f"no project {project_id!r}")
+        return project
+
+    async def projects(self, *, after: str, limit: int, containing: str = "") -> list[Project]:
+        """Return at most `limit` projects by id, from the first one greater than `after`, that contain a text."""
+        query = _SELECT_PROJECTS.where(_projects.c.project_id > after).order_by(_projects.c.project_id).limit(limit)
+        if containing:
+            query = query.where(_projects.c.project_id.contains(containing.lower(), autoescape=True))
+        async with self._database.reading() as connection:
+            return [_project(row) for row in await connection.execute(query)]
+
+    async def keys(self, project_id: ProjectId, *, before: Revision | None, limit: int) -> list[Key]:
+        """Return at most `limit` of a project's keys, newest first, issued before the revision if one is given.
+
+        Raises NotFoundError for an unknown project.
+        """
+        query = _SELECT_KEYS.where(_keys.c.project_id == project_id)
+        if before is not None:
+            query = query.where(_keys.c.create_revision < before)
+        async with self._database.reading() as connection:
+            if await self._project(connection, project_id) is None:
+                raise NotFoundError(f"no project {project_id!r}")
+            rows = await connection.execute(query.order_by(_keys.c.create_revision.desc()).limit(limit))
+            return [_key(row) for row in rows]
+
+    async def changes(
+        self,
+        *,
+        after: Revision,
+        limit: int,
+        project_id: ProjectId | None = None,
+        before: Revision | None = None,
+        is_newest_first: bool = False,
+    ) -> list[Change]:
+        """Return at most `limit` changes between the revisions (exclusive) in order, of one project or of all."""
+        order = _changes.c.revision.desc() if is_newest_first else _changes.c.revision
+        query = sa.select(_changes).where(_changes.c.revision > after).order_by(order).limit(limit)
+        if before is not None:
+            query = query.where(_changes.c.revision < before)
+        if project_id is not None:
+            query = query.where(_changes.c.project_id == project_id)
+        async with self._database.statement() as connection:
+            return [_change(row) for row in await connection.execute(query)]
+
+    async def key_ids(self, changes: Sequence[Change]) -> dict[Digest, KeyId]:
+        """Return whose the voided digests of these changes are: keys' rows stay for good."""
+        digests = {digest for change in changes for digest in change.voided_digests}
+        if not digests:
+            return {}
+        query = sa.select(_keys.c.digest, _keys.c.key_id).where(_keys.c.digest.in_(digests))
+        async with self._database.statement() as connection:
+            return {Digest(row.digest): KeyId(row.key_id) for row in await connection.execute(query)}
+
+    @asynccontextmanager
+    async def _mutating(self) -> AsyncIterator[tuple[AsyncConnection, Revision, datetime]]:
+        """Begin a mutation by taking the next revision; commit at the end, or roll back when the body raises.
+
+        The counter's row lock puts mutations in one order, and their revisions without a gap (rule 6): what the body
+        reads is all that came before, and nothing comes between. A body that rolls back itself has changed nothing.
+        """
+        bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
+        async with self._turn, self._database.writing() as connection:
+            revision = (await connection.execute(bump)).scalar_one()
+            await self._database.stamp(connection, revision)
+            yield connection, Revision(revision), self._now()
+            if not self._database.is_sqlite:  # sent with the commit; not at all if there is none
+                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+
+    async def _project(self, connection: AsyncConnection, project_id: ProjectId) -> Project | None:
+        rows = await connection.execute(_SELECT_PROJECTS.where(_projects.c.project_id == project_id))
+        row = rows.one_or_none()
+        return None if row is None else _project(row)
+
+    async def _insert_key(
+        self,
+        connection: AsyncConnection,
+        project_id: ProjectId,
+        key: NewKey,
+        revision: Revision,
+        caller: str,
+        now: datetime,
+    ) -> Key:
+        stored = Key(key.key_id, project_id, revision, now, None, caller)
+        await connection.execute(
+            _keys.insert().values(
+                key_id=key.key_id,
+                project_id=project_id,
+                digest=key.digest,
+                create_revision=revision,
+                create_time=now,
+            )
+        )
+        return stored
+
+    async def _record(
+        self,
+        connection: AsyncConnection,
+        revision: Revision,
+        kind: ChangeKind,
+        project_id: ProjectId,
+        voided_digests: Sequence[Digest],
+        caller: str,
+        now: datetime,
+    ) -> None:
+        await connection.execute(
+            _changes.insert().values(
+                revision=revision,
+                kind=kind.value,
+                project_id=project_id,
+                voided_digests=[digest.hex() for digest in voided_digests],
+                caller=caller,
+                create_time=now,
+            )
+        )
+
+
+# Who issued a key stands in the audit trail, at the revision that it was issued with.
+_creation = _changes.c.revision == _keys.c.create_revision
+_creator = sa.func.coalesce(_changes.c.caller, "").label("creator")
+_SELECT_KEYS = sa.select(_keys, _creator).select_from(_keys.outerjoin(_changes, _creation))
+_SELECT_PROJECTS = sa.select(
+    _projects, _keys.c.key_id, _keys.c.create_revision, _keys.c.create_time.label("key_create_time"), _creator
+).select_from(
+    _projects.outerjoin(_keys, sa.and_(_keys.c.project_id == _projects.c.project_id, _active)).outerjoin(
+        _changes, _creation
+    )
+)
+
+
+def _origin_list(stored: str | list[str]) -> OriginList:
+    """Read a list as the driver gives it: SQLite's as text, PostgreSQL's has read the JSON already."""
+    if stored in ("[]", []):
+        return EVERY_ORIGIN
+    return OriginList(json.loads(stored) if isinstance(stored, str) else stored)
+
+
+def _update_origins(project_id: ProjectId, origins: Sequence[str]) -> sa.Update:
+    return _projects.update().where(_projects.c.project_id == project_id).values(origins=list(origins))
+
+
+def _key(row: sa.Row[Any], revoke_time: datetime | None = None) -> Key:
+    revoke_time = revoke_time or row.revoke_time
+    return Key(row.key_id, row.project_id, row.create_revision, row.create_time, revoke_time, row.creator)
+
+
+def _project(row: sa.Row[Any]) -> Project:
+    active = None
+    if row.key_id is not None:
+        active = Key(row.key_id, row.project_id, row.create_revision, row.key_create_time, None, row.creator)
+    return Project(row.project_id, tuple(row.origins), row.create_time, active)
+
+
+def _change(row: sa.Row[Any]) -> Change:
+    voided = tuple(Digest(bytes.fromhex(digest)) for digest in row.voided_digests)
+    return Change(row.revision, ChangeKind(row.kind), row.project_id, voided, row.caller, row.create_time)

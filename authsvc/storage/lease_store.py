@@ -1,0 +1,188 @@
+"""The lease protocol's part of the database: the table `leases`, the epoch, and the database's clock.
+
+`watch` calls it. Each method is a transaction of its own, as rule 1 of
+docs/watch-protocol.md needs. The leases are in the shared database so that the promise
+holds across replicas and restarts of the service, with nothing else to coordinate.
+"""
+
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from authsvc.client.holder import Renewal
+from authsvc.errors import StoreUnavailableError
+from authsvc.revocation.leases import CHANGES_BEHIND_MAX, LeaseRow, StoreState
+from authsvc.storage.database import Database, Instant
+from authsvc.storage.key_store import CHANNEL
+from authsvc.storage.tables import COUNTER, METADATA
+
+_leases = sa.Table(
+    "leases",
+    METADATA,
+    sa.Column("holder_id", sa.String(64), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("epoch", sa.String(32), nullable=False),
+    sa.Column("acknowledged_revision", sa.BigInteger, nullable=False),
+    sa.Column("expire_time", Instant, nullable=False),
+    sa.Column("renew_time", Instant, nullable=False),
+    sa.Column("is_gone", sa.Boolean, nullable=False),
+    sa.Column("since_revision", sa.BigInteger, nullable=False),
+)
+
+
+_COUNTER_ID = 1
+_COUNTER_ROW = "SELECT id, epoch, revision FROM revision_counter WHERE id IN {}"
+
+
+class LeaseStore:
+    """The leases of all holders. Every method raises StoreUnavailableError while the database cannot answer."""
+
+    def __init__(self, database: Database, now: Callable[[], datetime], margin_seconds: float) -> None:
+        """`now`, aware UTC, is the database's clock on SQLite, whose processes share a machine.
+
+        Rule 12: the margin is added to every lease's duration, and covers drift between
+        the clocks, steps of the database's, and their resolution.
+        """
+        self._database = database
+        self._is_sqlite = database.is_sqlite
+        self._now = now
+        self._margin = timedelta(seconds=margin_seconds)
+        self._upsert = _upsert_sqlite() if self._is_sqlite else _upsert_postgresql()
+        self._counter = database.point_reads(_COUNTER_ROW) if self._is_sqlite else None
+
+    async def renew(self, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
+        """Commit the leases of different holders, and return which holders were refused, being gone."""
+        async with self._database.writing() as connection:
+            state = await self._read_state(connection)
+            rows = [
+                _row(renewal, state, self._expiry(state.time, min(lease_seconds, renewal.lease_seconds_max)))
+                # In the order of their ids, so that two replicas that meet cannot deadlock.
+                for renewal in sorted(renewals, key=lambda it: it.holder_id)
+            ]
+            parameters = rows if self._is_sqlite else _columns(rows)
+            kept = {row.holder_id for row in await connection.execute(self._upsert, parameters)}
+            await self._notify(connection)
+        return {renewal.holder_id for renewal in renewals} - kept
+
+    async def state(self) -> StoreState:
+        """Read epoch, revision and clock."""
+        if self._counter is not None:  # four times a second, and for each lease: not worth a thread
+            row = (await self._counter.rows([_COUNTER_ID])).get(_COUNTER_ID)
+            if row is None:
+                raise StoreUnavailableError("revision_counter is empty")
+            _, epoch, revision = row
+            return _state(epoch, revision, self._now())
+        async with self._database.statement() as connection:
+            return await self._read_state(connection)
+
+    async def rows(self) -> tuple[list[LeaseRow], StoreState]:
+        """Read all leases that are not gone, and after them the state, whose clock is not too early then (rule 10)."""
+        async with self._database.statement() as connection:
+            found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_gone)))
+            rows = [LeaseRow(**row._mapping) for row in found]
+            return rows, await self._read_state(connection)
+
+    async def sweep(self, keep_seconds: float) -> None:
+        """Delete the leases that expired longer ago than this: several leases, so that no late renewal meets none."""
+        async with self._database.writing() as connection:
+            expired = await self._read_clock(connection) - timedelta(seconds=keep_seconds)
+            await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))
+
+    async def renew_epoch(self, lease_seconds: float) -> str:
+        """Begin a new epoch, in which every holder forgets all it has; return it.
+
+        Leases may have been lost with the commits, so one row stands in for all of them until they have expired.
+        """
+        epoch = secrets.token_hex(16)
+        async with self._database.writing() as connection:
+            await connection.execute(COUNTER.update().values(epoch=epoch))
+            state = await self._read_state(connection)
+            stand_in = Renewal("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
+            row = _row(stand_in, state, self._expiry(state.time, lease_seconds))
+            await connection.execute(_leases.insert().values(row))
+            await self._notify(connection)
+        return epoch
+
+    def _expiry(self, time: datetime, lease_seconds: float) -> datetime:
+        return time + timedelta(seconds=lease_seconds) + self._margin
+
+    async def _notify(self, connection: AsyncConnection) -> None:
+        if not self._is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+
+    async def _read_state(self, connection: AsyncConnection) -> StoreState:
+        clock = [] if self._is_sqlite else [sa.func.clock_timestamp().label("time")]
+        row = (await connection.execute(sa.select(COUNTER.c.epoch, COUNTER.c.revision, *clock))).one()
+        return _state(row.epoch, row.revision, self._now() if self._is_sqlite else row.time)
+
+    async def _read_clock(self, connection: AsyncConnection) -> datetime:
+        if self._is_sqlite:
+            return self._now()
+        time: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
+        return time
+
+
+def _state(epoch: str, revision: int, time: datetime) -> StoreState:
+    return StoreState(epoch, revision, max(0, revision - CHANGES_BEHIND_MAX), time)
+
+
+def _upsert_sqlite() -> Any:
+    """Return the statement that writes leases and returns the ids of those that were not gone, for a list of rows.
+
+    SQLAlchemy compiles it once, and runs it for some hundreds of rows at a time.
+    """
+    return _merged(sqlite.insert(_leases), sa.func.max)
+
+
+def _upsert_postgresql() -> Any:
+    """Return the same for arrays, one for each column: one prepared statement, whatever the number of rows."""
+    arrays = [sa.bindparam(f"each_{column.name}", type_=postgresql.ARRAY(column.type)) for column in _leases.c]
+    rows = sa.func.unnest(*arrays).table_valued(*_leases.c.keys()).render_derived()
+    insert = postgresql.insert(_leases).from_select(_leases.c.keys(), sa.select(rows))
+    return _merged(insert, sa.func.greatest)
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {f"each_{column.name}": [row[column.name] for row in rows] for column in _leases.c}
+
+
+def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
+    new, old = insert.excluded, _leases.c
+    # A late renewal from another epoch, such as the first one of all, must not take back what is known in this one.
+    current = sa.select(COUNTER.c.epoch).scalar_subquery()
+    is_late = sa.and_(old.epoch == current, new.epoch != current)
+    acknowledged = sa.case(
+        (old.epoch == new.epoch, greatest(old.acknowledged_revision, new.acknowledged_revision)),
+        (is_late, old.acknowledged_revision),
+        else_=new.acknowledged_revision,
+    )
+    return insert.on_conflict_do_update(
+        index_elements=["holder_id"],
+        set_={
+            "name": new.name,
+            "epoch": sa.case((is_late, old.epoch), else_=new.epoch),
+            "acknowledged_revision": acknowledged,  # rule 9
+            "expire_time": greatest(old.expire_time, new.expire_time),
+            "renew_time": new.renew_time,
+            "is_gone": new.is_gone,
+        },
+        where=sa.not_(old.is_gone),  # rule 7
+    ).returning(old.holder_id)
+
+
+def _row(renewal: Renewal, state: StoreState, expire_time: datetime) -> dict[str, Any]:
+    return {
+        "holder_id": renewal.holder_id,
+        "name": renewal.name,
+        "epoch": renewal.epoch,
+        "acknowledged_revision": renewal.applied_revision,
+        "expire_time": expire_time,
+        "renew_time": state.time,
+        "is_gone": renewal.is_goodbye,
+        "since_revision": state.revision,  # of a row that there is already it stays what it is
+    }

@@ -1,0 +1,44 @@
+"""The tables of projects, keys and changes, as `store` and `lease_store` ask them.
+
+Written for queries; `migrations` makes the tables, with constraints and indexes. A test compares the two.
+"""
+
+import sqlalchemy as sa
+
+from authsvc.storage.database import Instant
+
+METADATA = sa.MetaData()
+COUNTER = sa.Table(
+    "revision_counter",
+    METADATA,
+    sa.Column("id", sa.SmallInteger, primary_key=True),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("epoch", sa.String(32), nullable=False),
+)
+projects = sa.Table(
+    "projects",
+    METADATA,
+    sa.Column("project_id", sa.String(63), primary_key=True),
+    sa.Column("origins", sa.JSON, nullable=False),
+    sa.Column("create_time", Instant, nullable=False),
+)
+keys = sa.Table(
+    "keys",
+    METADATA,
+    sa.Column("key_id", sa.String(20), primary_key=True),
+    sa.Column("project_id", sa.String(63), nullable=False),
+    sa.Column("digest", sa.LargeBinary(32), nullable=False),
+    sa.Column("create_revision", sa.BigInteger, nullable=False),
+    sa.Column("create_time", Instant, nullable=False),
+    sa.Column("revoke_time", Instant),
+)
+changes = sa.Table(
+    "changes",
+    METADATA,
+    sa.Column("revision", sa.BigInteger, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("project_id", sa.String(63), nullable=False),
+    sa.Column("voided_digests", sa.JSON, nullable=False),
+    sa.Column("caller", sa.String(128), nullable=False),
+    sa.Column("create_time", Instant, nullable=False),
+)

@@ -1,0 +1,265 @@
+"""The command `httpbridge`: `serve` runs the bridge, `dashboard` the dashboard, `logs` shows what is stored.
+
+Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is out of reach.
+"""
+
+import asyncio
+import getpass
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from datetime import UTC, datetime
+from io import TextIOWrapper
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import msgspec
+import structlog
+
+from authsvc.runtime import core_dumps
+from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, USAGE, Commands, announce, fail, run
+from authsvc.runtime.environment import Address, ConfigurationError
+from authsvc.runtime.logging import configure
+from authsvc.runtime.standard_streams import open_missing
+from authsvc.runtime.workers import (
+    PLACE,
+    Link,
+    Place,
+    Role,
+    ignore_other_signals,
+    run_workers,
+    stop_at_signals,
+)
+from httpbridge.config import Config, make_state_dir
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.log_store import StoreSetupError
+from httpbridge.logs import Level
+
+_log = structlog.get_logger("httpbridge")
+
+_FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="deeptracer-auth")
+def main() -> None:
+    """Take in logs over HTTP, authenticated by the key service, and show what is stored.
+
+    Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
+    """
+    core_dumps.turn_off()
+    open_missing()
+
+
+@main.command()
+def serve() -> None:
+    """Run the bridge until SIGTERM or SIGINT."""
+    config = _service_config()
+    _warn(config)
+
+    def started(address: Address) -> None:
+        announce(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
+
+    if config.workers > 1:
+        _run(config, _run_workers(config, started))
+        return
+    from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
+
+    async def work() -> None:
+        await app.serve(config, stop_at_signals(), started)
+
+    _run(config, work())
+
+
+@main.command(hidden=True)
+@click.option("--log-writer", type=click.Path(path_type=Path))
+@click.argument("place", type=PLACE)
+def worker(place: Place, log_writer: Path | None) -> None:
+    """Be one of the processes of `serve`, which starts it."""
+    config = msgspec.structs.replace(_service_config(place), listen=place.address)
+    from httpbridge import app  # noqa: PLC0415 - as above
+
+    async def work() -> None:
+        with Link(place) as link:
+            await app.serve(config, stop_at_signals(), lambda _: link.ready(), is_worker=True, log_writer=log_writer)
+
+    _run(config, work())
+
+
+@main.command(hidden=True)
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("place", type=PLACE)
+def log_writer(path: Path, place: Place) -> None:
+    """Be the process that stores the logs of the workers of `serve`, which starts it."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
+        signal.signal(number, signal.SIG_IGN)
+    config = _service_config(place)
+    from httpbridge.log_store.writer import serve_writer  # noqa: PLC0415 - the database libraries
+
+    async def work() -> None:
+        stop = asyncio.Event()
+        make_state_dir(config)
+        with Link(place, stop.set) as link:
+            await serve_writer(config.sink_url(), path, stop, link.ready)
+
+    _run(config, work())
+    with suppress(OSError):  # a parent that was killed cannot do it
+        path.unlink()
+        path.parent.rmdir()
+
+
+async def _run_workers(config: Config, started: Callable[[Address], None]) -> None:
+    """Run several workers. SQLite has one writer at a time, so they leave that to a process of its own."""
+    if not config.sink_url().startswith("sqlite"):
+        await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, ("worker",), started)
+        return
+    with _socket_folder() as folder:
+        path = str(Path(folder) / "log-writer")
+        writer = Role("log-writer", ("log-writer", path))
+        arguments = ("worker", "--log-writer", path)
+        await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, arguments, started, [writer])
+
+
+def _socket_folder() -> TemporaryDirectory[str]:
+    """Make a folder for this user alone, whose path is short enough for that of a socket."""
+    try:
+        folder = TemporaryDirectory(prefix="httpbridge-")
+    except OSError as error:
+        raise ConfigurationError(f"TMPDIR: {error.strerror}") from None
+    if len(os.fsencode(folder.name)) > _FOLDER_BYTES_MAX:
+        folder.cleanup()
+        raise ConfigurationError(f"TMPDIR: {folder.name} is too long for the path of a socket")
+    return folder
+
+
+@main.command()
+def dashboard() -> None:
+    """Run the dashboard until SIGTERM or SIGINT."""
+    ignore_other_signals()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from httpbridge.dashboard import app  # noqa: PLC0415 - as above
+
+    config = _config()
+    configure(config.log_level, config.log_format)
+    _warn(config)
+
+    def started(address: Address) -> None:
+        announce(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
+
+    async def work() -> None:
+        await app.serve(config, stop_at_signals(), started)
+
+    _run(config, work())
+
+
+@main.command()
+@click.option("--name", help="Who is signed in; the name stands in the audit trail. Default: yours on this machine.")
+@click.option("--url", help="Where the dashboard is. Default: HTTPBRIDGE_DASHBOARD_LISTEN.")
+def sign_in_link(name: str | None, url: str | None) -> None:
+    """Print a link that signs in to the dashboard, once, within ten minutes."""
+    from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
+
+    config = _config()
+    if url is None and config.dashboard_listen.is_every_interface:
+        raise click.UsageError("The dashboard listens on every address: say by --url which one people use.")
+    try:
+        sessions = open_sessions(config)
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+    try:
+        link = sessions.link(name or _user())
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--name") from None
+    click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
+
+
+def _stored_text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Refuse bytes that are not UTF-8, which Python hands over as half surrogate pairs, and no store takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("is not UTF-8") from None
+    return value
+
+
+@main.command()
+@click.argument("project", callback=_stored_text)
+@click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
+@click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
+@click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
+    """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
+    from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
+    from httpbridge.log_store.reader import Selection  # noqa: PLC0415
+
+    config = _config()
+    start = None
+    if since is not None:
+        try:
+            start = log_view.parse_since(since, datetime.now(UTC))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--since") from None
+    selection = Selection(project, start, Level(level) if level else None)
+
+    if not isinstance(sys.stdout, TextIOWrapper):
+        fail("standard output is closed", REFUSED)
+    output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
+    color = sys.stdout.isatty()
+    try:
+        with suppress(KeyboardInterrupt):
+            _run(
+                config,
+                log_view.show_logs(
+                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+                ),
+            )
+            output.flush()
+            if output.is_empty:
+                click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
+    except log_view.OutputError as error:
+        fail(str(error), REFUSED)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        return str(os.getuid())
+
+
+def _service_config(place: Place | None = None) -> Config:
+    """Return the configuration of a process that serves, after what all of those do first."""
+    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
+    ignore_other_signals()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    os.umask(0o077)  # what is stored is this user's alone, wherever the files are
+    config = _config()
+    configure(config.log_level, config.log_format, place.name if place else None)
+    return config
+
+
+def _warn(config: Config) -> None:
+    for variable, path in config.keys_readable_by_all():
+        _log.warning("key_readable_by_all", variable=variable, file=str(path))
+
+
+def _config() -> Config:
+    try:
+        return Config.from_environment(os.environ)
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+
+
+def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; what goes wrong is one line and an exit status."""
+    try:
+        run(work)
+    except StoreSetupError as error:
+        fail(f"{config.store_variable}: {error}", USAGE)
+    except StoreUnavailableError as error:
+        fail(f"the log store is out of reach: {error}", OUT_OF_REACH)

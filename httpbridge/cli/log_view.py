@@ -1,0 +1,179 @@
+"""What `httpbridge logs` prints: stored entries as lines for people, or as JSON.
+
+Called by `cli`; the dashboard's pages read and write times as it does. The queries are the
+reader's (`sinks/sql_reader`); here is how an entry looks. Entries come from anyone with a key, so
+nothing of one may act on the terminal it is shown in: whatever does not print is escaped.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from io import TextIOWrapper
+
+import msgspec
+
+from authsvc.runtime.standard_streams import discard
+from httpbridge.errors import BridgeError
+from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
+
+FOLLOW_SECONDS = 0.25
+"""How often a follower asks for what is new."""
+
+MESSAGE_CHARACTERS_MAX = 2000
+FIELD_CHARACTERS_MAX = 500
+"""Longer texts are cut in lines for people, never in JSON."""
+
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+_LEVEL_COLORS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
+_RESET = "\x1b[0m"
+
+_EXTRA_FIELDS = ("release", "trace_id", "span_id", "request_id", "vercel_id", "context", "metadata")
+
+
+def parse_since(text: str, now: datetime) -> datetime:
+    """Read a start: an RFC 3339 instant (no zone means UTC), or a duration before `now` such as `90s`, `15m`, `2h`.
+
+    The units are s, m, h, d (24 hours) and w. Raises ValueError, with a text for the user.
+    """
+    try:
+        if duration := _DURATION.fullmatch(text):
+            return now - timedelta(seconds=int(duration[1]) * _UNIT_SECONDS[duration[2]])
+        instant = datetime.fromisoformat(text)
+        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{text!r} is neither a time such as 2026-01-31T08:00:00Z nor a duration such as 15m"
+        ) from None
+
+
+async def show_logs(
+    url: str,
+    selection: Selection,
+    *,
+    follow: bool,
+    as_json: bool,
+    color: bool,
+    write: Callable[[str], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Write the selected entries of the store at `url`, a line each with its newline, newest last.
+
+    With `follow`, go on until cancelled. `color` is for terminals. Raises StoreSetupError
+    when there is no store, and StoreUnavailableError when it cannot be read.
+    """
+    reader = open_sql_reader(url)
+    try:
+        async for log in reader.read(selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
+            write(json_line(log) if as_json else text_line(log, color=color))
+    finally:
+        await reader.close()
+
+
+class OutputError(BridgeError):
+    """The lines cannot be written where they should go; the text is one line for the user."""
+
+
+class Output:
+    """A stream that lines are written to, whatever its encoding. What that cannot hold is escaped.
+
+    Raises OutputError for a stream that takes nothing, and BrokenPipeError where whoever read it has had enough.
+    """
+
+    def __init__(self, stream: TextIOWrapper, *, is_json: bool, is_flushed: bool) -> None:
+        """With `is_flushed` each line is seen at once."""
+        stream.reconfigure(errors="strict" if is_json else "backslashreplace")
+        self._stream = stream
+        self._is_flushed = is_flushed
+        self.is_empty = True
+        """Whether nothing was written."""
+
+    def write(self, line: str) -> None:
+        """Write a line."""
+        self.is_empty = False
+        with self._told():
+            try:
+                self._stream.write(line)
+            except UnicodeEncodeError:  # JSON has other letters than ASCII's in strings alone
+                self._stream.write("".join(char if char.isascii() else _json_escape(char) for char in line))
+            if self._is_flushed:
+                self._stream.flush()
+
+    def flush(self) -> None:
+        """Write what is still to be written."""
+        with self._told():
+            self._stream.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            discard(self._stream)
+            raise OutputError(f"standard output: {error.strerror}") from None
+
+
+def json_line(log: StoredLog) -> str:
+    """One JSON object, with the contract's field names; absent fields are left out.
+
+    Metadata is the JSON that came, its numbers, order and repeated keys as they were; only
+    its line breaks (which JSON has between values alone) become spaces, and characters
+    that a terminal would act on become escapes of the same value.
+    """
+    fields = {name: value for name in log.__struct_fields__ if (value := getattr(log, name)) is not None}
+    for name in ("timestamp", "received_at"):
+        fields[name] = rfc3339(fields[name])
+    if log.metadata is not None:
+        fields["metadata"] = msgspec.Raw(log.metadata.encode())
+    text = msgspec.json.encode(fields).decode()
+    if text.isprintable():
+        return text + "\n"
+    return "".join(char if char.isprintable() else _json_escape(char) for char in text) + "\n"
+
+
+def text_line(log: StoredLog, *, color: bool) -> str:
+    """One line for people: time, level, service, message, then what else the entry has."""
+    level = f"{log.level.upper():5}"
+    if color:
+        level = f"{_LEVEL_COLORS.get(log.level, '')}{level}{_RESET}"
+    words = [rfc3339(log.timestamp), level, printable(log.service, FIELD_CHARACTERS_MAX)]
+    words.append(printable(log.message, MESSAGE_CHARACTERS_MAX))
+    if log.environment != "production":
+        words.append(f"environment={printable(log.environment, FIELD_CHARACTERS_MAX)}")
+    words.extend(
+        f"{name}={printable(value, FIELD_CHARACTERS_MAX)}"
+        for name in _EXTRA_FIELDS
+        if (value := getattr(log, name)) is not None
+    )
+    return " ".join(words) + "\n"
+
+
+def printable(text: str, characters_max: int) -> str:
+    """Escape what does not print (control characters, ANSI sequences, line breaks, bidi marks), and cut long texts."""
+    cut = len(text) - characters_max
+    if cut > 0:
+        text = text[:characters_max]
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else _escape(char) for char in text)
+    return f"{text}… ({cut} more characters)" if cut > 0 else text
+
+
+def rfc3339(instant: datetime) -> str:
+    """Write an aware UTC instant as `2026-11-23T20:15:00.123456Z`."""
+    return instant.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode()
+
+
+def _json_escape(char: str) -> str:
+    if char in " \t\n\r":  # between values; within strings JSON has them escaped already
+        return " "
+    return json.dumps(char)[1:-1]

@@ -1,0 +1,1 @@
+"""The page with the logs, and what it is made of."""

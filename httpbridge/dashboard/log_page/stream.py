@@ -1,0 +1,173 @@
+"""Live tail: server-sent events of what arrives in a project. Used by `logs`; `app` closes it.
+
+One event a look that found something, with the entries as JSON, oldest first; its id is the mark where the next
+look begins, so a browser that connects again misses nothing. Streams are few, each looks once a second, and a reader
+who does not take what it asked for is disconnected.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from authsvc.runtime.environment import ConfigurationError
+from httpbridge.dashboard.log_page.entries import entry_of
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.log_rows import LogFilter
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.tail import LogTail, Mark
+
+STREAMS_MAX = 32
+"""And one more for a moment: one that was displaced and has not ended yet."""
+
+STREAMS_OF_SESSION_MAX = 8
+"""Whoever opens one more ends the oldest of the same session, and nobody else's."""
+
+LOOK_SECONDS = 1.0
+
+HEARTBEAT_SECONDS = 15.0
+"""Between two signs of life: shorter than proxies wait, and so long is a reader who went away noticed at the latest."""
+
+WRITE_SECONDS_MAX = 10.0
+"""A reader who takes nothing for so long is disconnected."""
+
+_RETRY_MILLISECONDS = 2000
+
+_log = structlog.get_logger("httpbridge.dashboard")
+
+
+_DISPLACED = "event: displaced\ndata: \n\n"
+"""Says that the session has a newer stream instead, so that the page does not take it back."""
+
+
+class _Stream:
+    """An open stream, and what ends it."""
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self.ending = asyncio.Event()
+        self.is_displaced = False
+        self._transport = transport
+
+    def displace(self) -> None:
+        """End it: with a word to a reader who has taken everything so far, and at once where one has not."""
+        self.is_displaced = True
+        self.ending.set()
+        if self._transport is not None and self._transport.get_write_buffer_size():
+            self._transport.abort()
+
+
+class LogStreams:
+    """All open streams. `session_id` is that of a request as long as its session holds; `monotonic` is in seconds."""
+
+    def __init__(
+        self,
+        store: ReadStore,
+        *,
+        session_id: Callable[[web.Request], str | None],
+        monotonic: Callable[[], float],
+        look_seconds: float = LOOK_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        write_seconds_max: float = WRITE_SECONDS_MAX,
+        streams_max: int = STREAMS_MAX,
+        streams_of_session_max: int = STREAMS_OF_SESSION_MAX,
+    ) -> None:
+        self._store = store
+        self._session_id = session_id
+        self._monotonic = monotonic
+        self._look_seconds = look_seconds
+        self._heartbeat_seconds = heartbeat_seconds
+        self._write_seconds_max = write_seconds_max
+        self._streams_max = streams_max
+        self._streams_of_session_max = streams_of_session_max
+        self._streams: dict[_Stream, str | None] = {}
+        """With their sessions, the oldest first."""
+        self._is_closing = False
+
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return len(self._streams)
+
+    async def close(self) -> None:
+        """Ask all streams to end; browsers connect again by themselves."""
+        self._is_closing = True
+        for stream in self._streams:
+            stream.ending.set()
+
+    async def serve(self, request: web.Request, selection: LogFilter, after: Mark) -> web.StreamResponse:
+        """Answer with the entries that arrive after that mark, until the reader, the session or the dashboard is gone.
+
+        503 when there are too many streams.
+        """
+        session_id = self._session_id(request)
+        stream = _Stream(request.transport)
+        displaced = self._to_displace(session_id)
+        if self.open - (displaced is not None) >= self._streams_max:
+            return web.Response(status=503, headers={"Retry-After": "5"}, text="Too many live tails are open.")
+        if displaced is not None:
+            displaced.displace()
+        if self._is_closing:
+            stream.ending.set()
+        self._streams[stream] = session_id
+        try:
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+            await response.prepare(request)
+            with suppress(ConnectionError):  # the reader went away
+                await self._follow(request, response, LogTail(self._store, selection, after), stream)
+            return response
+        except (TimeoutError, ConfigurationError) as error:
+            reason = "its reader takes nothing" if isinstance(error, TimeoutError) else str(error)
+            _log.info("live_tail_given_up", reason=reason)
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        finally:
+            del self._streams[stream]
+
+    def _to_displace(self, session_id: str | None) -> _Stream | None:
+        """Return the session's oldest stream where it has as many as it may."""
+        of_session = [one for one, whose in self._streams.items() if whose == session_id and not one.is_displaced]
+        return of_session[0] if len(of_session) >= self._streams_of_session_max else None
+
+    async def _follow(self, request: web.Request, response: web.StreamResponse, tail: LogTail, stream: _Stream) -> None:
+        await self._write(response, f"retry: {_RETRY_MILLISECONDS}\n\n")
+        written_at = self._monotonic()
+        is_lost = False
+        while not stream.ending.is_set():
+            if self._session_id(request) is None:
+                return  # by the cookie it began with: the browser comes again with its own, or hears that it is over
+            event = ""
+            try:
+                arrivals = await tail.look()
+            except (StoreUnavailableError, StoreSetupError) as error:
+                if not is_lost:
+                    event = f"event: trouble\ndata: {_json(str(error))}\n\n"
+                is_lost = True
+            else:
+                if arrivals.rows or arrivals.is_gap or is_lost:
+                    entries = [entry_of(row) for row in arrivals.rows]
+                    data = _json({"entries": entries, "is_gap": arrivals.is_gap})
+                    event = f"id: {arrivals.mark}\ndata: {data}\n\n"
+                elif self._monotonic() - written_at >= self._heartbeat_seconds:
+                    event = f"id: {arrivals.mark}\n\n"  # without data it moves the mark, and nothing else
+                is_lost = False
+            if event:
+                await self._write(response, event)
+                written_at = self._monotonic()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stream.ending.wait(), self._look_seconds)
+        if stream.is_displaced:
+            await self._write(response, _DISPLACED)
+
+    async def _write(self, response: web.StreamResponse, text: str) -> None:
+        async with asyncio.timeout(self._write_seconds_max):
+            await response.write(text.encode())
+
+
+def _json(value: object) -> str:
+    """Write JSON in one line, as a line break would end the event's field."""
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,1 @@
+"""The pages, but for the one with the logs."""

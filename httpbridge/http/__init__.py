@@ -1,0 +1,1 @@
+"""HTTP: connections, requests, bodies and answers, and how much of them anybody may have."""

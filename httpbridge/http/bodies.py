@@ -1,0 +1,243 @@
+"""Request bodies within bounds: which encodings, how much to read, how far to inflate. Called by `ingest`.
+
+Every limit holds while reading and while inflating, so neither a body without a length nor a
+bomb takes more memory than the limit and one step; and all of them together take no more than
+the process's budget.
+"""
+
+import zlib
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Self
+
+import structlog
+from aiohttp import hdrs
+from aiohttp.streams import StreamReader
+from multidict import MultiMapping
+
+from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+from httpbridge.ingest import magic
+from httpbridge.ingest.rate_limit import RateLimit
+
+BUDGET_BYTES = 256 * 1024 * 1024
+"""For bodies that are being read, inflated and parsed, all together: fifty of the largest, as they come and inflated.
+
+A body that came along with its headers takes a share only as it is inflated.
+"""
+
+KEY_BUDGET_BYTES = BUDGET_BYTES // 8
+"""Of them for the bodies with one key: keys that browsers send are public, and whoever has one can send slowly."""
+
+_INPUT_STEP_BYTES = 16 * 1024
+"""Inflated at a time. zlib hands back what it did not use as a copy: over the whole body that would be quadratic."""
+_OUTPUT_STEP_BYTES = 64 * 1024
+_TURN_BYTES = 256 * 1024
+"""Inflated or taken in, in one turn: about half a millisecond."""
+_FREE_BYTES = 64 * 1024
+"""Before the first turn: small bodies wait for nobody."""
+
+MEMBERS_MAX = 4096
+"""Of a gzip body (docs/http-api.md): with one for each entry, or each 64 KiB, there are far fewer.
+
+Each costs an inflater, even if there is nothing in it.
+"""
+
+_GZIP_WINDOW_BITS = 31
+_ZLIB_WINDOW_BITS = 15
+_RAW_DEFLATE_WINDOW_BITS = -15
+
+
+_log = structlog.get_logger("httpbridge")
+
+
+class Budget:
+    """Bytes that the bodies being read, inflated and parsed may take, all together and for each key.
+
+    `event` is logged, once, when they are taken. `inbound` counts by callers instead of keys.
+    """
+
+    def __init__(self, bytes_max: int, key_bytes_max: int, event: str = "body_budget_exhausted") -> None:
+        self._event = event
+        self._bytes_max = bytes_max
+        self._key_bytes_max = key_bytes_max
+        self._taken_bytes = 0
+        self._taken_bytes_by_key: dict[str, int] = {}
+        self._is_logged = False
+
+    def share(self, key_id: str, rate_limit: RateLimit | None = None) -> "Share":
+        """Return one request's share, empty at first; a context manager, which gives it back.
+
+        What is decoded under it counts against the rate limit.
+        """
+        return Share(self, key_id, rate_limit)
+
+    def take(self, count: int, key_id: str) -> None:
+        """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
+        key_bytes = self._taken_bytes_by_key.get(key_id, 0) + count
+        if key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
+            raise OverloadedError
+        if self._taken_bytes + count > self._bytes_max:
+            if not self._is_logged:
+                self._is_logged = True
+                _log.warning(self._event, bytes=self._taken_bytes)
+            raise OverloadedError
+        self._taken_bytes += count
+        self._taken_bytes_by_key[key_id] = key_bytes
+
+    def give_back(self, count: int, key_id: str) -> None:
+        """Give back what was taken."""
+        self._taken_bytes -= count
+        key_bytes = self._taken_bytes_by_key.pop(key_id, 0) - count
+        if key_bytes:
+            self._taken_bytes_by_key[key_id] = key_bytes
+        if self._taken_bytes < self._bytes_max // 2:
+            self._is_logged = False
+
+
+class Share:
+    """What one request has taken of the budget."""
+
+    __slots__ = ("_budget", "_is_decoding", "_key_id", "_rate_limit", "_taken_bytes")
+
+    def __init__(self, budget: Budget, key_id: str, rate_limit: RateLimit | None) -> None:
+        self._budget = budget
+        self._key_id = key_id
+        self._rate_limit = rate_limit
+        self._taken_bytes = 0
+        self._is_decoding = False
+
+    def take(self, count: int) -> None:
+        """Take so many bytes more; raise OverloadedError when fewer are left."""
+        self._budget.take(count, self._key_id)
+        self._taken_bytes += count
+
+    def take_decoded(self, count: int) -> None:
+        """Take bytes that came out of the body; raise RateLimitedError before the first where the key has none left."""
+        if self._rate_limit is not None:
+            self._rate_limit.roll()
+            count_body = self._rate_limit.continue_body if self._is_decoding else self._rate_limit.begin_body
+            count_body(self._key_id, count)
+            self._is_decoding = True
+        self.take(count)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.give_back(self._taken_bytes, self._key_id)
+
+
+class Encoding(Enum):
+    """How a body is encoded (RFC 9110, 8.4)."""
+
+    IDENTITY = "identity"
+    GZIP = "gzip"
+    DEFLATE = "deflate"
+
+
+_ENCODINGS = {"gzip": Encoding.GZIP, "x-gzip": Encoding.GZIP, "deflate": Encoding.DEFLATE}
+
+
+def encoding(headers: MultiMapping[str]) -> Encoding:
+    """Return the body's encoding; raise UnsupportedEncodingError for another one, and for several at once."""
+    values = headers.getall(hdrs.CONTENT_ENCODING, ())
+    if not values:
+        return Encoding.IDENTITY
+    names = [name for value in values for part in value.split(",") if (name := part.strip().lower())]
+    applied = [name for name in names if name != "identity"]
+    if not applied:
+        return Encoding.IDENTITY
+    if len(applied) > 1 or applied[0] not in _ENCODINGS:
+        raise UnsupportedEncodingError
+    return _ENCODINGS[applied[0]]
+
+
+def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
+    """Raise BodyTooLargeError if the headers announce more than that; the HTTP parser has checked the number's form."""
+    declared = headers.get(hdrs.CONTENT_LENGTH)
+    # `int` refuses more than 4,300 digits. The parser takes numbers below 2^64 only, but with any zeros before them.
+    if declared is not None and int(declared[-20:]) > bytes_max:
+        raise BodyTooLargeError
+
+
+def take(payload: StreamReader, bytes_max: int) -> bytes:
+    """Return a raw body that is here already; raise BodyTooLargeError if it is over the limit."""
+    body = payload.read_nowait()
+    if len(body) > bytes_max:
+        raise BodyTooLargeError
+    return body
+
+
+async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
+    """Return the whole raw body; raise BodyTooLargeError as soon as it is over the limit, OverloadedError likewise.
+
+    Raises what the connection does to a body that breaks off (ClientGoneError, MalformedRequestError).
+    """
+    buffer = bytearray()  # not a list of pieces: a body may come byte by byte
+    while piece := await payload.readany():
+        share.take(len(piece))
+        buffer += piece
+        if len(buffer) > bytes_max:
+            raise BodyTooLargeError
+    return bytes(buffer)
+
+
+async def decode(
+    body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
+) -> bytes:
+    """Return the body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
+
+    Raises BodyTooLargeError beyond the limit, OverloadedError, and BodyRefusedError for what is not whole.
+    """
+    if encoding is Encoding.IDENTITY:
+        return body
+    try:
+        inflated = await _inflate(body, encoding, bytes_max, share, take_turn)
+    except zlib.error:
+        text = magic.misencoded(body, encoding.value) or f"The body is not valid {encoding.value}"
+        raise BodyRefusedError(text) from None
+    if (name := magic.compression(inflated)) is not None:
+        raise BodyRefusedError(f"The body is {name} within {encoding.value}: compress it once")
+    return inflated
+
+
+async def _inflate(
+    body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
+) -> bytes:
+    window_bits = _GZIP_WINDOW_BITS if encoding is Encoding.GZIP else _deflate_window_bits(body)
+    inflater = zlib.decompressobj(window_bits)
+    members = 1
+    output = bytearray()
+    turn_bytes = _TURN_BYTES - _FREE_BYTES
+    for start in range(0, len(body), _INPUT_STEP_BYTES):
+        pending = body[start : start + _INPUT_STEP_BYTES]
+        piece = b""
+        while pending or (len(piece) == _OUTPUT_STEP_BYTES and not inflater.eof):
+            if inflater.eof:
+                if encoding is not Encoding.GZIP:
+                    raise BodyRefusedError("The body goes on after the end of its deflate stream")
+                members += 1
+                if members > MEMBERS_MAX:
+                    raise BodyRefusedError(f"The body has more than {MEMBERS_MAX:,} gzip members")
+                inflater = zlib.decompressobj(window_bits)  # RFC 1952, 2.2: members simply follow each other
+            piece = inflater.decompress(pending, _OUTPUT_STEP_BYTES)
+            turn_bytes += len(piece) + len(pending)
+            pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+            share.take_decoded(len(piece))
+            output += piece
+            if len(output) > bytes_max:
+                raise BodyTooLargeError
+            if turn_bytes >= _TURN_BYTES:
+                turn_bytes = 0
+                await take_turn()
+    if not inflater.eof:
+        text = magic.misencoded(body, encoding.value) or f"The body's {encoding.value} stream ends too early"
+        raise BodyRefusedError(text)
+    return bytes(output)
+
+
+def _deflate_window_bits(body: bytes) -> int:
+    """Return zlib's name for the format: RFC 9110 means zlib's, and some clients send the bare stream."""
+    header = int.from_bytes(body[:2], "big")
+    is_zlib = len(body) >= 2 and (body[0] & 0x0F) == zlib.DEFLATED and header % 31 == 0  # RFC 1950, 2.2
+    return _ZLIB_WINDOW_BITS if is_zlib else _RAW_DEFLATE_WINDOW_BITS

@@ -1,0 +1,1 @@
+"""POST /ingest/logs, from the key to the batch."""

@@ -1,0 +1,159 @@
+"""The SQL sink: logs in the table `logs` of a SQLite file or of PostgreSQL.
+
+The composition root opens it with `open_sql_sink`. It ties together the rows of a
+batch, group commit and one of the two stores, and knows whether the store takes writes.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.log_store.address import parse
+from httpbridge.log_store.fair_queue import Bounds
+from httpbridge.log_store.group_commit import GroupCommit
+from httpbridge.log_store.postgres_store import PostgresStore
+from httpbridge.log_store.rows import Rows, rows_of
+from httpbridge.log_store.sqlite_store import SqliteStore
+from httpbridge.logs import LogBatch
+
+CHECK_FRESH_SECONDS = 1.0
+"""For so long the outcome of a write or a probe answers `check`."""
+
+CHECK_WAIT_SECONDS_MAX = 3.0
+"""A probe without an answer for so long counts as a refusal; longer than a SQLite commit waits for a lock."""
+
+_log = structlog.get_logger("httpbridge.log_store")
+
+
+class Store(Protocol):
+    """What the sink needs of a database."""
+
+    def encode_instant(self, instant: datetime) -> Any:
+        """Make of an aware UTC instant what the driver takes."""
+
+    async def open(self) -> None:
+        """Connect and create the tables. Raises StoreSetupError, StoreUnavailableError."""
+
+    async def commit(self, group: list[Rows]) -> None:
+        """Store all or none, connecting anew where needed. Raises BatchRefusedError, StoreUnavailableError."""
+
+    async def probe(self) -> None:
+        """Write a little, durably. Raises StoreUnavailableError."""
+
+    async def check(self) -> None:
+        """Raise StoreUnavailableError when what is open is not what is found at the address. Writes nothing."""
+
+    async def close(self) -> None:
+        """Let go of the database."""
+
+
+async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
+    """Open the sink for `sqlite:///path` or `postgresql://…`, in the running event loop.
+
+    Creates the tables that are missing. A store that is out of reach now is no error:
+    services start in any order, and `check` says so until it is back. Raises
+    StoreSetupError for what waiting does not mend: another kind of address, a path
+    that cannot be opened, a refused password, a setting that is not durable, a store of
+    a newer version.
+    """
+    store = store_at(url)
+    sink = SqlSink(store, monotonic=monotonic, bounds=bounds)
+    try:
+        await sink.open()
+    except BaseException:
+        await sink.close()
+        raise
+    return sink
+
+
+def store_at(url: str) -> Store:
+    """Return the store of an address, not opened yet; raise StoreSetupError for another kind of address."""
+    address = parse(url)
+    return SqliteStore(address) if isinstance(address, Path) else PostgresStore(address)
+
+
+class SqlSink:
+    """A LogSink; made by `open_sql_sink`."""
+
+    def __init__(self, store: Store, *, monotonic: Callable[[], float], bounds: Bounds | None) -> None:
+        self._store = store
+        self._monotonic = monotonic
+        self._group_commit = GroupCommit(self._commit, bounds)
+        self._lost: str | None = None
+        """Why the store refuses writes, as the last attempt learned it; None while it takes them."""
+        self._known_at = float("-inf")
+        self._probe: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Try the store; see `open_sql_sink`."""
+        try:
+            await self._store.open()
+        except StoreUnavailableError as error:
+            self._learned(str(error))
+        else:
+            self._learned(None)
+
+    def write(self, batch: LogBatch) -> Coroutine[Any, Any, None]:
+        """See LogSink."""
+        rows = rows_of(batch, self._store.encode_instant)
+        return self._group_commit.submit(rows, rows.weight, batch.project_id)
+
+    async def check(self) -> None:
+        """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""
+        if self._monotonic() - self._known_at >= CHECK_FRESH_SECONDS:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._probe_store(), name="log store probe")
+            await asyncio.wait([self._probe], timeout=CHECK_WAIT_SECONDS_MAX)
+            if not self._probe.done():
+                raise StoreUnavailableError(f"no answer within {CHECK_WAIT_SECONDS_MAX:g} s")
+            self._probe.result()
+        if self._lost is not None:
+            raise StoreUnavailableError(self._lost)
+        try:
+            async with asyncio.timeout(CHECK_WAIT_SECONDS_MAX):
+                await self._store.check()
+        except TimeoutError:
+            raise StoreUnavailableError(f"no answer within {CHECK_WAIT_SECONDS_MAX:g} s") from None
+
+    async def close(self) -> None:
+        """See LogSink."""
+        try:
+            await self._group_commit.close()
+        finally:
+            if self._probe is not None:
+                self._probe.cancel()
+                await asyncio.wait([self._probe])
+            await self._store.close()
+
+    async def _probe_store(self) -> None:
+        try:
+            await self._store.probe()
+        except StoreUnavailableError as error:
+            self._learned(str(error))
+        else:
+            self._learned(None)
+
+    async def _commit(self, group: list[Rows]) -> None:
+        try:
+            await self._store.commit(group)
+        except BatchRefusedError:
+            self._learned(None)
+            raise
+        except StoreUnavailableError as error:
+            self._learned(str(error))
+            raise
+        self._learned(None)
+
+    def _learned(self, lost: str | None) -> None:
+        """Note what an attempt to write showed, and log the change; never a row's content."""
+        if lost is not None and self._lost is None:
+            _log.warning("log_store_lost", reason=lost)
+        elif lost is None and self._lost is not None:
+            _log.info("log_store_back")
+        self._lost = lost
+        self._known_at = self._monotonic()

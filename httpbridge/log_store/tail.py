@@ -1,0 +1,138 @@
+"""What arrives in a project, in the order of arrival: the source of the dashboard's live tail.
+
+Called by `dashboard/log_stream`, one LogTail a stream. Arrival is by `id`, not by `timestamp`, which clients choose.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Self
+
+import msgspec
+import sqlalchemy as sa
+
+from httpbridge.log_store.log_rows import LogFilter, LogRow, cut_columns, matches, row_of
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.schema import logs
+
+ARRIVALS_MAX = 100
+"""Entries that one look returns; of more, the newest."""
+
+IDS_MAX = 100_000
+"""How far back one look goes, in rows of all projects."""
+
+CHARACTERS_MAX = 4_000
+"""Of each text of an entry."""
+
+RUNNING_MAX = 200
+"""Transactions that a mark names; it is as long as a header may be."""
+
+_MARK = re.compile(rf"[0-9]{{1,18}}(_[0-9]{{1,18}}){{0,{RUNNING_MAX + 1}}}")
+_XID_MASK = 0xFFFF_FFFF  # a row knows the lower 32 bits of its transaction
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """What had arrived at a look: all that was visible then, no more and no less.
+
+    On SQLite ids become visible in their order. PostgreSQL gives them out before the commit, so with several bridges
+    a lower id may appear after a higher one; there a mark also knows which transactions were not over.
+    """
+
+    id: int
+    """The highest one."""
+    next_xid: int | None = None
+    """PostgreSQL: the transactions from here on had not begun."""
+    running: tuple[int, ...] = ()
+    """PostgreSQL: those before it that were not over."""
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """Read `str(mark)` back; None for anything else."""
+        if _MARK.fullmatch(text) is None:
+            return None
+        id_, *xids = map(int, text.split("_"))
+        return cls(id_, xids[0], tuple(xids[1:])) if xids else cls(id_)
+
+    def __str__(self) -> str:
+        """Write it for a URL or the id of an event."""
+        xids = () if self.next_xid is None else (self.next_xid, *self.running)
+        return "_".join(map(str, (self.id, *xids)))
+
+
+class Arrivals(msgspec.Struct, frozen=True):
+    """What a look found."""
+
+    rows: Sequence[LogRow]
+    """By id."""
+    mark: Mark
+    """Where the next look begins; for another LogTail, too."""
+    is_gap: bool
+    """Whether older ones were left out."""
+
+
+async def newest_mark(store: ReadStore) -> Mark:
+    """Return the mark of all that has arrived; its id is 0 when the store is empty."""
+    newest = sa.func.coalesce(sa.func.max(logs.c.id), 0)
+    if not store.late_ids:
+        ((id_,),) = await store.rows(sa.select(newest))
+        return Mark(id_)
+    snapshot = sa.cast(sa.func.pg_current_snapshot(), sa.Text)
+    ((id_, text),) = await store.rows(sa.select(newest, snapshot))
+    begin, end, listed = text.split(":")  # "xmin:xmax:xip_list", says PostgreSQL's manual
+    running = tuple(map(int, listed.split(","))) if listed else ()
+    # Of too many none is named: what ended since the first of them then counts as new, which repeats some of it.
+    return Mark(id_, int(end), running) if len(running) <= RUNNING_MAX else Mark(id_, int(begin))
+
+
+class LogTail:
+    """Follows one project from behind a mark on; every entry is returned once."""
+
+    def __init__(self, store: ReadStore, selection: LogFilter, after: Mark) -> None:
+        self._store = store
+        self._selection = selection
+        self._mark = after
+
+    async def look(self) -> Arrivals:
+        """Return what became visible since the last look; raises as ReadStore does."""
+        last, now = self._mark, await newest_mark(self._store)
+        floor = max(last.id - self._store.late_ids, now.id - IDS_MAX)
+        ids = await self._ids(floor, last, now)
+        rows = await self._rows(ids[:ARRIVALS_MAX])
+        self._mark = now
+        return Arrivals(rows, now, is_gap=floor > last.id or len(ids) > ARRIVALS_MAX)
+
+    async def _ids(self, above: int, last: Mark, now: Mark) -> list[int]:
+        """Return the ids that match, newest first, read by the primary key: ARRIVALS_MAX, and one more if there is."""
+        selection = self._selection
+        # The concatenation keeps the planner from the index of the project, all of which it would read.
+        statement = sa.select(logs.c.id).where(
+            logs.c.id > above,
+            logs.c.id <= now.id,
+            logs.c.project_id.concat("") == selection.project_id,
+            _arrived(last, now),
+        )
+        if selection.since is not None:
+            statement = statement.where(logs.c.timestamp >= selection.since)
+        if selection.until is not None:
+            statement = statement.where(logs.c.timestamp < selection.until)
+        if (condition := matches(selection)) is not None:
+            statement = statement.where(condition)
+        newest = statement.order_by(logs.c.id.desc()).limit(ARRIVALS_MAX + 1)
+        return [id_ for (id_,) in await self._store.rows(newest)]
+
+    async def _rows(self, ids: Sequence[int]) -> list[LogRow]:
+        if not ids:
+            return []
+        statement = sa.select(*cut_columns(CHARACTERS_MAX)).where(logs.c.id.in_(ids)).order_by(logs.c.id)
+        return [row_of(row, CHARACTERS_MAX) for row in await self._store.rows(statement)]
+
+
+def _arrived(last: Mark, now: Mark) -> sa.ColumnElement[bool]:
+    """Select what is visible at one mark and was not at the other."""
+    if last.next_xid is None or now.next_xid is None or last.next_xid > now.next_xid:  # the last: another server
+        return logs.c.id > last.id
+    xid: sa.ColumnElement[int] = sa.literal_column("CAST(CAST(xmin AS TEXT) AS BIGINT)", sa.BigInteger)
+    transactions_ago = (sa.literal(now.next_xid, sa.BigInteger) - xid).bitwise_and(_XID_MASK)
+    began_since = transactions_ago.between(1, now.next_xid - last.next_xid)
+    ended_since = xid.in_([running & _XID_MASK for running in last.running])
+    is_running = xid.in_([running & _XID_MASK for running in now.running])
+    return sa.and_(sa.or_(began_since, ended_since), sa.not_(is_running))

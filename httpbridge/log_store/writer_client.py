@@ -1,0 +1,193 @@
+"""The log store as a worker has it: by way of the one process that writes to it (`writer`), over a Unix socket.
+
+`app` opens it where several workers share a SQLite file. What waits together in a worker goes over as one message, and
+is answered once it is committed; so a worker's group commit and the writer's work like one. A message that breaks off
+is a 503 for all in it, and is never sent again: it may have been committed.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.log_store.origin_store import OriginCount
+from httpbridge.log_store.rows import Rows
+from httpbridge.log_store.sink import SqlSink
+from httpbridge.log_store.sqlite_store import SqliteStore
+
+_AWAY = "the log writer is not running"
+
+ANSWER_SECONDS_MAX = 10.0
+"""For an answer, connecting included: the writer itself waits for less, so it hangs."""
+
+LENGTH_BYTES = 4
+"""Before each message: how long it is, big-endian."""
+
+BUFFER_BYTES = 1024 * 1024
+"""About the largest group."""
+
+
+class WriteRows(msgspec.Struct, frozen=True, tag="rows", array_like=True, gc=False):
+    """Store all of these rows or none."""
+
+    rows: list[tuple[str | None, ...]]
+    """Values in the order of `schema.WRITTEN_COLUMNS`, as SQLite takes them."""
+    weight: int
+    project_id: str
+    """Whose they are; empty when they are several projects'."""
+
+
+class Probe(msgspec.Struct, frozen=True, tag="probe", array_like=True):
+    """Write a little, durably."""
+
+
+class Check(msgspec.Struct, frozen=True, tag="check", array_like=True):
+    """Look at the file and its disk, and write nothing."""
+
+
+class AddCounts(msgspec.Struct, frozen=True, tag="counts", array_like=True):
+    """Add to the counts of origins."""
+
+    counts: list[OriginCount]
+    now: datetime
+
+
+class Outcome(StrEnum):
+    """What became of a message."""
+
+    DONE = "done"
+    REFUSED = "refused"
+    UNAVAILABLE = "unavailable"
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """The writer's answer to one message; the reason is for the log."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+Message = WriteRows | Probe | Check | AddCounts
+
+
+def remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
+    """Return the sink whose writer listens on `path`, in the running event loop; connected when it is first used."""
+    return SqlSink(RemoteStore(path), monotonic=monotonic, bounds=None)
+
+
+class RemoteStore:
+    """What the SQL sink needs of a store: two conversations with the writer, as it commits heavy and light groups."""
+
+    encode_instant = staticmethod(SqliteStore.encode_instant)
+
+    def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
+        self._conversations = [_Conversation(path, answer_seconds_max) for _ in range(2)]
+
+    async def open(self) -> None:
+        """Nothing: the writer has opened the file."""
+
+    async def commit(self, group: list[Rows]) -> None:
+        """See `sql.Store`."""
+        rows = [row for batch in group for row in batch.rows]
+        projects = {batch.project_id for batch in group}
+        project_id = projects.pop() if len(projects) == 1 else ""
+        await self._ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
+
+    async def probe(self) -> None:
+        """See `sql.Store`."""
+        await self._ask(Probe())
+
+    async def check(self) -> None:
+        """See `sql.Store`."""
+        await self._ask(Check())
+
+    async def close(self) -> None:
+        """Hang up."""
+        for conversation in self._conversations:
+            conversation.close()
+
+    async def _ask(self, message: Message) -> None:
+        await min(self._conversations, key=_Conversation.is_busy).ask(message)
+
+
+class RemoteOriginStore:
+    """Adds counts of origins by way of the writer, in a conversation of its own: no log waits for them."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = _Conversation(path, ANSWER_SECONDS_MAX)
+
+    async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
+        """See `origin_counts.OriginCounterStore`."""
+        await self._writer.ask(AddCounts(list(counts), now))
+
+    async def close(self) -> None:
+        """Hang up."""
+        self._writer.close()
+
+
+class _Conversation:
+    """One message at a time, and its answer. Connected at the first, and again after the writer was away."""
+
+    def __init__(self, path: Path, answer_seconds_max: float) -> None:
+        self._path = path
+        self._answer_seconds_max = answer_seconds_max
+        self._turn = asyncio.Lock()
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Answer)
+
+    def is_busy(self) -> bool:
+        """Return whether a message is under way."""
+        return self._turn.locked()
+
+    async def ask(self, message: Message) -> None:
+        """Return once the writer has done it. Raises BatchRefusedError and StoreUnavailableError, as it did."""
+        try:
+            data = self._encoder.encode(message)
+        except UnicodeEncodeError:
+            raise BatchRefusedError("it cannot hold text that is not valid Unicode") from None
+        async with self._turn:
+            try:
+                async with asyncio.timeout(self._answer_seconds_max):
+                    answer = await self._exchange(data)
+            except TimeoutError:
+                self.close()
+                raise StoreUnavailableError(
+                    f"no answer from the log writer in {self._answer_seconds_max:g} s"
+                ) from None
+            except (OSError, asyncio.IncompleteReadError):
+                self.close()
+                raise StoreUnavailableError(_AWAY) from None
+            except BaseException:
+                self.close()  # whoever asks next must not get this one's answer
+                raise
+        if answer.outcome is Outcome.REFUSED:
+            raise BatchRefusedError(answer.reason)
+        if answer.outcome is Outcome.UNAVAILABLE:
+            raise StoreUnavailableError(answer.reason)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._streams is not None:
+            self._streams[1].transport.abort()
+            self._streams = None
+
+    async def _exchange(self, data: bytes) -> Answer:
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # the writer ended while nothing was asked, and there may be another one
+        if self._streams is None:
+            self._streams = await asyncio.open_unix_connection(str(self._path), limit=BUFFER_BYTES)
+        reader, writer = self._streams
+        writer.writelines((len(data).to_bytes(LENGTH_BYTES, "big"), data))
+        await writer.drain()
+        return self._decoder.decode(await received(reader))
+
+
+async def received(reader: asyncio.StreamReader) -> bytes:
+    """Return the next message; raise IncompleteReadError when there is none, or half of one."""
+    length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "big")
+    return await reader.readexactly(length)
