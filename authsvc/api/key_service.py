@@ -18,15 +18,15 @@ from authsvc.api import messages
 from authsvc.api.callers import Callers
 from authsvc.api.messages import Context
 from authsvc.client.api_key import Digest, RawKey, digest_of
-from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key, parse_key_id, parse_project_id
 from authsvc.origins import OriginEntryError, normalise_list
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.key_cache import Index, IndexedKey
-from authsvc.revocation.leases import INDEX_ID_PREFIX
 from authsvc.revocation.watch import Watch
 from authsvc.storage.key_store import ActiveKey, Key, KeyStore, NewKey, Revision, Revoked
+from authsvc.storage.lease_rows import INDEX_ID_PREFIX
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 

@@ -11,8 +11,8 @@ from authsvc.api.messages import Context
 from authsvc.client.api_key import Digest
 from authsvc.errors import InvalidArgumentError
 from authsvc.keys import KeyId, parse_project_id
-from authsvc.revocation.leases import LeaseRow
 from authsvc.storage.key_store import Change, ChangeKind, KeyStore, Revision
+from authsvc.storage.lease_rows import LeaseRow
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager, contextmanager
 import structlog
 
 from authsvc.api.callers import Caller
-from authsvc.api.limits import CallLimits, Pace, Tally
+from authsvc.api.limits import CallLimits, Pace
 from authsvc.runtime.networks import Networks, Places
+from authsvc.runtime.tally import Tally
 
 _log = structlog.get_logger("authsvc")
 

@@ -23,8 +23,8 @@ import click
 import msgspec
 import structlog
 
-from authsvc.cli.calls import shown_list, shown_time
 from authsvc.cli import calls
+from authsvc.cli.calls import shown_list, shown_time
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
 from authsvc.runtime import core_dumps
 from authsvc.runtime.commands import REFUSED, USAGE, announce, fail

@@ -6,10 +6,10 @@ seconds of a monotonic clock that also counts while the machine is suspended. Th
 are those of docs/watch-protocol.md, by number.
 """
 
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from authsvc.client.api_key import Digest
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 
 RENEW_SECONDS_MAX = 10.0
 """Between two renewals while nothing changes."""
@@ -21,48 +21,6 @@ ANSWER_SECONDS_MAX = 5.0
 """Without a lease so long after asking, the stream is given up: it may be half open."""
 
 _NEVER = float("-inf")
-
-
-@dataclass(frozen=True, slots=True)
-class Renewal:
-    """Holder to service: an acknowledgement and a request for a lease, both at once."""
-
-    epoch: str
-    holder_id: str
-    name: str
-    sequence: int
-    applied_revision: int
-    is_goodbye: bool = False
-    lease_seconds_max: float = float("inf")
-    """The holder asks for no longer lease than this."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeEvent:
-    """Service to holder: a mutation, and the digests whose verdicts it voids."""
-
-    revision: int
-    digests: tuple[Digest, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseEvent:
-    """Service to holder: the lease that the renewal with this sequence asked for."""
-
-    sequence: int
-    duration_seconds: float
-    revision: int
-
-
-@dataclass(frozen=True, slots=True)
-class ResetEvent:
-    """Service to holder: start afresh from this revision."""
-
-    epoch: str
-    revision: int
-
-
-Event: TypeAlias = ChangeEvent | LeaseEvent | ResetEvent
 
 
 class StreamBrokenError(Exception):

@@ -15,7 +15,6 @@ from authsvc.client.channel import ClientTls, Metadata, TokenSource, authorizati
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.verdicts import (
     INVALID_KEY,
-    ORIGIN_CHARACTERS_MAX,
     Answer,
     Decision,
     KeyServiceUnavailableError,
@@ -48,21 +47,6 @@ _FIRST_ANSWER_SECONDS = 0.5
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
 _DIAGNOSIS_SECONDS = 1.0
-
-
-def sendable_origin(origin: str | None) -> str | None:
-    """Return an origin that protobuf can carry, to be validated and cached in place of the given one.
-
-    What is too long or not valid Unicode is replaced by the empty origin: no entry
-    admits either, so the verdict is the same.
-    """
-    if origin is None or (len(origin) <= ORIGIN_CHARACTERS_MAX and origin.isascii()):
-        return origin
-    try:
-        origin.encode()
-    except UnicodeEncodeError:
-        return ""
-    return origin if len(origin) <= ORIGIN_CHARACTERS_MAX else ""
 
 
 class _Line:

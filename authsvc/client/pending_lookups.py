@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any, TypeAlias
 
 from authsvc.client.api_key import Digest, RawKey
-from authsvc.client.library_log import EventLogger
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
+from authsvc.runtime.library_logging import EventLogger
 
 _INVALID_PER_SECOND = 1000.0
 """Invalid keys, in the long run: what a tenth of a core answers."""

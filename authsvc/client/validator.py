@@ -17,14 +17,14 @@ from authsvc.client import release
 from authsvc.client.api_key import RawKey
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
 from authsvc.client.holder import Holder
-from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient, sendable_origin
-from authsvc.client.library_log import EventLogger
+from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.pending_lookups import Question, Questions
-from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdict_cache import VerdictCache, sendable_origin
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address, Token
+from authsvc.runtime.library_logging import EventLogger
 
 _PROBE_KEY = RawKey("dt_" + "0" * 24)
 """Well-formed and never issued, as far as 96 random bits can promise it."""

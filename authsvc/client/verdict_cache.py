@@ -17,7 +17,7 @@ A verdict that holds for every origin is one entry.
 from collections import OrderedDict
 
 from authsvc.client.api_key import Digest
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, ORIGIN_CHARACTERS_MAX, Answer, Decision, Verdict
 
 _NEVER = float("-inf")
 
@@ -199,3 +199,18 @@ class VerdictCache:
     def __len__(self) -> int:
         """Return how many verdicts are kept, expired ones included."""
         return sum(map(len, self._keys.values())) + len(self._invalid)
+
+
+def sendable_origin(origin: str | None) -> str | None:
+    """Return an origin that protobuf can carry, to be validated and cached in place of the given one.
+
+    What is too long or not valid Unicode is replaced by the empty origin: no entry
+    admits either, so the verdict is the same.
+    """
+    if origin is None or (len(origin) <= ORIGIN_CHARACTERS_MAX and origin.isascii()):
+        return origin
+    try:
+        origin.encode()
+    except UnicodeEncodeError:
+        return ""
+    return origin if len(origin) <= ORIGIN_CHARACTERS_MAX else ""

@@ -14,10 +14,11 @@ import grpc
 
 from authsvc.client.api_key import Digest
 from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
-from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, StreamBrokenError
-from authsvc.client.library_log import EventLogger, traceback_without_text
+from authsvc.client.holder import Holder, StreamBrokenError
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address, ConfigurationError
+from authsvc.runtime.library_logging import EventLogger, traceback_without_text
 from authsvc.v1 import key_service_pb2 as pb2
 from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 

@@ -13,13 +13,13 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from authsvc.client.holder import ChangeEvent
+from authsvc.client.lease_messages import ChangeEvent
 from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
-from authsvc.revocation.leases import CHANGES_BEHIND_MAX, StoreState
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.storage.bookmark import Bookmark
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import CHANNEL, Change, KeyStore, Revision
+from authsvc.storage.lease_rows import CHANGES_BEHIND_MAX, StoreState
 from authsvc.storage.lease_store import LeaseStore
 
 _POLL_SECONDS = 0.25

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import structlog
 
-from authsvc.api.limits import Tally
 from authsvc.errors import TooManyHoldersError
 from authsvc.runtime.networks import Networks, Places
+from authsvc.runtime.tally import Tally
 
 _log = structlog.get_logger("authsvc")
 

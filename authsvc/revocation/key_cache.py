@@ -24,12 +24,13 @@ import msgspec
 import structlog
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError
+from authsvc.client.holder import Holder, StreamBrokenError
+from authsvc.client.lease_messages import Event, Renewal
 from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.revocation.change_feed import Outage
-from authsvc.revocation.leases import INDEX_ID_PREFIX
 from authsvc.revocation.watch import Watch
 from authsvc.storage.key_store import ActiveKey, KeyStore, Snapshot
+from authsvc.storage.lease_rows import INDEX_ID_PREFIX
 
 LEASE_SECONDS_MAX = 5.0
 _KEYS_MAX = 50_000

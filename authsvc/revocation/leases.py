@@ -6,69 +6,14 @@ database's to keep are in `lease_store`.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from heapq import nlargest
 
-from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
-
-CHANGES_BEHIND_MAX = 10_000
-"""A holder that is further behind is reset: emptying its cache is cheaper than so many messages (rule 6)."""
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.storage.lease_rows import LeaseRow, StoreState
 
 CHANGE_AGE_SECONDS_MAX = 3600.0
 """Likewise one whose next change is older: its verdicts have expired long ago."""
-
-INDEX_ID_PREFIX = "index-"
-"""Of the holder ids of the service's own indexes (`index`), which no caller may use."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreState:
-    """What one statement read of the database, after the leases it is for were committed."""
-
-    epoch: str
-    revision: int
-    resumable_revision: int
-    """Holders that have applied this much, or more, can be sent the rest; others are reset."""
-    time: datetime
-    """The database's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class LeaseRow:
-    """A holder, as the table `leases` has it."""
-
-    holder_id: str
-    name: str
-    epoch: str
-    """Of acknowledged_revision."""
-    acknowledged_revision: int
-    expire_time: datetime
-    """By the database's clock, margin included."""
-    renew_time: datetime
-    is_gone: bool
-    since_revision: int = 0
-    """The current one when the holder came."""
-
-    @property
-    def is_index(self) -> bool:
-        """Whether the holder is a replica's own index."""
-        return self.holder_id.startswith(INDEX_ID_PREFIX)
-
-    def has_confirmed(self, epoch: str) -> bool:
-        """Whether the holder has applied, in the current epoch, a change that was made since it came.
-
-        That takes as long as such a change does to be made: whoever has but stolen the bridge token can invent holders
-        by the thousand, and few that have.
-        """
-        return self.is_index or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
-
-    def is_behind(self, state: StoreState, revision: int) -> bool:
-        """Whether the holder may still decide by what was before the revision."""
-        if self.is_gone or self.expire_time <= state.time:
-            return False
-        # What is ahead of the database has applied changes that were lost, and says nothing of those made since.
-        return self.epoch != state.epoch or not revision <= self.acknowledged_revision <= state.revision
 
 
 class WatchSession:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from authsvc.client.holder import Event, Renewal
+from authsvc.client.lease_messages import Event, Renewal
 from authsvc.errors import (
     HolderGoneError,
     InvalidArgumentError,
@@ -22,8 +22,9 @@ from authsvc.errors import (
 )
 from authsvc.revocation.change_feed import REMEDY, ChangeFeed, Outage
 from authsvc.revocation.holder_bounds import Holders
-from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, LeaseRow, Propagation, StoreState, WatchSession
+from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
 from authsvc.storage.key_store import KeyStore, Revision
+from authsvc.storage.lease_rows import LeaseRow, StoreState
 from authsvc.storage.lease_store import LeaseStore
 
 _log = structlog.get_logger("authsvc")

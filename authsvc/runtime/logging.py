@@ -13,8 +13,8 @@ from typing import Any
 
 import structlog
 
-from authsvc.client import library_log
-from authsvc.client.library_log import traceback_without_text
+from authsvc.runtime import library_logging
+from authsvc.runtime.library_logging import traceback_without_text
 
 __all__ = ["LogFormat", "LogLevel", "configure", "traceback_without_text"]
 
@@ -64,12 +64,12 @@ def configure(level: LogLevel, log_format: LogFormat, worker: str | None = None)
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger(library_log.LOGGER).setLevel(level.value.upper())
+    logging.getLogger(library_logging.LOGGER).setLevel(level.value.upper())
 
 
 def _with_fields(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Take over the fields of a record that the client made."""
     record = event["_record"]
-    if not hasattr(record, library_log.FIELDS):
+    if not hasattr(record, library_logging.FIELDS):
         return event
-    return {**event, "event": getattr(record, library_log.EVENT), **getattr(record, library_log.FIELDS)}
+    return {**event, "event": getattr(record, library_logging.EVENT), **getattr(record, library_logging.FIELDS)}

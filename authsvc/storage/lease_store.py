@@ -14,11 +14,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from authsvc.client.holder import Renewal
+from authsvc.client.lease_messages import Renewal
 from authsvc.errors import StoreUnavailableError
-from authsvc.revocation.leases import CHANGES_BEHIND_MAX, LeaseRow, StoreState
 from authsvc.storage.database import Database, Instant
 from authsvc.storage.key_store import CHANNEL
+from authsvc.storage.lease_rows import CHANGES_BEHIND_MAX, LeaseRow, StoreState
 from authsvc.storage.tables import COUNTER, METADATA
 
 _leases = sa.Table(

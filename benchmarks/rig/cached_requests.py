@@ -22,7 +22,7 @@ from aiohttp import web
 
 from authsvc.client import Decision, Verdict
 from authsvc.client.api_key import RawKey
-from authsvc.client.holder import LeaseEvent
+from authsvc.client.lease_messages import LeaseEvent
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer

@@ -38,6 +38,7 @@ from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
+from httpbridge.times import parse_since
 
 _log = structlog.get_logger("httpbridge")
 
@@ -201,7 +202,7 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
     start = None
     if since is not None:
         try:
-            start = log_view.parse_since(since, datetime.now(UTC))
+            start = parse_since(since, datetime.now(UTC))
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--since") from None
     selection = Selection(project, start, Level(level) if level else None)

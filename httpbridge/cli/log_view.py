@@ -7,10 +7,8 @@ nothing of one may act on the terminal it is shown in: whatever does not print i
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from io import TextIOWrapper
 
 import msgspec
@@ -18,6 +16,7 @@ import msgspec
 from authsvc.runtime.standard_streams import discard
 from httpbridge.errors import BridgeError
 from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
+from httpbridge.times import rfc3339
 
 FOLLOW_SECONDS = 0.25
 """How often a follower asks for what is new."""
@@ -26,29 +25,11 @@ MESSAGE_CHARACTERS_MAX = 2000
 FIELD_CHARACTERS_MAX = 500
 """Longer texts are cut in lines for people, never in JSON."""
 
-_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 _LEVEL_COLORS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 _RESET = "\x1b[0m"
 
 _EXTRA_FIELDS = ("release", "trace_id", "span_id", "request_id", "vercel_id", "context", "metadata")
-
-
-def parse_since(text: str, now: datetime) -> datetime:
-    """Read a start: an RFC 3339 instant (no zone means UTC), or a duration before `now` such as `90s`, `15m`, `2h`.
-
-    The units are s, m, h, d (24 hours) and w. Raises ValueError, with a text for the user.
-    """
-    try:
-        if duration := _DURATION.fullmatch(text):
-            return now - timedelta(seconds=int(duration[1]) * _UNIT_SECONDS[duration[2]])
-        instant = datetime.fromisoformat(text)
-        return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise ValueError(
-            f"{text!r} is neither a time such as 2026-01-31T08:00:00Z nor a duration such as 15m"
-        ) from None
 
 
 async def show_logs(
@@ -162,11 +143,6 @@ def printable(text: str, characters_max: int) -> str:
     if not text.isprintable():
         text = "".join(char if char.isprintable() else _escape(char) for char in text)
     return f"{text}… ({cut} more characters)" if cut > 0 else text
-
-
-def rfc3339(instant: datetime) -> str:
-    """Write an aware UTC instant as `2026-11-23T20:15:00.123456Z`."""
-    return instant.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def _escape(char: str) -> str:

@@ -16,8 +16,7 @@ from aiohttp.streams import StreamReader
 from multidict import MultiMapping
 
 from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
-from httpbridge.ingest import magic
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http import magic
 
 BUDGET_BYTES = 256 * 1024 * 1024
 """For bodies that are being read, inflated and parsed, all together: fifty of the largest, as they come and inflated.
@@ -64,12 +63,13 @@ class Budget:
         self._taken_bytes_by_key: dict[str, int] = {}
         self._is_logged = False
 
-    def share(self, key_id: str, rate_limit: RateLimit | None = None) -> "Share":
+    def share(self, key_id: str, count_decoded: Callable[[int], None]) -> "Share":
         """Return one request's share, empty at first; a context manager, which gives it back.
 
-        What is decoded under it counts against the rate limit.
+        `count_decoded` is told of the bytes that come out of the body, and raises RateLimitedError where it should not
+        be decoded.
         """
-        return Share(self, key_id, rate_limit)
+        return Share(self, key_id, count_decoded)
 
     def take(self, count: int, key_id: str) -> None:
         """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
@@ -97,14 +97,13 @@ class Budget:
 class Share:
     """What one request has taken of the budget."""
 
-    __slots__ = ("_budget", "_is_decoding", "_key_id", "_rate_limit", "_taken_bytes")
+    __slots__ = ("_budget", "_count_decoded", "_key_id", "_taken_bytes")
 
-    def __init__(self, budget: Budget, key_id: str, rate_limit: RateLimit | None) -> None:
+    def __init__(self, budget: Budget, key_id: str, count_decoded: Callable[[int], None]) -> None:
         self._budget = budget
         self._key_id = key_id
-        self._rate_limit = rate_limit
+        self._count_decoded = count_decoded
         self._taken_bytes = 0
-        self._is_decoding = False
 
     def take(self, count: int) -> None:
         """Take so many bytes more; raise OverloadedError when fewer are left."""
@@ -113,11 +112,7 @@ class Share:
 
     def take_decoded(self, count: int) -> None:
         """Take bytes that came out of the body; raise RateLimitedError before the first where the key has none left."""
-        if self._rate_limit is not None:
-            self._rate_limit.roll()
-            count_body = self._rate_limit.continue_body if self._is_decoding else self._rate_limit.begin_body
-            count_body(self._key_id, count)
-            self._is_decoding = True
+        self._count_decoded(count)
         self.take(count)
 
     def __enter__(self) -> Self:

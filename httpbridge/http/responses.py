@@ -15,7 +15,6 @@ from aiohttp import hdrs
 from multidict import MultiMapping
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.ingest.rate_limit import Quota
 
 _EXPOSED = "Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
 _CORS = f"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: {_EXPOSED}\r\n".encode()
@@ -124,17 +123,17 @@ def refused_body(error: BodyRefusedError) -> Response:
     return json_response(400, {"error": sentence, "issues": [issue._asdict() for issue in error.issues]})
 
 
-def rate_limited(quota: Quota) -> Response:
+def rate_limited(retry_after_seconds: int) -> Response:
     """Prepare the answer to a request over the limit."""
-    return _error(429, "Rate limit exceeded", {"Retry-After": str(quota.retry_after_seconds)})
+    return _error(429, "Rate limit exceeded", {"Retry-After": str(retry_after_seconds)})
 
 
-def rate_headers(limit_per_minute: int, quota: Quota) -> bytes:
-    """Return the header lines that tell a caller with a valid key where it stands."""
+def rate_headers(limit: int, remaining: int, reset_unix_seconds: int) -> bytes:
+    """Return the header lines that tell a caller with a valid key where it stands in this minute."""
     return b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n" % (
-        limit_per_minute,
-        quota.remaining,
-        quota.reset_unix_seconds,
+        limit,
+        remaining,
+        reset_unix_seconds,
     )
 
 

@@ -8,10 +8,10 @@ from httpbridge.errors import RateLimitedError
 from httpbridge.http import bodies, responses
 from httpbridge.http.request import Request
 from httpbridge.http.responses import Response
+from httpbridge.ingest import log_parser
 from httpbridge.ingest.authorizer import Authorizer
 from httpbridge.ingest.body_turns import BodyTurn, BodyTurns
-from httpbridge.ingest import log_parser
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.ingest.rate_limit import Quota, RateLimit
 from httpbridge.log_store import LogSink
 from httpbridge.logs import LOGS_MAX
 
@@ -51,11 +51,11 @@ class Ingest:
         request.project_id = decision.project_id
         is_origin_allowed = decision.verdict is Verdict.ALLOWED
         quota = (self._rate_limit.take if is_origin_allowed else self._rate_limit.peek)(decision.key_id)
-        request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
+        request.more_headers = self._rate_headers(quota)
         if not is_origin_allowed:
             return responses.ORIGIN_NOT_ALLOWED
         if not quota.admitted:
-            return responses.rate_limited(quota)
+            return responses.rate_limited(quota.retry_after_seconds)
 
         encoding = bodies.encoding(request.headers)
         bodies.refuse_declared_length(request.headers, self._body_bytes_max)
@@ -72,21 +72,24 @@ class Ingest:
                 turn = self._turns.of(project_id)
                 # The share is kept while the body waits for its turns. What came along with its headers has none: the
                 # connection bounds it.
-                with self._body_budget.share(key_id, self._rate_limit) as share:
+                count_body = self._rate_limit.body(key_id)
+                with self._body_budget.share(key_id, count_body) as share:
                     body = await self._read_body(request, encoding, share, turn)
                     if encoding is bodies.Encoding.IDENTITY:
-                        self._rate_limit.roll()
-                        self._rate_limit.begin_body(key_id, len(body))
+                        count_body(len(body))
                     batch = log_parser.parse_small(body, project_id, key_id, received_at)
                     if batch is None:
                         batch = await turn.run(log_parser.parse(body, project_id, key_id, received_at))
         except RateLimitedError:
             quota = self._rate_limit.peek(key_id)
-            request.more_headers = responses.rate_headers(self._rate_limit.limit_per_minute, quota)
-            return responses.rate_limited(quota)
+            request.more_headers = self._rate_headers(quota)
+            return responses.rate_limited(quota.retry_after_seconds)
         del body  # the store may be slow, and has its own bound for what waits
         await self._sink.write(batch)
         return self._stored[len(batch.entries)]
+
+    def _rate_headers(self, quota: Quota) -> bytes:
+        return responses.rate_headers(self._rate_limit.limit_per_minute, quota.remaining, quota.reset_unix_seconds)
 
     async def _read_body(
         self, request: Request, encoding: bodies.Encoding, share: bodies.Share, turn: BodyTurn

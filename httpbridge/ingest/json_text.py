@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.ingest import magic
+from httpbridge.http import magic
 from httpbridge.ingest.mending import PIECE_BYTES, pieces
 
 NESTING_MAX = 500

@@ -14,7 +14,8 @@ import msgspec
 from msgspec import Meta, Raw
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.ingest import log_fields, magic
+from httpbridge.http import magic
+from httpbridge.ingest import log_fields
 from httpbridge.ingest.json_text import (
     NESTING_MAX,
     MalformedError,

@@ -49,20 +49,31 @@ class RateLimit:
         return self._quota(key_id, 0)
 
     def begin_body(self, key_id: str, count: int) -> None:
-        """Count the first bytes of a decoded body; raise RateLimitedError when the key has none left.
+        """Count a decoded body, or the first bytes of it; raise RateLimitedError when the key has none left.
 
-        In the window of the last `roll`, which `take` is, too: a body that was not waited for need not look again.
+        In the window of the last `take` or `peek`: a body that was not waited for need not look at the clock again.
         """
         taken = self._bytes.get(key_id, 0)
         if taken >= self._bytes_per_minute:
             raise RateLimitedError
         self._bytes[key_id] = taken + count
 
-    def continue_body(self, key_id: str, count: int) -> None:
-        """Count more bytes of a body that has begun, likewise."""
-        self._bytes[key_id] = self._bytes.get(key_id, 0) + count
+    def body(self, key_id: str) -> Callable[[int], None]:
+        """Return what counts a body that is waited for, piece by piece; only the first can raise RateLimitedError."""
+        is_first = True
 
-    def roll(self) -> float:
+        def count(count: int) -> None:
+            nonlocal is_first
+            self._roll()
+            if is_first:
+                self.begin_body(key_id, count)
+                is_first = False
+            else:
+                self._bytes[key_id] = self._bytes.get(key_id, 0) + count
+
+        return count
+
+    def _roll(self) -> float:
         """Begin a new window where it is time; return the time, in Unix seconds."""
         unix_seconds = self._now().timestamp()
         window = int(unix_seconds // WINDOW_SECONDS)
@@ -73,7 +84,7 @@ class RateLimit:
         return unix_seconds
 
     def _quota(self, key_id: str, requests: int) -> Quota:
-        unix_seconds = self.roll()
+        unix_seconds = self._roll()
         limit = self.limit_per_minute if self._bytes.get(key_id, 0) < self._bytes_per_minute else 0
         used = self._counts.get(key_id, 0)
         admitted = used < limit

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from authsvc.client.holder import ChangeEvent
+from authsvc.client.lease_messages import ChangeEvent
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
 from authsvc.migrations import upgrade
 from authsvc.revocation import change_feed as changes_module

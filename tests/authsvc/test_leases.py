@@ -5,8 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from authsvc.client.holder import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
-from authsvc.revocation.leases import LeaseRow, Propagation, StoreState, WatchSession
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.revocation.leases import Propagation, WatchSession
+from authsvc.storage.lease_rows import LeaseRow, StoreState
 
 _NOON = datetime(2000, 1, 1, 12, tzinfo=UTC)
 _GRANT = LeaseEvent(3, 60.0, 9)

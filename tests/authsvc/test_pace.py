@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from authsvc.api.limits import Pace, Tally
+from authsvc.api.limits import Pace
+from authsvc.runtime.tally import Tally
 
 ONE, OTHER = "192.0.2.1", "192.0.2.2"
 

@@ -18,7 +18,7 @@ from authsvc import app as app_module
 from authsvc.api.limits import CallLimits
 from authsvc.client import KeyValidator
 from authsvc.client.api_key import RawKey
-from authsvc.client.holder import Renewal
+from authsvc.client.lease_messages import Renewal
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
 from authsvc.keys import generate_raw_key

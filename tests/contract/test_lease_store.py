@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from authsvc.client.holder import Renewal
+from authsvc.client.lease_messages import Renewal
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
 from authsvc.migrations import upgrade
-from authsvc.revocation.leases import LeaseRow
 from authsvc.storage import database as database_module
 from authsvc.storage import lease_store as lease_store_module
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import CHANNEL, KeyStore, NewKey
+from authsvc.storage.lease_rows import LeaseRow
 from authsvc.storage.lease_store import LeaseStore
 from tests.postgres import PostgresServer, blocked
 

@@ -12,7 +12,7 @@ import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.api_key import Digest, RawKey
-from authsvc.client.key_client import sendable_origin
+from authsvc.client.verdict_cache import sendable_origin
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
 from httpbridge.http.connection import Connection

@@ -23,8 +23,12 @@ LIMIT_BYTES = 256 * 1024
 STEP_BYTES = 64 * 1024
 
 
+def uncounted(_count: int) -> None:
+    """Whoever needs no rate limit."""
+
+
 def share(budget_bytes: int = 2**30) -> Share:
-    return Budget(budget_bytes, budget_bytes).share("key")
+    return Budget(budget_bytes, budget_bytes).share("key", uncounted)
 
 
 async def take_turn() -> None:
@@ -100,13 +104,13 @@ async def test_a_large_body_is_inflated_in_turns_and_a_small_one_waits_for_none(
 async def test_what_is_inflated_is_taken_from_the_budget_and_given_back() -> None:
     budget = Budget(LIMIT_BYTES, LIMIT_BYTES)
     encoded = gzip.compress(bytes(STEP_BYTES))
-    with budget.share("key") as first, budget.share("key") as second:
+    with budget.share("key", uncounted) as first, budget.share("key", uncounted) as second:
         for _ in range(3):
             await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, first, take_turn)
         await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second, take_turn)
         with pytest.raises(OverloadedError):
             await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, second, take_turn)
-    with budget.share("key") as third:
+    with budget.share("key", uncounted) as third:
         await bodies.decode(gzip.compress(bytes(LIMIT_BYTES)), Encoding.GZIP, LIMIT_BYTES, third, take_turn)
 
 
@@ -116,7 +120,7 @@ async def test_what_is_inflated_counts_against_the_keys_minute_also_of_what_is_r
     budget = Budget(2**30, 2**30)
 
     async def decode(encoded: bytes, key_id: str = "key") -> None:
-        with budget.share(key_id, limit) as share:
+        with budget.share(key_id, limit.body(key_id)) as share:
             await bodies.decode(encoded, Encoding.GZIP, LIMIT_BYTES, share, take_turn)
 
     with pytest.raises(BodyRefusedError):
@@ -138,7 +142,7 @@ async def test_a_body_that_has_begun_is_inflated_to_its_end_whatever_other_bodie
     encoded = gzip.compress(body)
 
     async def decode() -> bytes:
-        with budget.share("key", limit) as share:
+        with budget.share("key", limit.body("key")) as share:
             return await bodies.decode(encoded, Encoding.GZIP, len(body), share, take_turn)
 
     outcomes = await asyncio.gather(*(decode() for _ in range(40)), return_exceptions=True)

@@ -57,8 +57,9 @@ def test_bytes_end_a_keys_minute_as_requests_do(clock: FakeClock) -> None:
     assert limit.take("a").remaining == 4
     limit.begin_body("a", BYTES - 1)
     assert limit.take("a").remaining == 3
-    limit.begin_body("a", BYTES)  # what uses up the last of them is taken whole
-    limit.continue_body("a", BYTES)
+    count = limit.body("a")
+    count(BYTES)  # what uses up the last of them is taken whole
+    count(BYTES)
     for _ in range(2):
         refused = limit.take("a")
         assert (refused.admitted, refused.remaining) == (False, 0)
@@ -74,10 +75,11 @@ def test_bytes_end_a_keys_minute_as_requests_do(clock: FakeClock) -> None:
 def test_a_body_that_begins_in_one_minute_and_ends_in_the_next_counts_for_both(clock: FakeClock) -> None:
     limit = RateLimit(5, BYTES, clock.now)
     limit.take("a")
-    limit.begin_body("a", BYTES)
+    count = limit.body("a")
+    count(BYTES)
     clock.advance(60)
     limit.take("a")
-    limit.continue_body("a", BYTES)
+    count(BYTES)
     assert not limit.peek("a").admitted
 
 
@@ -87,6 +89,5 @@ def test_a_body_that_is_whole_in_the_next_minute_is_not_refused_for_the_last_one
     limit.take("a")
     limit.begin_body("a", BYTES)
     clock.advance(60)
-    limit.roll()
-    limit.begin_body("a", BYTES)
+    limit.body("a")(BYTES)
     assert not limit.peek("a").admitted

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import Event, Holder, Renewal, StreamBrokenError, Verdicts
+from authsvc.client.holder import Holder, StreamBrokenError, Verdicts
+from authsvc.client.lease_messages import Event, Renewal
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer, Decision
 from tests.simulation.checker import Request

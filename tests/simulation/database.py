@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import ChangeEvent, Renewal
+from authsvc.client.lease_messages import ChangeEvent, Renewal
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
-from authsvc.revocation.leases import LeaseRow, StoreState
+from authsvc.storage.lease_rows import LeaseRow, StoreState
 from tests.simulation.schedule import Clock
 
 _TTL_SECONDS = 1e9

@@ -1,4 +1,4 @@
-"""The index of a replica: what `authsvc.revocation.key_cache` does around the real `KnownKeys` and the real `Holder`, in virtual time.
+"""The index of a replica: what `key_cache` does around the real `KnownKeys` and the real `Holder`, in virtual time.
 
 It is a holder like a bridge's process, with a stream to its own replica, and answers
 what bridges ask. It comes and goes, as load does.

@@ -5,9 +5,11 @@ from datetime import datetime
 from typing import Any
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import ChangeEvent, Event, Holder, LeaseEvent, Renewal, ResetEvent, Verdicts
+from authsvc.client.holder import Holder, Verdicts
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.verdicts import Answer
-from authsvc.revocation.leases import LeaseRow, Propagation, StoreState, WatchSession
+from authsvc.revocation.leases import Propagation, WatchSession
+from authsvc.storage.lease_rows import LeaseRow, StoreState
 from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
 from tests.simulation.checker import Kind
 from tests.simulation.database import Database, Project, answer_for

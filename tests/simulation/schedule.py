@@ -11,9 +11,9 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from authsvc.client.holder import Renewal
+from authsvc.client.lease_messages import Renewal
 from authsvc.client.verdicts import Answer
-from authsvc.revocation.leases import LeaseRow, StoreState
+from authsvc.storage.lease_rows import LeaseRow, StoreState
 
 TRACE_STEPS = 400
 """How much of a schedule a failure prints."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from httpbridge.cli.log_view import rfc3339
 from httpbridge.dashboard.log_page.text import headline, laid_out_json, shown
 from httpbridge.log_store.log_rows import LogRow
 from httpbridge.log_store.queries import ROW_CHARACTERS_MAX
+from httpbridge.times import rfc3339
 
 HEADLINE_CHARACTERS_MAX = 300
 NO_TEXT = "(no text)"

@@ -10,9 +10,9 @@ from urllib.parse import urlencode
 import msgspec
 from multidict import MultiMapping
 
-from httpbridge.cli.log_view import parse_since, rfc3339
 from httpbridge.log_store.log_rows import LogFilter, Position
 from httpbridge.logs import Level
+from httpbridge.times import parse_since, rfc3339
 
 RANGES = {
     "15m": "Last 15 minutes",

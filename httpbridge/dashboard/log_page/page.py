@@ -14,7 +14,6 @@ from aiohttp import web
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient
-from httpbridge.cli.log_view import rfc3339
 from httpbridge.dashboard.log_page import chart as log_chart
 from httpbridge.dashboard.log_page.entries import entry_of
 from httpbridge.dashboard.log_page.filters import (
@@ -36,6 +35,7 @@ from httpbridge.log_store.queries import ENTRIES_NUMBERED_MAX, LogQueries
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.tail import Mark, newest_mark
 from httpbridge.logs import Level
+from httpbridge.times import rfc3339
 
 _PROJECT_SECONDS_MAX = 1.0
 """How long logs wait for the key service, which they do not need."""

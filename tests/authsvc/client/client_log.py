@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from authsvc.client import library_log
+from authsvc.runtime import library_logging
 
 
 class _Collector(logging.Handler):
@@ -14,16 +14,16 @@ class _Collector(logging.Handler):
         self.events: list[dict[str, Any]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields = getattr(record, library_log.FIELDS)
+        fields = getattr(record, library_logging.FIELDS)
         self.events.append(
-            {"event": getattr(record, library_log.EVENT), "log_level": record.levelname.lower(), **fields}
+            {"event": getattr(record, library_logging.EVENT), "log_level": record.levelname.lower(), **fields}
         )
 
 
 @contextmanager
 def client_events() -> Iterator[list[dict[str, Any]]]:
     """Collect the events of every level."""
-    logger, collector = logging.getLogger(library_log.LOGGER), _Collector()
+    logger, collector = logging.getLogger(library_logging.LOGGER), _Collector()
     level = logger.level
     logger.addHandler(collector)
     logger.setLevel(logging.DEBUG)

@@ -3,17 +3,8 @@
 import pytest
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import (
-    ANSWER_SECONDS_MAX,
-    RENEW_SECONDS_MAX,
-    ChangeEvent,
-    Event,
-    Holder,
-    LeaseEvent,
-    Renewal,
-    ResetEvent,
-    StreamBrokenError,
-)
+from authsvc.client.holder import ANSWER_SECONDS_MAX, RENEW_SECONDS_MAX, Holder, StreamBrokenError
+from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 

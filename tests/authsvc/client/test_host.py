@@ -136,7 +136,7 @@ def test_it_logs_where_the_host_has_logging() -> None:
 SERVICE = """
 import sys
 from authsvc.runtime.logging import LogFormat, LogLevel, configure
-from authsvc.client.library_log import EventLogger
+from authsvc.runtime.library_logging import EventLogger
 configure(LogLevel(sys.argv[1]), LogFormat.JSON, worker="3")
 EventLogger().info("lease_granted", holder="h1")
 EventLogger().warning("lease_lost")

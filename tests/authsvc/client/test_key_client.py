@@ -11,7 +11,8 @@ from google.protobuf.duration_pb2 import Duration
 from authsvc.client.api_key import RawKey
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.diagnosis import diagnose
-from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient, sendable_origin
+from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient
+from authsvc.client.verdict_cache import sendable_origin
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, Secret
 from authsvc.v1 import key_service_pb2 as pb2
