@@ -53,7 +53,7 @@ def name() -> None:
 def test_a_defect_is_one_line_that_says_where_and_repeats_nothing(kind: str, shown: str) -> None:
     done = CliRunner().invoke(main, ["defect", kind], prog_name="authsvc")
     assert (done.exit_code, done.stdout) == (DEFECT, "")
-    where = r"authsvc\.client\.commands:\d+"
+    where = r"authsvc\.runtime\.commands:\d+"
     assert re.fullmatch(rf"authsvc: unexpected error, a defect: {shown} at {where}; .*debug.*\n", done.stderr)
     assert SECRET not in done.stderr
 
