@@ -25,7 +25,7 @@ from authsvc.api.key_service import KeyService
 from authsvc.api.limits import CallLimits
 from authsvc.api.operations_service import OperationsService
 from authsvc.api.project_service import ProjectService
-from authsvc.api.refusals import Strangers
+from authsvc.api.refusals import Refusals
 from authsvc.client.channel import ClientTls
 from authsvc.config import Config, Tokens, make_state_dir
 from authsvc.errors import StoreRefusedError
@@ -130,7 +130,7 @@ async def serve(
             monotonic=time.monotonic,
         )
         connections = Connections(connections_max, proxies, time.monotonic)
-        strangers = Strangers(limits, proxies, time.monotonic, connections.close)
+        strangers = Refusals(limits, proxies, time.monotonic, connections.close)
         callers = Callers(tokens, proxies)
         guard: Any = CallGuard(callers, strangers, limits, proxies, time.monotonic)
         # The guard bounds calls: gRPC would count those of strangers among all.

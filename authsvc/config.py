@@ -14,7 +14,7 @@ from authsvc.runtime.database_url import sqlite_url
 from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.runtime.logging import LogFormat, LogLevel
 from authsvc.runtime.networks import Networks
-from authsvc.runtime.private_files import check_files, kept_token, make_folder, readable_by_all
+from authsvc.runtime.private_files import check_files, load_or_create_token, make_directory, readable_by_all
 
 PREFIX = "AUTHSVC_"
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
@@ -72,7 +72,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return readable_by_all((PREFIX + name.upper(), getattr(self, name)) for name in names)
 
     def store_url(self) -> str:
-        """Return the database's URL: the one that is set, or that of the file `authsvc.db` in the state folder."""
+        """Return the database's URL: the one that is set, or that of the file `authsvc.db` in the state directory."""
         if self.database_url:
             return self.database_url.reveal()
         return sqlite_url(self.state_dir.absolute() / "authsvc.db")
@@ -138,13 +138,13 @@ class Tokens:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Return the tokens that are set; those that are not are generated once into the state folder (mode 0600).
+        """Return the tokens that are set; those that are not are generated once into the state directory (mode 0600).
 
         Raises ConfigurationError for a file that holds something else, or two tokens that are the same.
         """
         tokens = cls(
-            admin=config.admin_token or kept_token(config.state_dir / ADMIN_TOKEN_FILE),
-            bridge=config.bridge_token or kept_token(config.state_dir / BRIDGE_TOKEN_FILE),
+            admin=config.admin_token or load_or_create_token(config.state_dir / ADMIN_TOKEN_FILE),
+            bridge=config.bridge_token or load_or_create_token(config.state_dir / BRIDGE_TOKEN_FILE),
         )
         if tokens.admin.reveal() == tokens.bridge.reveal():
             raise ConfigurationError("AUTHSVC_BRIDGE_TOKEN is the same as AUTHSVC_ADMIN_TOKEN: a bridge would be admin")
@@ -152,5 +152,5 @@ class Tokens:
 
 
 def make_state_dir(path: Path) -> None:
-    """Make the folder, readable to this user only, if there is none; raise ConfigurationError when that fails."""
-    make_folder(path, "AUTHSVC_STATE_DIR")
+    """Make the directory, readable to this user only, if there is none; raise ConfigurationError when that fails."""
+    make_directory(path, "AUTHSVC_STATE_DIR")

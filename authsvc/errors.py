@@ -34,8 +34,8 @@ class AlreadyExistsError(KeyServiceError):
     """The project has an active key."""
 
 
-class HolderGoneError(KeyServiceError):
-    """A holder that said goodbye renews its lease."""
+class HolderReleasedError(KeyServiceError):
+    """A holder that released its lease renews its lease."""
 
 
 class RevisionsLostError(KeyServiceError):

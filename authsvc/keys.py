@@ -1,6 +1,6 @@
-"""Making keys: raw keys, key ids; the rules for key ids and project ids. Pure but for randomness.
+"""Making keys: API keys, key ids; the rules for key ids and project ids. Pure but for randomness.
 
-The format and digest of a raw key, which callers of the service need too, are in
+The format and digest of an API key, which callers of the service need too, are in
 `authsvc.client.api_key`.
 """
 
@@ -8,7 +8,7 @@ import re
 import secrets
 from typing import NewType
 
-from authsvc.client.api_key import PREFIX, RawKey
+from authsvc.client.api_key import PREFIX, ApiKey
 from authsvc.errors import InvalidArgumentError, NotFoundError
 
 KeyId = NewType("KeyId", str)
@@ -20,9 +20,9 @@ _KEY_ID = re.compile(r"key_[0-9a-f]{16}")
 _PROJECT_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
-def generate_raw_key() -> RawKey:
-    """Return a new raw key with 96 random bits."""
-    return RawKey(PREFIX + secrets.token_hex(12))
+def generate_api_key() -> ApiKey:
+    """Return a new API key with 96 random bits."""
+    return ApiKey(PREFIX + secrets.token_hex(12))
 
 
 def generate_key_id() -> KeyId:

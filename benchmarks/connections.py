@@ -36,14 +36,14 @@ async def main(pace: Pace) -> Report:
     async with Rig() as rig:
         await rig.key_service(keys=1)
         calm, crowded, laden = [await rig.bridge() for _ in range(3)]
-        peak = await count(rig.folder, calm.address, Traffic(one, [key(0)]), pace.seconds)
+        peak = await count(rig.directory, calm.address, Traffic(one, [key(0)]), pace.seconds)
         for server in (crowded, laden):
-            await count(rig.folder, server.address, Traffic(one, [key(0)]), pace.seconds)
+            await count(rig.directory, server.address, Traffic(one, [key(0)]), pace.seconds)
 
         async def arrive(server: Server) -> tuple[Latencies, float]:
             cpu = server.cpu_seconds()
             latencies = await open_loop.measure(
-                rig.folder,
+                rig.directory,
                 server.address,
                 body=one,
                 keys=[key(0)],

@@ -52,10 +52,10 @@ def recorded() -> Recorded:
 
 def count() -> Cost:
     """Count; takes a quarter of a minute. Raises RuntimeError with what valgrind said when that fails."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as directory:
         done = subprocess.run(
             [
-                "valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={folder}/%p",
+                "valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={directory}/%p",
                 sys.executable, "-m", "benchmarks.rig.cached_requests",
             ],
             env=os.environ | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
@@ -67,7 +67,7 @@ def count() -> Cost:
         counted = {}
         for line in done.stdout.splitlines():
             server, requests, pid = line.split()
-            counted[server, int(requests)] = _instructions(Path(folder, pid))
+            counted[server, int(requests)] = _instructions(Path(directory, pid))
     few, many = COUNTS
     each = {server: (counted[server, many] - counted[server, few]) / (many - few) for server in SERVERS}
     return Cost(**each)

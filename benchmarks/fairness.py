@@ -87,7 +87,7 @@ class Beside:
 
     @asynccontextmanager
     async def _sending(self, body: bytes) -> AsyncIterator[Callable[[], Awaitable[Sent]]]:
-        file = self._rig.new_folder() / "body"
+        file = self._rig.new_directory() / "body"
         file.write_bytes(body)
         arguments = [self._bridge.address, GREEDY, str(CONNECTIONS), str(file)]
         process = await asyncio.create_subprocess_exec(
@@ -109,7 +109,7 @@ class Beside:
 
     async def _arrive(self, api_key: str, per_second: float) -> Latencies:
         return await open_loop.measure(
-            self._rig.new_folder(),
+            self._rig.new_directory(),
             self._bridge.address,
             body=SMALL,
             keys=[api_key],

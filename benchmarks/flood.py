@@ -98,7 +98,7 @@ class Traffics:
 
     async def as_fast_as_answered(self, traffic: Traffic) -> float:
         """Return how many requests a second were answered."""
-        sent = await wrk.count(self._rig.new_folder(), self._bridge.address, traffic, self._seconds + 1)
+        sent = await wrk.count(self._rig.new_directory(), self._bridge.address, traffic, self._seconds + 1)
         return sent.requests / sent.seconds
 
     async def _among(self, others: Coroutine[Any, Any, float]) -> Seen:
@@ -121,7 +121,7 @@ class Traffics:
 
     async def _arrive(self, keys: list[str], share_of_peak: int, seconds: float, status: int = 200) -> Latencies:
         return await open_loop.measure(
-            self._rig.new_folder(),
+            self._rig.new_directory(),
             self._bridge.address,
             body=body(1),
             keys=keys,
@@ -139,7 +139,7 @@ async def main(pace: Pace) -> Report:
         await rig.key_service(keys=GOOD_KEYS + 1, core=LOAD_CORE)
         blocked = await rig.issue("with-origins", "https://shop.example")
         bridge, limited = await rig.bridge(), await rig.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE=str(LIMIT_PER_MINUTE))
-        peak = await wrk.count(rig.folder, bridge.address, Traffic(body(1), [key(0)]), pace.seconds)
+        peak = await wrk.count(rig.directory, bridge.address, Traffic(body(1), [key(0)]), pace.seconds)
         per_second = peak.requests / peak.seconds
         unknown = (unknown_key(number) for number in count())
         watched = Traffics(rig, bridge, unknown, per_second, pace.seconds + 1)

@@ -31,10 +31,10 @@ async def main(pace: Pace) -> Report:
     async with Rig() as rig:
         await rig.key_service(keys=1)
         rows_a_commit = await _rows_a_commit(rig)
-        postgres, file = rig.postgres(), f"sqlite:///{rig.new_folder()}/logs.db"
+        postgres, file = rig.postgres(), f"sqlite:///{rig.new_directory()}/logs.db"
 
         async def send(server: Server, size: int) -> Throughput:
-            return await throughput(rig.folder, server, Traffic(body(size), [key(0)], SIZES[size]), pace.seconds)
+            return await throughput(rig.directory, server, Traffic(body(size), [key(0)], SIZES[size]), pace.seconds)
 
         async def alone() -> Throughput:
             written = await measure("driver", file, COMPARED_SIZE, rows_a_commit, pace.seconds)
@@ -75,7 +75,7 @@ async def main(pace: Pace) -> Report:
 async def _rows_a_commit(rig: Rig) -> int:
     """Return how many rows a commit takes when batches come as fast as they are answered."""
     bridge = await rig.bridge("counted")
-    seen = await count(rig.folder, bridge.address, Traffic(body(COMPARED_SIZE), [key(0)]), 1)
+    seen = await count(rig.directory, bridge.address, Traffic(body(COMPARED_SIZE), [key(0)]), 1)
     commits = int((await bridge.stop()).rpartition("commits=")[2])
     return round(COMPARED_SIZE * seen.requests / commits)
 

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import psutil
 
 from authsvc.client import Decision, Verdict
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
 from authsvc.v1 import key_service_pb2 as pb
@@ -95,14 +95,14 @@ def _grow(kind: str) -> float:
     minimal: dict[bytes, tuple[str, str]] = {}
     before = resident().rss
     for number in range(CACHED):
-        raw_key = RawKey.parse(key(number))
-        assert raw_key is not None
+        api_key = ApiKey.parse(key(number))
+        assert api_key is not None
         project_id, key_id = f"project-{number:07}", f"key_{number:016x}"
         if kind == "minimal":
-            minimal[raw_key.digest] = (project_id, key_id)
+            minimal[api_key.digest] = (project_id, key_id)
         else:
             decision = Decision(Verdict.ALLOWED, project_id, key_id)
-            cache.put(raw_key.digest, None, Answer(decision, True, 60.0, number), float(number))
+            cache.put(api_key.digest, None, Answer(decision, True, 60.0, number), float(number))
     return (resident().rss - before) / CACHED
 
 

@@ -32,14 +32,14 @@ async def main(pace: Pace) -> Report:
         }
         traffic = Traffic(one, [key(0)])
         peaks = await interleaved(
-            {name: partial(throughput, rig.folder, each, traffic, pace.seconds) for name, each in servers.items()},
+            {name: partial(throughput, rig.directory, each, traffic, pace.seconds) for name, each in servers.items()},
             pace.rounds,
         )
         rates = {name: round(max(each.per_second for each in rounds) / 2) for name, rounds in peaks.items()}
 
         async def arrive(name: str, server: Server) -> Latencies:
             return await open_loop.measure(
-                rig.folder,
+                rig.directory,
                 server.address,
                 body=one,
                 keys=[key(0)],

@@ -41,7 +41,7 @@ async def main(pace: Pace) -> Report:
         bare_behind = await rig.bridge("null", BENCH_WATCH="off", HTTPBRIDGE_KEY_SERVICE=echo.address)
 
         async def send(server: Server, behind: Server, traffic: Traffic) -> Throughput:
-            return await throughput(rig.folder, server, traffic, pace.seconds, also=[behind])
+            return await throughput(rig.directory, server, traffic, pace.seconds, also=[behind])
 
         async def send_new(server: Server, connections: int, behind: Server = service) -> Throughput:
             first = next(slices) * slice_keys

@@ -29,11 +29,11 @@ async def main(pace: Pace) -> Report:
         limited = await rig.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="1")
 
         async def refuse(server: Server, status: int, api_key: str, **more: Any) -> Throughput:
-            return await throughput(rig.folder, server, Traffic(one, [api_key], status=status, **more), pace.seconds)
+            return await throughput(rig.directory, server, Traffic(one, [api_key], status=status, **more), pace.seconds)
 
         results = await interleaved(
             {
-                BARE: partial(throughput, rig.folder, bare, Traffic(one, [key(0)]), pace.seconds),
+                BARE: partial(throughput, rig.directory, bare, Traffic(one, [key(0)]), pace.seconds),
                 MALFORMED: partial(refuse, bridge, 401, MALFORMED_KEY),
                 UNKNOWN: partial(refuse, bridge, 401, unknown_key(0)),
                 ORIGIN: partial(refuse, bridge, 403, blocked, origin=FOREIGN_ORIGIN),

@@ -130,7 +130,7 @@ async def _watching(pace: Pace) -> tuple[dict[str, Contrast], float]:
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
         async def quiet_turn(bridge: Server) -> Throughput:
-            return await wrk.throughput(rig.folder, bridge, traffic, TURN_SECONDS)
+            return await wrk.throughput(rig.directory, bridge, traffic, TURN_SECONDS)
 
         async def changing_turn(bridge: Server) -> Throughput:
             changing = asyncio.create_task(change())

@@ -20,7 +20,7 @@ async def main(pace: Pace) -> Report:
         postgres = rig.postgres()
 
         async def write(kind: str, store: str) -> Written:
-            url = postgres if store == "PostgreSQL" else f"sqlite:///{rig.new_folder()}/logs.db"
+            url = postgres if store == "PostgreSQL" else f"sqlite:///{rig.new_directory()}/logs.db"
             return await measure(kind, url, ROWS, ROWS, pace.seconds)
 
         stores = {"SQLite": "`executemany` alone", "PostgreSQL": "`COPY` alone"}

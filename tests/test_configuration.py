@@ -21,13 +21,13 @@ SERVICES = pytest.mark.parametrize(
 NAMES = ["a?b", "a#b", "a%41b", "%", "a:b@c", "a b", "ä", "a\\b", "a'b\"c", "?mode=memory", "~", "a;b&c=d", "*"]
 
 
-def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+def files(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_the_databases_are_in_the_state_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
-    """Characters that mean something in a URL do not: one had keys and logs in a single file outside of the folder."""
+async def test_the_databases_are_in_the_state_directory_whatever_its_name(tmp_path: Path, name: str) -> None:
+    """Characters that mean something in a URL do not: one put keys and logs into one file outside of the directory."""
     state = str(tmp_path / name / "state")
     await migrate(KeyServiceConfig.from_environment({"AUTHSVC_STATE_DIR": state}))
     bridge = BridgeConfig.from_environment({"HTTPBRIDGE_STATE_DIR": state})
@@ -46,7 +46,7 @@ async def test_the_databases_are_in_the_state_folder_whatever_its_name(tmp_path:
 
 
 @pytest.mark.parametrize("name", ["file:x", ":memory:", "~ann", "a?b"])
-def test_a_relative_state_folder_is_one_whatever_its_name(
+def test_a_relative_state_directory_is_one_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

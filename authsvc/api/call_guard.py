@@ -19,7 +19,7 @@ from authsvc.api.batch_streams import BatchStreams
 from authsvc.api.callers import Caller, Callers, Role
 from authsvc.api.faults import Faults
 from authsvc.api.limits import CallLimits
-from authsvc.api.refusals import Strangers
+from authsvc.api.refusals import Refusals
 from authsvc.runtime.networks import Networks, Places
 
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
@@ -48,7 +48,7 @@ class CallGuard(grpc.GenericRpcHandler):
     def __init__(
         self,
         callers: Callers,
-        strangers: Strangers,
+        strangers: Refusals,
         limits: CallLimits,
         trusted_proxies: Networks,
         monotonic: Callable[[], float],
@@ -244,7 +244,7 @@ class CallGuard(grpc.GenericRpcHandler):
             await context.send_initial_metadata(())
 
     async def _refuse(self, method: str, context: Any, caller: Caller, refusal: "_Refusal") -> NoReturn:
-        if self._strangers.is_gone(caller):
+        if self._strangers.is_released(caller):
             raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
         fields = {"method": method, "status": refusal.status.name}
         async with self._strangers.refusing(caller, is_stranger=refusal.is_strangers, **fields):

@@ -8,7 +8,7 @@ import structlog
 
 from authsvc.errors import (
     AlreadyExistsError,
-    HolderGoneError,
+    HolderReleasedError,
     InvalidArgumentError,
     KeyServiceError,
     NotFoundError,
@@ -25,7 +25,7 @@ _STATUS: dict[type, grpc.StatusCode] = {
     InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
-    HolderGoneError: grpc.StatusCode.FAILED_PRECONDITION,
+    HolderReleasedError: grpc.StatusCode.FAILED_PRECONDITION,
     RevisionsLostError: grpc.StatusCode.FAILED_PRECONDITION,
     SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooManyHoldersError: grpc.StatusCode.RESOURCE_EXHAUSTED,

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from authsvc.api.messages import Context
 from authsvc.errors import NotFoundError
-from authsvc.revocation.change_feed import Pulse
+from authsvc.revocation.change_feed import Notifier
 
 SERVICE_NAME = "grpc.health.v1.Health"
 
@@ -29,17 +29,17 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grp
         self._services = frozenset(("", SERVICE_NAME, *services))
         self._is_serving = True
         self._is_stopping = False
-        self._changed = Pulse()
+        self._changed = Notifier()
 
     def set_serving(self, is_serving: bool) -> None:
         """Take note of whether the database can be read."""
         self._is_serving = is_serving
-        self._changed.beat()
+        self._changed.notify_all()
 
     def stop(self) -> None:
         """Say so to everyone who watches, and wait for nobody."""
         self._is_stopping = True
-        self._changed.beat()
+        self._changed.notify_all()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Context) -> health_pb2.HealthCheckResponse:
         """Return a service's status; NOT_FOUND for one that is not known."""

@@ -17,10 +17,10 @@ from google.protobuf.duration_pb2 import Duration
 from authsvc.api import messages
 from authsvc.api.callers import Callers
 from authsvc.api.messages import Context
-from authsvc.client.api_key import Digest, RawKey, digest_of
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.api_key import ApiKey, Digest, digest_of
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
-from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key, parse_key_id, parse_project_id
+from authsvc.keys import KeyId, ProjectId, generate_api_key, generate_key_id, parse_key_id, parse_project_id
 from authsvc.origins import OriginEntryError, normalise_list
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.key_cache import Index, IndexedKey
@@ -108,11 +108,11 @@ class KeyService(pb_grpc.KeyServiceServicer):
         """Create the project's key, and the project if it is new."""
         project_id = parse_project_id(request.project_id)
         origins = _normalised(request)
-        raw_key, new_key = _new_key()
+        api_key, new_key = _new_key()
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         key, origins, revision = await self._finish(self._issue(project_id, origins, new_key, _caller(context)))
         return pb.IssueResponse(
-            api_key=raw_key.reveal(),
+            api_key=api_key.reveal(),
             key=messages.key(key),
             origins=origins,
             revision=revision,
@@ -124,13 +124,13 @@ class KeyService(pb_grpc.KeyServiceServicer):
         project_id = parse_project_id(request.project_id)
         key_id = parse_key_id(request.key_id) if request.HasField("key_id") else None
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
-        raw_key, new_key = _new_key()
+        api_key, new_key = _new_key()
         outcome = await self._finish(self._revoke(project_id, key_id, new_key, _caller(context)))
         response = pb.RevokeResponse(revoked_key=messages.key(outcome.key), revision=outcome.revision)
         if outcome.next_key is None:
             response.already_revoked = True  # rule 11: nothing was committed, and the wait is as for the first call
         else:
-            response.api_key = raw_key.reveal()
+            response.api_key = api_key.reveal()
             response.key.CopyFrom(messages.key(outcome.next_key))
         response.propagation.CopyFrom(await self._propagate(outcome.revision, wait_seconds, answer_by))
         return response
@@ -154,14 +154,14 @@ class KeyService(pb_grpc.KeyServiceServicer):
     ) -> None:
         """Serve one holder's stream."""
 
-        async def renewals() -> AsyncIterator[Renewal]:
+        async def keep_alives() -> AsyncIterator[KeepAlive]:
             async for request in request_iterator:
-                yield _renewal(request)
+                yield _keep_alive(request)
 
         async def send(event: Event) -> None:
             await context.write(_event(event))
 
-        await self._watch.serve(renewals(), send, self._callers.caller(context).address)
+        await self._watch.serve(keep_alives(), send, self._callers.caller(context).address)
 
     async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
         bound = self._watch.lease_bound()  # what is granted after the commit counts only with it (rules 1 and 3)
@@ -225,7 +225,7 @@ def _wait_seconds(request: Any) -> float:
     return min(wait_seconds, _WAIT_SECONDS_MAX)
 
 
-def _renewal(request: pb.WatchRequest) -> Renewal:
+def _keep_alive(request: pb.WatchRequest) -> KeepAlive:
     if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
         raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
     if request.holder_id.startswith(INDEX_ID_PREFIX):
@@ -235,8 +235,8 @@ def _renewal(request: pb.WatchRequest) -> Renewal:
             raise InvalidArgumentError(f"{field}: expected at most {characters_max} characters, without U+0000")
     if request.applied_revision < 0:
         raise InvalidArgumentError("applied_revision: must not be negative")
-    return Renewal(
-        request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.goodbye
+    return KeepAlive(
+        request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.release
     )
 
 
@@ -270,9 +270,9 @@ def _normalised(request: pb.IssueRequest | pb.SetOriginsRequest) -> tuple[str, .
         raise InvalidArgumentError(str(error)) from None
 
 
-def _new_key() -> tuple[RawKey, NewKey]:
-    raw_key = generate_raw_key()
-    return raw_key, NewKey(generate_key_id(), raw_key.digest)
+def _new_key() -> tuple[ApiKey, NewKey]:
+    api_key = generate_api_key()
+    return api_key, NewKey(generate_key_id(), api_key.digest)
 
 
 def _indexed_verdict(

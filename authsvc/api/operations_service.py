@@ -63,9 +63,9 @@ def _by_name(row: LeaseRow) -> tuple[str, str]:
 
 
 def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> operations_pb2.Change:
-    ids = [key_ids.get(digest, "") for digest in change.voided_digests]
+    ids = [key_ids.get(digest, "") for digest in change.invalidated_digests]
     issued = revoked = ""
-    match change.kind, ids:  # in the order of `Change.voided_digests`
+    match change.kind, ids:  # in the order of `Change.invalidated_digests`
         case ChangeKind.ISSUE, [issued]:
             pass
         case ChangeKind.REVOKE, [revoked, issued]:

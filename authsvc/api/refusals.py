@@ -21,7 +21,7 @@ _log = structlog.get_logger("authsvc")
 _CLOSING_MAX = 1000
 
 
-class Strangers:
+class Refusals:
     """Bounds refusals, slows them down, logs them, and closes the connections of those that take none."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Strangers:
         self._refused.flush()
         self._closed.flush()
 
-    def is_gone(self, caller: Caller) -> bool:
+    def is_released(self, caller: Caller) -> bool:
         """Whether nobody waits for an answer on a caller's connection any more."""
         return caller.connection in self._closing
 

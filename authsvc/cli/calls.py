@@ -165,12 +165,12 @@ async def _connected(config: Config, role_files: Sequence[str]) -> AsyncIterator
     async with open_channel(address, tls) as channel:
         if not await _connect(channel):
             reason = await diagnose(address, tls, 2.0) or f"{address} cannot be connected to"
-            raise KeyServiceUnavailableError(f"the key service is out of reach: {reason}")
+            raise KeyServiceUnavailableError(f"the key service is unavailable: {reason}")
         try:
             yield Api(channel, metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() in _OUT_OF_REACH_STATUS:  # no diagnosis: TLS and all else were right a moment ago
-                raise _UnansweredError(f"the key service is out of reach: {error.details()}") from None
+                raise _UnansweredError(f"the key service is unavailable: {error.details()}") from None
             if error.code() in _TOKEN_REFUSED_STATUS:
                 raise _RefusedError(f"{_shown(error)}; the token that was sent is the one in {source}") from None
             if error.code() in _REFUSED_STATUS:
@@ -205,7 +205,7 @@ def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
         except KeyServiceUnavailableError as error:
             reasons.append(error)
     raise ConfigurationError(
-        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state folder, or {_variable(role_files[0])}"
+        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state directory, or {_variable(role_files[0])}"
     )
 
 
@@ -232,7 +232,7 @@ async def pages(call: Callable[[str], Any], field: str) -> list[Any]:
 
 
 async def answered(call: Callable[[], Awaitable[_T]]) -> _T:
-    """Make a call until it is answered; that the service is out of reach is said once, and it is tried again."""
+    """Make a call until it is answered; that the service is unavailable is said once, and it is tried again."""
     is_lost = False
     while True:
         try:
@@ -241,7 +241,7 @@ async def answered(call: Callable[[], Awaitable[_T]]) -> _T:
             if error.code() not in _OUT_OF_REACH_STATUS:
                 raise
             if not is_lost:
-                note(f"authsvc: the key service is out of reach, trying again: {error.details()}")
+                note(f"authsvc: the key service is unavailable, trying again: {error.details()}")
             is_lost = True
         await asyncio.sleep(random.uniform(0.5, 1.0) * _AGAIN_SECONDS_MAX)  # noqa: S311 - jitter
 
@@ -294,13 +294,13 @@ def _whole_second(value: Timestamp) -> datetime:
 
 
 def show_key(project: str, answer: Any, as_json: bool, by_when: str) -> None:
-    """Print the raw key alone on standard output, for `KEY=$(authsvc issue demo)`."""
+    """Print the API key alone on standard output, for `KEY=$(authsvc issue demo)`."""
     note(by_when)
     try:
         click.echo(_as_json(answer) if as_json else answer.api_key)
     except OSError as error:
         raise OutputError(
-            f"standard output: {error.strerror}: the raw key of {answer.key.key_id}, which is in force, is lost; "
+            f"standard output: {error.strerror}: the API key of {answer.key.key_id}, which is in force, is lost; "
             f"'authsvc revoke {project}' replaces it"
         ) from None
 

@@ -30,7 +30,7 @@ from authsvc.runtime import core_dumps
 from authsvc.runtime.commands import REFUSED, USAGE, announce, fail
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
-from authsvc.runtime.scheduling import let_threads_take_turns
+from authsvc.runtime.scheduling import use_batch_scheduling
 from authsvc.runtime.standard_streams import open_missing
 from authsvc.runtime.workers import PLACE, Link, Place, ignore_other_signals, run_workers, stop_at_signals
 from authsvc.v1 import key_service_pb2 as pb
@@ -105,7 +105,7 @@ def serve() -> None:
     async def run() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    let_threads_take_turns()
+    use_batch_scheduling()
     calls.run(run())
 
 
@@ -123,7 +123,7 @@ def worker(place: Place) -> None:
         with Link(place) as link:
             await app.serve(config, stop_at_signals(), lambda _: link.ready(), link=link)
 
-    let_threads_take_turns()
+    use_batch_scheduling()
     calls.run(run())
 
 
@@ -140,18 +140,20 @@ def migrate() -> None:
 
 
 @main.command(short_help="Make a small CA and certificates to try TLS with.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-def dev_certs(folder: Path) -> None:
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+def dev_certs(directory: Path) -> None:
     """Make a small CA, and certificates for this machine and a client, in DIR; print the variables that use them."""
     from authsvc.cli import dev_certs as certificates  # noqa: PLC0415 - the cryptography library, which nothing else needs
 
     os.umask(0o077)
     try:
-        certificates.write(folder, datetime.now(UTC))
+        certificates.write(directory, datetime.now(UTC))
     except ConfigurationError as error:
         fail(str(error), USAGE)
-    click.echo(f"wrote certificates, keys and {certificates.VARIABLES_FILE} to {folder}; not for production", err=True)
-    calls.show(certificates.exports(folder), ends_line=False)
+    click.echo(
+        f"wrote certificates, keys and {certificates.VARIABLES_FILE} to {directory}; not for production", err=True
+    )
+    calls.show(certificates.exports(directory), ends_line=False)
 
 
 @main.command(short_help="Create a project's key, and print it.")
@@ -168,7 +170,7 @@ def dev_certs(folder: Path) -> None:
 @_wait
 @_as_json
 def issue(project: str, origins: Sequence[str], force: bool, wait_seconds: float, as_json: bool) -> None:
-    """Create PROJECT's key, and PROJECT if it is new; print the raw key, which is shown this once."""
+    """Create PROJECT's key, and PROJECT if it is new; print the API key, which is shown this once."""
     wait = calls.duration(wait_seconds)
     request = pb.IssueRequest(project_id=project, origins=origins, wait=wait, allow_public_suffix=force)
     again = [word for origin in origins for word in ("--origin", origin)] + ["--force"] * force
@@ -186,7 +188,7 @@ def issue(project: str, origins: Sequence[str], force: bool, wait_seconds: float
 @_wait
 @_as_json
 def revoke(project: str, key_id: str | None, yes: bool, wait_seconds: float, as_json: bool) -> None:
-    """Revoke PROJECT's key; print its next raw key, which is shown this once."""
+    """Revoke PROJECT's key; print its next API key, which is shown this once."""
     # The id is always sent: what is asked about is what is revoked, and a retry cannot revoke the next key.
     if key_id is None:
         request = project_pb2.GetProjectRequest(project_id=project)

@@ -34,7 +34,7 @@ _VARIABLES = {
 }
 
 
-def write(folder: Path, now: datetime) -> None:
+def write(directory: Path, now: datetime) -> None:
     """Write `ca.pem`, and certificate and key (mode 0600) of a server and of a client, valid `DAYS` from `now` (aware).
 
     With them goes `variables.sh`, which has the `exports`. Raises ConfigurationError, before anything is written, when
@@ -48,21 +48,21 @@ def write(folder: Path, now: datetime) -> None:
         )
         files[f"{name}.pem"] = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         files[f"{name}.key"] = leaf.private_key_pem.bytes()
-    files[VARIABLES_FILE] = os.fsencode(exports(folder))
+    files[VARIABLES_FILE] = os.fsencode(exports(directory))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in files:
-            if os.path.lexists(folder / name):
-                raise ConfigurationError(f"{folder / name} exists: remove it, or name another folder")
+            if os.path.lexists(directory / name):
+                raise ConfigurationError(f"{directory / name} exists: remove it, or name another directory")
         for name, content in files.items():
-            _create(folder / name, content, mode=0o600 if name.endswith(".key") else 0o644)
+            _create(directory / name, content, mode=0o600 if name.endswith(".key") else 0o644)
     except OSError as error:
-        raise ConfigurationError(f"{error.filename or folder}: {error.strerror}") from None
+        raise ConfigurationError(f"{error.filename or directory}: {error.strerror}") from None
 
 
-def exports(folder: Path) -> str:
+def exports(directory: Path) -> str:
     """Return the lines of shell that make both services and the command line use the files, with mutual TLS."""
-    path = folder.absolute()
+    path = directory.absolute()
     return "".join(f"export {variable}={shlex.quote(str(path / name))}\n" for variable, name in _VARIABLES.items())
 
 

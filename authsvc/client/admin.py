@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import ClientTls, TokenSource, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.verdicts import KeyServiceUnavailableError
@@ -103,7 +103,7 @@ class Propagation:
 class Issued:
     """A new key; nothing shows the raw one again."""
 
-    raw_key: RawKey
+    api_key: ApiKey
     key: Key
     propagation: Propagation
 
@@ -194,7 +194,7 @@ class AdminClient:
         """Issue a project's key, and make the project if it is new. ALREADY_EXISTS when it has an active key."""
         request = pb.IssueRequest(project_id=project_id, origins=origins)
         answer = await self._call(lambda stubs, **options: stubs.keys.Issue(request, **options), caller)
-        return Issued(RawKey(answer.api_key), _key(answer.key), _propagation(answer.propagation))
+        return Issued(ApiKey(answer.api_key), _key(answer.key), _propagation(answer.propagation))
 
     async def revoke(self, project_id: str, key_id: str, *, caller: str) -> Revoked:
         """End the key with this id, and issue the next. NOT_FOUND for another project's key."""
@@ -203,7 +203,7 @@ class AdminClient:
         propagation = _propagation(answer.propagation)
         next_key = None
         if not answer.already_revoked:
-            next_key = Issued(RawKey(answer.api_key), _key(answer.key), propagation)
+            next_key = Issued(ApiKey(answer.api_key), _key(answer.key), propagation)
         return Revoked(_key(answer.revoked_key), next_key, propagation)
 
     async def set_origins(

@@ -12,17 +12,17 @@ PREFIX = "dt_"
 _FORMAT = re.compile(r"dt_[0-9a-f]{24}")
 
 Digest = NewType("Digest", bytes)
-"""SHA-256 of a raw key, 32 bytes: all that is stored or cached of it. A key has 96 random bits, so the digest needs
+"""SHA-256 of an API key, 32 bytes: all that is stored or cached of it. A key has 96 random bits, so the digest needs
 neither salt nor stretching."""
 
 
 def digest_of(text: str) -> Digest | None:
-    """Return the digest of a raw key, None when the text is not one."""
+    """Return the digest of an API key, None when the text is not one."""
     return Digest(sha256(text.encode()).digest()) if _FORMAT.fullmatch(text) else None
 
 
-class RawKey:
-    """A well-formed raw key, `dt_` and 24 lower-case hex digits. Its `repr` and `str` are redacted."""
+class ApiKey:
+    """A well-formed API key, `dt_` and 24 lower-case hex digits. Its `repr` and `str` are redacted."""
 
     __slots__ = ("_text", "digest")
 
@@ -42,10 +42,10 @@ class RawKey:
             return None
 
     def reveal(self) -> str:
-        """Return the raw key itself, to be sent to the key service or shown to its owner once."""
+        """Return the API key itself, to be sent to the key service or shown to its owner once."""
         return self._text
 
     def __repr__(self) -> str:
-        return "RawKey(dt_…)"
+        return "ApiKey(dt_…)"
 
     __str__ = __repr__

@@ -119,7 +119,7 @@ class TokenFile:
     """A token that the key service keeps in a file, which may appear after us and be replaced."""
 
     def __init__(self, path: Path, *, is_private: bool = False) -> None:
-        """With `is_private` a file that others can read or write holds no token: it is one of the state folder."""
+        """With `is_private` a file that others can read or write holds no token: it is one of the state directory."""
         self._path = path
         self._is_private = is_private
         self._token: Secret | None = None

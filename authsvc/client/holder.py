@@ -9,10 +9,10 @@ are those of docs/watch-protocol.md, by number.
 from typing import Protocol
 
 from authsvc.client.api_key import Digest
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 
 RENEW_SECONDS_MAX = 10.0
-"""Between two renewals while nothing changes."""
+"""Between two keep-alives while nothing changes."""
 
 RENEWALS_PER_LEASE_MIN = 3
 """Several fit into a lease, however short, so that a lost one costs nothing."""
@@ -28,7 +28,7 @@ class StreamBrokenError(Exception):
 
 
 class Verdicts(Protocol):
-    """What a holder voids."""
+    """What a holder invalidates."""
 
     def drop(self, digest: Digest) -> None:
         """Forget what is cached under a digest, valid or invalid."""
@@ -41,19 +41,19 @@ class Holder:
     """One process that caches verdicts. Its id is random, made at its start, and never used again (rule 8)."""
 
     def __init__(self, holder_id: str, name: str, verdicts: Verdicts, lease_seconds_max: float = float("inf")) -> None:
-        """`name` is a label for people; `verdicts` is what changes void."""
+        """`name` is a label for people; `verdicts` is what changes invalidate."""
         self.holder_id = holder_id
         self.name = name
         self.epoch = ""
         self.applied_revision = 0
         self.lease_ends_at = _NEVER
-        self.is_gone = False
+        self.is_released = False
         self._verdicts = verdicts
         self._lease_seconds_max = lease_seconds_max
         self._stream = 0
         self._sequence = 0
         self._asked_at: dict[int, float] = {}
-        """When each renewal whose lease does not count yet was handed to the transport, oldest first."""
+        """When each keep-alive whose lease does not count yet was handed to the transport, oldest first."""
         self._last_asked_at = _NEVER
         self._renew_seconds = RENEW_SECONDS_MAX
         self._early: list[LeaseEvent] = []
@@ -69,9 +69,9 @@ class Holder:
         Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache,
         nor one from another epoch, whose revisions say nothing of this one's.
         """
-        return revision >= self.applied_revision and epoch == self.epoch and not self.is_gone
+        return revision >= self.applied_revision and epoch == self.epoch and not self.is_released
 
-    def open(self, now: float) -> tuple[int, Renewal]:
+    def open(self, now: float) -> tuple[int, KeepAlive]:
         """Begin a new stream; return its number, which `receive` takes, and what to send first.
 
         The lease lasts to its end (rule 6); what older streams still bring is discarded (rule 8).
@@ -81,11 +81,11 @@ class Holder:
         self._early.clear()
         return self._stream, self.renew(now)
 
-    def renew(self, now: float) -> Renewal:
+    def renew(self, now: float) -> KeepAlive:
         """Return what to send. Rule 2: `now` was read before the transport gets it, and the lease counts from then."""
         self._sequence += 1  # rule 8: unique within the holder, not within the stream
         self._asked_at[self._sequence] = self._last_asked_at = now
-        return Renewal(
+        return KeepAlive(
             self.epoch,
             self.holder_id,
             self.name,
@@ -94,13 +94,13 @@ class Holder:
             lease_seconds_max=self._lease_seconds_max,
         )
 
-    def goodbye(self) -> Renewal:
+    def release(self) -> KeepAlive:
         """Return what to send last. Rule 7: first the cache is given up for good, then the service is told."""
-        self.is_gone = True
+        self.is_released = True
         self._verdicts.clear()
         self._forget_leases()
         self._sequence += 1
-        return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_goodbye=True)
+        return KeepAlive(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_release=True)
 
     def forget(self) -> None:
         """Give up all that is cached, and the lease: the service refuses it, since its database has lost changes."""
@@ -112,7 +112,7 @@ class Holder:
 
         Raises StreamBrokenError when a change is missing: then the stream is opened anew.
         """
-        if stream != self._stream or self.is_gone:
+        if stream != self._stream or self.is_released:
             return False  # rules 8 and 7
         match event:
             case ChangeEvent():
@@ -124,11 +124,11 @@ class Holder:
 
     @property
     def unanswered(self) -> int:
-        """How many renewals wait for their lease."""
+        """How many keep-alives wait for their lease."""
         return len(self._asked_at)
 
     def renew_at(self) -> float:
-        """Return when the next renewal is due on a stream where nothing happens."""
+        """Return when the next keep-alive is due on a stream where nothing happens."""
         return self._last_asked_at + self._renew_seconds
 
     def give_up_at(self) -> float:
@@ -141,7 +141,7 @@ class Holder:
             return False  # rule 6: an old one, come again
         if change.revision != self.applied_revision + 1:
             raise StreamBrokenError(f"change {change.revision} came after {self.applied_revision}")
-        for digest in change.digests:  # rule 5: void, then count, then acknowledge
+        for digest in change.digests:  # rule 5: invalidate, then count, then acknowledge
             self._verdicts.drop(digest)
         self.applied_revision = change.revision
         self._count_early_leases()

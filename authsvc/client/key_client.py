@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.batch_stream import BatchStream, StreamOverError
 from authsvc.client.channel import ClientTls, Metadata, TokenSource, authorization, open_channel
 from authsvc.client.diagnosis import diagnose
@@ -162,15 +162,13 @@ class KeyClient:
         self._lines: list[_Line] = []
         """Made by the first call, in its event loop. The one that was used last is last."""
 
-    async def validate(
-        self, questions: Sequence[tuple[RawKey, str | None]]
-    ) -> list[Answer | KeyServiceUnavailableError]:
+    async def validate(self, lookups: Sequence[tuple[ApiKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
         """Ask about keys, each with the origin of a request: None for one without, else `sendable_origin`'s.
 
         Up to KEYS_PER_CALL_MAX at once. Return as many answers, or errors where the key service had none. Every fault
         of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
         """
-        requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in questions]
+        requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in lookups]
         give_up_at = self._monotonic() + self._deadline_seconds
         token = self._token.read()
         try:

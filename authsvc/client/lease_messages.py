@@ -7,7 +7,7 @@ from authsvc.client.api_key import Digest
 
 
 @dataclass(frozen=True, slots=True)
-class Renewal:
+class KeepAlive:
     """Holder to service: an acknowledgement and a request for a lease, both at once."""
 
     epoch: str
@@ -15,14 +15,14 @@ class Renewal:
     name: str
     sequence: int
     applied_revision: int
-    is_goodbye: bool = False
+    is_release: bool = False
     lease_seconds_max: float = float("inf")
     """The holder asks for no longer lease than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeEvent:
-    """Service to holder: a mutation, and the digests whose verdicts it voids."""
+    """Service to holder: a mutation, and the digests whose verdicts it invalidates."""
 
     revision: int
     digests: tuple[Digest, ...]
@@ -30,7 +30,7 @@ class ChangeEvent:
 
 @dataclass(frozen=True, slots=True)
 class LeaseEvent:
-    """Service to holder: the lease that the renewal with this sequence asked for."""
+    """Service to holder: the lease that the keep-alive with this sequence asked for."""
 
     sequence: int
     duration_seconds: float

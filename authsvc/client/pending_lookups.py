@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
 
-from authsvc.client.api_key import Digest, RawKey
+from authsvc.client.api_key import ApiKey, Digest
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
 from authsvc.runtime.library_logging import EventLogger
 
@@ -30,12 +30,12 @@ _LOG_INTERVAL_SECONDS = 10.0
 _log = EventLogger()
 
 
-class Question:
+class PendingLookup:
     """A key and an origin, and who waits for the verdict: the one who asked, and those who joined."""
 
     __slots__ = ("_joined", "api_key", "decided", "is_known", "origin")
 
-    def __init__(self, api_key: RawKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
+    def __init__(self, api_key: ApiKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
         """`is_known`: the key was good lately."""
         self.api_key = api_key
         self.origin = origin
@@ -72,10 +72,10 @@ class Question:
                 waiting.set_exception(error)
 
 
-_Waiting: TypeAlias = OrderedDict[Question, None]
+_Waiting: TypeAlias = OrderedDict[PendingLookup, None]
 
 
-class Questions:
+class PendingLookups:
     """Those without an answer: they wait for a call, or it is under way."""
 
     def __init__(self, clock: Callable[[], float], *, calls_max: int, keys_max: int, waiting_max: int) -> None:
@@ -92,32 +92,32 @@ class Questions:
         self._calls = 0
         self._known: _Waiting = OrderedDict()
         self._strangers: _Waiting = OrderedDict()
-        self._latest: dict[tuple[Digest, str | None], Question] = {}
+        self._latest: dict[tuple[Digest, str | None], PendingLookup] = {}
         self._invalid_left = _INVALID_AT_ONCE  # a token bucket, filled up as of the time beside it
         self._invalid_left_at = clock()
         self._logged_at = float("-inf")
 
-    def get(self, digest: Digest, origin: str | None) -> Question | None:
+    def get(self, digest: Digest, origin: str | None) -> PendingLookup | None:
         """Return the latest question about a key and an origin."""
         return self._latest.get((digest, origin))
 
-    def put(self, question: Question) -> None:
+    def put(self, lookup: PendingLookup) -> None:
         """Let a question wait for its call; raise KeyServiceUnavailableError when too many do already."""
-        waiting = self._waiting_with(question)
+        waiting = self._waiting_with(lookup)
         if len(waiting) >= self._waiting_max:
             self._warn("key_service_calls_saturated")
             raise KeyServiceUnavailableError(f"{len(waiting)} keys wait for a call to the key service already")
-        waiting[question] = None
-        self._latest[_route(question)] = question
+        waiting[lookup] = None
+        self._latest[_route(lookup)] = lookup
 
-    def forget(self, question: Question) -> None:
+    def forget(self, lookup: PendingLookup) -> None:
         """Let go of a question if nobody waits for it, and its call has not begun."""
-        waiting = self._waiting_with(question)
-        if question in waiting and question.is_abandoned:
-            del waiting[question]
-            self._answered(question)
+        waiting = self._waiting_with(lookup)
+        if lookup in waiting and lookup.is_abandoned:
+            del waiting[lookup]
+            self._answered(lookup)
 
-    def begin_call(self) -> list[Question]:
+    def begin_call(self) -> list[PendingLookup]:
         """Return what to ask in a call that begins now, and ends with `end_call`: nothing when there is none to begin.
 
         Keys that are known and others are not mixed: the database is read for the latter, and may be slow.
@@ -125,9 +125,9 @@ class Questions:
         if self._known and self._calls < self._calls_max:
             return self._taken(self._known, self._keys_max)
         if self._strangers and self._calls < self._calls_max - 1 and self.pause_seconds() <= 0:
-            questions = self._taken(self._strangers, min(self._keys_max, int(self._invalid_left)))
-            self._invalid_left -= len(questions)  # any of them may be
-            return questions
+            lookups = self._taken(self._strangers, min(self._keys_max, int(self._invalid_left)))
+            self._invalid_left -= len(lookups)  # any of them may be
+            return lookups
         return []
 
     def pause_seconds(self) -> float:
@@ -140,31 +140,31 @@ class Questions:
         self._invalid_left_at = now
         return (_FLOOD_KEYS - self._invalid_left) / _INVALID_PER_SECOND
 
-    def end_call(self, questions: list[Question], outcomes: Sequence[Answer | Exception]) -> None:
+    def end_call(self, lookups: list[PendingLookup], outcomes: Sequence[Answer | Exception]) -> None:
         """Make room for the next call, and note how many of the keys were invalid."""
         self._calls -= 1
-        for question in questions:
-            self._answered(question)
-        if not questions[0].is_known:
+        for lookup in lookups:
+            self._answered(lookup)
+        if not lookups[0].is_known:
             invalid = sum(isinstance(each, Answer) and each.decision is INVALID_KEY for each in outcomes)
-            self._invalid_left += len(questions) - invalid
+            self._invalid_left += len(lookups) - invalid
             if invalid and self.pause_seconds() > 0:
                 self._warn("invalid_keys_flood")
 
     def fail(self, error: Exception) -> None:
         """Raise the error in all who wait for a call."""
         for waiting in (self._known, self._strangers):
-            for question in waiting:
-                question.fail(error)
-                self._answered(question)
+            for lookup in waiting:
+                lookup.fail(error)
+                self._answered(lookup)
             waiting.clear()
 
-    def _taken(self, waiting: _Waiting, keys_max: int) -> list[Question]:
+    def _taken(self, waiting: _Waiting, keys_max: int) -> list[PendingLookup]:
         self._calls += 1
-        questions = list(islice(waiting, keys_max))
-        for question in questions:
-            del waiting[question]
-        return questions
+        lookups = list(islice(waiting, keys_max))
+        for lookup in lookups:
+            del waiting[lookup]
+        return lookups
 
     def _warn(self, event: str) -> None:
         now = self._clock()
@@ -172,13 +172,13 @@ class Questions:
             self._logged_at = now
             _log.warning(event, calls=self._calls, waiting=len(self._known) + len(self._strangers))
 
-    def _waiting_with(self, question: Question) -> _Waiting:
-        return self._known if question.is_known else self._strangers
+    def _waiting_with(self, lookup: PendingLookup) -> _Waiting:
+        return self._known if lookup.is_known else self._strangers
 
-    def _answered(self, question: Question) -> None:
-        if self._latest.get(_route(question)) is question:
-            del self._latest[_route(question)]
+    def _answered(self, lookup: PendingLookup) -> None:
+        if self._latest.get(_route(lookup)) is lookup:
+            del self._latest[_route(lookup)]
 
 
-def _route(question: Question) -> tuple[Digest, str | None]:
-    return question.api_key.digest, question.origin
+def _route(lookup: PendingLookup) -> tuple[Digest, str | None]:
+    return lookup.api_key.digest, lookup.origin

@@ -14,11 +14,11 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from authsvc.client import release
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient
-from authsvc.client.pending_lookups import Question, Questions
+from authsvc.client.pending_lookups import PendingLookup, PendingLookups
 from authsvc.client.verdict_cache import VerdictCache, sendable_origin
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
@@ -26,7 +26,7 @@ from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address, Token
 from authsvc.runtime.library_logging import EventLogger
 
-_PROBE_KEY = RawKey("dt_" + "0" * 24)
+_PROBE_KEY = ApiKey("dt_" + "0" * 24)
 """Well-formed and never issued, as far as 96 random bits can promise it."""
 _PROBE_INTERVAL_SECONDS = 1.0
 _PROBE_WAIT_SECONDS = 1.0  # a readiness check has a deadline of its own; the probe goes on for the next one
@@ -106,7 +106,7 @@ class KeyValidator:
         self._holder = Holder("", name, self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
-        self._questions = Questions(clock, calls_max=calls_max, keys_max=KEYS_PER_CALL_MAX, waiting_max=waiting_max)
+        self._lookups = PendingLookups(clock, calls_max=calls_max, keys_max=KEYS_PER_CALL_MAX, waiting_max=waiting_max)
         self._calls: set[asyncio.Task[None]] = set()
         self._is_gathering = False
         self._pause: asyncio.TimerHandle | None = None
@@ -153,12 +153,12 @@ class KeyValidator:
         """Whether cached verdicts may be used now."""
         return self._holder.is_live(self._clock())
 
-    def cached(self, api_key: RawKey, origin: str | None = None) -> Decision | None:
+    def cached(self, api_key: ApiKey, origin: str | None = None) -> Decision | None:
         """Return the decision if it is known and may be used; the fast path of every request."""
         now = self._clock()  # rule 2: read at every use, after the request arrived
         return self._cache.get(api_key.digest, sendable_origin(origin), now) if self._holder.is_live(now) else None
 
-    async def validate(self, api_key: RawKey | str, origin: str | None = None) -> Decision:
+    async def validate(self, api_key: ApiKey | str, origin: str | None = None) -> Decision:
         """Return whether the key may be used, and from the value of an `Origin` header: None for a request without.
 
         Who asks while calls are under way goes along with the next one, and callers who ask for the
@@ -166,7 +166,7 @@ class KeyValidator:
         2 s, or too many wait already; that is never cached.
         """
         if isinstance(api_key, str):
-            parsed = RawKey.parse(api_key)
+            parsed = ApiKey.parse(api_key)
             if parsed is None:
                 return INVALID_KEY
             api_key = parsed
@@ -180,7 +180,7 @@ class KeyValidator:
             raise RuntimeError("this validator belongs to another event loop: make one for each")
         give_up_at = loop.time() + CALL_SECONDS_MAX
         for _ in range(_JOINS_MAX):
-            asked = self._questions.get(api_key.digest, origin)
+            asked = self._lookups.get(api_key.digest, origin)
             if asked is None or not self.has_lease:
                 break
             await self._wait(asked.join(), give_up_at)
@@ -191,7 +191,7 @@ class KeyValidator:
                 return decision
         return await self._ask(api_key, origin, give_up_at)
 
-    async def require(self, api_key: RawKey | str, origin: str | None = None) -> Decision:
+    async def require(self, api_key: ApiKey | str, origin: str | None = None) -> Decision:
         """Return whose key it is, if it may be used, and from this origin; raise KeyRefusedError if not.
 
         The rest is as with `validate`.
@@ -209,18 +209,18 @@ class KeyValidator:
         finally:
             timer.cancel()
 
-    async def _ask(self, api_key: RawKey, origin: str | None, give_up_at: float) -> Decision:
+    async def _ask(self, api_key: ApiKey, origin: str | None, give_up_at: float) -> Decision:
         if self._closed:
             raise _closed()
         loop = asyncio.get_running_loop()
-        question = Question(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
-        self._questions.put(question)
+        lookup = PendingLookup(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
+        self._lookups.put(lookup)
         if not self._is_gathering:  # who asks in the same turn of the event loop goes along
             self._gather(_GATHER_TURNS if self._calls else 0)
         try:
-            return await self._wait(question.decided, give_up_at)
+            return await self._wait(lookup.decided, give_up_at)
         finally:
-            self._questions.forget(question)
+            self._lookups.forget(lookup)
 
     def _gather(self, turns: int) -> None:
         self._is_gathering = True
@@ -232,50 +232,50 @@ class KeyValidator:
 
     def _begin_calls(self) -> None:
         self._is_gathering = False
-        while questions := self._questions.begin_call():
-            call = asyncio.create_task(self._answer(questions))
+        while lookups := self._lookups.begin_call():
+            call = asyncio.create_task(self._answer(lookups))
             self._calls.add(call)
-            call.add_done_callback(partial(self._call_ended, questions))
-        if self._pause is None and (pause_seconds := self._questions.pause_seconds()) > 0:
+            call.add_done_callback(partial(self._call_ended, lookups))
+        if self._pause is None and (pause_seconds := self._lookups.pause_seconds()) > 0:
             self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
 
     def _end_pause(self) -> None:
         self._pause = None
         self._begin_calls()
 
-    async def _answer(self, questions: list[Question]) -> None:
+    async def _answer(self, lookups: list[PendingLookup]) -> None:
         """Ask all of them in one call, tell who waits, and begin the next call."""
         sent_at, epoch = self._clock(), self._holder.epoch
         outcomes: Sequence[Answer | Exception]
         try:
-            outcomes = await self._call([(question.api_key, question.origin) for question in questions])
+            outcomes = await self._call([(lookup.api_key, lookup.origin) for lookup in lookups])
         except Exception as error:  # noqa: BLE001 - who waits gets it
-            outcomes = [error] * len(questions)
-        self._questions.end_call(questions, outcomes)
-        for question, outcome in zip(questions, outcomes, strict=True):
-            self._settle(question, outcome, sent_at, epoch)
+            outcomes = [error] * len(lookups)
+        self._lookups.end_call(lookups, outcomes)
+        for lookup, outcome in zip(lookups, outcomes, strict=True):
+            self._settle(lookup, outcome, sent_at, epoch)
         if not self._is_gathering:
             self._gather(_GATHER_TURNS)
 
-    def _call_ended(self, questions: list[Question], call: asyncio.Task[None]) -> None:
+    def _call_ended(self, lookups: list[PendingLookup], call: asyncio.Task[None]) -> None:
         """Let go of a call; where `close` cancelled it, perhaps before it ran at all, nobody is left waiting."""
         self._calls.discard(call)
         if call.cancelled():
-            for question in questions:
-                question.fail(_closed())
+            for lookup in lookups:
+                lookup.fail(_closed())
 
-    def _settle(self, question: Question, outcome: Answer | Exception, sent_at: float, epoch: str) -> None:
+    def _settle(self, lookup: PendingLookup, outcome: Answer | Exception, sent_at: float, epoch: str) -> None:
         if isinstance(outcome, Exception):
-            question.fail(outcome)
+            lookup.fail(outcome)
             return
         if self._holder.may_keep(outcome.revision, outcome.epoch or epoch):  # rule 4
-            self._cache.put(question.api_key.digest, question.origin, outcome, sent_at)
-        question.decide(outcome.decision)
+            self._cache.put(lookup.api_key.digest, lookup.origin, outcome, sent_at)
+        lookup.decide(outcome.decision)
 
-    async def _call(self, questions: list[tuple[RawKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
+    async def _call(self, lookups: list[tuple[ApiKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
         """Call, and note for `state` how it went: badly if there is not one verdict."""
         try:
-            answers = await self._client.validate(questions)
+            answers = await self._client.validate(lookups)
         except KeyServiceUnavailableError as error:
             self._note(str(error))
             raise
@@ -320,13 +320,13 @@ class KeyValidator:
             return  # noted
 
     async def close(self) -> None:
-        """Say goodbye, end the calls under way, whose callers get KeyServiceUnavailableError, and the connection."""
+        """Release the lease, and end the connection and the calls under way: these raise KeyServiceUnavailableError."""
         self._closed = True
         release.forget(self)
         self._watcher.leave()
         if self._watching is not None:
             await asyncio.wait([self._watching], timeout=_GOODBYE_SECONDS_MAX)
-        self._questions.fail(_closed())
+        self._lookups.fail(_closed())
         if self._pause is not None:
             self._pause.cancel()
         tasks: list[asyncio.Task[Any]] = [*self._calls]

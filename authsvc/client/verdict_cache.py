@@ -1,4 +1,4 @@
-"""Verdicts that may be reused for a while, by key digest and origin; never the raw key. Pure.
+"""Verdicts that may be reused for a while, by key digest and origin; never the API key. Pure.
 
 `validator` asks it first on every request, so `get` is a few dictionary look-ups.
 

@@ -15,7 +15,7 @@ import grpc
 from authsvc.client.api_key import Digest
 from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
 from authsvc.client.holder import Holder, StreamBrokenError
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.library_logging import EventLogger, traceback_without_text
@@ -26,7 +26,7 @@ _BACK_OFF_SECONDS_MIN = 0.1
 _BACK_OFF_SECONDS_MAX = 2.0
 """Rule 6: so that a lease is back within seconds, however long the service was away."""
 _UNANSWERED_MAX = 4
-"""Renewals on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
+"""Keep-alives on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
 _GOODBYE_SECONDS_MAX = 1.0
 
 _log = EventLogger()
@@ -50,11 +50,12 @@ class Watcher:
         self._tls = tls
         self._clock = clock
         self._leaving = asyncio.Event()
-        self._farewell: Renewal | None = None
-        self._owes_goodbye = False
-        """The service may have a lease of ours, for which revocations wait, and has not said that it took the goodbye.
+        self._release_message: KeepAlive | None = None
+        self._owes_release = False
+        """The service may have a lease of ours, for which revocations wait, and has not said that it took the release.
 
-        From the first renewal on: it may be committed though its answer was lost, and outlasts the lease by the margin.
+        From the first keep-alive on: it may be committed though its answer was lost, and outlasts the lease by the
+        margin.
         """
         self._was_live = False
         self._lease_end: asyncio.TimerHandle | None = None
@@ -62,7 +63,7 @@ class Watcher:
     async def run(self) -> None:
         """Watch until cancelled or `leave`, connecting again whenever a stream ends.
 
-        A host that ends its event loop without `close` cancels it: the goodbye is said then, too.
+        A host that ends its event loop without `close` cancels it: the release is said then, too.
         """
         try:
             await self._watch_again_and_again()
@@ -77,8 +78,8 @@ class Watcher:
                 self._lease_end.cancel()
 
     async def _say_what_is_owed(self) -> None:
-        if self._owes_goodbye:
-            await self._try(self._open_for_goodbye)
+        if self._owes_release:
+            await self._try(self._open_for_release)
 
     async def _watch_again_and_again(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
@@ -116,10 +117,10 @@ class Watcher:
     def leave(self) -> None:
         """Use no cached verdict from here on, and tell the service; `run` then ends (rule 7).
 
-        Without a stream that is open one more is, for the goodbye alone, if a renewal was ever sent.
+        Without a stream that is open one more is, for the release alone, if a keep-alive was ever sent.
         """
         if not self._leaving.is_set():
-            self._farewell = self._holder.goodbye()
+            self._release_message = self._holder.release()
             self._leaving.set()
 
     def _note(self) -> None:
@@ -143,12 +144,12 @@ class Watcher:
         async with open_channel(self._address, self._tls) as channel:
             # Rule 6: without a deadline.
             call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
-            stream, renewal = self._holder.open(self._clock())
+            stream, keep_alive = self._holder.open(self._clock())
             leaving = asyncio.create_task(self._leaving.wait())
             reading: asyncio.Task[Any] | None = None
             tasks: set[asyncio.Task[Any]] = {leaving}
             try:
-                await self._send(call, renewal)
+                await self._send(call, keep_alive)
                 reading = asyncio.create_task(call.read())
                 tasks.add(reading)
                 is_behind = False
@@ -169,7 +170,7 @@ class Watcher:
                         tasks.discard(reading)
                         reading = asyncio.create_task(call.read())
                         tasks.add(reading)
-                await self._say_goodbye(call, reading)
+                await self._send_release(call, reading)
             finally:
                 await _end(tasks)
                 call.cancel()
@@ -178,37 +179,37 @@ class Watcher:
                 reading = None
                 tasks.clear()
 
-    async def _send(self, call: Any, renewal: Renewal) -> None:
-        self._owes_goodbye = True
+    async def _send(self, call: Any, keep_alive: KeepAlive) -> None:
+        self._owes_release = True
         try:
             async with asyncio.timeout(max(0.0, self._holder.give_up_at() - self._clock())):
-                await call.write(_request(renewal))
+                await call.write(_request(keep_alive))
         except TimeoutError:
             raise TimeoutError("no connection in time") from None
 
-    async def _open_for_goodbye(self) -> None:
+    async def _open_for_release(self) -> None:
         async with open_channel(self._address, self._tls) as channel:
             call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
             try:
-                await self._say_goodbye(call)
+                await self._send_release(call)
             finally:
                 call.cancel()
 
-    async def _say_goodbye(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
-        if self._farewell is None:
+    async def _send_release(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
+        if self._release_message is None:
             return
         try:
             async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
-                await call.write(_request(self._farewell))
-                # The service ends the stream when the goodbye is committed.
+                await call.write(_request(self._release_message))
+                # The service ends the stream when the release is committed.
                 while await (reading or call.read()) is not grpc.aio.EOF:
                     reading = None
         except TimeoutError:
-            self._owes_goodbye = False  # whoever stops has no time for a second try
-            raise TimeoutError("no answer to the goodbye") from None
+            self._owes_release = False  # whoever stops has no time for a second try
+            raise TimeoutError("no answer to the release") from None
         finally:
             reading = None  # as in `_watch`
-        self._owes_goodbye = False
+        self._owes_release = False
 
 
 async def _end(tasks: set[asyncio.Task[Any]]) -> None:
@@ -217,14 +218,14 @@ async def _end(tasks: set[asyncio.Task[Any]]) -> None:
     await asyncio.wait(tasks)
 
 
-def _request(renewal: Renewal) -> pb2.WatchRequest:
+def _request(keep_alive: KeepAlive) -> pb2.WatchRequest:
     return pb2.WatchRequest(
-        epoch=renewal.epoch,
-        holder_id=renewal.holder_id,
-        name=renewal.name,
-        sequence=renewal.sequence,
-        applied_revision=renewal.applied_revision,
-        goodbye=renewal.is_goodbye,
+        epoch=keep_alive.epoch,
+        holder_id=keep_alive.holder_id,
+        name=keep_alive.name,
+        sequence=keep_alive.sequence,
+        applied_revision=keep_alive.applied_revision,
+        release=keep_alive.is_release,
     )
 
 

@@ -31,13 +31,13 @@ REMEDY = "run 'authsvc renew-epoch'"
 _log = structlog.get_logger("authsvc")
 
 
-class Pulse:
+class Notifier:
     """Wakes all who wait, as often as it beats."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
 
-    def beat(self) -> None:
+    def notify_all(self) -> None:
         """Wake everyone who waits now."""
         self._next.set()
         self._next = asyncio.Event()
@@ -107,9 +107,9 @@ class ChangeFeed:
 
         Also when it has gone on since, and other changes have the numbers of those that were lost.
         """
-        self.moved = Pulse()
+        self.moved = Notifier()
         """Beats when there are new changes, or a new epoch."""
-        self.leases_moved = Pulse()
+        self.leases_moved = Notifier()
         """Beats when leases may have been renewed, here or elsewhere."""
         self._database = database
         self._store = store
@@ -139,7 +139,7 @@ class ChangeFeed:
         if revision <= known and not self.has_lost_revisions:
             _log.error("revisions_lost", after=revision - 1, known=known, remedy=REMEDY)
             self.has_lost_revisions = True
-            self.moved.beat()
+            self.moved.notify_all()
 
     def time(self) -> datetime:
         """Return the database's clock without asking it: what it said last, and the time since; not too early."""
@@ -160,13 +160,13 @@ class ChangeFeed:
 
     def leases_renewed(self) -> None:
         """Wake who waits for leases, here and elsewhere: this process has committed some."""
-        self.leases_moved.beat()
+        self.leases_moved.notify_all()
         self._tell_others()
 
     def look(self) -> None:
         """Look now: another process has committed something."""
         self._wake.set()
-        self.leases_moved.beat()
+        self.leases_moved.notify_all()
 
     async def after(self, revision: int) -> list[ChangeEvent]:
         """Return a page of the changes that follow a revision, without a gap; empty when there are none yet."""
@@ -202,7 +202,7 @@ class ChangeFeed:
             self.has_lost_revisions = False
             self._recent.clear()
             self._note()
-            self.moved.beat()
+            self.moved.notify_all()
             return False
         if not self.has_lost_revisions and (
             # After an outage it may be another database: one that lost the last commits, and has had others since.
@@ -222,7 +222,7 @@ class ChangeFeed:
         self._recent.extend(map(_event, changes))
         self.revision, self._last_mark = changes[-1].revision, _mark(changes[-1])
         self._note()
-        self.moved.beat()
+        self.moved.notify_all()
         return True
 
     async def _start_from(self, state: StoreState) -> None:
@@ -240,7 +240,7 @@ class ChangeFeed:
     def _lose(self, state: StoreState, known: int) -> None:
         _log.error("revisions_lost", after=min(state.revision, known - 1), known=known, remedy=REMEDY)
         self.has_lost_revisions = True
-        self.moved.beat()
+        self.moved.notify_all()
 
     def _note(self) -> None:
         if self._bookmark is not None and not self.has_lost_revisions:
@@ -272,4 +272,4 @@ def _mark(change: Change) -> str:
 
 
 def _event(change: Change) -> ChangeEvent:
-    return ChangeEvent(change.revision, change.voided_digests)
+    return ChangeEvent(change.revision, change.invalidated_digests)

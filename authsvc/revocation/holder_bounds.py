@@ -17,7 +17,7 @@ _log = structlog.get_logger("authsvc")
 
 
 class Holders:
-    """The holders of this process. One that said goodbye counts on, so that nobody comes and goes without end."""
+    """The holders of this process. One that released its lease counts on, so that nobody comes and goes without end."""
 
     def __init__(
         self, holders_max: int, trusted_proxies: Networks, lease_seconds: float, monotonic: Callable[[], float]

@@ -5,9 +5,9 @@ bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it a
 memory under a live lease alone, with the revision that it has applied, and otherwise from
 the database.
 
-It holds a lease while the service is busy, and says goodbye afterwards: where a look-up now
+It holds a lease while the service is busy, and releases its lease afterwards: where a look-up now
 and then is all there is to save, revocations need not wait for one holder more, nor
-renewals be committed. The lease is short, because revocations wait for its end when the
+keep-alives be committed. The lease is short, because revocations wait for its end when the
 process was killed.
 """
 
@@ -25,7 +25,7 @@ import structlog
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, StreamBrokenError
-from authsvc.client.lease_messages import Event, Renewal
+from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
@@ -39,7 +39,7 @@ _BUSY_KEYS = 100
 """So many keys within a second save more than a lease costs, which is a commit every 1.7 s and one for each change."""
 _BUSY_SECONDS = 1.0
 _IDLE_SECONDS = 10.0
-"""Without so many keys within a second, until the goodbye."""
+"""Without so many keys within a second, until the release."""
 _BACK_OFF_SECONDS_MIN = 0.05
 _BACK_OFF_SECONDS_MAX = 2.0
 _GOODBYE_SECONDS_MAX = 1.0
@@ -48,7 +48,7 @@ _Key = TypeVar("_Key")
 _log = structlog.get_logger("authsvc")
 
 
-class KnownKeys(Generic[_Key]):
+class KeyCache(Generic[_Key]):
     """What is known of digests: whose active key each is, or that it is none. Pure.
 
     Digests that are no key have a room of their own, so that probing cannot push out keys.
@@ -103,7 +103,7 @@ class IndexedKey(msgspec.Struct):
     answer_revision: int = -1
 
 
-class Fact(NamedTuple):
+class CacheEntry(NamedTuple):
     """Whose key a digest is, None for nobody's, and the revision that this is known as of."""
 
     epoch: str
@@ -121,10 +121,10 @@ class Index:
         self._watch = watch
         self._name = name
         self._clock = clock
-        self._known: KnownKeys[IndexedKey] = KnownKeys()
+        self._known: KeyCache[IndexedKey] = KeyCache()
         self._holder = self._new_holder()
         self._due = asyncio.Event()
-        """A renewal is: it acknowledges a change, or says goodbye."""
+        """A keep-alive is: it acknowledges a change, or releases its lease."""
         self._wanted = asyncio.Event()
         self._uses = 0
         self._counted_from = float("-inf")
@@ -134,10 +134,10 @@ class Index:
         self._outage = Outage("index_lost", "index_back")
 
     def _new_holder(self) -> Holder:
-        # Rule 8: a new id each time, since the last one said goodbye.
+        # Rule 8: a new id each time, since the last one released its lease.
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
-    def recall(self, digest: Digest) -> Fact | None:
+    def recall(self, digest: Digest) -> CacheEntry | None:
         """Return what is known of a digest, None where the database has to be asked."""
         now = self._clock()  # rule 2: read at every use, after the request arrived
         self._uses += 1
@@ -150,7 +150,7 @@ class Index:
         if not holder.is_live(now) or self._standing.is_lost:
             return None
         try:
-            return Fact(holder.epoch, holder.applied_revision, self._known.get(digest))
+            return CacheEntry(holder.epoch, holder.applied_revision, self._known.get(digest))
         except KeyError:
             return None
 
@@ -175,7 +175,7 @@ class Index:
             self._left.set()
 
     async def leave(self) -> None:
-        """Say goodbye, and answer from the database from then on. Return when that is committed, or after a second."""
+        """Release the lease, and use the database from then on. Return when that is committed, or after a second."""
         self._leaving = True
         self._wanted.set()
         self._due.set()
@@ -185,11 +185,11 @@ class Index:
 
     async def _hold(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
-        while self._is_wanted() and not self._holder.is_gone:
+        while self._is_wanted() and not self._holder.is_released:
             lease_before = self._holder.lease_ends_at
-            stream, renewal = self._holder.open(self._clock())
+            stream, keep_alive = self._holder.open(self._clock())
             try:
-                await self._watch.serve(self._renewals(renewal), partial(self._hear, stream), None)
+                await self._watch.serve(self._keep_alives(keep_alive), partial(self._hear, stream), None)
             except (KeyServiceError, StreamBrokenError) as error:
                 _log.debug("index_stream_ended", reason=str(error))
                 if isinstance(error, RevisionsLostError):
@@ -198,17 +198,17 @@ class Index:
                 self._outage.failed(error)
             if self._holder.lease_ends_at > lease_before:
                 back_off_seconds = _BACK_OFF_SECONDS_MIN
-            if self._is_wanted() and not self._holder.is_gone:
+            if self._is_wanted() and not self._holder.is_released:
                 await asyncio.sleep(back_off_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
-        self._holder.goodbye()  # where there was no stream to say it on: the lease ends soon
+        self._holder.release()  # where there was no stream to say it on: the lease ends soon
 
     def _is_wanted(self) -> bool:
         return not self._leaving and self._clock() < self._busy_until
 
-    async def _renewals(self, renewal: Renewal) -> AsyncIterator[Renewal]:
+    async def _keep_alives(self, keep_alive: KeepAlive) -> AsyncIterator[KeepAlive]:
         """Yield what a bridge would send. The next one is asked for when the lease of the last is committed."""
-        yield renewal
+        yield keep_alive
         while self._is_wanted():
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._holder.renew_at() - self._clock()):
@@ -216,7 +216,7 @@ class Index:
             self._due.clear()
             if self._is_wanted():
                 yield self._holder.renew(self._clock())
-        yield self._holder.goodbye()
+        yield self._holder.release()
 
     async def _hear(self, stream: int, event: Event) -> None:
         if self._holder.receive(stream, event):

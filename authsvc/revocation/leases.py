@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from heapq import nlargest
 
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.storage.lease_rows import LeaseRow, StoreState
 
 CHANGE_AGE_SECONDS_MAX = 3600.0
@@ -22,22 +22,23 @@ class WatchSession:
     def __init__(self, lease_seconds: float) -> None:
         """`lease_seconds` is the leases' duration, without the margin."""
         self.position: int | None = None
-        """The revision of the last change that was sent, or need not be; None until the first renewal."""
+        """The revision of the last change that was sent, or need not be; None until the first keep-alive."""
         self._lease_seconds = lease_seconds
 
-    def renewed(self, renewal: Renewal, state: StoreState) -> list[Event]:
-        """Return what answers a renewal whose lease is committed. Rule 1: `state` was read after that commit."""
+    def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[Event]:
+        """Return what answers a keep-alive whose lease is committed. Rule 1: `state` was read after that commit."""
         events: list[Event] = []
         can_resume = (
-            renewal.epoch == state.epoch and state.resumable_revision <= renewal.applied_revision <= state.revision
+            keep_alive.epoch == state.epoch
+            and state.resumable_revision <= keep_alive.applied_revision <= state.revision
         )
         if self.position is None and can_resume:
-            self.position = renewal.applied_revision
-        elif self.position is None or renewal.epoch != state.epoch:
+            self.position = keep_alive.applied_revision
+        elif self.position is None or keep_alive.epoch != state.epoch:
             events.append(ResetEvent(state.epoch, state.revision))  # rule 6: from the database, not from the feed
             self.position = state.revision
-        seconds = min(self._lease_seconds, renewal.lease_seconds_max)
-        events.append(LeaseEvent(renewal.sequence, seconds, state.revision))
+        seconds = min(self._lease_seconds, keep_alive.lease_seconds_max)
+        events.append(LeaseEvent(keep_alive.sequence, seconds, state.revision))
         return events
 
     def changed(self, changes: Iterable[ChangeEvent]) -> list[Event]:
@@ -60,7 +61,7 @@ class Propagation:
         self.revision = revision
         self._epoch = state.epoch
         self.pending = {row.holder_id: row for row in rows if row.is_behind(state, revision)}
-        """As of the commit: later renewals cannot extend what a holder that is behind may use, by rule 3."""
+        """As of the commit: later keep-alives cannot extend what a holder that is behind may use, by rule 3."""
         self.confirmed = {row.holder_id: row for row in rows if _has_confirmed(row, state, revision)}
         self._time = state.time
 
@@ -96,4 +97,4 @@ class Propagation:
 
 
 def _has_confirmed(row: LeaseRow, state: StoreState, revision: int) -> bool:
-    return not row.is_gone and row.expire_time > state.time and not row.is_behind(state, revision)
+    return not row.is_released and row.expire_time > state.time and not row.is_behind(state, revision)

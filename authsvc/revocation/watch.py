@@ -11,9 +11,9 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from authsvc.client.lease_messages import Event, Renewal
+from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import (
-    HolderGoneError,
+    HolderReleasedError,
     InvalidArgumentError,
     RevisionsLostError,
     SlowHolderError,
@@ -39,51 +39,53 @@ _READ_SECONDS_MAX = 2.0
 """For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
 _ANSWER_SECONDS = 0.5
 _ANSWER_SHARE_MAX = 0.25
-"""Of the time that a caller has, kept for the answer's way back: one that comes late has lost the raw key."""
+"""Of the time that a caller has, kept for the answer's way back: one that comes late has lost the API key."""
 _CALL_SECONDS_MAX = 29.0
 """The interceptor ends a call after 30 s."""
 _LOST = "the database has lost changes that holders applied, and needs a new epoch"
 _GROUP_MAX = 500
-"""Renewals in one transaction: who waits for another is not kept waiting for thousands."""
+"""Keep-alives in one transaction: who waits for another is not kept waiting for thousands."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """Rule 7: an expired lease is swept, and its id forgotten, after so many times its duration."""
 
 
-class Granter:
+class LeaseGranter:
     """Renews leases. Like group commit: all that wait go into one transaction, and the next follows when it is done."""
 
     def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float) -> None:
         self._leases = leases
         self._feed = feed
         self._lease_seconds = lease_seconds
-        self._waiting: list[tuple[Renewal, asyncio.Future[StoreState]]] = []
+        self._waiting: list[tuple[KeepAlive, asyncio.Future[StoreState]]] = []
         self._wake = asyncio.Event()
         self._outage = Outage("leases_lost", "leases_back")
         self._lost_in_epoch = ""
         """Where it has been logged that a holder knows more."""
 
-    async def renew(self, renewal: Renewal) -> StoreState:
+    async def renew(self, keep_alive: KeepAlive) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
 
-        Raises HolderGoneError for a holder that said goodbye (rule 7), RevisionsLostError, StoreUnavailableError.
+        Raises HolderGoneError for a holder that released its lease (rule 7), RevisionsLostError, StoreUnavailableError.
         """
-        if self._feed.has_lost_revisions and not renewal.is_goodbye:
+        if self._feed.has_lost_revisions and not keep_alive.is_release:
             raise RevisionsLostError(_LOST)
-        if renewal.applied_revision > self._feed.revision and renewal.epoch == self._feed.epoch:
-            await self._check(renewal)  # mostly the feed has only not heard of it yet
+        if keep_alive.applied_revision > self._feed.revision and keep_alive.epoch == self._feed.epoch:
+            await self._check(keep_alive)  # mostly the feed has only not heard of it yet
         done: asyncio.Future[StoreState] = asyncio.get_running_loop().create_future()
-        self._waiting.append((renewal, done))
+        self._waiting.append((keep_alive, done))
         self._wake.set()
         return await done
 
-    async def _check(self, renewal: Renewal) -> None:
+    async def _check(self, keep_alive: KeepAlive) -> None:
         state = await self._leases.state()
-        if renewal.applied_revision > state.revision and renewal.epoch == state.epoch:
+        if keep_alive.applied_revision > state.revision and keep_alive.epoch == state.epoch:
             if self._lost_in_epoch != state.epoch:
                 self._lost_in_epoch = state.epoch
-                known = renewal.applied_revision
-                _log.error("revisions_lost", after=state.revision, known=known, holder=renewal.holder_id, remedy=REMEDY)
+                known = keep_alive.applied_revision
+                _log.error(
+                    "revisions_lost", after=state.revision, known=known, holder=keep_alive.holder_id, remedy=REMEDY
+                )
             raise RevisionsLostError(_LOST)
 
     async def run(self) -> None:
@@ -91,7 +93,7 @@ class Granter:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]] = {}
+            group: dict[str, tuple[KeepAlive, asyncio.Future[StoreState]]] = {}
             later = []
             for entry in self._waiting:
                 if entry[0].holder_id in group or len(group) == _GROUP_MAX:
@@ -102,11 +104,11 @@ class Granter:
             self._waiting = later
             await self._grant(group)
 
-    async def _grant(self, group: dict[str, tuple[Renewal, asyncio.Future[StoreState]]]) -> None:
+    async def _grant(self, group: dict[str, tuple[KeepAlive, asyncio.Future[StoreState]]]) -> None:
         refused: set[str] = set()
         outcome: StoreState | Exception
         try:
-            refused = await self._leases.renew([renewal for renewal, _ in group.values()], self._lease_seconds)
+            refused = await self._leases.renew([keep_alive for keep_alive, _ in group.values()], self._lease_seconds)
             outcome = await self._leases.state()  # rule 1: a later transaction
             self._outage.worked()
         except Exception as error:  # noqa: BLE001 - see Outage
@@ -117,7 +119,7 @@ class Granter:
             if done.done():
                 continue  # its stream has ended
             if holder_id in refused:
-                done.set_exception(HolderGoneError("this holder said goodbye; a new one needs a new id"))
+                done.set_exception(HolderReleasedError("this holder released its lease; a new one needs a new id"))
             elif isinstance(outcome, Exception):
                 done.set_exception(StoreUnavailableError("no lease can be renewed"))
             else:
@@ -167,7 +169,7 @@ class LeaseReader:
                     done.set_result(outcome)
             if self._poll is not None:
                 self._poll.cancel()
-            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.beat)
+            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)
 
     async def close(self) -> None:
         """Look no more."""
@@ -197,7 +199,7 @@ class Watch:
         self._leases = leases
         self._feed = feed
         self._holders = holders
-        self._granter = Granter(leases, feed, lease_seconds)
+        self._granter = LeaseGranter(leases, feed, lease_seconds)
         self._reader = LeaseReader(leases, feed)
         self._lease_seconds = lease_seconds
         self._margin_seconds = margin_seconds
@@ -217,12 +219,12 @@ class Watch:
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
         self._closing.set()
-        self._feed.leases_moved.beat()  # nobody waits any longer
+        self._feed.leases_moved.notify_all()  # nobody waits any longer
 
     async def serve(
-        self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]], address: str | None
+        self, keep_alives: AsyncIterator[KeepAlive], send: Callable[[Event], Awaitable[None]], address: str | None
     ) -> None:
-        """Serve one stream until the holder ends it or says goodbye; it has no deadline (rule 6).
+        """Serve one stream until the holder ends it or releases its lease; it has no deadline (rule 6).
 
         `address` is the holder's; None for one of our own, which is not bounded.
         Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
@@ -231,8 +233,8 @@ class Watch:
         """
         try:
             stream = _Stream(self, address)
-            await stream.serve(renewals, send)
-        except (SlowHolderError, HolderGoneError) as error:
+            await stream.serve(keep_alives, send)
+        except (SlowHolderError, HolderReleasedError) as error:
             _log.warning("holder_disconnected", holder=stream.holder_id, name=stream.name, reason=str(error))
             raise
 
@@ -244,7 +246,7 @@ class Watch:
     async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
-        Returns before `answer_by` whatever happens, since only the answer shows the raw key; and at once when the
+        Returns before `answer_by` whatever happens, since only the answer shows the API key; and at once when the
         service stops, since it hears no more of its holders. None says that the database could not be asked, or has
         lost revisions: then no lease that counts without the change outlasts what `lease_bound` was at its commit.
         """
@@ -261,7 +263,7 @@ class Watch:
                 else:
                     propagation.update(rows, state)
             except (StoreUnavailableError, TimeoutError):
-                pass  # the change is committed, and its raw key must reach the caller before the caller gives up
+                pass  # the change is committed, and its API key must reach the caller before the caller gives up
             left_seconds = give_up_at - self._monotonic()
             if left_seconds <= 0 or self._closing.is_set() or (propagation is not None and propagation.is_effective):
                 return propagation
@@ -306,9 +308,9 @@ class _Stream:
         self._closing = watch._closing
         self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE_MAX)
 
-    async def serve(self, renewals: AsyncIterator[Renewal], send: Callable[[Event], Awaitable[None]]) -> None:
+    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Callable[[Event], Awaitable[None]]) -> None:
         tasks = [
-            asyncio.create_task(self._read(renewals)),
+            asyncio.create_task(self._read(keep_alives)),
             asyncio.create_task(self._push()),
             asyncio.create_task(self._write(send)),
             asyncio.create_task(self._until_closing()),
@@ -322,41 +324,41 @@ class _Stream:
                 task.cancel()
             await asyncio.wait(tasks)
 
-    async def _read(self, renewals: AsyncIterator[Renewal]) -> None:
-        renewal = await self._first(renewals)
-        while renewal is not None:
-            if renewal.holder_id != self.holder_id:  # a row each, which every mutation waits for
+    async def _read(self, keep_alives: AsyncIterator[KeepAlive]) -> None:
+        keep_alive = await self._first(keep_alives)
+        while keep_alive is not None:
+            if keep_alive.holder_id != self.holder_id:  # a row each, which every mutation waits for
                 raise InvalidArgumentError("holder_id: a stream is one holder's")
             if self._address is not None:
-                self._holders.admit(renewal.holder_id, self._address)
-            state = await self._granter.renew(renewal)
-            if renewal.is_goodbye:
+                self._holders.admit(keep_alive.holder_id, self._address)
+            state = await self._granter.renew(keep_alive)
+            if keep_alive.is_release:
                 return
             if not self._opened.is_set():
                 self._epoch = state.epoch
-                state = await self._resumable(renewal, state)
+                state = await self._resumable(keep_alive, state)
             elif state.epoch != self._epoch:
                 raise StreamEndedError("the database began a new epoch")
-            for event in self._session.renewed(renewal, state):
+            for event in self._session.renewed(keep_alive, state):
                 self._offer(event)
             self._opened.set()
-            renewal = await anext(renewals, None)
+            keep_alive = await anext(keep_alives, None)
 
-    async def _first(self, renewals: AsyncIterator[Renewal]) -> Renewal | None:
+    async def _first(self, keep_alives: AsyncIterator[KeepAlive]) -> KeepAlive | None:
         try:
             async with asyncio.timeout(_OPENING_SECONDS):
-                renewal = await anext(renewals, None)
+                keep_alive = await anext(keep_alives, None)
         except TimeoutError:
             raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
-        if renewal is not None:
-            self.holder_id, self.name = renewal.holder_id, renewal.name
-        return renewal
+        if keep_alive is not None:
+            self.holder_id, self.name = keep_alive.holder_id, keep_alive.name
+        return keep_alive
 
-    async def _resumable(self, renewal: Renewal, state: StoreState) -> StoreState:
+    async def _resumable(self, keep_alive: KeepAlive, state: StoreState) -> StoreState:
         """Leave no resuming from a change that is over an hour old: the cache holds nothing from then."""
-        if renewal.applied_revision >= state.revision:
+        if keep_alive.applied_revision >= state.revision:
             return state
-        missing = await self._store.changes(after=Revision(renewal.applied_revision), limit=1)
+        missing = await self._store.changes(after=Revision(keep_alive.applied_revision), limit=1)
         if missing and state.time - missing[0].create_time > timedelta(seconds=CHANGE_AGE_SECONDS_MAX):
             return replace(state, resumable_revision=state.revision)
         return state

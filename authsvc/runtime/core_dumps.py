@@ -12,7 +12,7 @@ def turn_off() -> None:
     A limit of 0 holds for files alone: where `core_pattern` names a program, such as systemd-coredump or apport, it is
     given the process all the same. A limit of 1 is less than any dump, and the kernel gives such a process to no
     program either (fs/coredump.c). Where 0 was set by somebody else and cannot be raised, the process is made one
-    that is not dumped at all, which also closes its folder in /proc to others than root.
+    that is not dumped at all, which also closes its directory in /proc to others than root.
     """
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (1, 1))

@@ -63,7 +63,7 @@ class PostgresAddress:
     """A PostgreSQL database as a URL describes it. What is absent has libpq's default, the `PG…` variables included."""
 
     hosts: tuple[tuple[str, int | None], ...] = ()
-    """Names, addresses or folders of a Unix socket, in the order in which they are tried, with their ports."""
+    """Names, addresses or directories of a Unix socket, in the order in which they are tried, with their ports."""
     user: str | None = None
     password: Secret | None = None
     database: str | None = None
@@ -187,7 +187,7 @@ def _hosts(host: str, port: str) -> tuple[tuple[str, int | None], ...]:
         raise DatabaseUrlError("there must be one port, or as many as hosts")
     for name in hosts:
         if re.search(r"[\s@\[]|^[^/:]*:[^:]*$", name):
-            raise DatabaseUrlError("the parameter host has names, addresses or folders; ports go into port")
+            raise DatabaseUrlError("the parameter host has names, addresses or directories; ports go into port")
     places = tuple((name, _port(number) if number else None) for name, number in zip(hosts, ports, strict=True))
     return places if any(name or number for name, number in places) else ()
 

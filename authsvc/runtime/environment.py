@@ -212,7 +212,7 @@ def _path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError:
-        raise ValueError(f"nobody knows the home folder of {Path(text).parts[0]}") from None
+        raise ValueError(f"nobody knows the home directory of {Path(text).parts[0]}") from None
 
 
 def _expected(base: type, limits: msgspec.Meta | None) -> str:

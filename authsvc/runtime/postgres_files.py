@@ -63,7 +63,7 @@ def password_for(address: PostgresAddress, host: str, port: int | None) -> str |
 def _find_password(lines: Iterable[str], host: str, port: int, database: str, user: str) -> str | None:
     r"""Return the password of the first line that fits: `HOST:PORT:DATABASE:USER:PASSWORD`, with `*` for any.
 
-    `\:` and `\\` stand for themselves, which our driver does not know. A folder of a Unix socket is `localhost`, too.
+    `\:` and `\\` stand for themselves, which our driver does not know. The directory of a Unix socket is `localhost`.
     Grammar: https://www.postgresql.org/docs/18/libpq-pgpass.html
     """
     hosts = {host, "localhost"} if host.startswith("/") else {host}

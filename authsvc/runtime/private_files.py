@@ -1,4 +1,4 @@
-"""Files and folders that nobody else may change or read: the state folder, the secrets in it, and the files of TLS.
+"""What nobody else may change or read: the state directory, the secrets in it, and the files of TLS.
 
 Others are all who are neither root, nor this user, nor in a group of this process: Kubernetes makes a volume its pod's
 group's to write (`fsGroup`), and with umask 002 a user's files are those of the user's own group. The bits of the mode
@@ -19,11 +19,11 @@ from authsvc.runtime.environment import ConfigurationError, Token
 _READ, _WRITE, _ALL = 4, 2, 7
 
 
-def make_folder(path: Path, variable: str) -> None:
-    """Make the folder that a variable names, for this user only, if there is none.
+def make_directory(path: Path, variable: str) -> None:
+    """Make the directory that a variable names, for this user only, if there is none.
 
-    Raises ConfigurationError when that fails, or others can write to the folder or own it: whoever can puts a token or
-    a database there. The folders above it are not looked at.
+    Raises ConfigurationError when that fails, or others can write to the directory or own it: whoever can puts a token
+    or a database there. The directories above it are not looked at.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,12 +34,12 @@ def make_folder(path: Path, variable: str) -> None:
                 f"{variable}: {path}: it belongs to another user ({status.st_uid}): run as that one, or run {chown}"
             )
         if reason := _open_to_others(path, status, _WRITE):
-            raise ConfigurationError(f"{variable}: {path}: {reason}, or name a folder inside it, which is then made")
+            raise ConfigurationError(f"{variable}: {path}: {reason}, or name a directory inside it, which is then made")
     except OSError as error:
         raise ConfigurationError(f"{variable}: {path}: {error.strerror}") from None
 
 
-def kept_token(path: Path) -> Token:
+def load_or_create_token(path: Path) -> Token:
     """Return the token in a file, generated (mode 0600) if there is no such file.
 
     Raises ConfigurationError when the file can be neither read nor made, or holds something else, or others can read
@@ -95,7 +95,7 @@ def _mode(path: Path) -> int:
 
 
 def _open_to_others(path: Path, status: os.stat_result, what: int) -> str | None:
-    """Return why others can do one of these to a file or a folder, and how to end that; None if they cannot."""
+    """Return why others can do one of these to a file or a directory, and how to end that; None if they cannot."""
     bits = status.st_mode & _ALL
     if status.st_gid not in (0, os.getegid(), *os.getgroups()):
         bits |= status.st_mode >> 3 & _ALL

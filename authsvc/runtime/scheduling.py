@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 
 
-def let_threads_take_turns() -> None:
+def use_batch_scheduling() -> None:
     """Keep threads of this process that are woken from interrupting the one that woke them; called before any starts.
 
     A call passes through several threads of gRPC and the event loop's. By Linux's usual policy each that is woken stops

@@ -34,7 +34,7 @@ RESTART_SECONDS_MIN = 0.1
 RESTART_SECONDS_MAX = 5.0
 """Between the end of a worker and the next try: doubled while workers end young."""
 
-GROWN_UP_SECONDS = 10.0
+STABLE_AFTER_SECONDS = 10.0
 """A worker that served so long did not fail at starting; its successor is started at once."""
 
 START_SECONDS_MAX = 60.0
@@ -173,7 +173,7 @@ async def run_workers(
 
 def restart_seconds(before_seconds: float, served_seconds: float) -> float:
     """Return how long to wait for the next try, after one that followed a wait of `before_seconds`."""
-    if served_seconds >= GROWN_UP_SECONDS:
+    if served_seconds >= STABLE_AFTER_SECONDS:
         return 0.0
     return min(max(2 * before_seconds, RESTART_SECONDS_MIN), RESTART_SECONDS_MAX)
 

@@ -20,7 +20,7 @@ from authsvc.runtime.postgres import Postgres, check_settings, separate
 from authsvc.runtime.postgres_files import SetupError
 from authsvc.runtime.sqlite_files import stamp
 from authsvc.storage.errors import available, reason
-from authsvc.storage.prepared_reads import PointReads, PostgresReads, Row, SqliteReads
+from authsvc.storage.prepared_reads import PostgresReads, PreparedReads, Row, SqliteReads
 from authsvc.storage.sqlite import SqliteFile, Standing, sqlite_engine
 
 _POOL_TIMEOUT_SECONDS = 5
@@ -85,7 +85,7 @@ class Database:
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         # SQLite's writers wait for each other anyway, by polling; within a process they queue here instead, in order.
         self._turn = asyncio.Lock() if self.is_sqlite else nullcontext()
-        self._point_reads: list[PointReads] = []
+        self._prepared_reads: list[PreparedReads] = []
 
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.
@@ -108,7 +108,7 @@ class Database:
 
     async def close(self) -> None:
         """Close the connections."""
-        for reads in self._point_reads:
+        for reads in self._prepared_reads:
             await reads.close()
         await self.engine.dispose()
         if self._file is not None:
@@ -132,15 +132,15 @@ class Database:
                 await separate(connection)
             yield connection
 
-    def point_reads(self, sql: str) -> PointReads:
+    def prepared_reads(self, sql: str) -> PreparedReads:
         """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
-        reads: PointReads
+        reads: PreparedReads
         if self._postgres is None:
             assert self._file is not None  # noqa: S101 - for the type checker
             reads = SqliteReads(self._file.connect, self._file.check_lately, sql.format("({})"), self._read)
         else:
             reads = PostgresReads(self._postgres.connect, sql.replace("IN {}", "= ANY($1)"), self._read)
-        self._point_reads.append(reads)
+        self._prepared_reads.append(reads)
         return reads
 
     async def _read(self, sql: str, parameters: tuple[Any, ...]) -> Sequence[Row]:

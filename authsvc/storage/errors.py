@@ -28,7 +28,7 @@ _REFUSING_SQLITE = {
 
 @asynccontextmanager
 async def available() -> AsyncIterator[None]:
-    """Turn what drivers raise while the database is out of reach into StoreUnavailableError."""
+    """Turn what drivers raise while the database is unavailable into StoreUnavailableError."""
     try:
         yield
     except (

@@ -114,12 +114,12 @@ class Revoked:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A row of the audit trail: one mutation, and the digests whose cached verdicts it voids."""
+    """A row of the audit trail: one mutation, and the digests whose cached verdicts it invalidates."""
 
     revision: Revision
     kind: ChangeKind
     project_id: ProjectId
-    voided_digests: tuple[Digest, ...]
+    invalidated_digests: tuple[Digest, ...]
     """ISSUE: the new key's. REVOKE: the revoked key's first, then the new key's. SET_ORIGINS: the active key's."""
     caller: str
     create_time: datetime
@@ -135,11 +135,11 @@ class KeyStore:
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         """`now` gives aware UTC instants; the database stays the caller's to close."""
         self._database = database
-        self._lookup = database.point_reads(_LOOKUP)
+        self._lookup = database.prepared_reads(_LOOKUP)
         self._now = now
         self.standing = database.standing
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
-        # renewals then lack. Within a process they queue here instead.
+        # keep-alives then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()
 
     async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
@@ -195,8 +195,8 @@ class KeyStore:
                 return Revoked(_key(row), None, Revision(revision - 1))
             await connection.execute(_keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=now))
             stored = await self._insert_key(connection, project_id, next_key, revision, caller, now)
-            voided = [Digest(row.digest), next_key.digest]  # rule 5
-            await self._record(connection, revision, ChangeKind.REVOKE, project_id, voided, caller, now)
+            invalidated = [Digest(row.digest), next_key.digest]  # rule 5
+            await self._record(connection, revision, ChangeKind.REVOKE, project_id, invalidated, caller, now)
         return Revoked(_key(row, revoke_time=now), stored, revision)
 
     async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
@@ -213,8 +213,8 @@ class KeyStore:
                 await connection.rollback()  # rule 11
                 return Revision(revision - 1), False
             await connection.execute(_update_origins(project_id, origins))
-            voided = [Digest(digest) for digest in (await connection.execute(query)).scalars()]
-            await self._record(connection, revision, ChangeKind.SET_ORIGINS, project_id, voided, caller, now)
+            invalidated = [Digest(digest) for digest in (await connection.execute(query)).scalars()]
+            await self._record(connection, revision, ChangeKind.SET_ORIGINS, project_id, invalidated, caller, now)
         return revision, True
 
     async def project(self, project_id: ProjectId) -> Project:
@@ -267,8 +267,8 @@ class KeyStore:
             return [_change(row) for row in await connection.execute(query)]
 
     async def key_ids(self, changes: Sequence[Change]) -> dict[Digest, KeyId]:
-        """Return whose the voided digests of these changes are: keys' rows stay for good."""
-        digests = {digest for change in changes for digest in change.voided_digests}
+        """Return whose the invalidated digests of these changes are: keys' rows stay for good."""
+        digests = {digest for change in changes for digest in change.invalidated_digests}
         if not digests:
             return {}
         query = sa.select(_keys.c.digest, _keys.c.key_id).where(_keys.c.digest.in_(digests))
@@ -322,7 +322,7 @@ class KeyStore:
         revision: Revision,
         kind: ChangeKind,
         project_id: ProjectId,
-        voided_digests: Sequence[Digest],
+        invalidated_digests: Sequence[Digest],
         caller: str,
         now: datetime,
     ) -> None:
@@ -331,7 +331,7 @@ class KeyStore:
                 revision=revision,
                 kind=kind.value,
                 project_id=project_id,
-                voided_digests=[digest.hex() for digest in voided_digests],
+                invalidated_digests=[digest.hex() for digest in invalidated_digests],
                 caller=caller,
                 create_time=now,
             )
@@ -375,5 +375,5 @@ def _project(row: sa.Row[Any]) -> Project:
 
 
 def _change(row: sa.Row[Any]) -> Change:
-    voided = tuple(Digest(bytes.fromhex(digest)) for digest in row.voided_digests)
-    return Change(row.revision, ChangeKind(row.kind), row.project_id, voided, row.caller, row.create_time)
+    invalidated = tuple(Digest(bytes.fromhex(digest)) for digest in row.invalidated_digests)
+    return Change(row.revision, ChangeKind(row.kind), row.project_id, invalidated, row.caller, row.create_time)

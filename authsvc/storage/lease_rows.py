@@ -35,7 +35,7 @@ class LeaseRow:
     expire_time: datetime
     """By the database's clock, margin included."""
     renew_time: datetime
-    is_gone: bool
+    is_released: bool
     since_revision: int = 0
     """The current one when the holder came."""
 
@@ -54,7 +54,7 @@ class LeaseRow:
 
     def is_behind(self, state: StoreState, revision: int) -> bool:
         """Whether the holder may still decide by what was before the revision."""
-        if self.is_gone or self.expire_time <= state.time:
+        if self.is_released or self.expire_time <= state.time:
             return False
         # What is ahead of the database has applied changes that were lost, and says nothing of those made since.
         return self.epoch != state.epoch or not revision <= self.acknowledged_revision <= state.revision

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from authsvc.client.lease_messages import Renewal
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import StoreUnavailableError
 from authsvc.storage.database import Database, Instant
 from authsvc.storage.key_store import CHANNEL
@@ -30,7 +30,7 @@ _leases = sa.Table(
     sa.Column("acknowledged_revision", sa.BigInteger, nullable=False),
     sa.Column("expire_time", Instant, nullable=False),
     sa.Column("renew_time", Instant, nullable=False),
-    sa.Column("is_gone", sa.Boolean, nullable=False),
+    sa.Column("is_released", sa.Boolean, nullable=False),
     sa.Column("since_revision", sa.BigInteger, nullable=False),
 )
 
@@ -53,21 +53,21 @@ class LeaseStore:
         self._now = now
         self._margin = timedelta(seconds=margin_seconds)
         self._upsert = _upsert_sqlite() if self._is_sqlite else _upsert_postgresql()
-        self._counter = database.point_reads(_COUNTER_ROW) if self._is_sqlite else None
+        self._counter = database.prepared_reads(_COUNTER_ROW) if self._is_sqlite else None
 
-    async def renew(self, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
+    async def renew(self, keep_alives: Sequence[KeepAlive], lease_seconds: float) -> set[str]:
         """Commit the leases of different holders, and return which holders were refused, being gone."""
         async with self._database.writing() as connection:
             state = await self._read_state(connection)
             rows = [
-                _row(renewal, state, self._expiry(state.time, min(lease_seconds, renewal.lease_seconds_max)))
+                _row(keep_alive, state, self._expiry(state.time, min(lease_seconds, keep_alive.lease_seconds_max)))
                 # In the order of their ids, so that two replicas that meet cannot deadlock.
-                for renewal in sorted(renewals, key=lambda it: it.holder_id)
+                for keep_alive in sorted(keep_alives, key=lambda it: it.holder_id)
             ]
             parameters = rows if self._is_sqlite else _columns(rows)
             kept = {row.holder_id for row in await connection.execute(self._upsert, parameters)}
             await self._notify(connection)
-        return {renewal.holder_id for renewal in renewals} - kept
+        return {keep_alive.holder_id for keep_alive in keep_alives} - kept
 
     async def state(self) -> StoreState:
         """Read epoch, revision and clock."""
@@ -83,12 +83,12 @@ class LeaseStore:
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
         """Read all leases that are not gone, and after them the state, whose clock is not too early then (rule 10)."""
         async with self._database.statement() as connection:
-            found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_gone)))
+            found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_released)))
             rows = [LeaseRow(**row._mapping) for row in found]
             return rows, await self._read_state(connection)
 
     async def sweep(self, keep_seconds: float) -> None:
-        """Delete the leases that expired longer ago than this: several leases, so that no late renewal meets none."""
+        """Delete leases that expired longer ago than this: several leases' time, so that no late keep-alive meets none."""
         async with self._database.writing() as connection:
             expired = await self._read_clock(connection) - timedelta(seconds=keep_seconds)
             await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))
@@ -102,7 +102,7 @@ class LeaseStore:
         async with self._database.writing() as connection:
             await connection.execute(COUNTER.update().values(epoch=epoch))
             state = await self._read_state(connection)
-            stand_in = Renewal("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
+            stand_in = KeepAlive("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
             row = _row(stand_in, state, self._expiry(state.time, lease_seconds))
             await connection.execute(_leases.insert().values(row))
             await self._notify(connection)
@@ -153,7 +153,7 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
     new, old = insert.excluded, _leases.c
-    # A late renewal from another epoch, such as the first one of all, must not take back what is known in this one.
+    # A late keep-alive from another epoch, such as the first one of all, must not take back what is known in this one.
     current = sa.select(COUNTER.c.epoch).scalar_subquery()
     is_late = sa.and_(old.epoch == current, new.epoch != current)
     acknowledged = sa.case(
@@ -169,20 +169,20 @@ def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
             "acknowledged_revision": acknowledged,  # rule 9
             "expire_time": greatest(old.expire_time, new.expire_time),
             "renew_time": new.renew_time,
-            "is_gone": new.is_gone,
+            "is_released": new.is_released,
         },
-        where=sa.not_(old.is_gone),  # rule 7
+        where=sa.not_(old.is_released),  # rule 7
     ).returning(old.holder_id)
 
 
-def _row(renewal: Renewal, state: StoreState, expire_time: datetime) -> dict[str, Any]:
+def _row(keep_alive: KeepAlive, state: StoreState, expire_time: datetime) -> dict[str, Any]:
     return {
-        "holder_id": renewal.holder_id,
-        "name": renewal.name,
-        "epoch": renewal.epoch,
-        "acknowledged_revision": renewal.applied_revision,
+        "holder_id": keep_alive.holder_id,
+        "name": keep_alive.name,
+        "epoch": keep_alive.epoch,
+        "acknowledged_revision": keep_alive.applied_revision,
         "expire_time": expire_time,
         "renew_time": state.time,
-        "is_gone": renewal.is_goodbye,
+        "is_released": keep_alive.is_release,
         "since_revision": state.revision,  # of a row that there is already it stays what it is
     }

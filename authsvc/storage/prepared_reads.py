@@ -29,7 +29,7 @@ _WAITING_VALUES_MAX = 64 * _VALUES_MAX
 """For the statements after the one that is under way."""
 
 
-class PointReads(Protocol):
+class PreparedReads(Protocol):
     """Runs the statement."""
 
     async def rows(self, values: Sequence[Value]) -> Rows:
@@ -51,13 +51,13 @@ class SqliteReads:
     """
 
     def __init__(
-        self, connect: Callable[[], sqlite3.Connection], check: Callable[[], None], sql: str, usual_way: UsualWay
+        self, connect: Callable[[], sqlite3.Connection], check: Callable[[], None], sql: str, fallback: UsualWay
     ) -> None:
         """Take a statement that has `{}` where the values' placeholders go; `check` raises where reading is no use."""
         self._connect = connect
         self._check = check
         self._sql = sql
-        self._usual_way = usual_way
+        self._usual_way = fallback
         self._connection: sqlite3.Connection | None = None
         self._prepared: dict[int, str] = {}
 
@@ -93,11 +93,11 @@ class PostgresReads:
     answer fails all who wait by then, so that nobody waits for several failures.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], sql: str, usual_way: UsualWay) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], sql: str, fallback: UsualWay) -> None:
         """Take a statement with an array of values as its parameter."""
         self._connect = connect
         self._sql = sql
-        self._usual_way = usual_way
+        self._usual_way = fallback
         self._connection: Connection | None = None
         self._run: Callable[[list[Value]], Awaitable[Any]]
         self._waiting: OrderedDict[asyncio.Future[Rows], Sequence[Value]] = OrderedDict()

@@ -38,7 +38,7 @@ changes = sa.Table(
     sa.Column("revision", sa.BigInteger, primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("project_id", sa.String(63), nullable=False),
-    sa.Column("voided_digests", sa.JSON, nullable=False),
+    sa.Column("invalidated_digests", sa.JSON, nullable=False),
     sa.Column("caller", sa.String(128), nullable=False),
     sa.Column("create_time", Instant, nullable=False),
 )

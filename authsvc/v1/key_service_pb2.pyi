@@ -67,7 +67,7 @@ Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
-    """Key is what is known of an API key. The raw key is not: only its SHA-256 is
+    """Key is what is known of an API key. The API key is not: only its SHA-256 is
     stored.
     """
 
@@ -84,7 +84,7 @@ class Key(_message.Message):
     project_id: _builtins.str
     """The project that logs sent with this key belong to."""
     prefix: _builtins.str
-    """All that is kept of the raw key: `dt_`."""
+    """All that is kept of the API key: `dt_`."""
     creator: _builtins.str
     """Who issued it, as the caller said."""
     @_builtins.property
@@ -155,14 +155,14 @@ Global___Project: _TypeAlias = Project  # noqa: Y015
 
 @_typing.final
 class ValidateRequest(_message.Message):
-    """ValidateRequest names a raw key and where the caller's request came from."""
+    """ValidateRequest names an API key and where the caller's request came from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     API_KEY_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
-    """The raw key: `dt_` and 24 lower-case hex digits. Anything else is
+    """The API key: `dt_` and 24 lower-case hex digits. Anything else is
     VERDICT_INVALID_KEY.
     """
     origin: _builtins.str
@@ -240,7 +240,7 @@ Global___ValidateResponse: _TypeAlias = ValidateResponse  # noqa: Y015
 
 @_typing.final
 class BatchValidateRequest(_message.Message):
-    """BatchValidateRequest names up to 256 raw keys."""
+    """BatchValidateRequest names up to 256 API keys."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -288,7 +288,7 @@ Global___BatchValidateResponse: _TypeAlias = BatchValidateResponse  # noqa: Y015
 
 @_typing.final
 class StreamValidateRequest(_message.Message):
-    """StreamValidateRequest names up to 256 raw keys, as BatchValidateRequest does."""
+    """StreamValidateRequest names up to 256 API keys, as BatchValidateRequest does."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -379,7 +379,7 @@ Global___IssueRequest: _TypeAlias = IssueRequest  # noqa: Y015
 
 @_typing.final
 class IssueResponse(_message.Message):
-    """IssueResponse is the only message that ever shows this raw key."""
+    """IssueResponse is the only message that ever shows this API key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -389,7 +389,7 @@ class IssueResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     PROPAGATION_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
-    """The raw key, shown this once."""
+    """The API key, shown this once."""
     revision: _builtins.int
     """The revision that this change made."""
     @_builtins.property
@@ -475,7 +475,7 @@ class RevokeResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     PROPAGATION_FIELD_NUMBER: _builtins.int
     api_key: _builtins.str
-    """The project's next raw key, shown this once; empty when already_revoked."""
+    """The project's next API key, shown this once; empty when already_revoked."""
     already_revoked: _builtins.bool
     """The named key had been revoked before this call, which changed nothing."""
     revision: _builtins.int
@@ -721,12 +721,12 @@ class WatchRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     APPLIED_REVISION_FIELD_NUMBER: _builtins.int
-    GOODBYE_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """The epoch of applied_revision: that of the last reset; empty before the first."""
     holder_id: _builtins.str
     """16 to 64 characters, random, made at each start of the process, never used
-    again after a goodbye. Must not begin with `index-`.
+    again after a release. Must not begin with `index-`.
     """
     name: _builtins.str
     """A label for people, at most 128 characters."""
@@ -734,7 +734,7 @@ class WatchRequest(_message.Message):
     """Unique within a holder, and growing; names the lease that answers."""
     applied_revision: _builtins.int
     """Every change up to this revision is applied."""
-    goodbye: _builtins.bool
+    release: _builtins.bool
     """The holder has stopped using verdicts, for good: nobody waits for it again.
     The service answers by ending the stream.
     """
@@ -746,11 +746,11 @@ class WatchRequest(_message.Message):
         name: _builtins.str = ...,
         sequence: _builtins.int = ...,
         applied_revision: _builtins.int = ...,
-        goodbye: _builtins.bool = ...,
+        release: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "epoch", b"epoch", "goodbye", b"goodbye", "holder_id", b"holder_id", "name", b"name", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_revision", b"applied_revision", "epoch", b"epoch", "holder_id", b"holder_id", "name", b"name", "release", b"release", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -767,7 +767,7 @@ class WatchResponse(_message.Message):
     RESET_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def change(self) -> Global___ChangeEvent:
-        """A mutation that voids cached verdicts."""
+        """A mutation that invalidates cached verdicts."""
 
     @_builtins.property
     def lease(self) -> Global___LeaseEvent:
@@ -796,7 +796,7 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class ChangeEvent(_message.Message):
-    """ChangeEvent voids verdicts. Changes come in the order of their revisions,
+    """ChangeEvent invalidates verdicts. Changes come in the order of their revisions,
     without a gap.
     """
 
@@ -808,7 +808,7 @@ class ChangeEvent(_message.Message):
     """The revision that the mutation made."""
     @_builtins.property
     def key_digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """SHA-256 of each raw key whose verdicts, positive and negative, are void."""
+        """SHA-256 of each API key whose verdicts, positive and negative, are invalid."""
 
     def __init__(
         self,
@@ -858,7 +858,7 @@ Global___LeaseEvent: _TypeAlias = LeaseEvent  # noqa: Y015
 
 @_typing.final
 class ResetEvent(_message.Message):
-    """ResetEvent voids every verdict: the changes that the holder asked for are kept
+    """ResetEvent invalidates every verdict: the changes that the holder asked for are kept
     no longer, or the epoch is another.
     """
 

@@ -77,7 +77,7 @@ class KeyServiceServicer:
     """
 
     def Validate(self, request, context):
-        """Validate says whether a raw key may be used now, and from the given origin.
+        """Validate says whether an API key may be used now, and from the given origin.
         Role: bridge or admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -147,10 +147,10 @@ class KeyServiceServicer:
         and the holder opens another.
 
         Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
-        stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+        stream, FAILED_PRECONDITION for a holder that released its lease, or knows changes
         that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
         slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
-        its database is out of reach, or no request comes within 5 s. Role: bridge or
+        its database is unavailable, or no request comes within 5 s. Role: bridge or
         admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

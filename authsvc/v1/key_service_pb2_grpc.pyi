@@ -44,7 +44,7 @@ class KeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
     Validate: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ValidateRequest, _key_service_pb2.ValidateResponse]
-    """Validate says whether a raw key may be used now, and from the given origin.
+    """Validate says whether an API key may be used now, and from the given origin.
     Role: bridge or admin.
     """
     BatchValidate: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.BatchValidateRequest, _key_service_pb2.BatchValidateResponse]
@@ -90,10 +90,10 @@ class KeyServiceStub:
     and the holder opens another.
 
     Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
-    stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+    stream, FAILED_PRECONDITION for a holder that released its lease, or knows changes
     that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
     slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
-    its database is out of reach, or no request comes within 5 s. Role: bridge or
+    its database is unavailable, or no request comes within 5 s. Role: bridge or
     admin.
     """
 
@@ -103,7 +103,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Validate: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ValidateRequest, _key_service_pb2.ValidateResponse]  # type: ignore[assignment]
-    """Validate says whether a raw key may be used now, and from the given origin.
+    """Validate says whether an API key may be used now, and from the given origin.
     Role: bridge or admin.
     """
     BatchValidate: _aio.UnaryUnaryMultiCallable[_key_service_pb2.BatchValidateRequest, _key_service_pb2.BatchValidateResponse]  # type: ignore[assignment]
@@ -149,10 +149,10 @@ class KeyServiceAsyncStub(KeyServiceStub):
     and the holder opens another.
 
     Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
-    stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+    stream, FAILED_PRECONDITION for a holder that released its lease, or knows changes
     that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
     slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
-    its database is out of reach, or no request comes within 5 s. Role: bridge or
+    its database is unavailable, or no request comes within 5 s. Role: bridge or
     admin.
     """
 
@@ -165,7 +165,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.ValidateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.ValidateResponse, _abc.Awaitable[_key_service_pb2.ValidateResponse]]:
-        """Validate says whether a raw key may be used now, and from the given origin.
+        """Validate says whether an API key may be used now, and from the given origin.
         Role: bridge or admin.
         """
 
@@ -247,10 +247,10 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         and the holder opens another.
 
         Errors: INVALID_ARGUMENT for a malformed request or a second holder on one
-        stream, FAILED_PRECONDITION for a holder that said goodbye, or knows changes
+        stream, FAILED_PRECONDITION for a holder that released its lease, or knows changes
         that the database has lost, RESOURCE_EXHAUSTED for a holder that reads too
         slowly, or one stream or holder too many, UNAVAILABLE when the service stops,
-        its database is out of reach, or no request comes within 5 s. Role: bridge or
+        its database is unavailable, or no request comes within 5 s. Role: bridge or
         admin.
         """
 

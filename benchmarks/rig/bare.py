@@ -22,7 +22,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import authorization
 from authsvc.runtime.environment import Secret
-from authsvc.runtime.scheduling import let_threads_take_turns
+from authsvc.runtime.scheduling import use_batch_scheduling
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from benchmarks.rig.traffic import INGEST, key
@@ -127,6 +127,6 @@ async def main(name: str, *addresses: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "grpc-turns":
-        let_threads_take_turns()
+        use_batch_scheduling()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main(*sys.argv[1:]))

@@ -21,7 +21,7 @@ import uvloop
 from aiohttp import web
 
 from authsvc.client import Decision, Verdict
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.lease_messages import LeaseEvent
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
@@ -65,12 +65,12 @@ def _validator(clock: Callable[[], float]) -> KeyValidator:
     cache = VerdictCache()
     validator = KeyValidator("127.0.0.1:1", "bench" * 8, name="bench", cache=cache, clock=clock)
     holder = validator._holder  # nothing else would give it a lease without a key service
-    stream, renewal = holder.open(0)
-    holder.receive(stream, LeaseEvent(renewal.sequence, 3600, 0))
-    raw_key = RawKey.parse(key(0))
-    assert raw_key is not None
+    stream, keep_alive = holder.open(0)
+    holder.receive(stream, LeaseEvent(keep_alive.sequence, 3600, 0))
+    api_key = ApiKey.parse(key(0))
+    assert api_key is not None
     decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")
-    cache.put(raw_key.digest, None, Answer(decision, True, 60, 0), sent_at=0)
+    cache.put(api_key.digest, None, Answer(decision, True, 60, 0), sent_at=0)
     return validator
 
 

@@ -42,7 +42,7 @@ def write(reports: Mapping[str, Report], facts: Sequence[tuple[str, str]], today
         _table([("", ""), *facts]),
     ]
     for name, report in reports.items():
-        parts.append(f"## {report.question}\n\n`python -m benchmarks.{name}`. {report.how}\n")
+        parts.append(f"## {report.lookup}\n\n`python -m benchmarks.{name}`. {report.how}\n")
         parts += [_table(table.lines()) for table in report.tables]
     return "\n".join(parts)
 

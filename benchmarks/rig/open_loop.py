@@ -131,7 +131,7 @@ def flaw(rounds: Sequence[Latencies]) -> str | None:
 
 
 async def measure(
-    folder: Path,
+    directory: Path,
     address: str,
     *,
     body: bytes,
@@ -140,8 +140,8 @@ async def measure(
     seconds: float,
     status: int = 200,
 ) -> Latencies:
-    """Drive from a process of its own, on this one's core, with each key in turn; `folder` takes what it reads."""
-    body_file, keys_file = folder / "open-loop-body", folder / "open-loop-keys"
+    """Drive from a process of its own, on this one's core, with each key in turn; `directory` takes what it reads."""
+    body_file, keys_file = directory / "open-loop-body", directory / "open-loop-keys"
     body_file.write_bytes(body)
     keys_file.write_text("\n".join(keys))
     arguments = [address, str(per_second), str(seconds), str(body_file), str(keys_file), str(status)]

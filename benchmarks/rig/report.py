@@ -61,12 +61,12 @@ class Table(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The answer to one question."""
 
-    question: str
+    lookup: str
     how: str
     """How it was measured: a paragraph."""
     tables: list[Table]
     measured: dict[str, float | None]
-    """By the target's name in `rig.targets`; None where the rounds are void: `void` says why."""
+    """By the target's name in `rig.targets`; None where the rounds are invalid: `void` says why."""
     wall_clock: dict[str, float] = {}
     """The same by the wall clock, of those for which processor time is judged."""
     void: dict[str, str] = {}
@@ -130,6 +130,6 @@ def run(main: Callable[[Pace], Awaitable[Report]]) -> None:
     name = Path(sys.argv[0]).stem
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-    print(f"\n{report.question}\n")
+    print(f"\n{report.lookup}\n")
     for table in report.tables:
         print(show(table.lines()) + "\n")

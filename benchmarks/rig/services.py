@@ -26,7 +26,7 @@ _OURS = ("AUTHSVC_", "HTTPBRIDGE_")
 
 
 class Rig:
-    """A state folder and the servers that share it; all are stopped, and the folder deleted, at the end."""
+    """A state directory and the servers that share it; all are stopped, and the directory deleted, at the end."""
 
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
@@ -37,8 +37,8 @@ class Rig:
         """What an admin sends with each call."""
 
     async def __aenter__(self) -> Self:
-        self.folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        self.state = self.folder / "state"
+        self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        self.state = self.directory / "state"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
         self.environ = kept | {
             "PYTHONPATH": str(_ROOT),  # for workers, which are started by a file's name
@@ -52,12 +52,12 @@ class Rig:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def new_folder(self) -> Path:
-        """Return a folder that nothing is in."""
+    def new_directory(self) -> Path:
+        """Return a directory that nothing is in."""
         self._started += 1
-        folder = self.folder / str(self._started)
-        folder.mkdir()
-        return folder
+        directory = self.directory / str(self._started)
+        directory.mkdir()
+        return directory
 
     async def key_service(self, keys: int = 0, core: int = SERVER_CORE, *, is_forgetful: bool = False) -> Server:
         """Start `authsvc`, or `rig.forgetful`, with so many keys in its database; bridges started later find it."""
@@ -86,7 +86,7 @@ class Rig:
         if sink:
             command = [sys.executable, "-m", "benchmarks.rig.bridge", "serve"]
             variables["BENCH_SINK"] = sink
-        return await self._start(command, {"HTTPBRIDGE_STATE_DIR": str(self.new_folder())} | variables, cores)
+        return await self._start(command, {"HTTPBRIDGE_STATE_DIR": str(self.new_directory())} | variables, cores)
 
     async def bare(self, name: str, *arguments: str) -> Server:
         """Start a baseline of `rig.bare`."""
@@ -96,7 +96,7 @@ class Rig:
         self, command: Sequence[str | Path], variables: dict[str, str], cores: tuple[int, ...] = (SERVER_CORE,)
     ) -> Server:
         self._started += 1
-        server = await start(command, self.environ | variables, self.folder / f"{self._started}.stderr", cores)
+        server = await start(command, self.environ | variables, self.directory / f"{self._started}.stderr", cores)
         self._stack.push_async_callback(server.stop)
         return server
 

@@ -10,7 +10,7 @@ MALFORMED_KEY = "dt_0123456789abcdef"
 
 
 def key(number: int) -> str:
-    """Return the raw key with that number; `rig.keys` stores those from 0 on."""
+    """Return the API key with that number; `rig.keys` stores those from 0 on."""
     return f"dt_{number:024x}"
 
 

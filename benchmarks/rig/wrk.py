@@ -56,12 +56,12 @@ def program() -> str:
     return path
 
 
-async def count(folder: Path, address: str, traffic: Traffic, seconds: float) -> Count:
-    """Send for so many seconds; `folder` takes the files that the script reads.
+async def count(directory: Path, address: str, traffic: Traffic, seconds: float) -> Count:
+    """Send for so many seconds; `directory` takes the files that the script reads.
 
     Raises VoidError when the answers were not those that the traffic is to have, or when its keys did not last.
     """
-    body, keys = folder / "body", folder / "keys"
+    body, keys = directory / "body", directory / "keys"
     body.write_bytes(traffic.body)
     keys.write_text("".join(f"{key}\n" for key in traffic.keys))
     output = await output_of(
@@ -104,13 +104,13 @@ async def probe(address: str, traffic: Traffic) -> None:
 
 
 async def throughput(
-    folder: Path, server: Server, traffic: Traffic, seconds: float, *, also: Sequence[Server] = ()
+    directory: Path, server: Server, traffic: Traffic, seconds: float, *, also: Sequence[Server] = ()
 ) -> Throughput:
     """Measure, as `count` does, and probe before and after; `also` are servers whose processor time counts besides."""
     await probe(server.address, traffic)
     watched = (server, *also)
     before = sum(each.cpu_seconds() for each in watched)
-    seen = await count(folder, server.address, traffic, seconds)
+    seen = await count(directory, server.address, traffic, seconds)
     cpu_seconds = sum(each.cpu_seconds() for each in watched) - before
     await probe(server.address, traffic)
     return Throughput(seen.requests / seen.seconds, cpu_seconds * 1e6 / seen.requests)

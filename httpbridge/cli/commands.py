@@ -1,6 +1,6 @@
 """The command `httpbridge`: `serve` runs the bridge, `dashboard` the dashboard, `logs` shows what is stored.
 
-Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is out of reach.
+Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is unavailable.
 """
 
 import asyncio
@@ -118,23 +118,23 @@ async def _run_workers(config: Config, started: Callable[[Address], None]) -> No
     if not config.sink_url().startswith("sqlite"):
         await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, ("worker",), started)
         return
-    with _socket_folder() as folder:
-        path = str(Path(folder) / "log-writer")
+    with _socket_directory() as directory:
+        path = str(Path(directory) / "log-writer")
         writer = Role("log-writer", ("log-writer", path))
         arguments = ("worker", "--log-writer", path)
         await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, arguments, started, [writer])
 
 
-def _socket_folder() -> TemporaryDirectory[str]:
-    """Make a folder for this user alone, whose path is short enough for that of a socket."""
+def _socket_directory() -> TemporaryDirectory[str]:
+    """Make a directory for this user alone, whose path is short enough for that of a socket."""
     try:
-        folder = TemporaryDirectory(prefix="httpbridge-")
+        directory = TemporaryDirectory(prefix="httpbridge-")
     except OSError as error:
         raise ConfigurationError(f"TMPDIR: {error.strerror}") from None
-    if len(os.fsencode(folder.name)) > _FOLDER_BYTES_MAX:
-        folder.cleanup()
-        raise ConfigurationError(f"TMPDIR: {folder.name} is too long for the path of a socket")
-    return folder
+    if len(os.fsencode(directory.name)) > _FOLDER_BYTES_MAX:
+        directory.cleanup()
+        raise ConfigurationError(f"TMPDIR: {directory.name} is too long for the path of a socket")
+    return directory
 
 
 @main.command()
@@ -263,4 +263,4 @@ def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
     except StoreSetupError as error:
         fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:
-        fail(f"the log store is out of reach: {error}", OUT_OF_REACH)
+        fail(f"the log store is unavailable: {error}", OUT_OF_REACH)

@@ -18,14 +18,14 @@ from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address, Secret
 from authsvc.runtime.listening import bind, bound_address
-from authsvc.runtime.private_files import check_private, kept_token, make_folder
+from authsvc.runtime.private_files import check_private, load_or_create_token, make_directory
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
 from httpbridge.dashboard.log_page.page import Logs
 from httpbridge.dashboard.log_page.stream import LogStreams
-from httpbridge.dashboard.login_throttle import Attempts
+from httpbridge.dashboard.login_throttle import LoginThrottle
 from httpbridge.dashboard.middleware import Guard, session_id
-from httpbridge.dashboard.pages import FOLDER, Pages, Views
+from httpbridge.dashboard.pages import DIRECTORY, Pages, Views
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.spent_tokens import Spent
 from httpbridge.dashboard.views.api_keys import ApiKeys, KeyReveal
@@ -89,7 +89,7 @@ async def serve(
         queries = LogQueries(store, monotonic=time.monotonic)
         streams = LogStreams(store, session_id=partial(session_id, sessions), monotonic=time.monotonic)
         views: list[Views] = [
-            SignIn(sessions, pages, Attempts(time.monotonic)),
+            SignIn(sessions, pages, LoginThrottle(time.monotonic)),
             Projects(admin, queries, pages, reveal, now),
             Logs(admin, store, queries, streams, pages, config.clients_url(), now),
             ApiKeys(admin, pages, reveal),
@@ -116,15 +116,15 @@ async def serve(
 
 
 def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions:
-    """Return the sessions under the configured token, or the one in the state folder, generated if there is none.
+    """Return the sessions under the configured token, or the one in the state directory, generated if there is none.
 
     Raises ConfigurationError.
     """
     if config.dashboard_token is None:
-        make_folder(config.state_dir, "HTTPBRIDGE_STATE_DIR")
+        make_directory(config.state_dir, "HTTPBRIDGE_STATE_DIR")
 
     def token() -> Secret:
-        return config.dashboard_token or kept_token(config.state_dir / DASHBOARD_TOKEN_FILE)
+        return config.dashboard_token or load_or_create_token(config.state_dir / DASHBOARD_TOKEN_FILE)
 
     token()
     return Sessions(token, Spent(config.state_dir / "signed-out"), Spent(config.state_dir / "used-links"), now)
@@ -133,7 +133,7 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
 def _application(guard: Guard, views: list[Views]) -> web.Application:
     application = web.Application(middlewares=guard.middlewares(), client_max_size=_FORM_BYTES_MAX)
     application.on_response_prepare.append(guard.add_headers)
-    application.router.add_static("/static", FOLDER / "static")
+    application.router.add_static("/static", DIRECTORY / "static")
     for view in views:
         application.add_routes(view.routes())
     return application

@@ -33,7 +33,7 @@ class TooManyAttemptsError(Exception):
         """How many of these the log should tell of, this one included; 0 when it has just told."""
 
 
-class Attempts:
+class LoginThrottle:
     """Counts attempts that failed, by client address (of IPv6 by /64), over the last five minutes."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:

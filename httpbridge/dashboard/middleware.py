@@ -1,4 +1,4 @@
-"""What stands between the network and every view: security headers, failures as pages, sessions, form tokens.
+"""What stands between the network and every view: security headers, failures as pages, sessions, CSRF tokens.
 
 Built by `app`, as the application's middlewares.
 """
@@ -190,8 +190,8 @@ class Guard:
     async def _form(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if request.method != "POST" or request.path.startswith("/static/"):
             return await handler(request)
-        presented = (await _form_of(request)).get("form_token", "")
-        if isinstance(presented, str) and self._sessions.is_form_token(request[VISITOR], presented):
+        presented = (await _form_of(request)).get("csrf_token", "")
+        if isinstance(presented, str) and self._sessions.is_csrf_token(request[VISITOR], presented):
             return await handler(request)
         may_send_again = SESSION in request and not request.path.startswith(OPEN_PATHS)  # a token is typed once
         fields = await _fields_to_send_again(request) if may_send_again else []
@@ -223,7 +223,7 @@ async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
     if request[CLIENT].site(request) != "ours":
         return []
     form = await _form_of(request)
-    return [(name, value) for name, value in form.items() if name != "form_token" and isinstance(value, str)]
+    return [(name, value) for name, value in form.items() if name != "csrf_token" and isinstance(value, str)]
 
 
 def session_id(sessions: Sessions, request: web.Request) -> str | None:

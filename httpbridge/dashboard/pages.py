@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from httpbridge.dashboard.clients import CLIENT
 from httpbridge.dashboard.sessions import NOTICE_SECONDS, Session, Sessions
 
-FOLDER = Path(__file__).parent
+DIRECTORY = Path(__file__).parent
 VISITOR = web.RequestKey("visitor", str)
 """Whom the forms of this request's page are for: the session's id, or on the way in a random one."""
 SESSION = web.RequestKey("session", Session)
@@ -37,7 +37,7 @@ class Pages:
         self._sessions = sessions
         self._now = now
         self._environment = Environment(
-            loader=FileSystemLoader(FOLDER / "templates"),
+            loader=FileSystemLoader(DIRECTORY / "templates"),
             autoescape=True,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -50,14 +50,14 @@ class Pages:
         self._environment.filters["sentence"] = sentence
 
     def render(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """Return a page. Templates also see `session`, `form_token` and `notice`."""
+        """Return a page. Templates also see `session`, `csrf_token` and `notice`."""
         session = request.get(SESSION)
         visitor = request.get(VISITOR)
         # Escaped when it was signed.
         notice = Markup(self._sessions.read_notice(read_cookie(request, "notice")) if session else "")  # noqa: S704
         text = self._environment.get_template(template).render(
             session=session,
-            form_token=self._sessions.form_token(visitor) if visitor else "",
+            csrf_token=self._sessions.csrf_token(visitor) if visitor else "",
             notice=notice,
             path=request.path,
             **values,

@@ -1,4 +1,4 @@
-"""Who is signed in: sessions, sign-in links and form tokens, all signed with a key derived from the dashboard token.
+"""Who is signed in: sessions, sign-in links and CSRF tokens, all signed with a key derived from the dashboard token.
 
 Nothing is stored but which sessions were signed out and which links used (`spent`), so a changed token ends every
 session, link and form. Used by `guard` and `sign_in`; the command line makes links.
@@ -126,13 +126,13 @@ class Sessions:
         fields = self._read("notice", cookie)
         return "" if fields is None else str(fields["text"])
 
-    def form_token(self, visitor: str) -> str:
+    def csrf_token(self, visitor: str) -> str:
         """Return what a form carries to show that it comes from a page that this visitor was shown."""
         return hmac.new(_key(self._token().reveal()), b"form " + visitor.encode(), hashlib.sha256).hexdigest()
 
-    def is_form_token(self, visitor: str, presented: str) -> bool:
+    def is_csrf_token(self, visitor: str, presented: str) -> bool:
         """Whether a form comes from a page that this visitor was shown."""
-        return hmac.compare_digest(self.form_token(visitor).encode(), presented.encode(errors="replace"))
+        return hmac.compare_digest(self.csrf_token(visitor).encode(), presented.encode(errors="replace"))
 
     def _cookie(self, session_id: str, name: str, until: int) -> str:
         return self._sign("session", until, id=session_id, name=name, seen=self._unix())

@@ -1,7 +1,7 @@
-"""What is worth nothing any more before its time: signed-out sessions and used links, kept in the state folder.
+"""What is worth nothing any more before its time: signed-out sessions and used links, kept in the state directory.
 
-One empty file each, `FOLDER/UNTIL-ID`, made in one step, so that a restart changes nothing and dashboards which share
-the folder know each other's at once. Used by `sessions`; files of what would be over anyway are removed.
+One empty file each, `DIRECTORY/UNTIL-ID`, made in one step, so that a restart changes nothing and dashboards which
+share the directory know each other's at once. Used by `sessions`; files of what would be over anyway are removed.
 """
 
 import os
@@ -21,54 +21,54 @@ _log = structlog.get_logger("httpbridge.dashboard")
 class Spent:
     """Those of one kind, by id and end (Unix seconds)."""
 
-    def __init__(self, folder: Path) -> None:
-        """Make the folder when there is something to keep."""
-        self._folder = folder
+    def __init__(self, directory: Path) -> None:
+        """Make the directory when there is something to keep."""
+        self._directory = directory
         self._unstored: deque[str] = deque(maxlen=KEPT_MAX)
-        """What the folder did not take; known to this process alone."""
+        """What the directory did not take; known to this process alone."""
 
     def add(self, id_: str, until: int, now: int) -> bool:
         """Keep one in mind, durably; return whether it was not known. Of several who ask at once, one is told so.
 
-        Raises OSError when the folder does not take it.
+        Raises OSError when the directory does not take it.
         """
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self._folder / _name(id_, until)).touch(mode=0o600, exist_ok=False)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._directory / _name(id_, until)).touch(mode=0o600, exist_ok=False)
             self._forget(now)
-            descriptor = os.open(self._folder, os.O_RDONLY)
+            descriptor = os.open(self._directory, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except FileExistsError:
-            if not self._folder.is_dir():
+            if not self._directory.is_dir():
                 raise
             return False
         return True
 
     def add_anyway(self, id_: str, until: int, now: int) -> None:
-        """Keep one in mind; where the folder does not take it, until this process ends, and the log says so."""
+        """Keep one in mind; where the directory does not take it, until this process ends, and the log says so."""
         try:
             self.add(id_, until, now)
         except OSError as error:
             self._unstored.append(_name(id_, until))
-            _log.error("sign_out_not_stored", folder=str(self._folder), reason=error.strerror)
+            _log.error("sign_out_not_stored", directory=str(self._directory), reason=error.strerror)
 
     def has(self, id_: str, until: int) -> bool:
-        """Whether it is one of them. Raises ConfigurationError when the folder cannot be looked into."""
+        """Whether it is one of them. Raises ConfigurationError when the directory cannot be looked into."""
         name = _name(id_, until)
         try:
-            return name in self._unstored or (self._folder / name).exists()
+            return name in self._unstored or (self._directory / name).exists()
         except OSError as error:
-            raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {self._folder}: {error.strerror}") from None
+            raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {self._directory}: {error.strerror}") from None
 
     def _forget(self, now: int) -> None:
-        names = sorted(path.name for path in self._folder.iterdir())
+        names = sorted(path.name for path in self._directory.iterdir())
         too_many = len(names) - KEPT_MAX
         for number, name in enumerate(names):
             if number < too_many or name < _name("", now):
-                (self._folder / name).unlink(missing_ok=True)
+                (self._directory / name).unlink(missing_ok=True)
 
 
 def _name(id_: str, until: int) -> str:

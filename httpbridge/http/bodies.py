@@ -63,13 +63,13 @@ class Budget:
         self._taken_bytes_by_key: dict[str, int] = {}
         self._is_logged = False
 
-    def share(self, key_id: str, count_decoded: Callable[[int], None]) -> "Share":
+    def share(self, key_id: str, count_decoded: Callable[[int], None]) -> "Reservation":
         """Return one request's share, empty at first; a context manager, which gives it back.
 
         `count_decoded` is told of the bytes that come out of the body, and raises RateLimitedError where it should not
         be decoded.
         """
-        return Share(self, key_id, count_decoded)
+        return Reservation(self, key_id, count_decoded)
 
     def take(self, count: int, key_id: str) -> None:
         """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
@@ -84,7 +84,7 @@ class Budget:
         self._taken_bytes += count
         self._taken_bytes_by_key[key_id] = key_bytes
 
-    def give_back(self, count: int, key_id: str) -> None:
+    def release(self, count: int, key_id: str) -> None:
         """Give back what was taken."""
         self._taken_bytes -= count
         key_bytes = self._taken_bytes_by_key.pop(key_id, 0) - count
@@ -94,7 +94,7 @@ class Budget:
             self._is_logged = False
 
 
-class Share:
+class Reservation:
     """What one request has taken of the budget."""
 
     __slots__ = ("_budget", "_count_decoded", "_key_id", "_taken_bytes")
@@ -119,7 +119,7 @@ class Share:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._taken_bytes, self._key_id)
+        self._budget.release(self._taken_bytes, self._key_id)
 
 
 class Encoding(Enum):
@@ -163,7 +163,7 @@ def take(payload: StreamReader, bytes_max: int) -> bytes:
     return body
 
 
-async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
+async def read(payload: StreamReader, bytes_max: int, share: Reservation) -> bytes:
     """Return the whole raw body; raise BodyTooLargeError as soon as it is over the limit, OverloadedError likewise.
 
     Raises what the connection does to a body that breaks off (ClientGoneError, MalformedRequestError).
@@ -178,7 +178,7 @@ async def read(payload: StreamReader, bytes_max: int, share: Share) -> bytes:
 
 
 async def decode(
-    body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
+    body: bytes, encoding: Encoding, bytes_max: int, share: Reservation, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
     """Return the body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
 
@@ -197,7 +197,7 @@ async def decode(
 
 
 async def _inflate(
-    body: bytes, encoding: Encoding, bytes_max: int, share: Share, take_turn: Callable[[], Awaitable[None]]
+    body: bytes, encoding: Encoding, bytes_max: int, share: Reservation, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
     window_bits = _GZIP_WINDOW_BITS if encoding is Encoding.GZIP else _deflate_window_bits(body)
     inflater = zlib.decompressobj(window_bits)

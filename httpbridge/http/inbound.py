@@ -240,7 +240,7 @@ class Inbound(RequestParser):
                 self._refuse(responses.OVERLOADED)
                 return
         elif more_bytes < 0:
-            self._held_budget.give_back(-more_bytes, self.caller.name)
+            self._held_budget.release(-more_bytes, self.caller.name)
         self._charged_bytes = held_bytes
 
     def _refuse(self, refusal: Response) -> None:

@@ -76,7 +76,7 @@ class Request:
         """Return a body that is here as a whole, as it came. Raises BodyTooLargeError."""
         return bodies.take(self.payload, bytes_max)
 
-    async def read_body(self, bytes_max: int, share: bodies.Share) -> bytes:
+    async def read_body(self, bytes_max: int, share: bodies.Reservation) -> bytes:
         """Return the whole body as it came, after asking for it where the client waits to be asked.
 
         Raises BodyTooLargeError, OverloadedError, BodyTimeoutError, MalformedRequestError (its

@@ -9,7 +9,7 @@ from aiohttp import hdrs
 from multidict import MultiMapping
 
 from authsvc.client import Decision, Verdict
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.verdicts import INVALID_KEY
 
 _OPAQUE_ORIGIN = "null"
@@ -18,10 +18,10 @@ _OPAQUE_ORIGIN = "null"
 class KeyValidator(Protocol):
     """Asks the key service, and remembers what it said."""
 
-    def cached(self, api_key: RawKey, origin: str | None) -> Decision | None:
+    def cached(self, api_key: ApiKey, origin: str | None) -> Decision | None:
         """Return the verdict if it is known now, without waiting."""
 
-    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:
+    async def validate(self, api_key: ApiKey, origin: str | None) -> Decision:
         """Return the verdict, asking for it if need be; raise KeyServiceUnavailableError when there is none."""
 
 
@@ -57,14 +57,14 @@ class Authorizer:
         return decision
 
 
-def _api_key(headers: MultiMapping[str]) -> RawKey | None:
+def _api_key(headers: MultiMapping[str]) -> ApiKey | None:
     values = headers.getall(hdrs.AUTHORIZATION, ())
     if len(values) != 1:  # of several, another reader of the same request might take another one
         return None
     scheme, _, credentials = values[0].partition(" ")
     if scheme.lower() != "bearer":  # RFC 9110, 11.1: the scheme's case does not matter
         return None
-    return RawKey.parse(credentials.lstrip(" "))
+    return ApiKey.parse(credentials.lstrip(" "))
 
 
 def _origin(headers: MultiMapping[str]) -> str | None:

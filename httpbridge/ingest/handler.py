@@ -92,7 +92,7 @@ class Ingest:
         return responses.rate_headers(self._rate_limit.limit_per_minute, quota.remaining, quota.reset_unix_seconds)
 
     async def _read_body(
-        self, request: Request, encoding: bodies.Encoding, share: bodies.Share, turn: BodyTurn
+        self, request: Request, encoding: bodies.Encoding, share: bodies.Reservation, turn: BodyTurn
     ) -> bytes:
         if request.has_whole_body():
             raw = request.take_body(self._body_bytes_max)

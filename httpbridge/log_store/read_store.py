@@ -74,11 +74,11 @@ class ReadStore:
         await self._engine.dispose()
 
     def check_exists(self) -> None:
-        """Raise StoreSetupError for a SQLite file that does not exist, or is a folder."""
+        """Raise StoreSetupError for a SQLite file that does not exist, or is a directory."""
         if self._path is not None and not self._path.exists():
             raise StoreSetupError(f"there is no log store at {self._path}: no bridge has run with it yet")
         if self._path is not None and self._path.is_dir():
-            raise StoreSetupError(f"{self._path} is a folder, not a log store")
+            raise StoreSetupError(f"{self._path} is a directory, not a log store")
 
     async def rows(self, statement: sa.Select[Any]) -> list[Any]:
         """Run one query and return all of its rows; raises as `connection` does."""

@@ -55,7 +55,7 @@ class Store(Protocol):
 async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
     """Open the sink for `sqlite:///path` or `postgresql://…`, in the running event loop.
 
-    Creates the tables that are missing. A store that is out of reach now is no error:
+    Creates the tables that are missing. A store that is unavailable now is no error:
     services start in any order, and `check` says so until it is back. Raises
     StoreSetupError for what waiting does not mend: another kind of address, a path
     that cannot be opened, a refused password, a setting that is not durable, a store of

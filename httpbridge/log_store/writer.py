@@ -42,7 +42,7 @@ _log = structlog.get_logger("httpbridge.log_store")
 async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Callable[[], None]) -> None:
     """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set.
 
-    A store that is out of reach now is no error, as workers are told so until it is back. Raises StoreSetupError.
+    A store that is unavailable now is no error, as workers are told so until it is back. Raises StoreSetupError.
     """
     store = store_at(url)
     writer = Writer(store, OriginStore(url, store.probe))

@@ -85,7 +85,7 @@ class RemoteStore:
     encode_instant = staticmethod(SqliteStore.encode_instant)
 
     def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
-        self._conversations = [_Conversation(path, answer_seconds_max) for _ in range(2)]
+        self._conversations = [_WriterConnection(path, answer_seconds_max) for _ in range(2)]
 
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
@@ -111,14 +111,14 @@ class RemoteStore:
             conversation.close()
 
     async def _ask(self, message: Message) -> None:
-        await min(self._conversations, key=_Conversation.is_busy).ask(message)
+        await min(self._conversations, key=_WriterConnection.is_busy).ask(message)
 
 
 class RemoteOriginStore:
     """Adds counts of origins by way of the writer, in a conversation of its own: no log waits for them."""
 
     def __init__(self, path: Path) -> None:
-        self._writer = _Conversation(path, ANSWER_SECONDS_MAX)
+        self._writer = _WriterConnection(path, ANSWER_SECONDS_MAX)
 
     async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
         """See `origin_counts.OriginCounterStore`."""
@@ -129,7 +129,7 @@ class RemoteOriginStore:
         self._writer.close()
 
 
-class _Conversation:
+class _WriterConnection:
     """One message at a time, and its answer. Connected at the first, and again after the writer was away."""
 
     def __init__(self, path: Path, answer_seconds_max: float) -> None:

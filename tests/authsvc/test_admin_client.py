@@ -37,7 +37,7 @@ async def test_a_key_is_issued_listed_and_revoked_in_somebodys_name(admin: Admin
     assert (issued.key.prefix, issued.key.creator, issued.key.revoke_time) == ("dt_", "Ann", None)
     revoked = await admin.revoke("demo", issued.key.key_id, caller="Søren Kierkegård 丁")
     assert revoked.next_key is not None
-    assert revoked.next_key.raw_key.digest != issued.raw_key.digest
+    assert revoked.next_key.api_key.digest != issued.api_key.digest
     assert revoked.revoked_key.revoke_time is not None
     assert revoked.propagation.is_effective
     assert revoked.propagation.effective_by <= datetime.now(UTC)

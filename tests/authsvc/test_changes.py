@@ -12,10 +12,10 @@ import sqlalchemy as sa
 from structlog.testing import capture_logs
 
 from authsvc.client.lease_messages import ChangeEvent
-from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
+from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
 from authsvc.revocation import change_feed as changes_module
-from authsvc.revocation.change_feed import ChangeFeed, Pulse
+from authsvc.revocation.change_feed import ChangeFeed, Notifier
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore, NewKey
 from authsvc.storage.lease_store import LeaseStore
@@ -40,7 +40,7 @@ class Replica:
 
     async def mutate(self, count: int = 1) -> None:
         for _ in range(count):
-            key = NewKey(generate_key_id(), generate_raw_key().digest)
+            key = NewKey(generate_key_id(), generate_api_key().digest)
             await self.store.issue(ProjectId(key.key_id.replace("_", "-")), [], key, "tester")
 
     def has_lost_revisions(self) -> bool:
@@ -152,12 +152,12 @@ async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(
 
 async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_alike(sqlite_url: str) -> None:
     async with replica(sqlite_url) as here:
-        raw_key = generate_raw_key()
-        await here.store.issue(ProjectId("demo"), [], NewKey(generate_key_id(), raw_key.digest), "tester")
+        api_key = generate_api_key()
+        await here.store.issue(ProjectId("demo"), [], NewKey(generate_key_id(), api_key.digest), "tester")
         here.feed.wake()
         await here.reached(1)
         async with replica(sqlite_url) as late:
-            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (raw_key.digest,))]
+            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (api_key.digest,))]
 
 
 async def test_a_new_epoch_starts_the_feed_afresh(sqlite_url: str) -> None:
@@ -256,10 +256,10 @@ async def test_a_lost_database_is_said_once_and_what_was_committed_meanwhile_is_
 
 
 async def test_a_pulse_wakes_all_who_wait_and_misses_none() -> None:
-    pulse = Pulse()
+    pulse = Notifier()
     waiting = [asyncio.create_task(pulse.next().wait()) for _ in range(3)]
     missed = pulse.next()
-    pulse.beat()
+    pulse.notify_all()
     await asyncio.gather(*waiting)
     assert missed.is_set()
     assert not pulse.next().is_set()

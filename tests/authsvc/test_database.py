@@ -242,12 +242,12 @@ async def test_a_key_of_no_project_is_refused_by_the_database(database_url: str)
         await connection.rollback()
 
 
-def modes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir() if path.is_file()}
 
 
 async def test_the_database_is_its_users_alone_wherever_it_lies(tmp_path: Path) -> None:
-    """The folder may be everyone's."""
+    """The directory may be everyone's."""
     url = f"sqlite:///{tmp_path / 'keys.db'}"
     async with running(tmp_path / "state", AUTHSVC_DATABASE_URL=url) as service:
         await service.keys.Issue(pb.IssueRequest(project_id="demo"), metadata=service.token())

@@ -13,9 +13,9 @@ import pytest
 from authsvc.app import renew_epoch
 from authsvc.client.api_key import Digest
 from authsvc.config import Config
-from authsvc.keys import generate_raw_key
+from authsvc.keys import generate_api_key
 from authsvc.revocation import key_cache as index_module
-from authsvc.revocation.key_cache import KnownKeys
+from authsvc.revocation.key_cache import KeyCache
 from authsvc.storage.key_store import KeyStore, Snapshot
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import key_service_pb2 as pb
@@ -29,7 +29,7 @@ def digest(number: int) -> Digest:
     return Digest(number.to_bytes(32, "big"))
 
 
-def known(keys: KnownKeys[str], number: int) -> bool:
+def known(keys: KeyCache[str], number: int) -> bool:
     try:
         keys.get(digest(number))
     except KeyError:
@@ -38,7 +38,7 @@ def known(keys: KnownKeys[str], number: int) -> bool:
 
 
 def test_the_least_recently_used_digest_leaves_first_and_each_room_is_bounded() -> None:
-    keys: KnownKeys[str] = KnownKeys(keys_max=2, unknown_max=2)
+    keys: KeyCache[str] = KeyCache(keys_max=2, unknown_max=2)
     for number in (1, 2):
         keys.put(digest(number), f"key {number}")
         keys.put(digest(10 + number), None)
@@ -49,7 +49,7 @@ def test_the_least_recently_used_digest_leaves_first_and_each_room_is_bounded() 
 
 
 def test_a_flood_of_unknown_keys_pushes_out_no_good_one() -> None:
-    keys: KnownKeys[str] = KnownKeys(keys_max=2, unknown_max=2)
+    keys: KeyCache[str] = KeyCache(keys_max=2, unknown_max=2)
     keys.put(digest(1), "key")
     for number in range(2, 1000):
         keys.put(digest(number), None)
@@ -57,7 +57,7 @@ def test_a_flood_of_unknown_keys_pushes_out_no_good_one() -> None:
 
 
 def test_a_change_voids_what_is_known_of_a_digest_either_way() -> None:
-    keys: KnownKeys[str] = KnownKeys()
+    keys: KeyCache[str] = KeyCache()
     keys.put(digest(1), "key")
     keys.put(digest(2), None)
     keys.drop(digest(1))
@@ -97,7 +97,7 @@ async def holders(service: Service) -> list[pb.Holder]:
 
 async def warm(service: Service, *api_keys: str) -> None:
     """Make the service busy until it knows these keys."""
-    parsed = {generate_raw_key().reveal(): None} | dict.fromkeys(api_keys)
+    parsed = {generate_api_key().reveal(): None} | dict.fromkeys(api_keys)
     async with asyncio.timeout(20):
         while True:
             with pytest.MonkeyPatch.context() as monkeypatch:
@@ -112,7 +112,7 @@ async def test_a_busy_service_answers_from_memory_what_it_has_read_once(
 ) -> None:
     """Good keys and unknown ones, one or many at a time, with the revision that this is known as of."""
     api_key = (await issue(service)).api_key
-    unknown = generate_raw_key().reveal()
+    unknown = generate_api_key().reveal()
     cold = await validate(service, api_key), await validate(service, unknown)
     await warm(service, api_key, unknown)
     reads = Reads(monkeypatch)
@@ -148,7 +148,7 @@ async def test_the_index_is_a_holder_with_a_name_and_a_short_lease_that_is_no_br
     assert holder.acknowledged_revision == 1
 
 
-async def test_it_says_goodbye_when_it_is_idle_and_comes_back_under_another_id(
+async def test_it_says_release_when_it_is_idle_and_comes_back_under_another_id(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api_key = (await issue(service)).api_key
@@ -209,9 +209,9 @@ async def test_what_a_call_changed_is_so_when_it_returns(service: Service, monke
         assert (await validate(service, api_key)).verdict == pb.VERDICT_INVALID_KEY
         api_key = revoked.api_key
         assert (await validate(service, api_key)).verdict == pb.VERDICT_ALLOWED
-    probed = generate_raw_key()
+    probed = generate_api_key()
     assert (await validate(service, probed.reveal())).verdict == pb.VERDICT_INVALID_KEY
-    monkeypatch.setattr("authsvc.api.key_service.generate_raw_key", lambda: probed)
+    monkeypatch.setattr("authsvc.api.key_service.generate_api_key", lambda: probed)
     await issue(service, "probed")
     assert (await validate(service, probed.reveal())).verdict == pb.VERDICT_ALLOWED
     for origins, expected in ((["a.test"], pb.VERDICT_ORIGIN_NOT_ALLOWED), ([], pb.VERDICT_ALLOWED)):
@@ -259,7 +259,7 @@ async def test_without_its_database_it_answers_to_the_end_of_its_lease(
 ) -> None:
     """And then no more: what it does not know it never makes up."""
     async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
-        api_key, unknown = (await issue(service)).api_key, generate_raw_key().reveal()
+        api_key, unknown = (await issue(service)).api_key, generate_api_key().reveal()
         await warm(service, api_key)
         await asyncio.to_thread(private_postgres.stop)
         good, missing = await batch(service, api_key, unknown)
@@ -278,12 +278,12 @@ async def validate_for_ever(service: Service, api_key: str) -> None:
 
 
 async def test_nobody_else_may_take_an_indexs_id(service: Service) -> None:
-    """Who could say goodbye for it would have it answer while revocations do not wait."""
+    """Who could release the lease for it would have it answer while revocations do not wait."""
     await warm(service)
     [holder] = await holders(service)
     watcher = Watcher(service)
     watcher.holder_id = holder.holder_id
-    await watcher.renew(goodbye=True)
+    await watcher.renew(release=True)
     code, text = await ended(watcher.call)
     assert (code, "holder_id" in text) == (grpc.StatusCode.INVALID_ARGUMENT, True)
     assert [it.holder_id for it in await holders(service)] == [holder.holder_id]

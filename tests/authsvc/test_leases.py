@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.revocation.leases import Propagation, WatchSession
 from authsvc.storage.lease_rows import LeaseRow, StoreState
 
@@ -21,55 +21,55 @@ def _state(seconds: float = 0.0, *, epoch: str = "e", revision: int = 9) -> Stor
     return StoreState(epoch, revision, resumable_revision=4, time=_at(seconds))
 
 
-def _renewal(applied_revision: int, epoch: str = "e") -> Renewal:
-    return Renewal(epoch, "a", "name", 3, applied_revision)
+def _keep_alive(applied_revision: int, epoch: str = "e") -> KeepAlive:
+    return KeepAlive(epoch, "a", "name", 3, applied_revision)
 
 
 def _row(
-    holder_id: str, acknowledged_revision: int, expires_in: float, *, epoch: str = "e", is_gone: bool = False
+    holder_id: str, acknowledged_revision: int, expires_in: float, *, epoch: str = "e", is_released: bool = False
 ) -> LeaseRow:
-    return LeaseRow(holder_id, "name", epoch, acknowledged_revision, _at(expires_in), _at(-1.0), is_gone)
+    return LeaseRow(holder_id, "name", epoch, acknowledged_revision, _at(expires_in), _at(-1.0), is_released)
 
 
 @pytest.mark.parametrize(
-    ("renewal", "answer", "position"),
+    ("keep-alive", "answer", "position"),
     [
-        (_renewal(9), [_GRANT], 9),
-        (_renewal(4), [_GRANT], 4),
-        (_renewal(3), [ResetEvent("e", 9), _GRANT], 9),
-        (_renewal(10), [ResetEvent("e", 9), _GRANT], 9),
-        (_renewal(0, epoch=""), [ResetEvent("e", 9), _GRANT], 9),
-        (_renewal(9, epoch="d"), [ResetEvent("e", 9), _GRANT], 9),
+        (_keep_alive(9), [_GRANT], 9),
+        (_keep_alive(4), [_GRANT], 4),
+        (_keep_alive(3), [ResetEvent("e", 9), _GRANT], 9),
+        (_keep_alive(10), [ResetEvent("e", 9), _GRANT], 9),
+        (_keep_alive(0, epoch=""), [ResetEvent("e", 9), _GRANT], 9),
+        (_keep_alive(9, epoch="d"), [ResetEvent("e", 9), _GRANT], 9),
     ],
     ids=["current", "resumes", "too far behind", "ahead", "new", "other epoch"],
 )
-def test_a_stream_resumes_or_is_reset(renewal: Renewal, answer: list[Event], position: int) -> None:
+def test_a_stream_resumes_or_is_reset(keep_alive: KeepAlive, answer: list[Event], position: int) -> None:
     """Rule 6, and rule 1: the grant carries the revision that was read after the lease was committed."""
     session = WatchSession(60.0)
-    assert session.renewed(renewal, _state()) == answer
+    assert session.renewed(keep_alive, _state()) == answer
     assert session.position == position
 
 
 def test_a_holder_that_asks_for_a_shorter_lease_is_granted_that() -> None:
     """And nobody a longer one than the service gives."""
     for asked, granted in ((5.0, 5.0), (3600.0, 60.0)):
-        renewal = replace(_renewal(9), lease_seconds_max=asked)
-        assert WatchSession(60.0).renewed(renewal, _state()) == [LeaseEvent(3, granted, 9)]
+        keep_alive = replace(_keep_alive(9), lease_seconds_max=asked)
+        assert WatchSession(60.0).renewed(keep_alive, _state()) == [LeaseEvent(3, granted, 9)]
 
 
-def test_later_renewals_are_granted_without_a_reset() -> None:
+def test_later_keep_alives_are_granted_without_a_reset() -> None:
     """What a stream has been sent is known: a holder that has not applied it yet is not behind."""
     session = WatchSession(60.0)
-    session.renewed(_renewal(9), _state())
-    assert session.renewed(_renewal(9), _state(revision=30_000)) == [LeaseEvent(3, 60.0, 30_000)]
+    session.renewed(_keep_alive(9), _state())
+    assert session.renewed(_keep_alive(9), _state(revision=30_000)) == [LeaseEvent(3, 60.0, 30_000)]
     assert session.position == 9
 
 
 def test_another_epoch_resets_a_stream_that_is_open() -> None:
     """The database was restored: everybody starts afresh."""
     session = WatchSession(60.0)
-    session.renewed(_renewal(9), _state())
-    assert session.renewed(_renewal(9), _state(epoch="f", revision=5))[0] == ResetEvent("f", 5)
+    session.renewed(_keep_alive(9), _state())
+    assert session.renewed(_keep_alive(9), _state(epoch="f", revision=5))[0] == ResetEvent("f", 5)
     assert session.position == 5
 
 
@@ -78,7 +78,7 @@ def test_changes_are_sent_once_in_order_without_a_gap() -> None:
     changes = [ChangeEvent(revision, ()) for revision in range(3, 9)]
     session = WatchSession(60.0)
     assert session.changed(changes) == []
-    session.renewed(_renewal(5), _state(revision=5))
+    session.renewed(_keep_alive(5), _state(revision=5))
     assert session.changed(changes) == changes[3:]
     assert session.changed(changes) == []
     assert session.changed([ChangeEvent(10, ())]) == []
@@ -94,7 +94,7 @@ def test_changes_are_sent_once_in_order_without_a_gap() -> None:
         (_row("a", 12, 30.0, epoch="d"), True, False),
         (_row("a", 8, 0.0), False, False),
         (_row("a", 9, -1.0), False, False),
-        (_row("a", 8, 30.0, is_gone=True), False, False),
+        (_row("a", 8, 30.0, is_released=True), False, False),
     ],
     ids=["behind", "confirmed", "newer", "ahead of the database", "other epoch", "just expired", "expired", "gone"],
 )
@@ -139,7 +139,7 @@ def test_it_is_effective_by_the_clock_read_after_the_last_check() -> None:
 
 
 def test_it_is_effective_by_the_latest_expiry_that_is_pending() -> None:
-    """Rule 10: as of the commit; renewals by those who are behind do not extend it, and newcomers do not matter."""
+    """Rule 10: as of the commit; keep-alives by those who are behind do not extend it, and newcomers do not matter."""
     propagation = Propagation(9, [_row("a", 8, 30.0), _row("b", 8, 20.0)], _state())
     propagation.update([_row("a", 8, 60.0), _row("b", 8, 65.0), _row("c", 0, 65.0, epoch="")], _state(5.0))
     assert list(propagation.pending) == ["a", "b"]
@@ -150,7 +150,7 @@ def test_it_is_effective_by_the_latest_expiry_that_is_pending() -> None:
     assert propagation.is_effective
 
 
-@pytest.mark.parametrize("rows", [[], [_row("a", 8, 30.0, is_gone=True)]], ids=["swept", "gone"])
+@pytest.mark.parametrize("rows", [[], [_row("a", 8, 30.0, is_released=True)]], ids=["swept", "gone"])
 def test_a_holder_that_left_is_not_waited_for(rows: list[LeaseRow]) -> None:
     """Rule 7: nor is it said to have confirmed."""
     propagation = Propagation(9, [_row("a", 8, 30.0)], _state())

@@ -18,7 +18,7 @@ from authsvc import app as app_module
 from authsvc.app import migrate, renew_epoch, serve
 from authsvc.config import Config
 from authsvc.errors import StoreUnavailableError
-from authsvc.keys import generate_raw_key
+from authsvc.keys import generate_api_key
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.storage.bookmark import FILE as BOOKMARK
 from authsvc.storage.database import Database
@@ -74,7 +74,7 @@ def move(database: Path, _: Path) -> None:
     database.rename(database.with_name("moved.db"))
 
 
-def move_folder(database: Path, _: Path) -> None:
+def move_directory(database: Path, _: Path) -> None:
     database.parent.rename(database.parent.with_name("elsewhere"))
 
 
@@ -120,7 +120,7 @@ def overwrite_wal(database: Path, _: Path) -> None:
 
 
 LOSSES = [
-    unlink, unlink_file, unlink_wal, unlink_shm, move, move_folder, replace, replace_wal, overwrite,
+    unlink, unlink_file, unlink_wal, unlink_shm, move, move_directory, replace, replace_wal, overwrite,
     overwrite_by_another, overwrite_by_no_database, truncate, overwrite_wal,
 ]  # fmt: skip
 
@@ -176,8 +176,8 @@ def events(logs: list[Any], *names: str) -> list[Any]:
     return [entry for entry in logs if entry["event"] in names]
 
 
-def listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*"))
+def listing(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.rglob("*"))
 
 
 @pytest.mark.parametrize("lose", LOSSES)
@@ -220,11 +220,11 @@ def move_back(database: Path) -> None:
     database.with_name("moved.db").rename(database)
 
 
-def move_folder_back(database: Path) -> None:
+def move_directory_back(database: Path) -> None:
     database.parent.with_name("elsewhere").rename(database.parent)
 
 
-@pytest.mark.parametrize(("lose", "bring_back"), [(move, move_back), (move_folder, move_folder_back)])
+@pytest.mark.parametrize(("lose", "bring_back"), [(move, move_back), (move_directory, move_directory_back)])
 async def test_once_the_file_is_back_all_goes_on(
     tmp_path: Path, database: Path, lose: Callable[[Path, Path], None], bring_back: Callable[[Path], None]
 ) -> None:
@@ -313,7 +313,7 @@ async def test_a_busy_service_does_not_go_on_from_memory(tmp_path: Path, databas
         api_key = (await issue(service)).api_key
 
         async def is_indexed() -> bool:
-            ask = pb.BatchValidateRequest(requests=[pb.ValidateRequest(api_key=generate_raw_key().reveal())] * BUSY)
+            ask = pb.BatchValidateRequest(requests=[pb.ValidateRequest(api_key=generate_api_key().reveal())] * BUSY)
             await service.keys.BatchValidate(ask, metadata=service.token())
             holders = await service.operations.ListHolders(
                 operations_pb2.ListHoldersRequest(), metadata=service.token()

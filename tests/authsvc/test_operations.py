@@ -25,7 +25,7 @@ async def test_holders_are_listed_by_name_with_how_far_behind_each_is_and_until_
     watchers = {name: Watcher(service, name=name) for name in ("zeta", "alpha", "left")}
     for watcher in watchers.values():
         await watcher.attach()
-    await watchers["left"].renew(goodbye=True)
+    await watchers["left"].renew(release=True)
     assert await watchers["left"].call.read() is grpc.aio.EOF
     before = datetime.now(UTC)
     await issue(service, wait_seconds=0)
@@ -82,7 +82,7 @@ async def test_a_change_that_names_no_key_is_listed_without_one(service: Service
     await issue(service)
     await revoke(service)
     with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
-        connection.execute("UPDATE changes SET voided_digests = '[]'")
+        connection.execute("UPDATE changes SET invalidated_digests = '[]'")
     assert [(c.kind, c.key_id, c.revoked_key_id) for c in await list_changes(service)] == [
         ("issue", "", ""),
         ("revoke", "", ""),

@@ -164,7 +164,7 @@ async def test_a_negative_wait_is_refused_and_changes_nothing(service: Service) 
 
 @pytest.mark.parametrize("seconds", [LONG, 10.0**17])
 async def test_the_callers_deadline_bounds_the_wait(service: Service, seconds: float) -> None:
-    """The answer, with the raw key that nobody sees again, is on its way before that."""
+    """The answer, with the API key that nobody sees again, is on its way before that."""
     watcher = Watcher(service)
     await watcher.attach()
     issued = await issue(service, wait_seconds=0)
@@ -193,7 +193,7 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
 
 
 async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer keeps its time: nothing else shows the raw key."""
+    """The answer keeps its time: nothing else shows the API key."""
     clock, issue_key = Clock(time.monotonic), KeyStore.issue
 
     async def slow(*arguments: Any) -> Any:
@@ -212,7 +212,7 @@ async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, mon
 
 
 async def test_a_service_that_stops_answers_who_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its holders are told to go elsewhere, so it would hear no confirmation; and nothing else shows the raw key."""
+    """Its holders are told to go elsewhere, so it would hear no confirmation; and nothing else shows the API key."""
     monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 2.0)
     watcher = Watcher(service)
     await watcher.attach()
@@ -224,7 +224,7 @@ async def test_a_service_that_stops_answers_who_waits(service: Service, monkeypa
     assert names(answer.propagation.pending) == ["bridge-1"]
 
 
-async def test_renewals_without_the_change_extend_nothing(service: Service) -> None:
+async def test_keep_alives_without_the_change_extend_nothing(service: Service) -> None:
     """Rule 10: what was granted after the commit counts only once the change is applied."""
     watcher = Watcher(service)
     await watcher.attach()
@@ -289,12 +289,12 @@ async def test_origins_that_are_set_again_wait_like_the_first_time(service: Serv
     assert names((await waiting).propagation.confirmed) == ["bridge-1"]
 
 
-async def test_nobody_waits_for_a_holder_that_says_goodbye_meanwhile(service: Service) -> None:
+async def test_nobody_waits_for_a_holder_that_says_release_meanwhile(service: Service) -> None:
     watcher = Watcher(service)
     await watcher.attach()
     waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
     await watcher.change()
-    await watcher.renew(goodbye=True)
+    await watcher.renew(release=True)
     propagation = (await waiting).propagation
     assert propagation.effective
     assert not propagation.confirmed
@@ -360,7 +360,7 @@ async def test_a_holder_at_another_process_on_the_same_file_is_told_and_heard_by
 async def test_a_database_that_is_lost_while_a_call_waits_costs_it_nothing_but_the_wait(
     private_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    """The change is committed, and its raw key is shown this once."""
+    """The change is committed, and its API key is shown this once."""
     async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
         watcher = Watcher(service)
         await watcher.attach()
@@ -535,7 +535,7 @@ async def test_only_the_first_look_at_the_leases_may_outlast_the_wait(
 async def test_a_database_that_hangs_does_not_outlast_the_caller(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Someone has locked the leases: the raw key comes all the same, before the caller gives up."""
+    """Someone has locked the leases: the API key comes all the same, before the caller gives up."""
     monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
     async with replica(tmp_path / "state", postgres_url) as service:
         database = Database(postgres_url)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from authsvc.runtime.scheduling import let_threads_take_turns
+from authsvc.runtime.scheduling import use_batch_scheduling
 
 
 def test_a_system_that_does_not_allow_it_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -12,6 +12,6 @@ def test_a_system_that_does_not_allow_it_is_no_fault(monkeypatch: pytest.MonkeyP
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    let_threads_take_turns()
+    use_batch_scheduling()
     monkeypatch.delattr(os, "SCHED_BATCH")
-    let_threads_take_turns()
+    use_batch_scheduling()

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from authsvc import app as app_module
 from authsvc.api.limits import CallLimits
-from authsvc.keys import generate_raw_key
+from authsvc.keys import generate_api_key
 from authsvc.storage.key_store import KeyStore
 from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
@@ -178,10 +178,10 @@ async def test_what_a_call_changed_is_so_for_the_next_batch_of_an_open_stream(se
 async def test_a_key_that_is_issued_between_two_batches_is_allowed_in_the_second(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    probed = generate_raw_key()
+    probed = generate_api_key()
     batches = Batches(service)
     assert await batches.verdicts(probed.reveal()) == [pb.VERDICT_INVALID_KEY]
-    monkeypatch.setattr("authsvc.api.key_service.generate_raw_key", lambda: probed)
+    monkeypatch.setattr("authsvc.api.key_service.generate_api_key", lambda: probed)
     await issue(service)
     assert await batches.verdicts(probed.reveal()) == [pb.VERDICT_ALLOWED]
 

@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 from authsvc import app as app_module
 from authsvc.api.limits import CallLimits
 from authsvc.client import KeyValidator
-from authsvc.client.api_key import RawKey
-from authsvc.client.lease_messages import Renewal
+from authsvc.client.api_key import ApiKey
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
-from authsvc.keys import generate_raw_key
+from authsvc.keys import generate_api_key
 from authsvc.migrations import upgrade
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
@@ -103,7 +103,7 @@ async def test_a_holder_that_comes_back_is_sent_what_it_missed_without_a_reset(s
     events = [await watcher.next() for _ in range(3)]
     changes = [event.change for event in events if event.HasField("change")]
     assert [change.revision for change in changes] == [1, 2]
-    parsed = [RawKey.parse(key) for key in keys]
+    parsed = [ApiKey.parse(key) for key in keys]
     assert [list(change.key_digests) for change in changes] == [[key.digest] for key in parsed if key]
     assert [event.lease.revision for event in events if event.HasField("lease")] == [2]
 
@@ -219,17 +219,17 @@ async def test_every_change_reaches_every_stream_in_order(service: Service) -> N
         assert [(await watcher.change()).revision for _ in range(30)] == list(range(1, 31))
 
 
-async def test_a_goodbye_ends_the_stream_and_the_holder_for_good(service: Service) -> None:
+async def test_a_release_ends_the_stream_and_the_holder_for_good(service: Service) -> None:
     watcher = Watcher(service)
     await watcher.attach()
-    await watcher.renew(goodbye=True)
+    await watcher.renew(release=True)
     assert (await ended(watcher.call))[0] == Code.OK
     issued = await issue(service)
     assert (issued.propagation.effective, len(issued.propagation.confirmed)) == (True, 0)
     watcher.reopen()
     await watcher.renew()
     code, text = await ended(watcher.call)
-    assert (code, "goodbye" in text) == (Code.FAILED_PRECONDITION, True)
+    assert (code, "release" in text) == (Code.FAILED_PRECONDITION, True)
 
 
 async def test_a_stream_that_its_holder_ends_leaves_the_lease(service: Service) -> None:
@@ -346,12 +346,12 @@ async def test_a_holder_that_renews_without_reading_is_disconnected(
 
 def insert_changes(service: Service, count: int, digests: int) -> int:
     """Commit large changes behind the service's back; return how many."""
-    voided = json.dumps(["ab" * 32] * digests)
+    invalidated = json.dumps(["ab" * 32] * digests)
     with closing(sqlite3.connect(service.state_dir / "authsvc.db")) as connection, connection:
         connection.executemany(
-            "INSERT INTO changes (revision, kind, project_id, voided_digests, caller, create_time) "
+            "INSERT INTO changes (revision, kind, project_id, invalidated_digests, caller, create_time) "
             "VALUES (?, 'set_origins', 'demo', ?, 'tester', '2026-01-01 00:00:00.000000')",
-            [(number, voided) for number in range(1, count + 1)],
+            [(number, invalidated) for number in range(1, count + 1)],
         )
         connection.execute("UPDATE revision_counter SET revision = ?", (count,))
     return count
@@ -460,7 +460,7 @@ async def test_no_error_of_the_database_ends_the_service(
 async def test_no_error_that_the_index_meets_ends_the_service(service: Service) -> None:
     """Such as a change of a kind that this version does not know."""
     api_key = (await issue(service)).api_key
-    unknown = [generate_raw_key().reveal() for _ in range(BUSY)]
+    unknown = [generate_api_key().reveal() for _ in range(BUSY)]
     with capture_logs() as logs:
 
         def said(event: str) -> bool:
@@ -492,16 +492,16 @@ def set_kind(service: Service, kind: str) -> None:
         connection.execute("UPDATE changes SET kind = ?", (kind,))
 
 
-async def test_thousands_of_renewals_are_committed_in_groups(
+async def test_thousands_of_keep_alives_are_committed_in_groups(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that came meanwhile would be one long transaction, which each of them waits for."""
     groups: list[int] = []
     renew = LeaseStore.renew
 
-    async def counted(self: LeaseStore, renewals: Sequence[Renewal], lease_seconds: float) -> set[str]:
-        groups.append(len(renewals))
-        return await renew(self, renewals, lease_seconds)
+    async def counted(self: LeaseStore, keep_alives: Sequence[KeepAlive], lease_seconds: float) -> set[str]:
+        groups.append(len(keep_alives))
+        return await renew(self, keep_alives, lease_seconds)
 
     monkeypatch.setattr(LeaseStore, "renew", counted)
     database = Database(database_url)
@@ -509,10 +509,10 @@ async def test_thousands_of_renewals_are_committed_in_groups(
     leases = LeaseStore(database, app_module.now, 5.0)
     feed = ChangeFeed(database, KeyStore(database, app_module.now), leases, boot_clock)
     await feed.open()
-    granter = watch_module.Granter(leases, feed, 60.0)
+    granter = watch_module.LeaseGranter(leases, feed, 60.0)
     running = asyncio.create_task(granter.run())
-    renewals = [Renewal("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
-    states = await asyncio.gather(*map(granter.renew, renewals))
+    keep_alives = [KeepAlive("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
+    states = await asyncio.gather(*map(granter.renew, keep_alives))
     running.cancel()
     await asyncio.wait([running])
     assert {state.revision for state in states} == {0}
@@ -574,7 +574,7 @@ async def test_a_statement_that_is_cancelled_costs_one_look(postgres_url: str, t
 
 
 async def test_leases_that_expired_long_ago_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After five times what they last, so that no late renewal finds its goodbye forgotten (rule 7)."""
+    """After five times what they last, so that no late keep-alive finds its release forgotten (rule 7)."""
     monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
     async with running(tmp_path / "state") as service:
         first, second, third = Watcher(service), Watcher(service), Watcher(service)
@@ -607,7 +607,7 @@ async def test_a_validator_forgets_a_key_before_revoke_returns(service: Service)
         await until(lambda: validator.has_lease)
         api_key = (await issue(service, wait_seconds=PATIENCE_SECONDS)).api_key
         for _ in range(20):
-            key = RawKey.parse(api_key)
+            key = ApiKey.parse(api_key)
             assert key is not None
             assert (await validator.validate(key)).verdict is Verdict.ALLOWED
             assert validator.cached(key) is not None

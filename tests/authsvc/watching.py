@@ -37,7 +37,7 @@ class Watcher:
         """Open another stream, and forget the one there was."""
         self.call: Any = (self._keys or self.service.keys).Watch(metadata=self.service.token(self._role))
 
-    async def renew(self, *, goodbye: bool = False) -> None:
+    async def renew(self, *, release: bool = False) -> None:
         self._sequence += 1
         request = pb.WatchRequest(
             epoch=self.epoch,
@@ -45,7 +45,7 @@ class Watcher:
             name=self.name,
             sequence=self._sequence,
             applied_revision=self.applied_revision,
-            goodbye=goodbye,
+            release=release,
         )
         await self.call.write(request)
 
@@ -68,7 +68,7 @@ class Watcher:
         return response
 
     async def lease(self) -> pb.LeaseEvent:
-        """Return the answer to the last renewal."""
+        """Return the answer to the last keep-alive."""
         while True:
             event = await self.next()
             if event.HasField("lease") and event.lease.sequence == self._sequence:

@@ -17,12 +17,12 @@ async def test_bridges_accept_the_keys_of_the_rig_and_store_unless_they_are_told
     async with Rig() as rig:
         await rig.key_service(keys=3)
         for sink, stores in (("counted", True), ("null", False)):
-            folder = rig.new_folder()
-            bridge = await rig.bridge(sink, HTTPBRIDGE_LOG_STORE_URL=f"sqlite:///{folder}/logs.db")
+            directory = rig.new_directory()
+            bridge = await rig.bridge(sink, HTTPBRIDGE_LOG_STORE_URL=f"sqlite:///{directory}/logs.db")
             assert await is_answered(bridge.address, 200, key(2), body(2))
             assert await is_answered(bridge.address, 401, unknown_key(0), body(2))
             printed = await bridge.stop()
-            assert has_logs(folder / "logs.db") == stores
+            assert has_logs(directory / "logs.db") == stores
             assert ("commits=1" in printed) == (sink == "counted")
 
 

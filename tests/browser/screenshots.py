@@ -1,4 +1,4 @@
-"""Pictures of every page of the dashboard: `python -m tests.browser.screenshots FOLDER [WALK…]`.
+"""Pictures of every page of the dashboard: `python -m tests.browser.screenshots DIRECTORY [WALK…]`.
 
 Each state of `tour` is taken three times: light, dark, and 360 pixels narrow. `dashboard.png` is the README's picture.
 """
@@ -28,7 +28,7 @@ async def take(page: Page, path: Path, name: str) -> None:
         await page.screenshot(path=path / f"{name}-{form}.png", full_page=True)
 
 
-async def take_all(folder: Path, names: Sequence[str]) -> None:
+async def take_all(directory: Path, names: Sequence[str]) -> None:
     """Walk through everything, or through the walks of these names."""
     pages = 0
     for walk in (walk for walk in WALKS if not names or walk.__name__ in names):
@@ -40,16 +40,16 @@ async def take_all(folder: Path, names: Sequence[str]) -> None:
                     if name == IN_README:
                         await page.emulate_media(color_scheme="light")
                         await page.set_viewport_size(FORMS["light"][1])
-                        await page.screenshot(path=folder / "dashboard.png")
+                        await page.screenshot(path=directory / "dashboard.png")
                     plain = re.sub(r"[^a-z]+", "-", name.lower())
-                    await take(page, folder, f"{walk.__name__}-{number:02}-{plain}")
+                    await take(page, directory, f"{walk.__name__}-{number:02}-{plain}")
                 pages += number
-    print(f"{pages} pages in {folder}, each light, dark and narrow")  # noqa: T201
+    print(f"{pages} pages in {directory}, each light, dark and narrow")  # noqa: T201
 
 
 if __name__ == "__main__":
     if CHROMIUM is None or len(sys.argv) < 2:
         sys.exit(MISSING if CHROMIUM is None else __doc__)
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    asyncio.run(take_all(folder, sys.argv[2:]))
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    asyncio.run(take_all(directory, sys.argv[2:]))

@@ -105,7 +105,7 @@ class Stack:
         await page.goto(self.url + "/projects/new")
         await page.get_by_label("Name").fill(project_id)
         await page.get_by_role("button", name="Make project and key").click()
-        key = (await page.locator("#raw-key").inner_text()).strip()
+        key = (await page.locator("#api-key").inner_text()).strip()
         assert RAW_KEY.fullmatch(key)
         return key
 
@@ -131,9 +131,9 @@ async def elsewhere() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[Stack]:
+async def running(directory: Path) -> AsyncIterator[Stack]:
     """Start everything; afterwards no page may have complained, and no process either."""
-    system = System(folder)
+    system = System(directory)
     try:
         async with (
             async_playwright() as playwright,

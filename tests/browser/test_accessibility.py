@@ -54,7 +54,7 @@ async def test_the_keyboard_is_enough_and_shows_where_it_is(stack: Stack) -> Non
     await expect(page.get_by_label("Name")).to_be_focused()
     await page.keyboard.type("shop")
     await page.keyboard.press("Enter")
-    await expect(page.locator("#raw-key")).to_be_visible()
+    await expect(page.locator("#api-key")).to_be_visible()
     await page.goto(stack.url + "/projects/shop/settings/keys")
     await page.get_by_role("link", name="Revoke…").focus()
     await page.keyboard.press("Enter")

@@ -125,7 +125,7 @@ async def test_a_store_that_is_away_and_a_session_that_ends_are_said(stack: Stac
     page, key = await live(stack)
     store, away = stack.system.state_dir / "logs.db", stack.system.state_dir / "away.db"
     store.rename(away)
-    await expect(page.locator("#live-state")).to_have_text("The log store is out of reach; trying again")
+    await expect(page.locator("#live-state")).to_have_text("The log store is unavailable; trying again")
     away.rename(store)
     await expect(page.locator("#live-state")).to_have_text("Live")
     await send(stack, key, {"level": "info", "message": "after"})

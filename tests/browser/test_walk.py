@@ -122,7 +122,7 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
         await expect(page.get_by_text("is dead everywhere since")).to_contain_text("Confirmed by 2 bridges")
         dead = await send(theirs, stack.logs_url, key)
         assert (dead["status"], dead["body"]) == (401, {"error": "Missing or invalid API key"})
-        next_key = (await page.locator("#raw-key").inner_text()).strip()
+        next_key = (await page.locator("#api-key").inner_text()).strip()
         assert (await send(theirs, stack.logs_url, next_key))["status"] == 200
 
     await page.get_by_role("button", name="Copy API key").click()
@@ -162,7 +162,7 @@ async def test_two_people_who_revoke_at_once_revoke_one_key(stack: Stack) -> Non
         await page.goto(stack.url + "/projects/shop/settings/keys")
         await page.get_by_role("link", name="Revoke…").click()
     await ann.get_by_role("button", name="Revoke key").click()
-    key = (await ann.locator("#raw-key").inner_text()).strip()
+    key = (await ann.locator("#api-key").inner_text()).strip()
     await bob.get_by_role("button", name="Revoke key").click()
     await expect(bob.get_by_role("heading", name="Somebody was faster")).to_be_visible()
     await expect(bob.get_by_role("main")).to_contain_text("by Ann")
@@ -184,7 +184,7 @@ async def test_everything_but_copying_works_without_javascript(stack: Stack) -> 
     await page.get_by_role("link", name="Revoke…").click()
     await expect(page.get_by_role("heading", name="Revoke the key of shop?")).to_be_visible()
     await page.get_by_role("button", name="Revoke key").click()
-    assert (await page.locator("#raw-key").inner_text()).strip() != key
+    assert (await page.locator("#api-key").inner_text()).strip() != key
     assert stack.system.run("authsvc", "validate", stdin=key).returncode == 1
     await page.get_by_role("link", name="Allowed origins").click()
     await page.get_by_role("button", name="Add entry").click()
@@ -387,8 +387,8 @@ async def test_times_are_in_the_browsers_zone_and_utc_on_hover(stack: Stack) -> 
     assert ahead == timedelta(hours=9)
 
 
-async def test_a_raw_key_is_in_one_response_and_nowhere_else(stack: Stack) -> None:
-    """The canary: not in a URL, another page, a cookie, a file of the state folder, or what a process printed."""
+async def test_a_api_key_is_in_one_response_and_nowhere_else(stack: Stack) -> None:
+    """The canary: not in a URL, another page, a cookie, a file of the state directory, or what a process printed."""
     page = await stack.page()
     page.on("dialog", lambda dialog: dialog.accept())
     seen: list[tuple[str, str]] = []
@@ -405,11 +405,11 @@ async def test_a_raw_key_is_in_one_response_and_nowhere_else(stack: Stack) -> No
     await note(await page.goto(stack.url + "/projects/new"))
     await page.get_by_label("Name").fill("shop")
     await click("Make project and key")
-    keys = [(await page.locator("#raw-key").inner_text()).strip()]
+    keys = [(await page.locator("#api-key").inner_text()).strip()]
     await note(await page.goto(stack.url + "/projects/shop/settings/keys"))
     await page.get_by_role("link", name="Revoke…").click()
     await click("Revoke key")
-    keys.append((await page.locator("#raw-key").inner_text()).strip())
+    keys.append((await page.locator("#api-key").inner_text()).strip())
     assert await post_logs(stack, keys[1]) == 200
     for path in (
         "/projects", "/projects/shop/logs", "/projects/shop/logs/1", "/projects/shop/settings/keys",
@@ -417,7 +417,7 @@ async def test_a_raw_key_is_in_one_response_and_nowhere_else(stack: Stack) -> No
     ):  # fmt: skip
         await note(await page.goto(stack.url + path))
     cookies = str(await page.context.cookies())
-    files = [path.read_bytes() for path in stack.system.folder.rglob("*") if path.is_file()]
+    files = [path.read_bytes() for path in stack.system.directory.rglob("*") if path.is_file()]
     assert len(files) > 5
     for key in keys:
         assert sum(key in text for _, text in seen) == 1
@@ -617,7 +617,7 @@ async def test_a_form_is_sent_once_however_often_it_is_clicked(stack: Stack) -> 
     await is_sent.wait()
     await page.mouse.click(box["x"] + 5, box["y"] + 5)
     is_clicked_again.set()
-    await expect(page.locator("#raw-key")).to_be_visible()
+    await expect(page.locator("#api-key")).to_be_visible()
     assert len(sent) == 1
 
 

@@ -145,8 +145,8 @@ async def way_in(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
 @asynccontextmanager
 async def guessing(stack: Stack, page: Page) -> AsyncIterator[None]:
     """Have somebody else on this machine try wrong tokens until no more are taken."""
-    form_token = await page.locator("input[name=form_token]").first.get_attribute("value") or ""
-    fields: dict[str, str | float | bool] = {"form_token": form_token, "name": "Eve", "token": "wrong"}
+    csrf_token = await page.locator("input[name=csrf_token]").first.get_attribute("value") or ""
+    fields: dict[str, str | float | bool] = {"csrf_token": csrf_token, "name": "Eve", "token": "wrong"}
     guesses = [
         asyncio.create_task(page.context.request.post(stack.url + "/sign-in", form=fields))
         for _ in range(ATTEMPTS_PER_ADDRESS_MAX)
@@ -363,7 +363,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await expect(page.locator("#live-state")).to_have_text("Live")
     store, away = stack.system.state_dir / "logs.db", stack.system.state_dir / "away.db"
     store.rename(away)
-    await expect(page.locator("#live-state")).to_contain_text("out of reach")
+    await expect(page.locator("#live-state")).to_contain_text("unavailable")
     yield "live tail, log store down", page
     for name, path in (
         ("log store down", LOGS),
@@ -380,7 +380,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await stack.key_service.stop()
     for name, path in (("key service down", "/projects"), ("key service down, in a project", KEYS)):
         await page.goto(stack.url + path)
-        await expect(page.get_by_role("heading", name="The key service is out of reach")).to_be_visible()
+        await expect(page.get_by_role("heading", name="The key service is unavailable")).to_be_visible()
         await expect(page.get_by_role("main")).to_contain_text("authsvc serve")
         yield name, page
     await stack.system.key_service(AUTHSVC_LISTEN=stack.key_service.address)

@@ -12,9 +12,9 @@ from itertools import pairwise
 import pytest
 import sqlalchemy as sa
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableError
-from authsvc.keys import KeyId, ProjectId, generate_key_id, generate_raw_key
+from authsvc.keys import KeyId, ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.storage import lease_store
@@ -54,21 +54,21 @@ async def store(database_url: str) -> AsyncIterator[KeyStore]:
         yield store
 
 
-def new_key() -> tuple[RawKey, NewKey]:
-    raw_key = generate_raw_key()
-    return raw_key, NewKey(generate_key_id(), raw_key.digest)
+def new_key() -> tuple[ApiKey, NewKey]:
+    api_key = generate_api_key()
+    return api_key, NewKey(generate_key_id(), api_key.digest)
 
 
-async def issue(store: KeyStore, project_id: ProjectId = DEMO, *origins: str) -> tuple[RawKey, NewKey]:
-    raw_key, key = new_key()
+async def issue(store: KeyStore, project_id: ProjectId = DEMO, *origins: str) -> tuple[ApiKey, NewKey]:
+    api_key, key = new_key()
     await store.issue(project_id, origins, key, "tester")
-    return raw_key, key
+    return api_key, key
 
 
-async def lookup(store: KeyStore, raw_key: RawKey) -> tuple[Revision, ActiveKey | None]:
+async def lookup(store: KeyStore, api_key: ApiKey) -> tuple[Revision, ActiveKey | None]:
     """Return what one key is, and the revision that this was read at."""
-    snapshot = await store.lookup([raw_key.digest])
-    return snapshot.revision, snapshot.keys.get(raw_key.digest)
+    snapshot = await store.lookup([api_key.digest])
+    return snapshot.revision, snapshot.keys.get(api_key.digest)
 
 
 def admits(active: ActiveKey, *origins: str) -> bool:
@@ -77,20 +77,20 @@ def admits(active: ActiveKey, *origins: str) -> bool:
 
 
 async def test_an_issued_key_is_found_with_its_project_and_origins(store: KeyStore) -> None:
-    raw_key, key = new_key()
+    api_key, key = new_key()
     stored, origins, revision = await store.issue(DEMO, ["https://example.com"], key, "tester")
     assert (stored.key_id, stored.project_id, stored.create_time, stored.revoke_time) == (key.key_id, DEMO, START, None)
     assert (origins, revision) == (("https://example.com",), 1)
-    revision, active = await lookup(store, raw_key)
+    revision, active = await lookup(store, api_key)
     assert active is not None
     assert (revision, active.key_id, active.project_id) == (1, key.key_id, DEMO)
     assert admits(active, "https://example.com")
 
 
 async def test_an_unknown_digest_is_answered_with_the_revision_it_was_read_at(store: KeyStore) -> None:
-    assert await lookup(store, generate_raw_key()) == (0, None)
+    assert await lookup(store, generate_api_key()) == (0, None)
     await issue(store)
-    assert await lookup(store, generate_raw_key()) == (1, None)
+    assert await lookup(store, generate_api_key()) == (1, None)
 
 
 @pytest.mark.parametrize("count", [1, 3, 256])
@@ -99,7 +99,7 @@ async def test_many_digests_are_looked_up_in_one_snapshot(store: KeyStore, count
     revoked, key = await issue(store)
     active, next_key = new_key()
     await store.revoke(DEMO, key.key_id, next_key, "tester")
-    digests = [revoked.digest, active.digest, active.digest, *(generate_raw_key().digest for _ in range(count))]
+    digests = [revoked.digest, active.digest, active.digest, *(generate_api_key().digest for _ in range(count))]
     snapshot = await store.lookup(digests[:count])
     assert snapshot.revision == 2
     assert {digest: key.key_id for digest, key in snapshot.keys.items()} == (
@@ -110,9 +110,9 @@ async def test_many_digests_are_looked_up_in_one_snapshot(store: KeyStore, count
 async def test_lookups_at_once_each_get_their_own_answer(store: KeyStore) -> None:
     """Also more of them than one statement takes, and when some of those who asked have gone."""
     keys = [await issue(store, ProjectId(f"p{number}")) for number in range(3)]
-    unknown = generate_raw_key()
+    unknown = generate_api_key()
     wanted = [(*keys[number % 3], f"p{number % 3}") if number % 2 else (unknown, None, "") for number in range(2500)]
-    asked = [asyncio.ensure_future(lookup(store, raw_key)) for raw_key, _, _ in wanted]
+    asked = [asyncio.ensure_future(lookup(store, api_key)) for api_key, _, _ in wanted]
     await asyncio.sleep(0)
     for gone in asked[1::7]:
         gone.cancel()
@@ -131,16 +131,16 @@ async def test_a_lookup_sees_whatever_was_committed_before_it(store: KeyStore, d
     """Here or by another process: a read leaves no snapshot behind."""
     async with opened(database_url) as other:
         for number in range(10):
-            raw_key, _ = await issue(other if number % 2 else store, ProjectId(f"p{number}"))
-            revision, active = await lookup(store, raw_key)
+            api_key, _ = await issue(other if number % 2 else store, ProjectId(f"p{number}"))
+            revision, active = await lookup(store, api_key)
             assert (revision, active is not None) == (number + 1, True)
 
 
 async def test_a_project_with_an_active_key_gets_no_second_one(store: KeyStore) -> None:
-    raw_key, _ = await issue(store)
+    api_key, _ = await issue(store)
     with pytest.raises(AlreadyExistsError, match="demo"):
         await issue(store)
-    revision, active = await lookup(store, raw_key)
+    revision, active = await lookup(store, api_key)
     assert (revision, active is not None) == (1, True), "the refusal consumed a revision or the key"
 
 
@@ -188,21 +188,21 @@ async def test_unknown_projects_and_keys_are_not_found(store: KeyStore) -> None:
         await store.project(ProjectId("nobody"))
     with pytest.raises(NotFoundError):
         await store.keys(ProjectId("nobody"), before=None, limit=1)
-    assert (await lookup(store, generate_raw_key()))[0] == 2, "a refused mutation consumed a revision"
+    assert (await lookup(store, generate_api_key()))[0] == 2, "a refused mutation consumed a revision"
 
 
-async def test_origins_are_replaced_and_the_active_keys_verdicts_voided(store: KeyStore) -> None:
-    raw_key, _ = await issue(store, DEMO, "example.com")
+async def test_origins_are_replaced_and_the_active_keys_verdicts_invalidated(store: KeyStore) -> None:
+    api_key, _ = await issue(store, DEMO, "example.com")
     assert await store.set_origins(DEMO, ["a.example", "b.example"], "tester") == (2, True)
-    _, active = await lookup(store, raw_key)
+    _, active = await lookup(store, api_key)
     assert active is not None
     assert admits(active, "https://a.example", "https://b.example")
     assert (await store.project(DEMO)).origins == ("a.example", "b.example")
-    assert (await store.changes(after=Revision(1), limit=9))[0].voided_digests == (raw_key.digest,)
+    assert (await store.changes(after=Revision(1), limit=9))[0].invalidated_digests == (api_key.digest,)
 
 
 async def test_a_list_that_is_stored_already_commits_nothing(store: KeyStore) -> None:
-    """Rule 11: the revision is one as of which the list holds, and no verdict is voided for it."""
+    """Rule 11: the revision is one as of which the list holds, and no verdict is invalidated for it."""
     await issue(store, DEMO)
     assert await store.set_origins(DEMO, [], "tester") == (1, False)
     assert await store.set_origins(DEMO, ["a.example"], "tester") == (2, True)
@@ -224,7 +224,11 @@ async def test_every_mutation_leaves_a_row_that_says_who_did_what_when_and_what_
         (2, ChangeKind.REVOKE, DEMO, "ada"),
         (3, ChangeKind.SET_ORIGINS, DEMO, "grace"),
     ]
-    assert [c.voided_digests for c in changes] == [(first.digest,), (first.digest, second.digest), (second.digest,)]
+    assert [c.invalidated_digests for c in changes] == [
+        (first.digest,),
+        (first.digest, second.digest),
+        (second.digest,),
+    ]
     assert [c.create_time - START for c in changes] == [timedelta(seconds=n) for n in range(3)]
 
 
@@ -233,11 +237,11 @@ async def test_a_revocation_voids_the_revoked_keys_digest_first_then_the_new_key
     first, _ = await issue(store)
     digests = [first.digest]
     for _ in range(4):  # whatever the order of the digests themselves is
-        raw_key, key = new_key()
+        api_key, key = new_key()
         await store.revoke(DEMO, None, key, "tester")
-        digests.append(raw_key.digest)
+        digests.append(api_key.digest)
     revocations = await store.changes(after=Revision(1), limit=9)
-    assert [change.voided_digests for change in revocations] == list(pairwise(digests))
+    assert [change.invalidated_digests for change in revocations] == list(pairwise(digests))
 
 
 async def test_pages_of_projects_and_keys_join_without_gap_or_repeat(store: KeyStore) -> None:
@@ -291,7 +295,7 @@ async def test_twenty_issues_of_one_new_project_at_once_make_one_key(store: KeyS
 async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_digest(
     store: KeyStore, database_url: str
 ) -> None:
-    raw_key, _ = await issue(store)
+    api_key, _ = await issue(store)
     await issue(store, ProjectId("other"))
     database = Database(database_url)
     insert = sa.text(
@@ -301,7 +305,7 @@ async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_di
         sa.bindparam("time", type_=sa.DateTime(timezone=True)),
         sa.bindparam("revoked", type_=sa.DateTime(timezone=True)),
     )
-    for digest, revoked in ((b"y" * 32, None), (raw_key.digest, START)):
+    for digest, revoked in ((b"y" * 32, None), (api_key.digest, START)):
         with pytest.raises(sa.exc.IntegrityError):
             async with database.engine.begin() as connection:
                 await connection.execute(insert, {"digest": digest, "time": START, "revoked": revoked})
@@ -309,11 +313,11 @@ async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_di
 
 
 async def test_a_repeated_digest_rolls_the_whole_mutation_back(store: KeyStore) -> None:
-    raw_key, _ = await issue(store)
+    api_key, _ = await issue(store)
     with pytest.raises(sa.exc.IntegrityError):
-        await store.issue(ProjectId("other"), [], NewKey(generate_key_id(), raw_key.digest), "tester")
+        await store.issue(ProjectId("other"), [], NewKey(generate_key_id(), api_key.digest), "tester")
     assert [p.project_id for p in await store.projects(after="", limit=9)] == [DEMO]
-    assert (await lookup(store, raw_key))[0] == 1
+    assert (await lookup(store, api_key))[0] == 1
 
 
 async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore, database_url: str) -> None:
@@ -338,7 +342,7 @@ async def test_migrating_is_repeatable_and_ends_at_the_version_the_code_needs(da
     await asyncio.gather(one.migrate(upgrade), other.migrate(upgrade))
     assert await one.schema_version() == SCHEMA_VERSION
     await one.migrate(upgrade)
-    assert await lookup(KeyStore(one, Clock()), generate_raw_key()) == (0, None)
+    assert await lookup(KeyStore(one, Clock()), generate_api_key()) == (0, None)
     await asyncio.gather(one.close(), other.close())
 
 
@@ -356,7 +360,7 @@ async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
 ) -> None:
     monkeypatch.setattr("authsvc.storage.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
     async with opened(sqlite_url) as store:
-        raw_key, _ = await issue(store)
+        api_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")
         held, free = context.Event(), context.Event()
         process = context.Process(target=_hold_write_lock, args=(sqlite_url.removeprefix("sqlite:///"), held, free))
@@ -365,7 +369,7 @@ async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
             assert await asyncio.to_thread(held.wait, 60)
             with pytest.raises(StoreUnavailableError):
                 await store.revoke(DEMO, None, new_key()[1], "tester")
-            assert (await lookup(store, raw_key))[1] is not None, "a writer must not stop readers"
+            assert (await lookup(store, api_key))[1] is not None, "a writer must not stop readers"
         finally:
             free.set()
             await asyncio.to_thread(process.join)
@@ -376,18 +380,18 @@ async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back
     private_postgres: PostgresServer,
 ) -> None:
     async with opened(private_postgres.url("postgres")) as store:
-        raw_key, _ = await issue(store)
+        api_key, _ = await issue(store)
         await asyncio.to_thread(private_postgres.stop)
         with pytest.raises(StoreUnavailableError):
-            await lookup(store, raw_key)
+            await lookup(store, api_key)
         with pytest.raises(StoreUnavailableError):
             await store.revoke(DEMO, None, new_key()[1], "tester")
         await asyncio.to_thread(private_postgres.start)
-        assert (await lookup(store, raw_key))[1] is not None
-        await asyncio.gather(*(lookup(store, raw_key) for _ in range(5)))  # several pooled connections
+        assert (await lookup(store, api_key))[1] is not None
+        await asyncio.gather(*(lookup(store, api_key) for _ in range(5)))  # several pooled connections
         await asyncio.to_thread(private_postgres.stop)
         await asyncio.to_thread(private_postgres.start)
-        assert (await lookup(store, raw_key))[1] is not None, "a restart must not cost a validation"
+        assert (await lookup(store, api_key))[1] is not None, "a restart must not cost a validation"
         await store.revoke(DEMO, None, new_key()[1], "tester")
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from authsvc.client.lease_messages import Renewal
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import StoreUnavailableError
-from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
+from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
 from authsvc.storage import database as database_module
 from authsvc.storage import lease_store as lease_store_module
@@ -56,12 +56,12 @@ def leases(database: Database) -> LeaseStore:
     return LeaseStore(database, now, MARGIN_SECONDS)
 
 
-def renewal(revision: int, holder_id: str = "holder-1", epoch: str = "epoch-1", name: str = "bridge") -> Renewal:
-    return Renewal(epoch, holder_id, name, 1, revision)
+def keep_alive(revision: int, holder_id: str = "holder-1", epoch: str = "epoch-1", name: str = "bridge") -> KeepAlive:
+    return KeepAlive(epoch, holder_id, name, 1, revision)
 
 
-def goodbye(holder_id: str = "holder-1") -> Renewal:
-    return Renewal("epoch-1", holder_id, "bridge", 1, 0, is_goodbye=True)
+def release(holder_id: str = "holder-1") -> KeepAlive:
+    return KeepAlive("epoch-1", holder_id, "bridge", 1, 0, is_release=True)
 
 
 async def row(leases: LeaseStore, holder_id: str = "holder-1") -> LeaseRow:
@@ -69,13 +69,13 @@ async def row(leases: LeaseStore, holder_id: str = "holder-1") -> LeaseRow:
 
 
 async def mutate(database: Database, project_id: str = "demo") -> None:
-    key = NewKey(generate_key_id(), generate_raw_key().digest)
+    key = NewKey(generate_key_id(), generate_api_key().digest)
     await KeyStore(database, now).issue(ProjectId(project_id), [], key, "tester")
 
 
 async def test_a_lease_expires_after_its_duration_and_the_margin_by_the_databases_clock(leases: LeaseStore) -> None:
     before = (await leases.state()).time
-    assert await leases.renew([renewal(3, name="bridge-7")], LEASE_SECONDS) == set()
+    assert await leases.renew([keep_alive(3, name="bridge-7")], LEASE_SECONDS) == set()
     after = (await leases.state()).time
     found = await row(leases)
     assert (found.holder_id, found.name, found.epoch, found.acknowledged_revision) == (
@@ -86,25 +86,25 @@ async def test_a_lease_expires_after_its_duration_and_the_margin_by_the_database
 
 
 async def test_a_holder_may_ask_for_a_shorter_lease_than_others_get_in_the_same_transaction(leases: LeaseStore) -> None:
-    short = replace(renewal(1), lease_seconds_max=LEASE_SECONDS / 2)
-    await leases.renew([short, renewal(1, "holder-2")], LEASE_SECONDS)
+    short = replace(keep_alive(1), lease_seconds_max=LEASE_SECONDS / 2)
+    await leases.renew([short, keep_alive(1, "holder-2")], LEASE_SECONDS)
     for holder_id, seconds in (("holder-1", LEASE_SECONDS / 2), ("holder-2", LEASE_SECONDS)):
         found = await row(leases, holder_id)
         assert found.expire_time - found.renew_time == timedelta(seconds=seconds + MARGIN_SECONDS)
 
 
 async def test_the_acknowledged_revision_never_goes_down_within_an_epoch(leases: LeaseStore) -> None:
-    """Rule 9: a late renewal takes the maximum."""
+    """Rule 9: a late keep-alive takes the maximum."""
     for sent, kept in ((3, 3), (7, 7), (5, 7), (0, 7), (8, 8)):
-        await leases.renew([renewal(sent)], LEASE_SECONDS)
+        await leases.renew([keep_alive(sent)], LEASE_SECONDS)
         assert (await row(leases)).acknowledged_revision == kept
 
 
 async def test_a_row_says_since_which_revision_its_holder_is_there(database: Database, leases: LeaseStore) -> None:
     await mutate(database)
-    await leases.renew([renewal(0)], LEASE_SECONDS)
+    await leases.renew([keep_alive(0)], LEASE_SECONDS)
     await mutate(database, "other")
-    await leases.renew([renewal(2), renewal(2, "holder-2")], LEASE_SECONDS)
+    await leases.renew([keep_alive(2), keep_alive(2, "holder-2")], LEASE_SECONDS)
     assert [(await row(leases, f"holder-{number}")).since_revision for number in (1, 2)] == [1, 2]
 
 
@@ -112,7 +112,7 @@ async def test_holders_from_before_it_was_said_count_as_there_always(database_ur
     """A service of the version before has written them."""
     database = Database(database_url)
     await database.migrate(lambda connection: upgrade(connection, "0002"))
-    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_gone": False}
+    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_released": False}
     async with database.writing() as connection:
         times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
         await connection.execute(lease_store_module._leases.insert().values(old | times))
@@ -120,16 +120,16 @@ async def test_holders_from_before_it_was_said_count_as_there_always(database_ur
     async with opened(database_url) as (_, leases):
         found = await row(leases)
         assert (found.holder_id, found.acknowledged_revision, found.since_revision) == ("holder-1", 5, 0)
-        assert await leases.renew([renewal(6, epoch="e")], LEASE_SECONDS) == set()
+        assert await leases.renew([keep_alive(6, epoch="e")], LEASE_SECONDS) == set()
         assert (await row(leases)).since_revision == 0
 
 
 async def test_any_number_of_holders_renew_in_one_transaction(leases: LeaseStore) -> None:
     """More than a statement of PostgreSQL has room for, where each value were a parameter of it: 32,767."""
     ids = [f"holder-{number}" for number in range(5000)]
-    await leases.renew([goodbye("holder-7")], LEASE_SECONDS)
+    await leases.renew([release("holder-7")], LEASE_SECONDS)
     for revision in (1, 2):
-        assert await leases.renew([renewal(revision, id_) for id_ in ids], LEASE_SECONDS) == {"holder-7"}
+        assert await leases.renew([keep_alive(revision, id_) for id_ in ids], LEASE_SECONDS) == {"holder-7"}
     rows, _ = await leases.rows()
     assert {(row.holder_id, row.acknowledged_revision) for row in rows} == {
         (id_, 2) for id_ in ids if id_ != "holder-7"
@@ -137,52 +137,52 @@ async def test_any_number_of_holders_renew_in_one_transaction(leases: LeaseStore
 
 
 async def test_another_epoch_starts_the_acknowledged_revision_afresh(leases: LeaseStore) -> None:
-    await leases.renew([renewal(7)], LEASE_SECONDS)
-    await leases.renew([renewal(2, epoch="epoch-2")], LEASE_SECONDS)
+    await leases.renew([keep_alive(7)], LEASE_SECONDS)
+    await leases.renew([keep_alive(2, epoch="epoch-2")], LEASE_SECONDS)
     found = await row(leases)
     assert (found.epoch, found.acknowledged_revision) == ("epoch-2", 2)
 
 
 async def test_the_expiry_never_goes_down(leases: LeaseStore) -> None:
     """The holder may have been granted the longer lease before."""
-    await leases.renew([renewal(1)], 3600)
+    await leases.renew([keep_alive(1)], 3600)
     first = await row(leases)
-    await leases.renew([renewal(2)], 1)
+    await leases.renew([keep_alive(2)], 1)
     second = await row(leases)
     assert second.expire_time == first.expire_time
     assert second.renew_time >= first.renew_time
-    await leases.renew([renewal(2)], 7200)
+    await leases.renew([keep_alive(2)], 7200)
     assert (await row(leases)).expire_time > first.expire_time
 
 
-async def test_a_holder_that_said_goodbye_is_waited_for_no_more_and_refused_for_good(leases: LeaseStore) -> None:
+async def test_a_holder_that_said_release_is_waited_for_no_more_and_refused_for_good(leases: LeaseStore) -> None:
     """Rule 7; the other holders of the same transaction are not affected."""
-    await leases.renew([renewal(1), renewal(1, "holder-2")], LEASE_SECONDS)
-    assert await leases.renew([goodbye()], LEASE_SECONDS) == set()
+    await leases.renew([keep_alive(1), keep_alive(1, "holder-2")], LEASE_SECONDS)
+    assert await leases.renew([release()], LEASE_SECONDS) == set()
     assert [row.holder_id for row in (await leases.rows())[0]] == ["holder-2"]
-    assert await leases.renew([renewal(9), renewal(9, "holder-2")], LEASE_SECONDS) == {"holder-1"}
+    assert await leases.renew([keep_alive(9), keep_alive(9, "holder-2")], LEASE_SECONDS) == {"holder-1"}
     assert [row.holder_id for row in (await leases.rows())[0]] == ["holder-2"]
     assert (await row(leases, "holder-2")).acknowledged_revision == 9
-    assert await leases.renew([goodbye()], LEASE_SECONDS) == {"holder-1"}
+    assert await leases.renew([release()], LEASE_SECONDS) == {"holder-1"}
 
 
-async def test_a_goodbye_may_be_all_that_is_known_of_a_holder(leases: LeaseStore) -> None:
-    await leases.renew([goodbye()], LEASE_SECONDS)
+async def test_a_release_may_be_all_that_is_known_of_a_holder(leases: LeaseStore) -> None:
+    await leases.renew([release()], LEASE_SECONDS)
     assert (await leases.rows())[0] == []
-    assert await leases.renew([renewal(1)], LEASE_SECONDS) == {"holder-1"}
+    assert await leases.renew([keep_alive(1)], LEASE_SECONDS) == {"holder-1"}
 
 
 async def test_only_what_expired_long_ago_is_swept(leases: LeaseStore) -> None:
     """Gone holders too, which are refused until then."""
     expired = -100.0 - MARGIN_SECONDS
-    await leases.renew([renewal(1, "old"), goodbye("gone")], expired)
-    await leases.renew([renewal(1, "live")], LEASE_SECONDS)
+    await leases.renew([keep_alive(1, "old"), release("gone")], expired)
+    await leases.renew([keep_alive(1, "live")], LEASE_SECONDS)
     await leases.sweep(110.0)
     assert {row.holder_id for row in (await leases.rows())[0]} == {"old", "live"}
-    assert await leases.renew([renewal(1, "gone")], LEASE_SECONDS) == {"gone"}
+    assert await leases.renew([keep_alive(1, "gone")], LEASE_SECONDS) == {"gone"}
     await leases.sweep(90.0)
     assert {row.holder_id for row in (await leases.rows())[0]} == {"live"}
-    assert await leases.renew([renewal(1, "gone")], LEASE_SECONDS) == set()
+    assert await leases.renew([keep_alive(1, "gone")], LEASE_SECONDS) == set()
 
 
 async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
@@ -202,7 +202,7 @@ async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
 async def test_the_clock_is_read_after_the_rows(postgres_url: str) -> None:
     """So that what is found expired has expired, and `effective_by` is not before the check that it is of."""
     async with opened(postgres_url) as (database, leases):
-        await leases.renew([renewal(1)], LEASE_SECONDS)
+        await leases.renew([keep_alive(1)], LEASE_SECONDS)
         async with database.writing() as connection:
             await connection.execute(sa.text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
             reading = asyncio.create_task(leases.rows())
@@ -216,23 +216,23 @@ async def test_replicas_that_renew_the_same_holders_in_another_order_do_not_dead
     """Both meet at a row that is locked, from whichever side they come to it."""
     ids = ["a" * 16, "b" * 16, "c" * 16]
     async with opened(postgres_url) as (_, one), opened(postgres_url) as (_, other), opened(postgres_url) as (third, _):
-        await one.renew([renewal(1, id_) for id_ in ids], LEASE_SECONDS)
+        await one.renew([keep_alive(1, id_) for id_ in ids], LEASE_SECONDS)
         async with third.writing() as connection:
             await connection.execute(sa.text("SELECT 1 FROM leases WHERE holder_id = :id FOR UPDATE"), {"id": ids[1]})
             renewing = [
-                asyncio.create_task(one.renew([renewal(2, id_) for id_ in ids], LEASE_SECONDS)),
-                asyncio.create_task(other.renew([renewal(3, id_) for id_ in reversed(ids)], LEASE_SECONDS)),
+                asyncio.create_task(one.renew([keep_alive(2, id_) for id_ in ids], LEASE_SECONDS)),
+                asyncio.create_task(other.renew([keep_alive(3, id_) for id_ in reversed(ids)], LEASE_SECONDS)),
             ]
             await blocked(connection, 2)
         await asyncio.gather(*renewing)
         assert {row.acknowledged_revision for row in (await one.rows())[0]} == {3}
 
 
-async def test_a_late_renewal_from_another_epoch_takes_nothing_back(leases: LeaseStore) -> None:
+async def test_a_late_keep_alive_from_another_epoch_takes_nothing_back(leases: LeaseStore) -> None:
     """Such as the first one of all, which knows no epoch: what was acknowledged in the present one stays."""
     present = (await leases.state()).epoch
-    await leases.renew([renewal(7, epoch=present)], LEASE_SECONDS)
-    await leases.renew([renewal(0, epoch="")], LEASE_SECONDS)
+    await leases.renew([keep_alive(7, epoch=present)], LEASE_SECONDS)
+    await leases.renew([keep_alive(0, epoch="")], LEASE_SECONDS)
     found = await row(leases)
     assert (found.epoch, found.acknowledged_revision) == (present, 7)
 
@@ -256,18 +256,18 @@ async def test_two_replicas_renew_the_same_holders_at_once(database_url: str, le
     async with opened(database_url) as (_, other):
         for round_ in range(10):
             await asyncio.gather(
-                leases.renew([renewal(2 * round_, id_) for id_ in ids], LEASE_SECONDS),
-                other.renew([renewal(2 * round_ + 1, id_) for id_ in reversed(ids)], LEASE_SECONDS),
+                leases.renew([keep_alive(2 * round_, id_) for id_ in ids], LEASE_SECONDS),
+                other.renew([keep_alive(2 * round_ + 1, id_) for id_ in reversed(ids)], LEASE_SECONDS),
             )
             assert {row.acknowledged_revision for row in (await leases.rows())[0]} == {2 * round_ + 1}
 
 
-async def test_renewals_and_mutations_are_heard_by_other_replicas_once_they_are_committed(postgres_url: str) -> None:
+async def test_keep_alives_and_mutations_are_heard_by_other_replicas_once_they_are_committed(postgres_url: str) -> None:
     async with opened(postgres_url) as (database, leases), opened(postgres_url) as (other, _):
         heard: asyncio.Queue[None] = asyncio.Queue()
         listening = asyncio.create_task(other.listen(CHANNEL, lambda: heard.put_nowait(None)))
         await heard.get()  # it listens
-        await leases.renew([renewal(1)], LEASE_SECONDS)
+        await leases.renew([keep_alive(1)], LEASE_SECONDS)
         await heard.get()
         await mutate(database)
         await heard.get()
@@ -285,12 +285,12 @@ async def test_listening_ends_with_the_connection(private_postgres: PostgresServ
         await asyncio.to_thread(private_postgres.stop)
         await listening
         with pytest.raises(StoreUnavailableError):
-            await leases.renew([renewal(1)], LEASE_SECONDS)
+            await leases.renew([keep_alive(1)], LEASE_SECONDS)
         with pytest.raises(StoreUnavailableError):
             await database.listen(CHANNEL, heard.set)
 
 
-async def test_listening_ends_when_the_server_is_gone_without_a_word(
+async def test_listening_ends_when_the_server_is_released_without_a_word(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a network that drops what is sent; otherwise no notification would ever come again."""

@@ -137,7 +137,7 @@ class Administrator:
         return Revocation(response, following, seconds, returned_at, effective_by)
 
     async def replace(self, project: str) -> Life:
-        """Revoke whichever key is active, whose raw key nobody knows, and return the next."""
+        """Revoke whichever key is active, whose API key nobody knows, and return the next."""
         response: pb.RevokeResponse = await self._call(self._service.Revoke, pb.RevokeRequest(project_id=project))
         return self._keys.add(Life(project, response.key.key_id, response.api_key, time.time()))
 

@@ -10,16 +10,16 @@ import trustme
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A certificate authority that writes what it signs into a folder."""
+    """A certificate authority that writes what it signs into a directory."""
 
-    folder: Path
+    directory: Path
     name: str
     _authority: trustme.CA = field(default_factory=trustme.CA)
 
     @property
     def ca(self) -> str:
         """The path of its own certificate."""
-        path = self.folder / f"{self.name}-ca.pem"
+        path = self.directory / f"{self.name}-ca.pem"
         self._authority.cert_pem.write_to_path(path)
         return str(path)
 
@@ -27,7 +27,7 @@ class Authority:
         """Sign for these hosts or addresses; return the paths of the certificate and of its key."""
         leaf = self._authority.issue_cert(*names, not_after=not_after)
         stem = f"{self.name}-{names[0]}{'-until' if not_after else ''}"
-        certificate, key = self.folder / f"{stem}.pem", self.folder / f"{stem}.key"
+        certificate, key = self.directory / f"{stem}.pem", self.directory / f"{stem}.key"
         certificate.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
         key.touch(mode=0o600)
         leaf.private_key_pem.write_to_path(key)

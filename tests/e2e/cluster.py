@@ -41,7 +41,7 @@ class Cluster:
     async def bridge(self, name: str, **variables: str) -> Service:
         """Start a bridge with a log store of its own, attached to the last replica; return when it has a lease."""
         bridge = await self.system.bridge(
-            HTTPBRIDGE_STATE_DIR=str(self.system.folder / name),
+            HTTPBRIDGE_STATE_DIR=str(self.system.directory / name),
             HTTPBRIDGE_KEY_SERVICE_TOKEN=self.token("bridge"),
             HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="100000000",
             **{"HTTPBRIDGE_KEY_SERVICE": self.last.address} | variables,

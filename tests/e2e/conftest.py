@@ -1,4 +1,4 @@
-"""Real processes of both services, on free ports and in a state folder of the test's own."""
+"""Real processes of both services, on free ports and in a state directory of the test's own."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.e2e.processes import System
 
 @pytest.fixture
 def system(tmp_path: Path) -> Iterator[System]:
-    """Give a test its own state folder; end its processes and show what they wrote if it failed."""
+    """Give a test its own state directory; end its processes and show what they wrote if it failed."""
     system = System(tmp_path)
     try:
         yield system

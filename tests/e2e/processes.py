@@ -1,4 +1,4 @@
-"""Both services as real processes: started, watched, signalled and stopped. Used by all tests in this folder.
+"""Both services as real processes: started, watched, signalled and stopped. Used by all tests in this directory.
 
 Everything a process prints goes to files, which are shown when a test fails and can be searched
 while it runs. Nothing of the developer's own AUTHSVC_… or HTTPBRIDGE_… environment gets in.
@@ -67,19 +67,19 @@ class Service:
         name: str,
         arguments: Sequence[str],
         environ: Mapping[str, str],
-        folder: Path,
+        directory: Path,
         *,
         files_max: int | None = None,
     ) -> None:
-        """Start it, with no more open files than that; its output goes to files in the folder.
+        """Start it, with no more open files than that; its output goes to files in the directory.
 
         `started` waits until it serves.
         """
         self.name = name if arguments[0] == "serve" else f"{name}-{arguments[0]}"
-        number = len(list(folder.glob(f"{name}-*.stdout"))) + 1
+        number = len(list(directory.glob(f"{name}-*.stdout"))) + 1
         limits = [] if files_max is None else ["prlimit", f"--nofile={files_max}:{files_max}"]
-        self._stdout = folder / f"{name}-{number}.stdout"
-        self._stderr = folder / f"{name}-{number}.stderr"
+        self._stdout = directory / f"{name}-{number}.stdout"
+        self._stderr = directory / f"{name}-{number}.stderr"
         self.address = ""
         """`host:port`, once it has started."""
         self.is_tls = False
@@ -90,7 +90,7 @@ class Service:
                 stdout=stdout,
                 stderr=stderr,
                 env=dict(environ),
-                cwd=folder,
+                cwd=directory,
                 process_group=0,  # Ctrl-C in the terminal is for the tests, which then stop it
             )
 
@@ -153,12 +153,12 @@ class Service:
 
 
 class System:
-    """A state folder, and the processes that share it."""
+    """A state directory, and the processes that share it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Keep everything in the folder."""
-        self.folder = folder
-        self.state_dir = folder / "state"
+    def __init__(self, directory: Path) -> None:
+        """Keep everything in the directory."""
+        self.directory = directory
+        self.state_dir = directory / "state"
         self._services: list[Service] = []
         self.variables = {
             "AUTHSVC_STATE_DIR": str(self.state_dir),
@@ -179,7 +179,7 @@ class System:
     def launch(self, name: str, *arguments: str, **variables: str) -> Service:
         """Start a service, or another command that runs on, and do not wait."""
         environ = self.environment(**variables)
-        service = Service(name, arguments or ("serve",), environ, self.folder, files_max=self.files_max)
+        service = Service(name, arguments or ("serve",), environ, self.directory, files_max=self.files_max)
         self._services.append(service)
         return service
 
@@ -213,7 +213,7 @@ class System:
             [BIN / name, *arguments],
             input=stdin,
             env=self.environment(**variables),
-            cwd=self.folder,
+            cwd=self.directory,
             capture_output=True,
             text=True,
             timeout=DEADLINE_SECONDS,

@@ -1,4 +1,4 @@
-"""No raw key and no token is in anything that the system writes, whatever goes wrong. Both services log at DEBUG."""
+"""No API key and no token is in anything that the system writes, whatever goes wrong. Both services log at DEBUG."""
 
 import asyncio
 import contextlib
@@ -119,21 +119,21 @@ async def call_all(address: str, key: str, token: str) -> None:
                     await call(message, metadata=metadata, timeout=10)
 
 
-def written(folder: Path) -> dict[Path, bytes]:
+def written(directory: Path) -> dict[Path, bytes]:
     """Return every file there is; SQLite's own and what they were before a checkpoint included."""
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def check_secret_nowhere(secrets: list[str], system: System) -> None:
-    """Fail if one of them is in a file under the system's folder that is not meant to hold it."""
-    files = written(system.folder)
+    """Fail if one of them is in a file under the system's directory that is not meant to hold it."""
+    files = written(system.directory)
     for secret in secrets:
         found = {path.name for path, content in files.items() if secret.encode() in content}
         assert found <= EXPECTED_SECRETS, secret
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-async def test_services_write_no_raw_key_and_no_token(system: System, log_format: str) -> None:
+async def test_services_write_no_api_key_and_no_token(system: System, log_format: str) -> None:
     for prefix in ("AUTHSVC", "HTTPBRIDGE"):
         system.variables |= {f"{prefix}_LOG_LEVEL": "debug", f"{prefix}_LOG_FORMAT": log_format}
     key_service = await system.key_service()
@@ -186,8 +186,8 @@ class Visitor:
 
     async def post(self, path: str, **fields: Any) -> DashboardAnswer:
         """Send a form as the page itself would."""
-        form_token = (await self.get("/projects/new")).form_token
-        return self._kept(await self._browser.post(path, **{"form_token": form_token} | fields))
+        csrf_token = (await self.get("/projects/new")).csrf_token
+        return self._kept(await self._browser.post(path, **{"csrf_token": csrf_token} | fields))
 
     async def open_everything(self) -> None:
         """Open every page there is, and the stream of live tail until it has sent what is stored."""
@@ -220,19 +220,19 @@ class Visitor:
             (origins, {"action": "try", "entry": "a.example", "tried": f"https://{secret}"}),
             (origins, {"action": secret, "base": secret, "reviewed": secret}),
             (f"{self._project}/settings/keys/revoke", {"key_id": secret}),
-            ("/projects/new", {"form_token": secret, "project_id": "x"}),
+            ("/projects/new", {"csrf_token": secret, "project_id": "x"}),
             ("/sign-in", {"name": "Eve", "token": secret, "next": secret}),
             ("/sign-in/link", {"link": secret}),
         ):
-            form_token = (await self._browser.get("/projects/new")).form_token
-            assert (await self._browser.post(path, **{"form_token": form_token} | fields)).status < 500
+            csrf_token = (await self._browser.get("/projects/new")).csrf_token
+            assert (await self._browser.post(path, **{"csrf_token": csrf_token} | fields)).status < 500
 
     def _kept(self, answer: DashboardAnswer) -> DashboardAnswer:
         self.answers.append(f"{answer.status}\n{answer.headers}\n{answer.text}")
         return answer
 
 
-async def test_the_dashboard_shows_a_raw_key_in_one_answer_and_writes_it_nowhere(system: System) -> None:
+async def test_the_dashboard_shows_a_api_key_in_one_answer_and_writes_it_nowhere(system: System) -> None:
     """Nor any token; with logs sent by the key, with services that are away, and whatever is typed into its forms."""
     system.variables |= {"AUTHSVC_LOG_LEVEL": "debug", "HTTPBRIDGE_LOG_LEVEL": "debug"}
     key_service = await system.key_service()
@@ -243,11 +243,11 @@ async def test_the_dashboard_shows_a_raw_key_in_one_answer_and_writes_it_nowhere
         assert (await browser.sign_in("Ann", tokens["dashboard"])).status == 303
         visitor = Visitor(browser, "demo")
         key_page = "/projects/demo/settings/keys"
-        keys = [(await visitor.post("/projects/new", project_id="demo")).raw_key]
+        keys = [(await visitor.post("/projects/new", project_id="demo")).api_key]
         assert (await post(bridge.address, keys[0])).status == 200
         await visitor.open_everything()
         key_id = (await visitor.get(key_page)).key_id
-        keys.append((await visitor.post(f"{key_page}/revoke", key_id=key_id)).raw_key)
+        keys.append((await visitor.post(f"{key_page}/revoke", key_id=key_id)).api_key)
         assert (await visitor.post(f"{key_page}/revoke", key_id=key_id)).status == 409
         assert (await visitor.get(f"{key_page}/revoke?key={key_id}")).status == 409
         sent = request(key=keys[1], origin="https://shop.example", body=BODY)
@@ -273,7 +273,7 @@ async def test_the_dashboard_shows_a_raw_key_in_one_answer_and_writes_it_nowhere
     check_secret_nowhere([*keys, *tokens.values()], system)
 
 
-async def test_commands_print_no_secret_but_the_raw_key_they_are_asked_for(system: System) -> None:
+async def test_commands_print_no_secret_but_the_api_key_they_are_asked_for(system: System) -> None:
     system.variables |= {"AUTHSVC_LOG_LEVEL": "debug", "HTTPBRIDGE_LOG_LEVEL": "debug"}
     key_service = await system.key_service()
     issued = system.run("authsvc", "issue", "demo")

@@ -35,7 +35,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         system.close()
 
 
-def test_issue_prints_the_raw_key_alone_on_standard_output(system: System) -> None:
+def test_issue_prints_the_api_key_alone_on_standard_output(system: System) -> None:
     done = system.run("authsvc", "issue", "issued")
     assert done.returncode == 0
     assert RAW_KEY.fullmatch(done.stdout)
@@ -216,7 +216,7 @@ def test_a_configuration_that_cannot_be_used_is_2_and_one_line_that_says_what_to
 
 def test_a_refused_token_is_1_and_one_line_that_says_where_it_came_from(system: System) -> None:
     bridge_token = (system.state_dir / "bridge-token").read_text()
-    state_dir = system.folder / "wrong"
+    state_dir = system.directory / "wrong"
     state_dir.mkdir()
     (state_dir / "admin-token").touch(mode=0o600)
     (state_dir / "admin-token").write_text(32 * "x")
@@ -266,7 +266,7 @@ def shell(system: System, script: str, stdin: str = "", **variables: str) -> sub
     return subprocess.run(
         ["sh", "-c", script],
         env=system.environment(PATH=f"{BIN}:{os.environ['PATH']}", **variables),
-        cwd=system.folder,
+        cwd=system.directory,
         input=stdin,
         capture_output=True,
         text=True,
@@ -274,20 +274,20 @@ def shell(system: System, script: str, stdin: str = "", **variables: str) -> sub
     )
 
 
-def test_a_raw_key_that_cannot_be_printed_is_said_to_be_lost(system: System) -> None:
+def test_a_api_key_that_cannot_be_printed_is_said_to_be_lost(system: System) -> None:
     """It is in force, and nothing shows it again."""
     for command in ("issue unshown", "revoke unshown --yes", "revoke unshown --yes --json"):
         done = shell(system, f"authsvc {command} > /dev/full")
         newest = json.loads(system.run("authsvc", "keys", "unshown", "--json").stdout)[0]["key_id"]
         assert done.returncode == 1
         assert done.stderr.endswith(
-            f"\nauthsvc: standard output: No space left on device: the raw key of {newest}, which is in force, "
+            f"\nauthsvc: standard output: No space left on device: the API key of {newest}, which is in force, "
             "is lost; 'authsvc revoke unshown' replaces it\n"
         )
         assert done.stderr.count("\n") == 3
 
 
-def test_what_is_said_beside_a_raw_key_may_be_lost(system: System) -> None:
+def test_what_is_said_beside_a_api_key_may_be_lost(system: System) -> None:
     done = shell(system, "authsvc issue unheard 2> /dev/full")
     assert (done.returncode, bool(RAW_KEY.fullmatch(done.stdout))) == (0, True)
 
@@ -369,36 +369,36 @@ def test_tokens_and_state_are_for_their_owner_only(system: System) -> None:
 
 
 def test_dev_certs_makes_a_ca_and_certificates_of_a_year_with_private_keys(system: System) -> None:
-    folder = system.folder / "some certs"
+    directory = system.directory / "some certs"
     done = system.run("authsvc", "dev-certs", "some certs")
     assert done.returncode == 0
-    assert (folder / "variables.sh").read_text() == done.stdout
+    assert (directory / "variables.sh").read_text() == done.stdout
     variables = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in done.stdout.splitlines())
     fields = {field.name for field in msgspec.structs.fields(KeyServiceConfig)}
     fields_of_bridge = {field.name for field in msgspec.structs.fields(BridgeConfig)}
     for variable, path in variables.items():
-        assert Path(path).parent == folder
+        assert Path(path).parent == directory
         prefix, _, name = variable.partition("_")
         assert name.lower() in {"AUTHSVC": fields, "HTTPBRIDGE": fields_of_bridge}[prefix]
-    assert {path.name: path.stat().st_mode & 0o777 for path in folder.glob("*.key")} == {
+    assert {path.name: path.stat().st_mode & 0o777 for path in directory.glob("*.key")} == {
         "server.key": 0o600,
         "client.key": 0o600,
     }
-    ca = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
+    ca = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
     for name in ("server", "client"):
-        certificate = x509.load_pem_x509_certificate((folder / f"{name}.pem").read_bytes())
+        certificate = x509.load_pem_x509_certificate((directory / f"{name}.pem").read_bytes())
         certificate.verify_directly_issued_by(ca)
         assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(days=365)
 
 
 def test_dev_certs_overwrites_nothing(system: System) -> None:
-    folder = system.folder / "kept"
-    folder.mkdir()
-    (folder / "client.key").write_text("precious")
+    directory = system.directory / "kept"
+    directory.mkdir()
+    (directory / "client.key").write_text("precious")
     done = system.run("authsvc", "dev-certs", "kept")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "authsvc: kept/client.key exists: remove it, or name another folder\n"
-    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("client.key", "precious")]
+    assert done.stderr == "authsvc: kept/client.key exists: remove it, or name another directory\n"
+    assert [(path.name, path.read_text()) for path in directory.iterdir()] == [("client.key", "precious")]
 
 
 # What is stored, shown: `httpbridge logs`.
@@ -462,7 +462,7 @@ def test_the_bridges_address_is_not_the_key_services(system: System, bridge: Ser
     done = system.run("authsvc", "projects", AUTHSVC_ADDRESS=bridge.address)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == (
-        f"authsvc: the key service is out of reach: {bridge.address} does not speak gRPC: "
+        f"authsvc: the key service is unavailable: {bridge.address} does not speak gRPC: "
         "is it the bridge's address, or another service's?\n"
     )
 
@@ -564,8 +564,8 @@ def test_an_output_whose_reader_has_had_enough_is_nothing_to_speak_of(
 
 
 def test_logs_without_a_store_say_so(system: System) -> None:
-    done = system.run("httpbridge", "logs", "x", HTTPBRIDGE_STATE_DIR=str(system.folder / "nowhere"))
+    done = system.run("httpbridge", "logs", "x", HTTPBRIDGE_STATE_DIR=str(system.directory / "nowhere"))
     assert done.returncode in (2, 3)
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert not (system.folder / "nowhere").exists()
+    assert not (system.directory / "nowhere").exists()

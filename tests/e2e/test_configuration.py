@@ -40,11 +40,11 @@ def test_a_misspelt_variable_stops_every_command_with_one_line(system: System, c
 
 
 @pytest.mark.parametrize("workers_count", ["1", "2"])
-async def test_everything_is_in_the_state_folder_whatever_characters_its_name_has(
+async def test_everything_is_in_the_state_directory_whatever_characters_its_name_has(
     system: System, workers_count: str
 ) -> None:
     """And whatever white space is around it, as a file of variables may have."""
-    state = system.folder / "a?b=c&d#e%41:f@g h"
+    state = system.directory / "a?b=c&d#e%41:f@g h"
     system.variables |= dict.fromkeys(("AUTHSVC_STATE_DIR", "HTTPBRIDGE_STATE_DIR"), f" {state}\n")
     system.state_dir = state
     await system.key_service(AUTHSVC_WORKERS=workers_count)
@@ -53,13 +53,13 @@ async def test_everything_is_in_the_state_folder_whatever_characters_its_name_ha
     assert (await post(bridge.address, key)).status == 200
     assert messages(state) == ["hello"]
     assert "hello" in system.run("httpbridge", "logs", "demo").stdout
-    beside = {path.name for path in system.folder.iterdir() if path.suffix not in (".stdout", ".stderr")}
+    beside = {path.name for path in system.directory.iterdir() if path.suffix not in (".stdout", ".stderr")}
     assert beside == {state.name}
     assert {"authsvc.db", "logs.db", "admin-token", "bridge-token"} <= {path.name for path in state.iterdir()}
 
 
-async def test_a_state_folder_may_be_named_by_the_home_folder(system: System) -> None:
-    system.variables |= {"HOME": str(system.folder), "AUTHSVC_STATE_DIR": "~/state"}
+async def test_a_state_directory_may_be_named_by_the_home_directory(system: System) -> None:
+    system.variables |= {"HOME": str(system.directory), "AUTHSVC_STATE_DIR": "~/state"}
     await system.key_service()
     assert (system.state_dir / "authsvc.db").exists()
     assert system.run("authsvc", "projects").returncode == 0
@@ -97,7 +97,7 @@ def has_ipv6() -> bool:
 
 @pytest.mark.parametrize("workers_count", ["1", "2"])
 @pytest.mark.parametrize("command", [("authsvc", "serve"), ("httpbridge", "serve"), ("httpbridge", "dashboard")])
-def test_a_state_folder_that_others_can_write_stops_the_start(
+def test_a_state_directory_that_others_can_write_stops_the_start(
     system: System, command: tuple[str, ...], workers_count: str
 ) -> None:
     system.state_dir.mkdir()
@@ -178,7 +178,7 @@ def is_dumped(system: System, *command: str) -> bool:
         ["sh", "-c", 'ulimit -c "$(ulimit -Hc)"; exec "$@"', "sh", *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        cwd=system.folder,
+        cwd=system.directory,
         env=system.environment(),
     )
     assert process.stdin is not None

@@ -68,7 +68,7 @@ class Hammer:
     async def _edit(self) -> None:
         path = "/projects/shop/settings/origins"
         while True:
-            with suppress(aiohttp.ClientError, AssertionError):  # no form on a page that says what is out of reach
+            with suppress(aiohttp.ClientError, AssertionError):  # no form on a page that says what is unavailable
                 answer = await self._browser.submit(path, path, action="review", entry=["a.example"] * 99, base="")
                 self.answers["review", answer.status] += 1
             await asyncio.sleep(0.001)

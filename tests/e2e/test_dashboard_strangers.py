@@ -20,7 +20,7 @@ FORM = (
 PAGE = b"GET /sign-in HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Strangers:
+class Refusals:
     """Connections that are opened again as soon as they are closed."""
 
     def __init__(self, service: Service, sent: bytes) -> None:
@@ -73,7 +73,7 @@ async def test_a_person_signs_in_at_a_dashboard_whose_files_strangers_would_use_
         return len([*Path(f"/proc/{dashboard.pid}/fd").iterdir()])
 
     await visit("127.0.0.2")
-    async with Strangers(dashboard, sent).attacking():
+    async with Refusals(dashboard, sent).attacking():
         for _ in range(3):
             await visit("127.0.0.2")
         assert open_files() < FILES_MAX

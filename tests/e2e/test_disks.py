@@ -71,5 +71,5 @@ def forbid_writing(disk: Path) -> None:
 
 
 def token(system: System) -> dict[str, str]:
-    """Return the variable that has the bridge's token, which is in another folder than its logs."""
+    """Return the variable that has the bridge's token, which is in another directory than its logs."""
     return {"HTTPBRIDGE_KEY_SERVICE_TOKEN": (system.state_dir / "bridge-token").read_text().strip()}

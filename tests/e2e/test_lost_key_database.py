@@ -67,7 +67,7 @@ def check_not_done(system: System, *command: str) -> None:
     done = system.run("authsvc", *command)
     assert (done.returncode, done.stdout) == (3, "")
     assert "everywhere" not in done.stderr
-    assert re.fullmatch(r"authsvc: the key service is out of reach: .*moved, removed or replaced.*\n", done.stderr)
+    assert re.fullmatch(r"authsvc: the key service is unavailable: .*moved, removed or replaced.*\n", done.stderr)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -78,7 +78,7 @@ async def test_no_change_is_said_to_be_made_and_the_bridge_says_that_it_is_not_r
     """And goes on once the file is back; with another one in its place, once the service is started again."""
     service = await system.key_service(AUTHSVC_WORKERS=str(workers), **LEASES)
     bridge = await system.bridge()
-    database, backup = system.state_dir / "authsvc.db", system.folder / "backup.db"
+    database, backup = system.state_dir / "authsvc.db", system.directory / "backup.db"
     first = system.issue("demo")
     first_id = key_of(system, "demo")
     back_up(database, backup)
@@ -128,7 +128,7 @@ async def test_a_bridge_serves_no_mix_of_a_backup_and_of_what_was_before(system:
     service = await system.key_service()  # with leases of a minute
     bridge = await system.bridge()
     await until("the bridge has a lease", lambda: "lease_granted" in bridge.stderr)
-    database, backup = system.state_dir / "authsvc.db", system.folder / "backup.db"
+    database, backup = system.state_dir / "authsvc.db", system.directory / "backup.db"
     old = system.issue("demo")
     gone = system.issue("gone")
     back_up(database, backup)
@@ -164,7 +164,7 @@ async def test_a_bridge_serves_no_mix_of_a_backup_and_of_what_was_before(system:
 async def test_a_backup_is_not_opened_beside_the_wal_of_a_service_that_was_killed(system: System) -> None:
     """SQLite would take what that has for the backup's own."""
     service = await system.key_service()
-    database, backup = system.state_dir / "authsvc.db", system.folder / "backup.db"
+    database, backup = system.state_dir / "authsvc.db", system.directory / "backup.db"
     key = system.issue("demo")
     back_up(database, backup)
     system.issue("other")

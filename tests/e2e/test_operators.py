@@ -31,7 +31,7 @@ async def test_revoke_says_who_confirmed_or_who_did_not_and_holders_shows_the_sa
 
     with closing(sqlite3.connect(system.state_dir / "authsvc.db")) as connection, connection:
         connection.execute(
-            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_gone)"
+            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_released)"
             " SELECT 'h' || char(27) || '[2J', 'n' || char(27), '', 0, renew_time, renew_time, 0 FROM leases"
         )
     assert "\x1b" not in system.run("authsvc", "holders").stdout
@@ -81,7 +81,7 @@ async def test_a_change_whose_key_service_is_killed_in_mid_call_may_have_been_ma
 async def test_a_change_that_is_interrupted_may_have_been_made_and_can_be_asked_for_again(
     system: System, command: str
 ) -> None:
-    """While it waits for a bridge that does not answer, the raw key is made already, and is lost."""
+    """While it waits for a bridge that does not answer, the API key is made already, and is lost."""
     cluster = await start_cluster(system)
     bridge = await cluster.bridge("bridge")
     system.issue("demo")
@@ -174,7 +174,7 @@ async def test_a_margin_that_ordinary_clocks_exceed_is_warned_of_at_the_start(sy
     settings = {("0", "60"): 1, ("0.09", "1"): 1, ("3.5", "3600"): 1, ("3.6", "3600"): 0, ("0.1", "60"): 0}
     for number, (margin, lease) in enumerate(settings):
         variables = {"AUTHSVC_LEASE_MARGIN_SECONDS": margin, "AUTHSVC_LEASE_SECONDS": lease}
-        service = await system.key_service(AUTHSVC_STATE_DIR=str(system.folder / str(number)), **variables)
+        service = await system.key_service(AUTHSVC_STATE_DIR=str(system.directory / str(number)), **variables)
         assert service.stderr.count("lease_margin_thin") == settings[margin, lease], (margin, lease)
         await service.stop()
 
@@ -207,7 +207,7 @@ async def test_a_name_beyond_the_encoding_of_the_output_is_shown_nevertheless(
     assert system.run("authsvc", "issue", "demo", LOGNAME="Zoë 名").returncode == 0
     with closing(sqlite3.connect(system.state_dir / "authsvc.db")) as connection, connection:
         connection.execute(
-            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_gone)"
+            "INSERT INTO leases (holder_id, name, epoch, acknowledged_revision, expire_time, renew_time, is_released)"
             " SELECT 'holder', 'Zoë 名', '', 0, create_time, create_time, 0 FROM changes"
         )
     for command in ("changes", "holders"):
@@ -255,7 +255,7 @@ async def test_following_changes_outlives_a_restart_of_the_key_service(system: S
     follower = system.launch("authsvc", "changes", "--follow")
     await until("it shows what there is", lambda: "before" in follower.stdout)
     await cluster.first.kill()
-    await until("it says that the service is away", lambda: "out of reach, trying again" in follower.stderr)
+    await until("it says that the service is away", lambda: "unavailable, trying again" in follower.stderr)
     await system.key_service(AUTHSVC_LISTEN=cluster.first.address)
     system.issue("after")
     await until("it goes on", lambda: "after" in follower.stdout)

@@ -47,7 +47,7 @@ async def test_keys_and_logs_in_postgresql(system: System, postgres_url: str) ->
 
 
 def test_a_database_out_of_reach_is_3_and_one_line_without_its_password(system: System, postgres_url: str) -> None:
-    url = make_url(postgres_url).set(password="canary-password", query={"host": str(system.folder)})
+    url = make_url(postgres_url).set(password="canary-password", query={"host": str(system.directory)})
     for command in ("serve", "migrate"):
         refused = system.run("authsvc", command, AUTHSVC_DATABASE_URL=url.render_as_string(hide_password=False))
         assert (refused.returncode, refused.stdout) == (3, "")

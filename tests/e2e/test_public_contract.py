@@ -159,8 +159,8 @@ async def test_table(
     body: dict[str, Any],
 ) -> None:
     """Status, body and headers of each case; with an Origin, page code may read all of it."""
-    raw_key = running.key(key)
-    answer = await exchange(running.bridge.address, request(*headers, key=raw_key, origin=origin, **sent))
+    api_key = running.key(key)
+    answer = await exchange(running.bridge.address, request(*headers, key=api_key, origin=origin, **sent))
     assert (answer.status, answer.json) == (status, body)
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers.get("access-control-allow-origin") == (origin and "*")

@@ -33,23 +33,23 @@ pytestmark = [
 
 
 class Clone:
-    """The tracked files in a folder of their own, with the checkout's `.venv`, which nothing may change."""
+    """The tracked files in a directory of their own, with the checkout's `.venv`, which nothing may change."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         listed = subprocess.run(
             ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True
         )
         for name in listed.stdout.decode().split("\0"):
             if name and (ROOT / name).exists():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
-        (folder / ".venv").symlink_to(ROOT / ".venv")
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, directory / name)
+        (directory / ".venv").symlink_to(ROOT / ".venv")
         set_up = (ROOT / ".venv" / ".installed").stat().st_mtime
         for name in ("requirements-dev.lock", "pyproject.toml"):
-            os.utime(folder / name, (set_up - 1, set_up - 1))
+            os.utime(directory / name, (set_up - 1, set_up - 1))
         # The clone's own code, not the checkout's. Should make find `.venv` stale all the same, it fails.
-        self.environment = clean_environment() | {"PYTHONPATH": str(folder), "PYTHON": "false"}
+        self.environment = clean_environment() | {"PYTHONPATH": str(directory), "PYTHON": "false"}
         self._runs: list[Run] = []
 
     def make_run(self, script: str = "make run", **variables: str) -> "Run":
@@ -59,11 +59,11 @@ class Clone:
         """
         before, make_run = script.strip().rsplit("\n", 1) if "\n" in script.strip() else ("", script.strip())
         assert make_run == "make run"
-        output = self.folder / f"make-run-{len(self._runs)}.out"
+        output = self.directory / f"make-run-{len(self._runs)}.out"
         with output.open("wb") as out:
             process = subprocess.Popen(
                 ["sh", "-eu", "-c", f"{before}\nexec make run"],
-                cwd=self.folder,
+                cwd=self.directory,
                 env=self.environment | variables,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -77,7 +77,7 @@ class Clone:
         """Run commands in one shell, as if typed one after the other, and return what they print; fail if one does."""
         done = subprocess.run(
             ["sh", "-eu", "-c", script],
-            cwd=self.folder,
+            cwd=self.directory,
             env=self.environment | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -202,7 +202,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
     clone: Clone, has_grpcurl: bool
 ) -> None:
     """In order, in one shell, on other ports than the usual ones, which may be taken; a second start has it all."""
-    first, *blocks = BLOCK.findall((clone.folder / "README.md").read_text())
+    first, *blocks = BLOCK.findall((clone.directory / "README.md").read_text())
     assert first == "make run\n"
     run = clone.make_run(**LISTENS)
     greeting = await run.greeted()
@@ -234,7 +234,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
         assert "VERDICT_ALLOWED" in clone.shell(command(greeting, "grpcurl"))
     await run.press_ctrl_c()
 
-    state = clone.folder / "var"
+    state = clone.directory / "var"
     kept = state / "demo-key"
     assert (state.stat().st_mode & 0o777, kept.stat().st_mode & 0o777) == (0o700, 0o600)
     run = clone.make_run(**LISTENS)
@@ -247,7 +247,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
 
 async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone, has_grpcurl: bool) -> None:
     """HTTPS and mutual TLS, then TLS without client certificates; the greeting's lines fit as well."""
-    operations = (clone.folder / "docs" / "operations.md").read_text()
+    operations = (clone.directory / "docs" / "operations.md").read_text()
     section = operations.partition("### TLS, tried on this machine\n")[2].partition("\n## ")[0]
     mutual, with_certificates, plain, without = BLOCK.findall(section)
     key = ""
@@ -275,12 +275,12 @@ async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone,
 
 
 async def test_make_run_works_whatever_the_umask_and_its_state_is_private(clone: Clone) -> None:
-    """In a clone that was made with it, so that everybody can write to the folder around."""
-    clone.folder.chmod(0o777)
+    """In a clone that was made with it, so that everybody can write to the directory around."""
+    clone.directory.chmod(0o777)
     run = clone.make_run("umask 000\nmake run", **LISTENS)
     greeting = await run.greeted()
     assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
-    state = clone.folder / "var"
+    state = clone.directory / "var"
     modes = {path.name: path.stat().st_mode & 0o077 for path in (state, *state.iterdir())}
     assert set(modes.values()) == {0}, modes
     assert {"admin-token", "bridge-token", "dashboard-token", "authsvc.db", "logs.db", "demo-key"} <= modes.keys()
@@ -291,7 +291,7 @@ async def test_make_run_with_a_misspelt_variable_says_so_and_starts_nothing(clon
     run = clone.make_run(**LISTENS, HTTPBRIDGE_TLSCERT="cert.pem")
     assert await run.ended() == 2
     assert "HTTPBRIDGE_TLSCERT: there is no such variable; did you mean HTTPBRIDGE_TLS_CERT?\n" in run.output
-    assert not (clone.folder / "var").exists()
+    assert not (clone.directory / "var").exists()
 
 
 async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_it(clone: Clone) -> None:
@@ -299,7 +299,7 @@ async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_
     run = clone.make_run(**LISTENS)
     await run.greeted()
     await run.interrupt()
-    kept = clone.folder / "var" / "demo-key"
+    kept = clone.directory / "var" / "demo-key"
     key = kept.read_text().strip()
     kept.unlink()
     token = {"AUTHSVC_BRIDGE_TOKEN": 3 * "a-bridge-token"}
@@ -342,7 +342,7 @@ async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: 
         "State is in some state/: keys where AUTHSVC_DATABASE_URL says, logs where HTTPBRIDGE_LOG_STORE_URL says, "
         "generated tokens, the demo key in demo-key."
     )
-    assert not (clone.folder / "var").exists()
+    assert not (clone.directory / "var").exists()
     assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
     assert "VERDICT_ALLOWED" in clone.shell(command(greeting, ".venv/bin/buf"))
     assert "hello, world" in clone.shell(command(greeting, ".venv/bin/httpbridge logs"), **secrets)

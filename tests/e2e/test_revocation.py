@@ -61,10 +61,10 @@ async def test_a_key_that_was_probed_before_it_existed_works_on_every_bridge_onc
 ) -> None:
     """Each bridge has it cached as unknown, and goes on being asked for it until Issue returns."""
     keys = [f"{number:024x}" for number in range(0xABCDEF, 0xABCDEF + PROBED_KEYS)]
-    folder = system.folder / "known-keys"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(_KNOWN_KEYS.format(keys=keys))
-    cluster = await start_cluster(system, PYTHONPATH=str(folder))
+    directory = system.directory / "known-keys"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(_KNOWN_KEYS.format(keys=keys))
+    cluster = await start_cluster(system, PYTHONPATH=str(directory))
     bridges = [bridge.address for bridge in await cluster.bridges(BRIDGES)]
     traffic = Traffic()
     async with cluster.administrator() as administrator:

@@ -126,7 +126,7 @@ async def test_sigterm_of_authsvc_waits_for_no_holder_that_is_frozen(system: Sys
 
 
 async def test_nobody_waits_for_a_bridge_that_was_stopped(system: System) -> None:
-    """It says goodbye: neither a revocation at once nor one after its end waits for its lease."""
+    """It releases its lease: neither a revocation at once nor one after its end waits for its lease."""
     cluster = await start_cluster(system)
     stopped, other = await cluster.bridges(2)
     async with cluster.administrator() as administrator:

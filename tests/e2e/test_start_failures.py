@@ -39,40 +39,40 @@ def check(done: subprocess.CompletedProcess[str], status: int, message: str) -> 
     assert SECRET not in done.stderr
 
 
-def make_files(folder: Path) -> None:
+def make_files(directory: Path) -> None:
     """Put there what is not what it should be, and certificates."""
-    (folder / "file").write_text("text")
-    (folder / "folder").mkdir()
-    (folder / "garbage.db").write_bytes(b"this is no database" * 100)
+    (directory / "file").write_text("text")
+    (directory / "directory").mkdir()
+    (directory / "garbage.db").write_bytes(b"this is no database" * 100)
     for token in ("admin-token", "dashboard-token"):
-        (folder / f"state-{token}").mkdir(mode=0o700)
-        (folder / f"state-{token}" / token).touch(mode=0o600)
-    with closing(sqlite3.connect(folder / "newer-keys.db")) as keys, keys:
+        (directory / f"state-{token}").mkdir(mode=0o700)
+        (directory / f"state-{token}" / token).touch(mode=0o600)
+    with closing(sqlite3.connect(directory / "newer-keys.db")) as keys, keys:
         keys.executescript("CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES (9999)")
-    logs = sa.create_engine(f"sqlite:///{folder / 'newer-logs.db'}")
+    logs = sa.create_engine(f"sqlite:///{directory / 'newer-logs.db'}")
     tables.create_all(logs)
     with logs.begin() as connection:
         connection.execute(log_store.insert().values(id=1, schema_version=99, probes=0))
     logs.dispose()
     ca = trustme.CA()
-    ca.cert_pem.write_to_path(folder / "ca.pem")
+    ca.cert_pem.write_to_path(directory / "ca.pem")
     for name in ("one", "other"):
         certificate = ca.issue_cert("localhost")
-        certificate.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
-        certificate.private_key_pem.write_to_path(folder / f"{name}.key")
-    key = pem.load_pem_private_key((folder / "one.key").read_bytes(), None)
+        certificate.cert_chain_pems[0].write_to_path(directory / f"{name}.pem")
+        certificate.private_key_pem.write_to_path(directory / f"{name}.key")
+    key = pem.load_pem_private_key((directory / "one.key").read_bytes(), None)
     for name, form in (("encrypted", pem.PrivateFormat.PKCS8), ("old", pem.PrivateFormat.TraditionalOpenSSL)):
         encrypted = key.private_bytes(pem.Encoding.PEM, form, pem.BestAvailableEncryption(b"x"))
-        (folder / f"{name}.key").write_bytes(encrypted)
+        (directory / f"{name}.key").write_bytes(encrypted)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    make_files(folder)
-    for path in folder.iterdir():
+    directory = tmp_path_factory.mktemp("files")
+    make_files(directory)
+    for path in directory.iterdir():
         path.chmod(0o700 if path.is_dir() else 0o600)  # a key that all can read would be warned of
-    return folder
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -101,15 +101,15 @@ CASES = [
     ("authsvc migrate", {KEYS: f"postgresql://ann:{SECRET}@no-such-host.invalid/x"}, 3, "cannot answer now: "),
     # A file of SQLite that is something else.
     *(("authsvc migrate", {KEYS: f"sqlite:///{{}}/{name}"}, 2, f"{KEYS}: .*/{name}: ")
-      for name in ("folder", "file/x.db", "garbage.db", "none/x.db")),
+      for name in ("directory", "file/x.db", "garbage.db", "none/x.db")),
     *(("httpbridge serve", {LOGS: f"sqlite:///{{}}/{name}"}, 2, f"{LOGS}: .*/{name}: ")
-      for name in ("folder", "file/x.db", "garbage.db", "none/x.db")),
+      for name in ("directory", "file/x.db", "garbage.db", "none/x.db")),
     *(("httpbridge logs demo", {LOGS: f"sqlite:///{{}}/{name}"}, 2, f"{LOGS}: ")
-      for name in ("folder", "garbage.db", "none.db", "newer-logs.db")),
+      for name in ("directory", "garbage.db", "none.db", "newer-logs.db")),
     ("authsvc serve", {KEYS: "sqlite:///{}/garbage.db"}, 2, f"{KEYS}: .*/garbage.db: file is not a database"),
     *((command, {KEYS: "sqlite:///{}/newer-keys.db"}, 2, "made by a newer authsvc") for command in KEY_COMMANDS),
     ("httpbridge serve", {LOGS: "sqlite:///{}/newer-logs.db"}, 2, "made by a newer httpbridge"),
-    # The state folder and the tokens in it.
+    # The state directory and the tokens in it.
     *((command, {f"{command.split()[0].upper()}_STATE_DIR": "{}/file"}, 2, "_STATE_DIR: .*/file: ") for command in
       ("authsvc serve", "authsvc migrate", "httpbridge serve", "httpbridge dashboard", "httpbridge sign-in-link")),
     ("authsvc serve", {"AUTHSVC_STATE_DIR": "/proc/a\nb"}, 2, "AUTHSVC_STATE_DIR: /proc/a\N{REPLACEMENT CHARACTER}b: "),
@@ -123,7 +123,7 @@ CASES = [
     # Certificates and keys.
     *((f"{name.lower()} serve", {f"{name}_TLS_CERT": f"{{}}/{cert}", f"{name}_TLS_KEY": f"{{}}/{key}"}, 2, message)
       for name in ("AUTHSVC", "HTTPBRIDGE") for cert, key, message in [
-        ("none.pem", "one.key", "_TLS_CERT: .*No such file"), ("one.pem", "folder", "_TLS_KEY: .*Is a directory"),
+        ("none.pem", "one.key", "_TLS_CERT: .*No such file"), ("one.pem", "directory", "_TLS_KEY: .*Is a directory"),
         ("one.pem", "other.key", TLS), ("one.pem", "encrypted.key", TLS), ("one.pem", "old.key", TLS),
         ("file", "one.key", TLS), ("one.pem", "file", TLS),
     ]),
@@ -148,7 +148,7 @@ CASES = [
 def test_what_is_wrong_is_one_line(
     system: System, files: Path, taken: str, command: str, variables: dict[str, str], status: int, message: str
 ) -> None:
-    """`{}` stands for the folder of files, and TAKEN for an address that somebody listens on."""
+    """`{}` stands for the directory of files, and TAKEN for an address that somebody listens on."""
     filled = {
         name: value.replace("{}", str(files)).replace("TAKEN", taken).replace("LONG", "x" * 100)
         for name, value in ({"AUTHSVC_ALLOW_INSECURE": "true", "HTTPBRIDGE_ALLOW_INSECURE": "true"} | variables).items()
@@ -222,7 +222,7 @@ def limited(system: System, limits: str, command: str) -> subprocess.CompletedPr
     return subprocess.run(
         ["sh", "-c", f'{limits}; exec "$0" "$@"', BIN / name, *arguments],
         env=system.environment(PYTHONDONTWRITEBYTECODE="1"),
-        cwd=system.folder,
+        cwd=system.directory,
         capture_output=True,
         text=True,
         timeout=DEADLINE_SECONDS,
@@ -261,12 +261,12 @@ def test_a_service_serves_where_nobody_reads_that_it_listens(
 ) -> None:
     port = free_port()
     name, argument = command.split()
-    stderr = system.folder / "stderr"
+    stderr = system.directory / "stderr"
     with stderr.open("wb") as said:
         service = subprocess.Popen(
             ["sh", "-c", f'exec "$0" "$@" {stream}', BIN / name, argument],
             env=system.environment(**{variable: f"127.0.0.1:{port}", "HTTPBRIDGE_WORKERS": workers}),
-            cwd=system.folder,
+            cwd=system.directory,
             stderr=said,
         )
     try:

@@ -107,7 +107,7 @@ async def test_plain_http_to_an_https_port_is_not_answered(system: System, serve
 async def test_what_does_not_fit_is_one_clear_line_and_a_503(
     guarded: System, servers: Authority, clients: Authority, fault: str, line: str
 ) -> None:
-    stranger = Authority(guarded.folder, "stranger")
+    stranger = Authority(guarded.directory, "stranger")
     good = clients.certificate("bridge")
     expired = clients.certificate("bridge", not_after=datetime.now(UTC) - timedelta(days=1))
     ca, certificate = {

@@ -260,7 +260,7 @@ def test_a_worker_is_not_for_people_to_start(system: System) -> None:
 
 
 async def test_workers_serve_tls(system: System) -> None:
-    servers, clients = Authority(system.folder, "servers"), Authority(system.folder, "clients")
+    servers, clients = Authority(system.directory, "servers"), Authority(system.directory, "clients")
     certificate, key = servers.certificate("localhost", "127.0.0.1")
     mine, my_key = clients.certificate("tests")
     system.variables |= {
@@ -272,10 +272,10 @@ async def test_workers_serve_tls(system: System) -> None:
     await system.key_service(AUTHSVC_LISTEN=f"localhost:{free_port()}")
     bridge = await system.bridge(HTTPBRIDGE_LISTEN=f"localhost:{free_port()}", HTTPBRIDGE_LOG_LEVEL="debug")
     assert bridge.is_tls
-    raw_key = system.run("authsvc", "issue", "demo").stdout.strip()
+    api_key = system.run("authsvc", "issue", "demo").stdout.strip()
 
     async def each_has_answered() -> bool:
-        assert (await post(bridge.address, raw_key, tls=servers.client_context())).status == 200
+        assert (await post(bridge.address, api_key, tls=servers.client_context())).status == 200
         return have_answered(bridge, "status=200")
 
     await until("each worker answers", each_has_answered)

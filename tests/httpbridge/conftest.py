@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
-from authsvc.client.api_key import Digest, RawKey
+from authsvc.client.api_key import ApiKey, Digest
 from authsvc.client.verdict_cache import sendable_origin
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
@@ -62,10 +62,10 @@ class FakeValidator:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    def cached(self, api_key: RawKey, origin: str | None) -> Decision | None:
+    def cached(self, api_key: ApiKey, origin: str | None) -> Decision | None:
         return self._decide(api_key, origin) if self.remembers else None
 
-    async def validate(self, api_key: RawKey, origin: str | None) -> Decision:
+    async def validate(self, api_key: ApiKey, origin: str | None) -> Decision:
         self.asked.append((api_key.digest, origin))
         self.is_asked.set()
         await self.gate.wait()
@@ -74,7 +74,7 @@ class FakeValidator:
         return self._decide(api_key, origin)
 
     @staticmethod
-    def _decide(api_key: RawKey, origin: str | None) -> Decision:
+    def _decide(api_key: ApiKey, origin: str | None) -> Decision:
         key_id = KEY_IDS.get(api_key.reveal())
         if key_id is None:
             return Decision(Verdict.INVALID_KEY, "", "")

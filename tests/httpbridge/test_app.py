@@ -159,7 +159,7 @@ async def test_a_tls_file_that_is_missing_is_named(config: Config, tmp_path: Pat
 
 
 def test_what_the_bridge_writes_is_its_users_alone(tmp_path: Path) -> None:
-    """Though the folder is open to others, and the mask of whoever starts it lets them read."""
+    """Though the directory is open to others, and the mask of whoever starts it lets them read."""
     tmp_path.chmod(0o755)
     environ = os.environ | {"HTTPBRIDGE_LISTEN": "127.0.0.1:0", "HTTPBRIDGE_STATE_DIR": str(tmp_path)}
     command = [str(Path(sys.executable).parent / "httpbridge"), "serve"]

@@ -15,7 +15,7 @@ from httpbridge.errors import (
     UnsupportedEncodingError,
 )
 from httpbridge.http import bodies
-from httpbridge.http.bodies import Budget, Encoding, Share
+from httpbridge.http.bodies import Budget, Encoding, Reservation
 from httpbridge.ingest.rate_limit import RateLimit
 from tests.httpbridge.conftest import FakeClock
 
@@ -27,7 +27,7 @@ def uncounted(_count: int) -> None:
     """Whoever needs no rate limit."""
 
 
-def share(budget_bytes: int = 2**30) -> Share:
+def share(budget_bytes: int = 2**30) -> Reservation:
     return Budget(budget_bytes, budget_bytes).share("key", uncounted)
 
 

@@ -442,7 +442,7 @@ async def test_counts_of_origins_leave_a_store_alone_that_took_the_others_place(
         assert size(str(files[1])) > 0
 
 
-async def test_no_checkpoint_makes_a_file_in_the_place_of_one_that_is_gone(
+async def test_no_checkpoint_makes_a_file_in_the_place_of_one_that_is_released(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 0)

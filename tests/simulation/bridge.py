@@ -1,6 +1,6 @@
 """Bridges: what the watcher and the validator do around the real `Holder` and the real cache, in virtual time.
 
-A host outlives its processes: it is paused, its processes are killed or say goodbye,
+A host outlives its processes: it is paused, its processes are killed or release the lease,
 and the next one starts with a holder id of its own.
 """
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, StreamBrokenError, Verdicts
-from authsvc.client.lease_messages import Event, Renewal
+from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer, Decision
 from tests.simulation.checker import Request
@@ -74,17 +74,17 @@ class Stream:
         self.process = process
         self.replica = replica
         self.number = number
-        self.last: Renewal | None = None
+        self.last: KeepAlive | None = None
         self.up = Pipe(world.schedule, world.network, host.name, replica.name)
         self.down = Pipe(world.schedule, world.network, replica.name, host.name)
 
     def __repr__(self) -> str:
         return f"{self.process}/{self.number}"
 
-    def ask(self, renewal: Renewal) -> None:
-        """Hand a renewal to the transport."""
-        self.last = renewal
-        self.up.send(self.replica.receive, self, renewal)
+    def ask(self, keep_alive: KeepAlive) -> None:
+        """Hand a keep-alive to the transport."""
+        self.last = keep_alive
+        self.up.send(self.replica.receive, self, keep_alive)
 
     def come_late(self) -> None:
         """Let what the stream held back when it was given up come after all, now and then."""
@@ -199,11 +199,11 @@ class Process:
 
     def connect(self) -> None:
         """Open a stream to some replica."""
-        if self.stream is not None or self.holder.is_gone:
+        if self.stream is not None or self.holder.is_released:
             return
-        number, renewal = self.holder.open(self.clock())
+        number, keep_alive = self.holder.open(self.clock())
         self.stream = Stream(self, self.pick_replica(), number)
-        self.stream.ask(renewal)
+        self.stream.ask(keep_alive)
         self._arm()
         self.world.stream_opened()
 
@@ -254,18 +254,18 @@ class Process:
         self.world.schedule.after(seconds / self.clock.rate, self.take, action, *arguments)
 
     def stop(self) -> None:
-        """Rule 7: say goodbye, serve what comes for a moment without a cache, and end."""
+        """Rule 7: release the lease, serve what comes for a moment without a cache, and end."""
         if self.stream is not None and self.world.random.random() < 0.3:  # what an abandoned stream held back
             late = self.holder.renew(self.clock())
             self.world.schedule.after(self.world.random.random() * 2.0, self.stream.replica.receive, self.stream, late)
-        stream = self.stream_for_goodbye()
-        renewal = self.holder.goodbye()
+        stream = self.stream_for_release()
+        keep_alive = self.holder.release()
         if stream is not None:
-            stream.ask(renewal)
+            stream.ask(keep_alive)
         self._later(self.world.random.random(), self.die)
 
-    def stream_for_goodbye(self) -> Stream | None:
-        """Return the stream that is open; without one, another for the goodbye alone: renewals have been sent."""
+    def stream_for_release(self) -> Stream | None:
+        """Return the stream that is open; without one, another for the release alone: keep-alives have been sent."""
         return self.stream or Stream(self, self.pick_replica(), 0)
 
     def die(self) -> None:

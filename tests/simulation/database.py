@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from authsvc.client.api_key import Digest
-from authsvc.client.lease_messages import ChangeEvent, Renewal
+from authsvc.client.lease_messages import ChangeEvent, KeepAlive
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 from authsvc.storage.lease_rows import LeaseRow, StoreState
 from tests.simulation.schedule import Clock
@@ -63,7 +63,7 @@ class Database:
         self.project_ids: dict[Digest, str] = {}
         """Of every key that was ever issued."""
         self.gone: set[str] = set()
-        """The holders whose goodbye was committed, for the checker."""
+        """The holders whose release was committed, for the checker."""
         self.lost_versions: set[int] = set()
         """What was committed and is no more."""
         self.lost: set[str] = set()
@@ -77,35 +77,35 @@ class Database:
         """Return until when a lease that is granted now blocks revocations."""
         return self.clock.time_after(min(self._lease_seconds, lease_seconds_max) + self._margin_seconds)
 
-    def renew(self, renewal: Renewal, expire_time: datetime) -> bool:
+    def renew(self, keep_alive: KeepAlive, expire_time: datetime) -> bool:
         """Insert or update a holder's lease; return whether it was not refused."""
-        row = self.rows.get(renewal.holder_id)
+        row = self.rows.get(keep_alive.holder_id)
         if row is not None and self.refuses(row):
             return False
-        epoch, revision = renewal.epoch, renewal.applied_revision
+        epoch, revision = keep_alive.epoch, keep_alive.applied_revision
         if row is not None:
-            epoch, revision = self.acknowledged(row, renewal)
+            epoch, revision = self.acknowledged(row, keep_alive)
             expire_time = max(expire_time, row.expire_time)
-        self.rows[renewal.holder_id] = LeaseRow(
-            renewal.holder_id, renewal.name, epoch, revision, expire_time, expire_time, renewal.is_goodbye
+        self.rows[keep_alive.holder_id] = LeaseRow(
+            keep_alive.holder_id, keep_alive.name, epoch, revision, expire_time, expire_time, keep_alive.is_release
         )
-        if renewal.is_goodbye:
-            self.gone.add(renewal.holder_id)
+        if keep_alive.is_release:
+            self.gone.add(keep_alive.holder_id)
         if len(self.rows) > _SWEEP_ROWS:
             self._sweep()
         return True
 
     def refuses(self, row: LeaseRow) -> bool:
-        """Rule 7: nobody comes back after a goodbye."""
-        return row.is_gone
+        """Rule 7: nobody comes back after a release."""
+        return row.is_released
 
-    def acknowledged(self, row: LeaseRow, renewal: Renewal) -> tuple[str, int]:
+    def acknowledged(self, row: LeaseRow, keep_alive: KeepAlive) -> tuple[str, int]:
         """Rule 9: what a row acknowledges never goes down within an epoch, nor goes back to another."""
-        if row.epoch == renewal.epoch:
-            return row.epoch, max(row.acknowledged_revision, renewal.applied_revision)
+        if row.epoch == keep_alive.epoch:
+            return row.epoch, max(row.acknowledged_revision, keep_alive.applied_revision)
         if row.epoch == self.epoch:
             return row.epoch, row.acknowledged_revision
-        return renewal.epoch, renewal.applied_revision
+        return keep_alive.epoch, keep_alive.applied_revision
 
     def _sweep(self) -> None:
         now = self.clock.time()
@@ -186,7 +186,7 @@ class Database:
         """Make revocations wait for the leases that were lost: a row stands in for their holders until they ended."""
         holder_id = f"lost-{self.version}"
         expire_time = self.expiry()
-        self.rows[holder_id] = LeaseRow(holder_id, "lost", "", 0, expire_time, expire_time, is_gone=False)
+        self.rows[holder_id] = LeaseRow(holder_id, "lost", "", 0, expire_time, expire_time, is_released=False)
         self.lost.add(holder_id)
 
     def next_epoch(self) -> str:

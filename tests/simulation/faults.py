@@ -102,7 +102,7 @@ class Trouble:
             if (
                 process is not None
                 and world.schedule.now - process.started_at > 3.0
-                and not process.holder.is_gone
+                and not process.holder.is_released
                 and not process.holder.is_live(host.clock())
             ):
                 world.checker.stalled(f"{process} has no lease though all is well")

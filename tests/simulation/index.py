@@ -1,4 +1,4 @@
-"""The index of a replica: what `key_cache` does around the real `KnownKeys` and the real `Holder`, in virtual time.
+"""The index of a replica: what `key_cache` does around the real `KeyCache` and the real `Holder`, in virtual time.
 
 It is a holder like a bridge's process, with a stream to its own replica, and answers
 what bridges ask. It comes and goes, as load does.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder
 from authsvc.client.verdicts import Answer
-from authsvc.revocation.key_cache import LEASE_SECONDS_MAX, KnownKeys
+from authsvc.revocation.key_cache import LEASE_SECONDS_MAX, KeyCache
 from tests.simulation.bridge import Host, Process, Stream
 from tests.simulation.database import Project, answer_for
 
@@ -22,7 +22,7 @@ class IndexProcess(Process):
 
     def __init__(self, host: Host, replica: "Replica") -> None:
         self._replica = replica
-        self.known: KnownKeys[Project] = KnownKeys()
+        self.known: KeyCache[Project] = KeyCache()
         self._versions: dict[Digest, int] = {}
         """Of the state that each digest was read by, for the checker."""
         super().__init__(host.world, host)
@@ -33,7 +33,7 @@ class IndexProcess(Process):
     def pick_replica(self) -> "Replica":
         return self._replica
 
-    def stream_for_goodbye(self) -> Stream | None:
+    def stream_for_release(self) -> Stream | None:
         """Return the stream that is open: without one, its short lease soon ends by itself."""
         return self.stream
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, Verdicts
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdicts import Answer
 from authsvc.revocation.leases import Propagation, WatchSession
 from authsvc.storage.lease_rows import LeaseRow, StoreState
@@ -22,26 +22,28 @@ from tests.simulation.world import Protocol
 class RevisionBeforeCommit(Replica):
     """The revision is read in the transaction that commits the lease."""
 
-    def begin(self, stream: Stream, renewal: Renewal) -> None:
+    def begin(self, stream: Stream, keep_alive: KeepAlive) -> None:
         database = self.world.database
-        self._then(self._commit_with, stream, renewal, database.expiry(renewal.lease_seconds_max), database.state())
+        self._then(
+            self._commit_with, stream, keep_alive, database.expiry(keep_alive.lease_seconds_max), database.state()
+        )
 
     def _commit_with(
-        self, run: int, stream: Stream, renewal: Renewal, expire_time: datetime, state: StoreState
+        self, run: int, stream: Stream, keep_alive: KeepAlive, expire_time: datetime, state: StoreState
     ) -> None:
-        if not self._is_void(run) and self.world.database.renew(renewal, expire_time) and not renewal.is_goodbye:
-            self.answer(stream, renewal, state)
+        if not self._is_void(run) and self.world.database.renew(keep_alive, expire_time) and not keep_alive.is_release:
+            self.answer(stream, keep_alive, state)
 
 
 class GrantBeforeCommit(Replica):
     """The grant is sent while its lease is being committed."""
 
-    def begin(self, stream: Stream, renewal: Renewal) -> None:
-        if not renewal.is_goodbye:
-            self.answer(stream, renewal, self.world.database.state())
-        super().begin(stream, renewal)
+    def begin(self, stream: Stream, keep_alive: KeepAlive) -> None:
+        if not keep_alive.is_release:
+            self.answer(stream, keep_alive, self.world.database.state())
+        super().begin(stream, keep_alive)
 
-    def read_state(self, run: int, stream: Stream, renewal: Renewal) -> None:
+    def read_state(self, run: int, stream: Stream, keep_alive: KeepAlive) -> None:
         """Do nothing more."""
 
 
@@ -122,7 +124,7 @@ class UnfencedIndex(IndexProcess):
     """An index keeps whatever was read."""
 
     def may_fill(self, revision: int, epoch: str) -> bool:
-        return not self.holder.is_gone
+        return not self.holder.is_released
 
 
 class RevisionAfterVerdict(Replica):
@@ -161,7 +163,7 @@ class _ValidOnly:
 
 
 class AcknowledgesFirst(Holder):
-    """A change is counted and acknowledged, and voids when the next event comes."""
+    """A change is counted and acknowledged, and invalidates when the next event comes."""
 
     _late: tuple[Digest, ...] = ()
 
@@ -173,7 +175,7 @@ class AcknowledgesFirst(Holder):
 
 
 class CountsNothing(Holder):
-    """A change voids, and the acknowledgement says nothing of it until the next renewal is due."""
+    """A change invalidates, and the acknowledgement says nothing of it until the next keep-alive is due."""
 
     def _apply(self, change: ChangeEvent) -> bool:
         super()._apply(change)
@@ -220,11 +222,11 @@ class ResetsLower(Holder):
 class ResetsFromPoll(Replica):
     """A reset carries what the replica's feed has got to, which may be older than what the holder has applied."""
 
-    def answer(self, stream: Stream, renewal: Renewal, state: StoreState) -> None:
+    def answer(self, stream: Stream, keep_alive: KeepAlive, state: StoreState) -> None:
         session = self.sessions.get(stream)
         if session is None:
             session = self.sessions[stream] = self.world.protocol.session(self.world.setting.lease_seconds)
-        for event in session.renewed(renewal, replace(state, revision=min(self.known, state.revision))):
+        for event in session.renewed(keep_alive, replace(state, revision=min(self.known, state.revision))):
             stream.push(replace(event, revision=state.revision) if isinstance(event, LeaseEvent) else event)
         self._push(stream, session)
 
@@ -246,10 +248,10 @@ class NobodyStandsIn(Database):
 class SendsNothingMissed(WatchSession):
     """A stream begins with the changes from now on, and no reset."""
 
-    def renewed(self, renewal: Renewal, state: StoreState) -> list[Event]:
-        if self.position is None and renewal.epoch == state.epoch:
+    def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[Event]:
+        if self.position is None and keep_alive.epoch == state.epoch:
             self.position = state.revision
-        return super().renewed(renewal, state)
+        return super().renewed(keep_alive, state)
 
 
 class NeverGivesUp(Holder):
@@ -260,11 +262,11 @@ class NeverGivesUp(Holder):
 
 
 class UsesCacheAfterGoodbye(Holder):
-    """Goodbye is said before the cache is given up."""
+    """Release is said before the cache is given up."""
 
-    def goodbye(self) -> Renewal:
+    def release(self) -> KeepAlive:
         self._sequence += 1
-        return Renewal(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_goodbye=True)
+        return KeepAlive(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_release=True)
 
 
 class NoGoodbye(Process):
@@ -277,12 +279,12 @@ class NoGoodbye(Process):
 class SilentDuringBackOff(StopsDuringBackOff):
     """Without an open stream a process just ends."""
 
-    def stream_for_goodbye(self) -> Stream | None:
+    def stream_for_release(self) -> Stream | None:
         return self.stream
 
 
 class ComesBackAfterGoodbye(Database):
-    """A late renewal is granted though the holder said goodbye."""
+    """A late keep-alive is granted though the holder released its lease."""
 
     def refuses(self, row: LeaseRow) -> bool:
         return False
@@ -298,7 +300,7 @@ class SharedHolderId(Process):
 class SequencesPerStream(Holder):
     """Each stream counts from one, and an abandoned stream's messages are taken for the current one's."""
 
-    def open(self, now: float) -> tuple[int, Renewal]:
+    def open(self, now: float) -> tuple[int, KeepAlive]:
         self._sequence = 0
         return super().open(now)
 
@@ -307,23 +309,23 @@ class SequencesPerStream(Holder):
 
 
 class AcknowledgesLower(Database):
-    """A late renewal sets the acknowledged revision back."""
+    """A late keep-alive sets the acknowledged revision back."""
 
-    def acknowledged(self, row: LeaseRow, renewal: Renewal) -> tuple[str, int]:
-        return renewal.epoch, renewal.applied_revision
+    def acknowledged(self, row: LeaseRow, keep_alive: KeepAlive) -> tuple[str, int]:
+        return keep_alive.epoch, keep_alive.applied_revision
 
 
 class GoesBackToNoEpoch(Database):
-    """A late renewal from before the first reset, which acknowledges nothing, replaces what was acknowledged since."""
+    """A late keep-alive from before the first reset, which acknowledges nothing, replaces what was acknowledged."""
 
-    def acknowledged(self, row: LeaseRow, renewal: Renewal) -> tuple[str, int]:
-        if row.epoch == renewal.epoch:
-            return super().acknowledged(row, renewal)
-        return renewal.epoch, renewal.applied_revision
+    def acknowledged(self, row: LeaseRow, keep_alive: KeepAlive) -> tuple[str, int]:
+        if row.epoch == keep_alive.epoch:
+            return super().acknowledged(row, keep_alive)
+        return keep_alive.epoch, keep_alive.applied_revision
 
 
 class RepeatsItself(Process):
-    """The network holds a copy of the first renewal back for a while, which harms nothing else."""
+    """The network holds a copy of the first keep-alive back for a while, which harms nothing else."""
 
     def connect(self) -> None:
         super().connect()
@@ -358,7 +360,7 @@ class EarliestExpiry(Propagation):
 
 
 class ExtendedByRenewals(Propagation):
-    """Renewals of a holder that is behind extend what is waited for."""
+    """Keep-alives of a holder that is behind extend what is waited for."""
 
     def update(self, rows: list[LeaseRow], state: StoreState) -> None:  # type: ignore[override]
         super().update(rows, state)
@@ -414,7 +416,7 @@ MUTATIONS = (
     Mutation("4", "revision read after the verdict", _SAFETY, Protocol(replica=RevisionAfterVerdict)),
     Mutation("4", "all who wait use an answer that is not cached", _SAFETY, Protocol(process=SharedAnswer)),
     Mutation("5", "negative verdicts outlive changes", _SAFETY, Protocol(holder=_valid_only)),
-    Mutation("5", "acknowledged before voided", _SAFETY, _holder(AcknowledgesFirst)),
+    Mutation("5", "acknowledged before invalidated", _SAFETY, _holder(AcknowledgesFirst)),
     Mutation("5", "not acknowledged at once", _PROGRESS, _holder(CountsNothing)),
     Mutation("6", "reset keeps the cache", _SAFETY, _holder(KeepsCacheOnReset)),
     Mutation("6", "gaps ignored", _SAFETY, _holder(IgnoresGaps)),
@@ -430,22 +432,22 @@ MUTATIONS = (
     Mutation("6", "lost leases not waited for", _SAFETY, Protocol(database=NobodyStandsIn)),
     Mutation("6", "what was missed is not sent", _PROGRESS, Protocol(session=SendsNothingMissed)),
     Mutation("6", "silent stream kept", _PROGRESS, _holder(NeverGivesUp)),
-    Mutation("7", "cache used after goodbye", _SAFETY, _holder(UsesCacheAfterGoodbye)),
-    Mutation("7", "no goodbye", _PROGRESS, Protocol(process=NoGoodbye)),
-    Mutation("7", "no goodbye unless a stream is open", _PROGRESS, Protocol(process=SilentDuringBackOff)),
-    Mutation("7", "renewals after goodbye granted", _PROGRESS, Protocol(database=ComesBackAfterGoodbye)),
+    Mutation("7", "cache used after release", _SAFETY, _holder(UsesCacheAfterGoodbye)),
+    Mutation("7", "no release", _PROGRESS, Protocol(process=NoGoodbye)),
+    Mutation("7", "no release unless a stream is open", _PROGRESS, Protocol(process=SilentDuringBackOff)),
+    Mutation("7", "keep-alives after release granted", _PROGRESS, Protocol(database=ComesBackAfterGoodbye)),
     Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
     Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),
     Mutation("9", "acknowledged revision goes down", _PROGRESS, Protocol(database=AcknowledgesLower)),
     Mutation(
         "9",
-        "late renewal goes back to no epoch",
+        "late keep-alive goes back to no epoch",
         _PROGRESS,
         Protocol(database=GoesBackToNoEpoch, process=RepeatsItself),
     ),
     Mutation("10", "clock read before the leases", _SAFETY, Protocol(replica=ClockBeforeRows)),
     Mutation("10", "earliest expiry instead of the latest", _SAFETY, Protocol(propagation=EarliestExpiry)),
-    Mutation("10", "extended by later renewals", _PROGRESS, Protocol(propagation=ExtendedByRenewals)),
+    Mutation("10", "extended by later keep-alives", _PROGRESS, Protocol(propagation=ExtendedByRenewals)),
     Mutation("11", "retried mutation does not wait", _SAFETY, Protocol(replica=RetryDoesNotWait)),
     Mutation("12", "no margin", _SAFETY, Protocol(margin_factor=0.0)),
     Mutation("12", "drift beyond the margin", _SAFETY, Protocol(drift_factor=3.0)),

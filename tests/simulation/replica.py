@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from authsvc.client.api_key import Digest
-from authsvc.client.lease_messages import Renewal
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.revocation.leases import Propagation, WatchSession
 from authsvc.storage.lease_rows import LeaseRow, StoreState
 from tests.simulation.bridge import Flight, Host, Process, Stream
@@ -32,12 +32,12 @@ class Call:
     next_digest: Digest
     wait_seconds: float
     must_be_prompt: bool
-    """All is well: nobody who is alive, or said goodbye, may be pending at the end."""
+    """All is well: nobody who is alive, or released its lease, may be pending at the end."""
     started_at: float
     origins: tuple[str, ...] = ()
     ends_at: float = 0.0
     read_at: float = 0.0
-    """When the leases were first read: no renewal after that counts."""
+    """When the leases were first read: no keep-alive after that counts."""
     versions: dict[Digest, int] = field(default_factory=dict)
     revision: int = 0
     propagation: Propagation | None = None
@@ -97,7 +97,7 @@ class Replica:
             self.index.connect()
 
     def retire_index(self) -> None:
-        """Say goodbye: there is no load for a while."""
+        """Release the lease: there is no load for a while."""
         if self.index is not None and not self.index_host.is_paused:
             if not self.world.is_recovered:
                 self.world.unannounced.add(self.index.holder.holder_id)
@@ -123,42 +123,42 @@ class Replica:
 
     # Watch
 
-    def receive(self, stream: Stream, renewal: Renewal) -> None:
-        """Begin to answer a renewal; messages of one stream are handled side by side, which is harder than in turn."""
+    def receive(self, stream: Stream, keep_alive: KeepAlive) -> None:
+        """Begin to answer a keep-alive; messages of a stream are handled side by side, which is harder than in turn."""
         if not self.is_up:
             stream.end()
             return
-        self.begin(stream, renewal)
+        self.begin(stream, keep_alive)
 
-    def begin(self, stream: Stream, renewal: Renewal) -> None:
+    def begin(self, stream: Stream, keep_alive: KeepAlive) -> None:
         """Take the first step: the statement reads the clock, and its row is seen when it is committed."""
-        expire_time = self.world.database.expiry(renewal.lease_seconds_max)
-        self._then(self.commit_lease, stream, renewal, expire_time)
+        expire_time = self.world.database.expiry(keep_alive.lease_seconds_max)
+        self._then(self.commit_lease, stream, keep_alive, expire_time)
 
-    def commit_lease(self, run: int, stream: Stream, renewal: Renewal, expire_time: datetime) -> None:
+    def commit_lease(self, run: int, stream: Stream, keep_alive: KeepAlive, expire_time: datetime) -> None:
         """Rule 1: commit the lease, and read the revision in a later transaction."""
         if self._is_void(run) and self.world.random.random() < 0.5:
             return
-        is_granted = self.world.database.renew(renewal, expire_time)
+        is_granted = self.world.database.renew(keep_alive, expire_time)
         if self._is_void(run):
             return
-        if is_granted and not renewal.is_goodbye:
-            self._then(self.read_state, stream, renewal)
+        if is_granted and not keep_alive.is_release:
+            self._then(self.read_state, stream, keep_alive)
         else:
             self.sessions.pop(stream, None)
             stream.end()
 
-    def read_state(self, run: int, stream: Stream, renewal: Renewal) -> None:
+    def read_state(self, run: int, stream: Stream, keep_alive: KeepAlive) -> None:
         """Read the state and answer by it."""
         if not self._is_void(run):
-            self.answer(stream, renewal, self.world.database.state())
+            self.answer(stream, keep_alive, self.world.database.state())
 
-    def answer(self, stream: Stream, renewal: Renewal, state: StoreState) -> None:
+    def answer(self, stream: Stream, keep_alive: KeepAlive, state: StoreState) -> None:
         """Send what the session gives."""
         session = self.sessions.get(stream)
         if session is None:
             session = self.sessions[stream] = self.world.protocol.session(self.world.setting.lease_seconds)
-        for event in session.renewed(renewal, state):
+        for event in session.renewed(keep_alive, state):
             stream.push(event)
         self._push(stream, session)
 

@@ -11,7 +11,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from authsvc.client.lease_messages import Renewal
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Answer
 from authsvc.storage.lease_rows import LeaseRow, StoreState
 
@@ -78,12 +78,12 @@ def _shown(argument: Any) -> str:
             return argument.decode()
         case list() | tuple():
             return "(" + ", ".join(map(_shown, argument)) + ")"
-        case Renewal():
+        case KeepAlive():
             text = f"{argument.holder_id}#{argument.sequence} applied {argument.applied_revision} {argument.epoch}"
-            return text + (" goodbye" if argument.is_goodbye else "")
+            return text + (" release" if argument.is_release else "")
         case LeaseRow():
             text = f"{argument.holder_id} acknowledged {argument.acknowledged_revision} {argument.epoch}"
-            return text + (" gone" if argument.is_gone else f" until {_shown(argument.expire_time)}")
+            return text + (" gone" if argument.is_released else f" until {_shown(argument.expire_time)}")
         case StoreState():
             return f"revision {argument.revision} {argument.epoch} {_shown(argument.time)}"
         case Answer():

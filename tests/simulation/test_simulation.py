@@ -51,7 +51,7 @@ def test_the_steps_say_something(totals: Totals) -> None:
 
 
 def test_nobody_waits_for_who_stopped_while_no_stream_was_open() -> None:
-    """Rule 7: the goodbye is said on one more."""
+    """Rule 7: the release is said on one more."""
     for seed in range(20):
         outcome = simulate(seed, _STEPS_PER_SEED, Protocol(process=StopsDuringBackOff))
         assert outcome.violation is None, outcome.report

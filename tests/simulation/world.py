@@ -112,7 +112,7 @@ class World:
         self.replicas = [protocol.replica(self, f"replica-{number}") for number in range(setting.replicas)]
         self.hosts = [Host(self, f"bridge-{number}", self.make_clock()) for number in range(setting.hosts)]
         self.unannounced: set[str] = set()
-        """The holders that ended without a goodbye that can be counted on."""
+        """The holders that ended without a release that can be counted on."""
         self.is_recovered = False
         """All has been well for so long that the protocol must have recovered."""
         self._ids = 0

@@ -1,4 +1,4 @@
-"""Project > Settings > API Keys: the key in use, Revoke, the history; and the page that shows a raw key once."""
+"""Project > Settings > API Keys: the key in use, Revoke, the history; and the page that shows an API key once."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class PastKey:
 
 
 class KeyReveal:
-    """Shows a raw key, as the answer to the form that made it: the key is in no URL, cache or history."""
+    """Shows an API key, as the answer to the form that made it: the key is in no URL, cache or history."""
 
     def __init__(self, pages: Pages, clients_url: str) -> None:
         """`clients_url` is where clients reach the bridge."""
@@ -28,17 +28,17 @@ class KeyReveal:
 
     def page(self, request: web.Request, project_id: str, issued: Issued, revoked: Revoked | None) -> web.Response:
         """Return the page; `revoked` when the key takes another's place."""
-        raw_key = issued.raw_key.reveal()
+        api_key = issued.api_key.reveal()
         return self._pages.render(
             request,
-            "raw_key.html",
+            "api_key.html",
             project_id=project_id,
-            raw_key=raw_key,
+            api_key=api_key,
             key=issued.key,
             revoked_key=revoked.revoked_key if revoked else None,
             propagation=issued.propagation,
-            env_lines=f"DEEPTRACER_KEY={raw_key}\nNEXT_PUBLIC_DEEPTRACER_KEY={raw_key}",
-            curl_line=curl_line(self._clients_url, raw_key),
+            env_lines=f"DEEPTRACER_KEY={api_key}\nNEXT_PUBLIC_DEEPTRACER_KEY={api_key}",
+            curl_line=curl_line(self._clients_url, api_key),
         )
 
 

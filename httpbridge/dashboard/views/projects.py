@@ -18,7 +18,7 @@ _PROJECT_ID_CHARACTERS_MAX = 63
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the list; no activity when the log store is out of reach."""
+    """A line of the list; no activity when the log store is unavailable."""
 
     project: Project
     activity: Activity | None

@@ -8,7 +8,7 @@ import structlog
 from aiohttp import web
 
 from httpbridge.dashboard.clients import CLIENT
-from httpbridge.dashboard.login_throttle import Attempts, TooManyAttemptsError
+from httpbridge.dashboard.login_throttle import LoginThrottle, TooManyAttemptsError
 from httpbridge.dashboard.middleware import LINK_PATH
 from httpbridge.dashboard.pages import Pages, delete_cookie, read_cookie, session_of, set_cookie
 from httpbridge.dashboard.sessions import LINK_SECONDS, NAME_CHARACTERS_MAX, SESSION_SECONDS, Sessions, parse_name
@@ -32,7 +32,7 @@ class SignIn:
         self,
         sessions: Sessions,
         pages: Pages,
-        attempts: Attempts,
+        attempts: LoginThrottle,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._sessions = sessions

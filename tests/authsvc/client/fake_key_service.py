@@ -11,7 +11,7 @@ import grpc
 import trustme
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.v1 import key_service_pb2 as pb2
 
 Context: TypeAlias = "grpc.aio.ServicerContext[pb2.BatchValidateRequest, pb2.BatchValidateResponse]"
@@ -84,7 +84,7 @@ class Stream:
         """Return the first request that acknowledges the revision."""
         return await self.request(lambda request: request.applied_revision >= revision)
 
-    async def change(self, revision: int, *keys: RawKey) -> None:
+    async def change(self, revision: int, *keys: ApiKey) -> None:
         digests = [key.digest for key in keys]
         await self._send(pb2.WatchResponse(change=pb2.ChangeEvent(revision=revision, key_digests=digests)))
 
@@ -132,7 +132,7 @@ class Stream:
 class FakeKeyService:
     """Answers every call as `answer` or `status` says, once `gate` is open.
 
-    Every renewal gets a lease of `lease_seconds`, after a reset if it is of another epoch; of 0: a test answers.
+    Every keep-alive gets a lease of `lease_seconds`, after a reset if it is of another epoch; of 0: a test answers.
     """
 
     token: str = BRIDGE_TOKEN
@@ -166,7 +166,7 @@ class FakeKeyService:
     epoch: str = "epoch-1"
     revision: int = 1
     lease_seconds: float = 600.0
-    takes_goodbye: bool = True
+    takes_release: bool = True
     streams: list[Stream] = field(default_factory=list)
     _batch_streams_end: asyncio.Event = field(default_factory=asyncio.Event)
     _batch_streams_status: grpc.StatusCode = grpc.StatusCode.OK
@@ -268,8 +268,8 @@ class FakeKeyService:
             await context.abort(status, "the test says so")
 
     async def _renew(self, stream: Stream, request: pb2.WatchRequest) -> None:
-        if request.goodbye:
-            if self.takes_goodbye:
+        if request.release:
+            if self.takes_release:
                 stream.end()
         elif self.lease_seconds:
             if request.epoch != self.epoch:
@@ -281,8 +281,8 @@ class FakeKeyService:
         await self._openings[number].wait()
         return self.streams[number - 1]
 
-    async def mutate(self, *keys: RawKey) -> None:
-        """Commit a change that voids what is known of the keys; return when the last stream's holder acknowledges."""
+    async def mutate(self, *keys: ApiKey) -> None:
+        """Commit a change that invalidates verdicts about keys; return when the last stream's holder acknowledges."""
         self.revision += 1
         await self.streams[-1].change(self.revision, *keys)
         await self.streams[-1].acknowledged(self.revision)

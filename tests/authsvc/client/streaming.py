@@ -2,7 +2,7 @@
 
 import asyncio
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import FixedToken
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
@@ -10,13 +10,13 @@ from authsvc.runtime.environment import Secret
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService
 from tests.authsvc.conftest import Service
 
-KEY = RawKey("dt_0123456789abcdef01234567")
-OTHER = RawKey("dt_76543210fedcba9876543210")
+KEY = ApiKey("dt_0123456789abcdef01234567")
+OTHER = ApiKey("dt_76543210fedcba9876543210")
 TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
 ALLOWED, INVALID = Verdict.ALLOWED, Verdict.INVALID_KEY
 
 
-async def ask(client: KeyClient, key: RawKey = KEY) -> Verdict:
+async def ask(client: KeyClient, key: ApiKey = KEY) -> Verdict:
     """Ask about one key; raise the error if there is no answer."""
     (answer,) = await client.validate([(key, None)])
     if isinstance(answer, KeyServiceUnavailableError):
@@ -32,7 +32,7 @@ async def open_stream(client: KeyClient, service: FakeKeyService) -> None:
     assert service.ways[-1] == "stream"
 
 
-async def asking(client: KeyClient, service: FakeKeyService, key: RawKey = KEY) -> asyncio.Task[Verdict]:
+async def asking(client: KeyClient, service: FakeKeyService, key: ApiKey = KEY) -> asyncio.Task[Verdict]:
     """Begin a question, and return once the service has it."""
     count = len(service.calls) + 1
     task = asyncio.create_task(ask(client, key))

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import TokenFile
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
@@ -43,7 +43,7 @@ async def client(address: Address, clock: Clock, one_channel: None) -> AsyncIter
     await client.close()
 
 
-async def test_the_first_question_goes_by_a_call_and_later_ones_over_one_stream(
+async def test_the_first_lookup_goes_by_a_call_and_later_ones_over_one_stream(
     service: FakeKeyService, client: KeyClient
 ) -> None:
     for _ in range(3):
@@ -63,7 +63,7 @@ async def test_each_connection_has_a_stream_of_its_own(service: FakeKeyService, 
     assert service.batch_streams == len(set(service.peers)) == 4
 
 
-async def test_many_questions_of_a_turn_are_each_answered_by_themselves(
+async def test_many_lookups_of_a_turn_are_each_answered_by_themselves(
     service: FakeKeyService, client: KeyClient
 ) -> None:
     await open_stream(client, service)
@@ -95,7 +95,7 @@ async def test_a_service_that_refuses_streams_is_asked_by_calls_and_for_a_stream
     assert service.batch_streams == 2
 
 
-async def test_another_number_of_answers_than_questions_is_a_fault(service: FakeKeyService, client: KeyClient) -> None:
+async def test_another_number_of_answers_than_lookups_is_a_fault(service: FakeKeyService, client: KeyClient) -> None:
     """Which answer belongs to which key is not known then."""
     await open_stream(client, service)
     service.answers_missing = 1
@@ -119,13 +119,13 @@ async def test_an_answer_that_cannot_be_read_is_asked_for_again_by_a_call(
     assert (service.ways[-1], service.batch_streams) == ("stream", 2)
 
 
-async def test_questions_at_the_same_time_do_not_share_a_stream(service: FakeKeyService, client: KeyClient) -> None:
+async def test_lookups_at_the_same_time_do_not_share_a_stream(service: FakeKeyService, client: KeyClient) -> None:
     """Who finds it taken makes a call, and the stream is there for the next one."""
     await open_stream(client, service)
     service.gate.clear()
-    questions = [await asking(client, service, key) for key in (KEY, OTHER, KEY)]
+    lookups = [await asking(client, service, key) for key in (KEY, OTHER, KEY)]
     service.gate.set()
-    assert await asyncio.gather(*questions) == [ALLOWED, INVALID, ALLOWED]
+    assert await asyncio.gather(*lookups) == [ALLOWED, INVALID, ALLOWED]
     assert await ask(client, OTHER) is INVALID
     assert service.ways == ["call", "stream", "stream", "call", "call", "stream"]
     assert service.batch_streams == 1
@@ -135,7 +135,7 @@ async def test_many_at_once_get_each_its_own_answer(service: FakeKeyService, add
     client = KeyClient(address, TOKEN, None, clock)
     keys = [KEY, OTHER, OTHER] * 8
 
-    async def ask_often(key: RawKey) -> set[Verdict]:
+    async def ask_often(key: ApiKey) -> set[Verdict]:
         return {await ask(client, key) for _ in range(20)}
 
     answers = await asyncio.gather(*map(ask_often, keys))
@@ -143,16 +143,16 @@ async def test_many_at_once_get_each_its_own_answer(service: FakeKeyService, add
     await client.close()
 
 
-async def test_closing_ends_a_question_on_a_stream_with_a_fault(
+async def test_closing_ends_a_lookup_on_a_stream_with_a_fault(
     service: FakeKeyService, client: KeyClient, unhandled: list[dict[str, Any]]
 ) -> None:
     await open_stream(client, service)
     service.gate.clear()
-    question = await asking(client, service)
+    lookup = await asking(client, service)
     assert service.ways[-1] == "stream"
     await client.close()
     with pytest.raises(KeyServiceUnavailableError, match="this client is closed"):
-        await question
+        await lookup
     with pytest.raises(KeyServiceUnavailableError, match="this client is closed"):
         await ask(client)
     await asyncio.wait_for(service.cancelled.wait(), 5)
@@ -199,11 +199,11 @@ async def test_the_key_service_itself_is_asked_over_streams_and_what_it_changed_
 ) -> None:
     async with running(tmp_path / "state") as real:
         client = KeyClient(real.address, bridge_token(real), None, clock)
-        old = RawKey((await issue(real)).api_key)
+        old = ApiKey((await issue(real)).api_key)
         with capture_logs() as logged:
             for _ in range(5):
                 assert await ask(client, old) is ALLOWED
-                new = RawKey((await revoke(real)).api_key)
+                new = ApiKey((await revoke(real)).api_key)
                 assert await ask(client, old) is INVALID
                 old = new
             await until(lambda: validations(logged) == ["BatchValidate"] + ["StreamValidate"] * 9)

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from authsvc.client import key_client
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address
@@ -76,7 +76,7 @@ async def test_a_stream_that_ends_in_place_of_an_answer_is_no_fault(
 
 
 @pytest.mark.parametrize("status", STATUSES)
-async def test_a_stream_that_ends_between_two_questions_is_no_fault(
+async def test_a_stream_that_ends_between_two_lookups_is_no_fault(
     service: FakeKeyService, client: KeyClient, status: grpc.StatusCode, unhandled: list[dict[str, Any]]
 ) -> None:
     """Whether the client has heard of it by the next one or not."""
@@ -88,7 +88,7 @@ async def test_a_stream_that_ends_between_two_questions_is_no_fault(
     assert not unhandled
 
 
-async def test_a_service_that_is_restarted_between_two_questions_answers_both(clock: Clock, one_channel: None) -> None:
+async def test_a_service_that_is_restarted_between_two_lookups_answers_both(clock: Clock, one_channel: None) -> None:
     service = FakeKeyService(streams_refused=None)
     server, port = serve(service, "127.0.0.1:0")
     await server.start()
@@ -105,7 +105,7 @@ async def test_a_service_that_is_restarted_between_two_questions_answers_both(cl
     await server.stop(None)
 
 
-async def test_a_service_that_is_killed_with_a_question_on_a_stream_is_named_until_it_is_back(
+async def test_a_service_that_is_killed_with_a_lookup_on_a_stream_is_named_until_it_is_back(
     clock: Clock, one_channel: None
 ) -> None:
     """As with a call."""
@@ -115,10 +115,10 @@ async def test_a_service_that_is_killed_with_a_question_on_a_stream_is_named_unt
     client = KeyClient(Address("127.0.0.1", port), TOKEN, None, clock)
     await open_stream(client, service)
     service.gate.clear()
-    question = await asking(client, service)
+    lookup = await asking(client, service)
     await server.stop(None)
     with pytest.raises(KeyServiceUnavailableError, match="refuses connections"):
-        await question
+        await lookup
     service.gate.set()
     server, _ = serve(service, f"127.0.0.1:{port}")
     await server.start()
@@ -237,10 +237,10 @@ async def test_a_caller_that_is_cancelled_ends_its_stream_and_its_answer_is_nobo
         await open_stream(client, service)
         service.gate.clear()
         service.cancelled.clear()
-        question = await asking(client, service, OTHER)
-        question.cancel()
+        lookup = await asking(client, service, OTHER)
+        lookup.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await question
+            await lookup
         await asyncio.wait_for(service.cancelled.wait(), 5)
         service.gate.set()
         assert await ask(client) is ALLOWED
@@ -254,11 +254,11 @@ async def test_a_caller_that_is_cancelled_as_its_answer_comes_leaves_none_behind
     """At whatever moment."""
     for turns in range(60):
         await open_stream(client, service)
-        question = asyncio.create_task(ask(client, OTHER))
+        lookup = asyncio.create_task(ask(client, OTHER))
         for _ in range(turns):
             await asyncio.sleep(0)
-        question.cancel()
-        await asyncio.wait([question])
+        lookup.cancel()
+        await asyncio.wait([lookup])
         assert await ask(client) is ALLOWED
 
 
@@ -269,7 +269,7 @@ async def test_restarts_of_the_key_service_itself_are_no_fault(tmp_path: Path, c
         async with running(tmp_path / "state", AUTHSVC_LISTEN=listen) as real:
             if client is None:
                 listen, client = str(real.address), KeyClient(real.address, bridge_token(real), None, clock)
-                key = RawKey((await issue(real)).api_key)
+                key = ApiKey((await issue(real)).api_key)
             assert [await ask(client, key) for _ in range(8)] == [ALLOWED] * 8, number
     assert client is not None
     await client.close()

@@ -150,8 +150,8 @@ def test_what_cannot_be_meant_is_refused_with_its_variable_and_what_is_expected(
     assert str(caught.value) == f"X_{name.upper()}: expected {expected}"
 
 
-def test_the_home_folder_of_nobody_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^X_FILE: nobody knows the home folder of ~no-such-user$"):
+def test_the_home_directory_of_nobody_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^X_FILE: nobody knows the home directory of ~no-such-user$"):
         read(Config, "X_", {"X_FILE": "~no-such-user/key.pem"})
 
 

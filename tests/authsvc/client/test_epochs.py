@@ -2,12 +2,12 @@
 
 import pytest
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, until
 
-KEY = RawKey("dt_0123456789abcdef01234567")
+KEY = ApiKey("dt_0123456789abcdef01234567")
 
 
 @pytest.mark.parametrize(("epoch", "is_kept"), [("epoch-1", True), ("epoch-0", False)])

@@ -4,7 +4,7 @@ import pytest
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import ANSWER_SECONDS_MAX, RENEW_SECONDS_MAX, Holder, StreamBrokenError
-from authsvc.client.lease_messages import ChangeEvent, Event, LeaseEvent, Renewal, ResetEvent
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
 
@@ -21,8 +21,8 @@ class _Bridge:
         self.holder = Holder("id", "name", self.cache)
         self.stream, self.first = self.holder.open(99.0)
         assert self.hear(ResetEvent("e", 5))
-        self.renewal = self.holder.renew(100.0)
-        assert not self.hear(LeaseEvent(self.renewal.sequence, 60.0, 5))
+        self.keep_alive = self.holder.renew(100.0)
+        assert not self.hear(LeaseEvent(self.keep_alive.sequence, 60.0, 5))
 
     def hear(self, event: Event) -> bool:
         return self.holder.receive(self.stream, event)
@@ -33,15 +33,15 @@ class _Bridge:
 
 
 def test_it_begins_without_an_epoch_and_is_reset() -> None:
-    """The first renewal acknowledges nothing; what follows the reset acknowledges it at once (rule 6)."""
+    """The first keep-alive acknowledges nothing; what follows the reset acknowledges it at once (rule 6)."""
     bridge = _Bridge()
-    assert bridge.first == Renewal("", "id", "name", 1, 0)
-    assert bridge.renewal == Renewal("e", "id", "name", 2, 5)
+    assert bridge.first == KeepAlive("", "id", "name", 1, 0)
+    assert bridge.keep_alive == KeepAlive("e", "id", "name", 2, 5)
 
 
 @pytest.mark.parametrize(("now", "is_live"), [(100.0, True), (159.9, True), (160.0, False), (1e9, False)])
 def test_a_lease_counts_from_when_it_was_asked_for(now: float, is_live: bool) -> None:
-    """Rule 2: it ends at the time read before the renewal was sent, plus the duration."""
+    """Rule 2: it ends at the time read before the keep-alive was sent, plus the duration."""
     assert _Bridge().holder.is_live(now) is is_live
 
 
@@ -95,7 +95,7 @@ def test_a_gap_breaks_the_stream_and_an_old_change_is_ignored() -> None:
     ],
 )
 def test_a_reset_empties_the_cache(reset: ResetEvent, applied_revision: int, is_live: bool) -> None:
-    """Rule 6: the applied revision never goes down within an epoch; another epoch voids the leases too."""
+    """Rule 6: the applied revision never goes down within an epoch; another epoch invalidates the leases too."""
     bridge = _Bridge()
     bridge.fill()
     assert bridge.hear(reset)
@@ -109,8 +109,8 @@ def test_the_lease_outlasts_its_stream() -> None:
     """Rule 6: while disconnected, the cache may be used to the lease's end."""
     bridge = _Bridge()
     bridge.fill()
-    _, renewal = bridge.holder.open(120.0)
-    assert renewal.applied_revision == 5
+    _, keep_alive = bridge.holder.open(120.0)
+    assert keep_alive.applied_revision == 5
     assert bridge.holder.is_live(159.0)
     assert len(bridge.cache) == 2
 
@@ -119,20 +119,20 @@ def test_what_abandoned_streams_bring_is_discarded() -> None:
     """Rule 8: neither their changes nor their leases count, and sequences go on."""
     bridge = _Bridge()
     late = bridge.holder.renew(110.0)
-    _, renewal = bridge.holder.open(120.0)
-    assert renewal.sequence > late.sequence
+    _, keep_alive = bridge.holder.open(120.0)
+    assert keep_alive.sequence > late.sequence
     assert not bridge.hear(ChangeEvent(6, ()))
     assert not bridge.hear(LeaseEvent(late.sequence, 60.0, 5))
     assert bridge.holder.applied_revision == 5
     assert not bridge.holder.is_live(165.0)
 
 
-def test_after_goodbye_nothing_is_cached_or_granted() -> None:
-    """Rule 7: the cache and all leases are given up before the goodbye is sent, for good."""
+def test_after_release_nothing_is_cached_or_granted() -> None:
+    """Rule 7: the cache and all leases are given up before the release is sent, for good."""
     bridge = _Bridge()
     bridge.fill()
     asked = bridge.holder.renew(101.0)
-    assert bridge.holder.goodbye() == Renewal("e", "id", "name", asked.sequence + 1, 5, is_goodbye=True)
+    assert bridge.holder.release() == KeepAlive("e", "id", "name", asked.sequence + 1, 5, is_release=True)
     bridge.hear(LeaseEvent(asked.sequence, 60.0, 5))
     assert len(bridge.cache) == 0
     assert not bridge.holder.is_live(102.0)
@@ -140,11 +140,11 @@ def test_after_goodbye_nothing_is_cached_or_granted() -> None:
 
 
 @pytest.mark.parametrize(("lease_seconds", "renew_seconds"), [(60.0, RENEW_SECONDS_MAX), (6.0, 2.0)])
-def test_several_renewals_fit_into_a_lease(lease_seconds: float, renew_seconds: float) -> None:
+def test_several_keep_alives_fit_into_a_lease(lease_seconds: float, renew_seconds: float) -> None:
     """So that a lost one costs nothing, however short leases are."""
     bridge = _Bridge()
-    renewal = bridge.holder.renew(110.0)
-    bridge.hear(LeaseEvent(renewal.sequence, lease_seconds, 5))
+    keep_alive = bridge.holder.renew(110.0)
+    bridge.hear(LeaseEvent(keep_alive.sequence, lease_seconds, 5))
     assert bridge.holder.renew_at() == 110.0 + renew_seconds
 
 
@@ -158,7 +158,7 @@ def test_several_renewals_fit_into_a_lease(lease_seconds: float, renew_seconds: 
     ],
 )
 def test_a_stream_without_a_lease_that_counts_is_given_up(events: list[Event], is_kept: bool) -> None:
-    """Rule 6: five seconds after the oldest renewal that has no lease, or whose lease waits for changes."""
+    """Rule 6: five seconds after the oldest keep-alive that has no lease, or whose lease waits for changes."""
     bridge = _Bridge()
     assert bridge.holder.give_up_at() == float("inf")
     assert bridge.holder.renew(110.0).sequence == 3

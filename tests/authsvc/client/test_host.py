@@ -50,9 +50,7 @@ async def test_what_is_required_says_whose_key_it_is(validator: KeyValidator) ->
     assert (await validator.require(KEY)).project_id == "demo"
 
 
-async def test_a_key_that_is_none_is_refused_without_a_question(
-    service: FakeKeyService, validator: KeyValidator
-) -> None:
+async def test_a_key_that_is_none_is_refused_without_a_lookup(service: FakeKeyService, validator: KeyValidator) -> None:
     with pytest.raises(KeyRefusedError, match="invalid API key") as caught:
         await validator.require("not a key")
     assert "not a key" not in str(caught.value)

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient
@@ -28,8 +28,8 @@ from tests.authsvc.client.fake_key_service import (
 )
 from tests.authsvc.conftest import running
 
-KEY = RawKey("dt_0123456789abcdef01234567")
-OTHER = RawKey("dt_76543210fedcba9876543210")
+KEY = ApiKey("dt_0123456789abcdef01234567")
+OTHER = ApiKey("dt_76543210fedcba9876543210")
 TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
 
 
@@ -160,7 +160,7 @@ async def test_an_answer_that_makes_no_sense_is_a_fault(
     assert ("sent verdict" if response.verdict else "database") in await fault(client)
 
 
-async def test_each_question_of_a_call_is_answered_by_itself(service: FakeKeyService, client: KeyClient) -> None:
+async def test_each_lookup_of_a_call_is_answered_by_itself(service: FakeKeyService, client: KeyClient) -> None:
     service.next_answers += [allowed(revision=7), pb2.ValidateResponse(), invalid(), pb2.ValidateResponse(verdict=99)]  # type: ignore[arg-type]  # a verdict of a later version
     answers = await client.validate([(KEY, "https://example.com"), (KEY, None), (OTHER, ""), (OTHER, None)])
     first, without_verdict, third, senseless = answers
@@ -191,7 +191,7 @@ async def test_the_service_takes_the_largest_call(tmp_path: Path, clock: Clock) 
     assert all(isinstance(answer, Answer) for answer in answers)
 
 
-async def test_a_service_that_answers_another_number_of_questions_is_a_fault(
+async def test_a_service_that_answers_another_number_of_lookups_is_a_fault(
     service: FakeKeyService, client: KeyClient
 ) -> None:
     """Which answer belongs to which key is not known then."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
 from authsvc.v1 import key_service_pb2 as pb
@@ -32,16 +32,16 @@ SPREAD_SECONDS_MIN = 0.3
 """Between the first and the last of the holders to come back, each of which waits for one to two seconds."""
 
 
-async def issue(service: Service, project: str) -> RawKey:
+async def issue(service: Service, project: str) -> ApiKey:
     issued = await service.keys.Issue(pb.IssueRequest(project_id=project), metadata=service.token())
-    return RawKey(issued.api_key)
+    return ApiKey(issued.api_key)
 
 
 def bridge_token(service: Service) -> str:
     return service.token("bridge")[0][1].removeprefix("Bearer ")
 
 
-async def outcome(validator: KeyValidator, key: RawKey) -> Verdict | None:
+async def outcome(validator: KeyValidator, key: ApiKey) -> Verdict | None:
     """Return the verdict; None when there is none, which a caller of the bridge sees as a 503."""
     try:
         return (await validator.validate(key)).verdict
@@ -107,11 +107,11 @@ async def test_an_hour_of_outage_is_served_from_the_cache_to_the_end_of_the_leas
         )
 
 
-async def first_verdicts(validator: KeyValidator, keys: list[RawKey]) -> Counter[Verdict | None]:
+async def first_verdicts(validator: KeyValidator, keys: list[ApiKey]) -> Counter[Verdict | None]:
     """Ask for the keys again and again, all at once, until each has a verdict; return the outcomes."""
     outcomes: Counter[Verdict | None] = Counter()
 
-    async def ask(key: RawKey) -> None:
+    async def ask(key: ApiKey) -> None:
         while (verdict := await outcome(validator, key)) is None:
             outcomes[None] += 1
         outcomes[verdict] += 1

@@ -111,8 +111,8 @@ def closed_port() -> Iterator[int]:
 
 async def test_hosts_are_tried_in_turn_each_for_its_time(postgres_url: str, silent_port: int, closed_port: int) -> None:
     """One that is cut off must not use up the time of those behind it."""
-    folder = postgres_url.partition("host=")[2]
-    url = f"postgresql://postgres@/postgres?host=127.0.0.1,127.0.0.1,{folder}&port={closed_port},{silent_port},5432"
+    directory = postgres_url.partition("host=")[2]
+    url = f"postgresql://postgres@/postgres?host=127.0.0.1,127.0.0.1,{directory}&port={closed_port},{silent_port},5432"
     async with connected(f"{url}&connect_timeout=1") as connection:
         assert not connection.is_pooled
 

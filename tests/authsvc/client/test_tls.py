@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import ClientTls, FixedToken
 from authsvc.client.diagnosis import diagnose
 from authsvc.client.key_client import KeyClient
@@ -16,7 +16,7 @@ from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError, Secret
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, serve, server_credentials
 
-KEY = RawKey("dt_0123456789abcdef01234567")
+KEY = ApiKey("dt_0123456789abcdef01234567")
 VARIABLES = ("X_CA", "X_CERT", "X_CERT_KEY")
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
 
@@ -24,11 +24,11 @@ YESTERDAY = datetime.now(UTC) - timedelta(days=1)
 class Files:
     """Certificates as files."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
 
     def ca(self, authority: trustme.CA, name: str = "ca.pem") -> Path:
-        path = self._folder / name
+        path = self._directory / name
         authority.cert_pem.write_to_path(path)
         return path
 
@@ -36,7 +36,7 @@ class Files:
         self, authority: trustme.CA, not_after: datetime | None = None, name: str = "client"
     ) -> tuple[Path, Path]:
         leaf = authority.issue_cert("bridge", not_after=not_after)
-        certificate, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
         certificate.write_bytes(b"".join(pem.bytes() for pem in leaf.cert_chain_pems))
         leaf.private_key_pem.write_to_path(key)
         return certificate, key

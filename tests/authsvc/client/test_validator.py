@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, Secret
@@ -16,8 +16,8 @@ from authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.client_log import client_events
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, allowed, invalid, refused, until
 
-KEY = RawKey("dt_0123456789abcdef01234567")
-OTHER = RawKey("dt_76543210fedcba9876543210")
+KEY = ApiKey("dt_0123456789abcdef01234567")
+OTHER = ApiKey("dt_76543210fedcba9876543210")
 PAGE = "https://example.com"
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
 INVALID = Decision(Verdict.INVALID_KEY, "", "")
@@ -222,12 +222,12 @@ async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outliv
         assert await validator.validate(KEY) == ALLOWED
 
 
-def keys(first: int, count: int) -> list[RawKey]:
+def keys(first: int, count: int) -> list[ApiKey]:
     """Return keys that only this test uses."""
-    return [RawKey(f"dt_{number:024x}") for number in range(first, first + count)]
+    return [ApiKey(f"dt_{number:024x}") for number in range(first, first + count)]
 
 
-def asked(validator: KeyValidator, these: list[RawKey]) -> list["asyncio.Task[Decision]"]:
+def asked(validator: KeyValidator, these: list[ApiKey]) -> list["asyncio.Task[Decision]"]:
     return [asyncio.create_task(validator.validate(key)) for key in these]
 
 
@@ -502,7 +502,7 @@ async def test_the_probe_calls_at_most_once_a_second_and_is_not_cached(
     await asyncio.gather(*(validator.state() for _ in range(20)))
     assert len(service.calls) == 1
     assert service.calls[0].authorization == f"Bearer {BRIDGE_TOKEN}"
-    assert validator.cached(RawKey(service.calls[0].api_key)) is None
+    assert validator.cached(ApiKey(service.calls[0].api_key)) is None
     clock.now += 1.0
     await validator.state()
     assert len(service.calls) == 2

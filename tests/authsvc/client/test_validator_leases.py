@@ -1,4 +1,4 @@
-"""Cached verdicts: used under a live lease, voided by changes, and never filled with what is older."""
+"""Cached verdicts: used under a live lease, invalidated by changes, and never filled with what is older."""
 
 import asyncio
 import time
@@ -6,15 +6,15 @@ import time
 import grpc
 import pytest
 
-from authsvc.client.api_key import RawKey
+from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, until
 
-KEY = RawKey("dt_0123456789abcdef01234567")
-OTHER = RawKey("dt_76543210fedcba9876543210")
+KEY = ApiKey("dt_0123456789abcdef01234567")
+OTHER = ApiKey("dt_76543210fedcba9876543210")
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
 INVALID = Decision(Verdict.INVALID_KEY, "", "")
 
@@ -107,14 +107,14 @@ async def test_a_lease_ends_by_the_clock_while_the_stream_is_silent(
     validator = await unleased(service, address, clock)
     stream = await service.stream()
     await stream.reset("epoch-1", 1)
-    renewal = await stream.acknowledged(1)
+    keep_alive = await stream.acknowledged(1)
     clock.now += 1.0
-    await stream.lease(renewal.sequence, 30.0, 1)
+    await stream.lease(keep_alive.sequence, 30.0, 1)
     await until(lambda: validator.has_lease)
     await validator.validate(KEY)
     clock.now += 28.9
     assert validator.cached(KEY) == ALLOWED
-    clock.now += 0.1  # 30 s after the renewal was sent, not after the lease came (rule 2)
+    clock.now += 0.1  # 30 s after the keep-alive was sent, not after the lease came (rule 2)
     assert validator.cached(KEY) is None
     assert not validator.has_lease
     assert await validator.validate(KEY) == ALLOWED
@@ -187,7 +187,7 @@ async def test_of_the_answers_of_one_call_each_is_kept_by_its_own_revision(
     service.next_answers += [allowed(revision=1), allowed(revision=2)]
     asking = [asyncio.create_task(validator.validate(key)) for key in (KEY, OTHER)]
     await service.arrived(2)
-    await service.mutate(RawKey("dt_" + "f" * 24))
+    await service.mutate(ApiKey("dt_" + "f" * 24))
     service.gate.set()
     assert await asyncio.gather(*asking) == [ALLOWED, ALLOWED]
     assert service.batches == [2]
@@ -277,11 +277,11 @@ async def test_another_epoch_ends_every_lease(service: FakeKeyService, validator
     assert not validator.has_lease
     assert validator.cached(KEY) is None
     stream = await service.stream()
-    renewal = stream.requests[-1]
-    await stream.lease(renewal.sequence - 1, 600.0, 1)  # asked for in the old epoch
+    keep_alive = stream.requests[-1]
+    await stream.lease(keep_alive.sequence - 1, 600.0, 1)  # asked for in the old epoch
     await service.mutate(KEY)
     assert not validator.has_lease
-    await stream.lease(renewal.sequence, 600.0, 1)
+    await stream.lease(keep_alive.sequence, 600.0, 1)
     await until(lambda: validator.has_lease)
 
 
@@ -306,8 +306,8 @@ async def test_a_lease_counts_only_once_every_change_before_it_is_applied(
     validator = await unleased(service, address, clock)
     stream = await service.stream()
     await stream.reset("epoch-1", 1)
-    renewal = await stream.acknowledged(1)
-    await stream.lease(renewal.sequence, 30.0, 3)
+    keep_alive = await stream.acknowledged(1)
+    await stream.lease(keep_alive.sequence, 30.0, 3)
     await stream.change(2, KEY)
     await stream.acknowledged(2)
     assert not validator.has_lease
@@ -317,7 +317,7 @@ async def test_a_lease_counts_only_once_every_change_before_it_is_applied(
     await validator.close()
 
 
-async def test_a_burst_of_changes_is_acknowledged_with_few_renewals(
+async def test_a_burst_of_changes_is_acknowledged_with_few_keep_alives(
     service: FakeKeyService, validator: KeyValidator
 ) -> None:
     """However many there are: an acknowledgement covers all before it, and few are on their way at once."""

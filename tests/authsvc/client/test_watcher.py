@@ -1,4 +1,4 @@
-"""The validator's stream to the key service: it comes back whatever happens to it, and ends with a goodbye."""
+"""The validator's stream to the key service: it comes back whatever happens to it, and ends with a release."""
 
 import asyncio
 import gc
@@ -8,7 +8,7 @@ import grpc
 import pytest
 import trustme
 
-from authsvc.client.api_key import Digest, RawKey
+from authsvc.client.api_key import ApiKey, Digest
 from authsvc.client.channel import ClientTls, TokenFile
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
@@ -18,7 +18,7 @@ from tests.authsvc.client.client_log import client_events
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, Stream, serve, until
 from tests.e2e.tcp_proxy import TcpProxy
 
-KEY = RawKey("dt_0123456789abcdef01234567")
+KEY = ApiKey("dt_0123456789abcdef01234567")
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
 BACK_OFF_SECONDS_MAX = 2.0
 
@@ -34,12 +34,12 @@ async def test_a_stream_opens_with_who_the_holder_is_and_a_lease_is_renewed_ever
 ) -> None:
     stream = await service.stream()
     first = stream.requests[0]
-    assert (first.epoch, first.name, first.applied_revision, first.goodbye) == ("", "bridge-1", 0, False)
+    assert (first.epoch, first.name, first.applied_revision, first.release) == ("", "bridge-1", 0, False)
     assert len(first.holder_id) == 32
     assert stream.authorization == f"Bearer {BRIDGE_TOKEN}"
     clock.now += 10.0
-    renewal = await stream.request(lambda request: request.sequence == 3)
-    assert (renewal.epoch, renewal.holder_id, renewal.applied_revision) == ("epoch-1", first.holder_id, 1)
+    keep_alive = await stream.request(lambda request: request.sequence == 3)
+    assert (keep_alive.epoch, keep_alive.holder_id, keep_alive.applied_revision) == ("epoch-1", first.holder_id, 1)
 
 
 async def test_a_short_lease_is_renewed_as_often_as_it_needs(
@@ -92,10 +92,10 @@ async def test_the_error_that_ends_a_stream_is_let_go_of_without_the_garbage_col
     gc.disable()
     try:
         if is_leaving:
-            service.takes_goodbye = False
+            service.takes_release = False
             closing = asyncio.create_task(validator.close())
-            await stream.request(lambda request: request.goodbye)
-            service.takes_goodbye = True
+            await stream.request(lambda request: request.release)
+            service.takes_release = True
         stream.end(grpc.StatusCode.UNAVAILABLE)
         await (closing if is_leaving else service.stream(2))
         kept = [found for found in gc.get_objects() if isinstance(found, grpc.aio.AioRpcError)]
@@ -262,7 +262,7 @@ async def test_the_back_off_is_jittered_and_at_most_two_seconds(
     await service.stream(10)
 
 
-async def test_a_lease_counts_from_before_its_renewal_was_handed_to_the_transport(
+async def test_a_lease_counts_from_before_its_keep_alive_was_handed_to_the_transport(
     service: FakeKeyService, address: Address, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rule 2: not from when a slow connection took it, which here is three seconds later."""
@@ -343,46 +343,46 @@ async def test_the_stream_is_encrypted_like_the_calls(
     await server.stop(None)
 
 
-async def test_closing_gives_the_cache_up_then_says_goodbye_and_waits_until_it_is_taken(
+async def test_closing_gives_the_cache_up_then_says_release_and_waits_until_it_is_taken(
     service: FakeKeyService, address: Address, validator: KeyValidator, clock: Clock
 ) -> None:
     await validator.validate(KEY)
-    service.takes_goodbye = False
+    service.takes_release = False
     closing = asyncio.create_task(validator.close())
     await asyncio.sleep(0)
     assert not validator.has_lease
     assert validator.cached(KEY) is None
     stream = await service.stream()
-    goodbye = await stream.request(lambda request: request.goodbye)
-    assert goodbye.holder_id == stream.requests[0].holder_id
+    release = await stream.request(lambda request: request.release)
+    assert release.holder_id == stream.requests[0].holder_id
     async with KeyValidator(address, service.token, clock=clock) as another:
         for _ in range(5):
             await another.validate(KEY)
-        service.takes_goodbye = True
+        service.takes_release = True
     assert not closing.done()
-    await stream.lease(goodbye.sequence, 600.0, 1)  # a late one is of no use to who has said goodbye
+    await stream.lease(release.sequence, 600.0, 1)  # a late one is of no use to who has released its lease
     stream.end()
     await closing
     assert not validator.has_lease
-    assert stream.requests[-1] is goodbye
+    assert stream.requests[-1] is release
     with pytest.raises(KeyServiceUnavailableError, match="closed"):
         await validator.validate(KEY)
     await validator.close()
 
 
-async def test_a_service_that_never_takes_the_goodbye_does_not_keep_its_caller(
+async def test_a_service_that_never_takes_the_release_does_not_keep_its_caller(
     service: FakeKeyService, validator: KeyValidator, clock: Clock
 ) -> None:
-    service.takes_goodbye = False
+    service.takes_release = False
     closing = asyncio.create_task(validator.close())
     stream = await service.stream()
-    await stream.request(lambda request: request.goodbye)
+    await stream.request(lambda request: request.release)
     clock.now += 1.0
     await closing
     await stream.is_over.wait()
 
 
-async def test_who_stops_while_no_stream_is_open_says_goodbye_on_one_more(
+async def test_who_stops_while_no_stream_is_open_says_release_on_one_more(
     service: FakeKeyService, validator: KeyValidator
 ) -> None:
     """Revocations would wait for its lease to end, though the service is there: it restarted a moment ago, say."""
@@ -392,27 +392,27 @@ async def test_who_stops_while_no_stream_is_open_says_goodbye_on_one_more(
     assert validator.has_lease
     await validator.close()
     _, last = service.streams
-    [goodbye] = last.requests
-    assert goodbye.goodbye
-    assert goodbye.holder_id == stream.requests[0].holder_id
-    assert goodbye.sequence > stream.requests[-1].sequence
+    [release] = last.requests
+    assert release.release
+    assert release.holder_id == stream.requests[0].holder_id
+    assert release.sequence > stream.requests[-1].sequence
 
 
-async def test_a_goodbye_that_its_stream_did_not_outlive_is_said_again(
+async def test_a_release_that_its_stream_did_not_outlive_is_said_again(
     service: FakeKeyService, validator: KeyValidator
 ) -> None:
     """As when the replica stops in the same moment: another one takes it."""
-    service.takes_goodbye = False
+    service.takes_release = False
     closing = asyncio.create_task(validator.close())
     stream = await service.stream()
-    await stream.request(lambda request: request.goodbye)
-    service.takes_goodbye = True
+    await stream.request(lambda request: request.release)
+    service.takes_release = True
     stream.end(grpc.StatusCode.UNAVAILABLE)
     await closing
-    assert [request.goodbye for request in service.streams[1].requests] == [True]
+    assert [request.release for request in service.streams[1].requests] == [True]
 
 
-async def test_who_never_sent_a_renewal_has_nothing_to_say(
+async def test_who_never_sent_a_keep_alive_has_nothing_to_say(
     service: FakeKeyService, address: Address, clock: Clock, tmp_path: Path
 ) -> None:
     async with KeyValidator(address, TokenFile(tmp_path / "token"), clock=clock) as validator:
@@ -422,7 +422,7 @@ async def test_who_never_sent_a_renewal_has_nothing_to_say(
     assert not service.streams
 
 
-async def test_a_goodbye_is_owed_for_a_renewal_whose_lease_never_came(
+async def test_a_release_is_owed_for_a_keep_alive_whose_lease_never_came(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
     """It may have been committed: revocations would wait for its row."""
@@ -432,10 +432,10 @@ async def test_a_goodbye_is_owed_for_a_renewal_whose_lease_never_came(
         stream.end(grpc.StatusCode.UNAVAILABLE)
         await stream.is_over.wait()
         assert not validator.has_lease
-    assert [request.goodbye for request in service.streams[1].requests] == [True]
+    assert [request.release for request in service.streams[1].requests] == [True]
 
 
-async def test_a_goodbye_is_owed_for_a_lease_that_has_ended(
+async def test_a_release_is_owed_for_a_lease_that_has_ended(
     service: FakeKeyService, validator: KeyValidator, clock: Clock
 ) -> None:
     """Its row lasts for the margin more."""
@@ -445,11 +445,11 @@ async def test_a_goodbye_is_owed_for_a_lease_that_has_ended(
     clock.now += service.lease_seconds
     assert not validator.has_lease
     await validator.close()
-    assert any(request.goodbye for each in service.streams[1:] for request in each.requests)
+    assert any(request.release for each in service.streams[1:] for request in each.requests)
 
 
 @pytest.mark.parametrize("turns", range(8))
-async def test_a_goodbye_is_said_whenever_the_stream_ends(
+async def test_a_release_is_said_whenever_the_stream_ends(
     service: FakeKeyService, validator: KeyValidator, turns: int
 ) -> None:
     """Before, while or after the holder begins to leave."""
@@ -458,7 +458,7 @@ async def test_a_goodbye_is_said_whenever_the_stream_ends(
     for _ in range(turns):
         await asyncio.sleep(0)
     await validator.close()
-    assert any(request.goodbye for each in service.streams for request in each.requests)
+    assert any(request.release for each in service.streams for request in each.requests)
 
 
 async def test_a_last_stream_that_nobody_answers_does_not_keep_its_caller(
@@ -467,10 +467,10 @@ async def test_a_last_stream_that_nobody_answers_does_not_keep_its_caller(
     stream = await service.stream()
     stream.end(grpc.StatusCode.UNAVAILABLE)
     await stream.is_over.wait()
-    service.takes_goodbye = False
+    service.takes_release = False
     closing = asyncio.create_task(validator.close())
     last = await service.stream(2)
-    await last.request(lambda request: request.goodbye)
+    await last.request(lambda request: request.release)
     clock.now += 1.0
     await closing
     await last.is_over.wait()
@@ -487,7 +487,7 @@ async def nobody() -> Address:
 
 
 async def test_closing_does_not_wait_for_a_service_that_is_not_there(nobody: Address, clock: Clock) -> None:
-    """There is no stream to say goodbye on."""
+    """There is no stream to release the lease on."""
     validator = KeyValidator(nobody, BRIDGE_TOKEN, clock=clock)
     with pytest.raises(KeyServiceUnavailableError):
         await validator.validate(KEY)
@@ -537,10 +537,10 @@ async def test_a_lease_is_logged_as_lost_when_it_ends_whatever_the_stream_does(
             stream = await service.stream()
             service.lease_seconds = 0
             clock.now += 1.0
-            renewal = await stream.request(lambda request: request.sequence == 3)
+            keep_alive = await stream.request(lambda request: request.sequence == 3)
             clock.now += 2.0
             await until(lambda: noted() == ["lease_granted", "lease_lost"])
-            await stream.lease(renewal.sequence, 600.0, 1)
+            await stream.lease(keep_alive.sequence, 600.0, 1)
             await until(lambda: validator.has_lease)
             await until(lambda: noted() == ["lease_granted", "lease_lost", "lease_granted"])
     assert len(service.streams) == 1

@@ -23,12 +23,12 @@ WORKER = """
 import os, signal, socket, sys
 from pathlib import Path
 
-folder, place = Path(sys.argv[1]), sys.argv[2]
+directory, place = Path(sys.argv[1]), sys.argv[2]
 name, fd, address = place.split(":", 2)
 link = socket.socket(fileno=int(fd))
 
 def note(event):
-    with (folder / "events").open("a") as events:
+    with (directory / "events").open("a") as events:
         events.write(f"{name} {event}\\n")
 
 def stop(*_):
@@ -38,9 +38,9 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 signal.signal(signal.SIGUSR1, lambda *_: link.send(b"n"))
 note("began")
-if (folder / f"{name}-fails").exists():
-    sys.exit(int((folder / f"{name}-fails").read_text()))
-if not (folder / f"{name}-hangs").exists():
+if (directory / f"{name}-fails").exists():
+    sys.exit(int((directory / f"{name}-fails").read_text()))
+if not (directory / f"{name}-hangs").exists():
     note("ready")
     link.send(b"r")
 while said := link.recv(100):
@@ -53,12 +53,12 @@ PROGRAM = (sys.executable, "-ISc", WORKER)
 class Family:
     """A parent that runs, and what its workers did."""
 
-    def __init__(self, folder: Path, *names: str, helpers: Sequence[str] = ()) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, *names: str, helpers: Sequence[str] = ()) -> None:
+        self.directory = directory
         self.stop = asyncio.Event()
         self.starts = 0
         parent = Parent(Address("127.0.0.1", 8080), time.monotonic, PROGRAM)
-        roles = {name: Role(name, (str(folder),)) for name in (*names, *helpers)}
+        roles = {name: Role(name, (str(directory),)) for name in (*names, *helpers)}
         workers, helping = [roles[name] for name in names], [roles[name] for name in helpers]
         self.life = asyncio.create_task(parent.run(workers, self.stop, self._started, helping))
 
@@ -67,12 +67,12 @@ class Family:
         self.note("all are ready")
 
     def note(self, event: str) -> None:
-        with (self.folder / "events").open("a") as events:
+        with (self.directory / "events").open("a") as events:
             events.write(f"parent: {event}\n")
 
     @property
     def events(self) -> list[str]:
-        path = self.folder / "events"
+        path = self.directory / "events"
         return path.read_text().splitlines() if path.exists() else []
 
     async def saw(self, event: str, times: int = 1) -> None:
@@ -84,9 +84,9 @@ class Family:
 
 
 @asynccontextmanager
-async def family(folder: Path, *names: str, helpers: Sequence[str] = ()) -> AsyncIterator[Family]:
+async def family(directory: Path, *names: str, helpers: Sequence[str] = ()) -> AsyncIterator[Family]:
     """Run workers; afterwards stop them, which ends them in order."""
-    running = Family(folder, *names, helpers=helpers)
+    running = Family(directory, *names, helpers=helpers)
     try:
         await running.saw("parent: all are ready")
         yield running
@@ -195,7 +195,7 @@ async def test_a_stop_while_the_parent_looks_at_the_end_of_a_worker_leaves_none_
 ) -> None:
     """One that served long is replaced without a wait."""
     monkeypatch.setattr("authsvc.runtime.workers.STOP_SECONDS_MAX", 10.0)
-    monkeypatch.setattr("authsvc.runtime.workers.GROWN_UP_SECONDS", 0.0)
+    monkeypatch.setattr("authsvc.runtime.workers.STABLE_AFTER_SECONDS", 0.0)
     loop = asyncio.get_running_loop()
 
     def count_down(left: int) -> None:

@@ -18,7 +18,7 @@ from httpbridge.dashboard import app
 from tests.authsvc.conftest import running as running_key_service
 
 TOKEN = "the-token-of-the-dashboard-of-tests"
-_FORM_TOKEN = re.compile(r'name="form_token" value="([0-9a-f]+)"')
+_FORM_TOKEN = re.compile(r'name="csrf_token" value="([0-9a-f]+)"')
 _RAW_KEY = re.compile(r"dt_[0-9a-f]{24}")
 
 
@@ -37,13 +37,13 @@ class Answer:
         return " ".join(re.sub(r"<[^>]+>", " ", self.text).split())
 
     @property
-    def form_token(self) -> str:
+    def csrf_token(self) -> str:
         match = _FORM_TOKEN.search(self.text)
         assert match, self.text
         return match[1]
 
     @property
-    def raw_key(self) -> str:
+    def api_key(self) -> str:
         match = _RAW_KEY.search(self.text)
         assert match, self.text
         return match[0]
@@ -121,7 +121,7 @@ class Browser:
 
     async def submit(self, page: str, path: str, **fields: Any) -> Answer:
         """Send a form with the token of the page it stands on."""
-        return await self.post(path, form_token=(await self.get(page)).form_token, **fields)
+        return await self.post(path, csrf_token=(await self.get(page)).csrf_token, **fields)
 
     async def sign_in(self, name: str = "Ann", token: str = TOKEN, next_path: str = "") -> Answer:
         return await self.submit("/sign-in", "/sign-in", name=name, token=token, next=next_path)
@@ -158,7 +158,7 @@ class Browser:
         """Open a sign-in link, and press the button of its page."""
         page = await self.follow(link)
         match = re.search(r'name="link" value="([^"]+)"', page.text)
-        return await self.post("/sign-in/link", form_token=page.form_token, link=match[1]) if match else page
+        return await self.post("/sign-in/link", csrf_token=page.csrf_token, link=match[1]) if match else page
 
 
 class Dashboard:

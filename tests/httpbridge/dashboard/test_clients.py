@@ -95,7 +95,7 @@ async def test_under_https_cookies_are_secure_and_of_this_host_and_browsers_are_
             visitor = answer.headers["Set-Cookie"]
             assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
             page = Answer(answer, await answer.text())
-        fields = {"form_token": page.form_token, "name": "Ann", "token": TOKEN}
+        fields = {"csrf_token": page.csrf_token, "name": "Ann", "token": TOKEN}
         headers = {"Cookie": visitor.partition(";")[0]}
         async with session.post(url, ssl=context, data=fields, headers=headers, allow_redirects=False) as answer:
             assert answer.status == 303
@@ -186,7 +186,7 @@ async def test_a_form_of_another_site_is_refused_whatever_cookies_and_tokens_com
 ) -> None:
     """By Sec-Fetch-Site or Origin, whichever is there, and on every path."""
     ours = dashboard.url
-    pairs = [("form_token", (await browser.get(NEW)).form_token), ("project_id", "demo")]
+    pairs = [("csrf_token", (await browser.get(NEW)).csrf_token), ("project_id", "demo")]
     for site, origin in (
         ("cross-site", ""), ("same-site", ""), ("cross-site", ours), ("none", "null"), ("same-origin", "null"),
         ("", "https://evil.example"), ("", "null"), ("", ours.replace("127.0.0.1", "localhost")), ("", ours + "1"),
@@ -261,9 +261,9 @@ async def test_signing_out_is_not_undone_by_the_cookie_of_the_same_answer(tmp_pa
     clock = FakeClock()
     async with running(tmp_path, NOWHERE, clock.now) as dashboard:
         browser = await dashboard.browser()
-        form_token = (await browser.get(NEW)).form_token
+        csrf_token = (await browser.get(NEW)).csrf_token
         clock.advance(REFRESH_SECONDS)
-        answer = await browser.post("/sign-out", form_token=form_token)
+        answer = await browser.post("/sign-out", csrf_token=csrf_token)
         (cookie,) = answer.headers.getall("Set-Cookie")
         assert "Max-Age=0" in cookie
         assert browser.session is None

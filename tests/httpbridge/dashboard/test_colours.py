@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from httpbridge.dashboard.pages import FOLDER
+from httpbridge.dashboard.pages import DIRECTORY
 
 # Of deuteranopia, on linear RGB: Machado, Oliveira, Fernandes, "A Physiologically-based Model for Simulation of Color
 # Vision Deficiency", 2009.
@@ -16,7 +16,7 @@ _DEUTERANOPIA = (
 )
 _LUMINANCE = (0.2126, 0.7152, 0.0722)
 
-STYLE = (FOLDER / "static" / "logs.css").read_text()
+STYLE = (DIRECTORY / "static" / "logs.css").read_text()
 FILLS = re.findall(r"--(\w+)-fill: (#[0-9a-f]{6});", STYLE)
 
 

@@ -51,7 +51,7 @@ class Stranger:
         return int(answer.rpartition(b"HTTP/1.1 ")[2].split()[0])  # behind the body of the one before
 
 
-class Strangers:
+class Refusals:
     """Those who connect to one dashboard."""
 
     def __init__(self, dashboard: Dashboard, stack: AsyncExitStack) -> None:
@@ -68,10 +68,10 @@ class Strangers:
 
 
 @asynccontextmanager
-async def strangers(dashboard: Dashboard) -> AsyncIterator[Strangers]:
+async def strangers(dashboard: Dashboard) -> AsyncIterator[Refusals]:
     """Cut off whoever is still connected at the end."""
     async with AsyncExitStack() as stack:
-        yield Strangers(dashboard, stack)
+        yield Refusals(dashboard, stack)
 
 
 @asynccontextmanager
@@ -288,8 +288,8 @@ async def test_a_compressed_form_is_not_even_inflated_to_be_discarded(dashboard:
 async def test_a_form_of_too_many_fields_or_a_compressed_one_is_not_taken_apart(dashboard: Dashboard) -> None:
     stranger = await dashboard.browser(is_signed_in=False)
     content_type = {"Content-Type": "application/x-www-form-urlencoded"}
-    form_token = (await stranger.get("/sign-in")).form_token.encode()
-    fields = b"form_token=" + form_token + b"&name=Ann&token=" + TOKEN.encode()
+    csrf_token = (await stranger.get("/sign-in")).csrf_token.encode()
+    fields = b"csrf_token=" + csrf_token + b"&name=Ann&token=" + TOKEN.encode()
     many = await stranger.post_raw("/sign-in", fields + b"&x" * 1000, **content_type)
     assert (many.status, "more than a form here can hold" in many.words) == (413, True)
     compressed = await stranger.post_raw("/sign-in", fields, **content_type, **{"Content-Encoding": "identity"})

@@ -21,9 +21,9 @@ def hidden_fields(text: str) -> list[tuple[str, str]]:
 
 async def test_a_form_from_elsewhere_changes_nothing(dashboard: Dashboard, browser: Browser) -> None:
     stranger = await dashboard.browser(name="Eve")
-    theirs = (await stranger.get(NEW)).form_token
-    for form_token in ("", "x", "é", theirs):
-        answer = await browser.post(NEW, form_token=form_token, project_id="demo")
+    theirs = (await stranger.get(NEW)).csrf_token
+    for csrf_token in ("", "x", "é", theirs):
+        answer = await browser.post(NEW, csrf_token=csrf_token, project_id="demo")
         assert answer.status == 403
         assert "Nothing was changed" in answer.words
     assert (await browser.post(NEW, project_id="demo")).status == 403
@@ -40,12 +40,12 @@ async def test_a_form_of_a_session_that_is_over_is_kept_and_sent_again_after_sig
     page = await browser.get(ORIGINS)
     entries = [("entry", "https://a.example"), ("entry", ""), ("entry", '"><script>&'), ("action", "review")]
     returning = await dashboard.browser(is_signed_in=False)
-    over = await returning.post_from("same-origin", ORIGINS, [*entries, ("form_token", page.form_token)])
+    over = await returning.post_from("same-origin", ORIGINS, [*entries, ("csrf_token", page.csrf_token)])
     assert over.status == 403
     assert "Your session is over" in over.words
     assert "<script>&" not in over.text
     kept = hidden_fields(over.text)
-    assert kept == [("form_token", ""), *entries]
+    assert kept == [("csrf_token", ""), *entries]
     await returning.sign_in("Ann")
     asked = await returning.post_from("same-origin", ORIGINS, kept)
     assert asked.status == 403
@@ -111,8 +111,8 @@ async def test_a_form_in_another_character_set_is_refused_before_it_is_decoded(
 ) -> None:
     """Whoever sends it chooses the work: a form that decodes in quadratic time would stop all pages for minutes."""
     stranger = await dashboard.browser(is_signed_in=False)
-    form_token = (await stranger.get("/sign-in")).form_token
-    body = f"form_token={form_token}&name=\\ud800&token=x".encode()
+    csrf_token = (await stranger.get("/sign-in")).csrf_token
+    body = f"csrf_token={csrf_token}&name=\\ud800&token=x".encode()
     content_type = "application/x-www-form-urlencoded; charset="
     refused = await stranger.post_raw("/sign-in", body, **{"Content-Type": content_type + charset})
     assert (refused.status, "Forms are taken in UTF-8" in refused.words) == (400, True)

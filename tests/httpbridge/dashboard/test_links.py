@@ -98,7 +98,7 @@ async def test_a_used_link_says_so_and_how_to_get_another(dashboard: Dashboard) 
     text = path.partition("=")[2]
     assert (await first.use(path)).status == 303
     with capture_logs() as logged:
-        refused = await second.post("/sign-in/link", form_token=page.form_token, link=text)
+        refused = await second.post("/sign-in/link", csrf_token=page.csrf_token, link=text)
     assert [event["event"] for event in logged] == ["used_link_refused"]
     for answer in (refused, await second.follow(path), await third.follow(path)):
         assert (answer.status, 'role="alert">This link was used' in answer.text) == (403, True)
@@ -119,20 +119,20 @@ async def test_what_is_no_link_says_so(dashboard: Dashboard, spoil: object) -> N
     assert (dead.status, 'role="alert">This link is too old' in dead.text) == (403, True)
     assert 'aria-invalid="true"' not in dead.text
     assert "httpbridge sign-in-link" in dead.words
-    posted = await browser.post("/sign-in/link", form_token=dead.form_token, link="x")
+    posted = await browser.post("/sign-in/link", csrf_token=dead.csrf_token, link="x")
     assert (posted.status, "This link is too old" in posted.words) == (403, True)
     assert browser.session is None
 
 
 async def test_of_many_who_press_the_button_at_once_one_is_signed_in(tmp_path: Path) -> None:
-    """On several dashboards that share a state folder, too."""
+    """On several dashboards that share a state directory, too."""
     async with running(tmp_path, NOWHERE) as dashboard, running(tmp_path, NOWHERE) as beside:
         path = link()
         browsers = [await one.browser(is_signed_in=False) for one in (dashboard, beside) * 5]
         pages = [await browser.follow(path) for browser in browsers]
         answers = await asyncio.gather(
             *(
-                browser.post("/sign-in/link", form_token=page.form_token, link=path.partition("=")[2])
+                browser.post("/sign-in/link", csrf_token=page.csrf_token, link=path.partition("=")[2])
                 for browser, page in zip(browsers, pages, strict=True)
             )
         )
@@ -171,6 +171,6 @@ async def test_another_sign_in_than_the_pages_is_not_used_by_it(dashboard: Dashb
     text = shown.partition("=")[2]
     assert (await browser.post("/sign-in/link", link=text)).status == 403
     assert (await browser.post_from("cross-site", "/sign-in/link", [("link", text)])).status == 403
-    await browser.post("/sign-in/link", form_token=page.form_token, link=text)
+    await browser.post("/sign-in/link", csrf_token=page.csrf_token, link=text)
     assert "Ann" in (await browser.get("/projects")).words
     assert (await (await dashboard.browser(is_signed_in=False)).use(opened)).status == 303

@@ -413,7 +413,7 @@ async def test_a_store_that_fails_in_the_middle_of_a_page_is_a_page_that_says_so
         await connection.execute(sa.text("ALTER TABLE logs RENAME COLUMN service TO gone"))
     await engine.dispose()
     page = await browser.get(PAGE)
-    assert (page.status, "The log store is out of reach" in page.words) == (503, True)
+    assert (page.status, "The log store is unavailable" in page.words) == (503, True)
 
 
 async def test_a_statement_that_takes_too_long_is_stopped_and_the_page_says_so(

@@ -71,7 +71,7 @@ async def test_a_project_is_made_and_its_key_shown_once_with_lines_that_work(
     service, dashboard = system
     browser = await dashboard.browser()
     made = await browser.create("demo")
-    key = made.raw_key
+    key = made.api_key
     assert (made.status, made.location) == (200, "")
     assert made.headers["Cache-Control"] == "no-store"
     assert await verdict(service, key) == pb.VERDICT_ALLOWED
@@ -97,7 +97,7 @@ async def test_the_curl_line_names_the_bridge_and_is_one_command_for_a_shell(tmp
         assert line
         words = shlex.split(unescape(line[1]))
         assert "https://logs.example/deep/ingest/logs" in words
-        assert f"Authorization: Bearer {made.raw_key}" in words
+        assert f"Authorization: Bearer {made.api_key}" in words
 
 
 @pytest.mark.parametrize("project_id", ["", "Demo", "-a", "a" * 64, "<script>", "é"])
@@ -135,22 +135,22 @@ async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_
 ) -> None:
     service, dashboard = system
     browser, other = await dashboard.browser(), await dashboard.browser(name="Bob")
-    old = (await browser.create("demo")).raw_key
+    old = (await browser.create("demo")).api_key
     page, same_page = await browser.get(KEYS), await other.get(KEYS)
     assert "stops working for good" in page.words
-    revoked = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    revoked = await browser.post(f"{KEYS}/revoke", csrf_token=page.csrf_token, key_id=page.key_id)
     assert revoked.status == 200
     assert f"Key {page.key_id} is dead everywhere since" in revoked.words
     assert "No bridge was using cached answers" in revoked.words
-    new = revoked.raw_key
+    new = revoked.api_key
     assert (await verdict(service, old), await verdict(service, new)) == (pb.VERDICT_INVALID_KEY, pb.VERDICT_ALLOWED)
 
-    second = await other.post(f"{KEYS}/revoke", form_token=same_page.form_token, key_id=same_page.key_id)
+    second = await other.post(f"{KEYS}/revoke", csrf_token=same_page.csrf_token, key_id=same_page.key_id)
     assert second.status == 409
     assert "was revoked already" in second.words
     assert "by Ann" in second.words
     assert "dt_" not in second.text
-    again = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)  # loaded again
+    again = await browser.post(f"{KEYS}/revoke", csrf_token=page.csrf_token, key_id=page.key_id)  # loaded again
     assert again.status == 409
     assert "You have done it already" in again.words
     assert "Somebody" not in again.words
@@ -183,7 +183,7 @@ async def test_who_revoked_a_key_before_the_last_one_is_not_said(dashboard: Dash
     for name in (first, second):
         key_id = (await ann.get(KEYS)).key_id
         assert (await browsers[name].submit(KEYS, f"{KEYS}/revoke", key_id=key_id)).status == 200
-    stale = await ann.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    stale = await ann.post(f"{KEYS}/revoke", csrf_token=page.csrf_token, key_id=page.key_id)
     assert (stale.status, "It was revoked already" in stale.words) == (409, True)
     assert "You have done it" not in stale.words
     assert "Somebody was faster" not in stale.words
@@ -205,7 +205,7 @@ async def test_a_pending_bridge_is_named_with_the_time_that_the_old_key_dies_at_
     stream = service.keys.Watch(requests(), metadata=service.token("bridge"))
     while not (await stream.read()).HasField("reset"):
         pass
-    revoked = await browser.post(f"{KEYS}/revoke", form_token=page.form_token, key_id=page.key_id)
+    revoked = await browser.post(f"{KEYS}/revoke", csrf_token=page.csrf_token, key_id=page.key_id)
     stream.cancel()
     assert "at the latest" in revoked.words
     assert re.search(r'everywhere at <time datetime="[^"]*:\d\d\.000Z"', revoked.text), "rounded up"
@@ -287,7 +287,7 @@ async def test_too_many_entries_are_numbered(browser: Browser) -> None:
 async def test_what_was_reviewed_is_saved_and_shown_normalised(system: tuple[Service, Dashboard]) -> None:
     service, dashboard = system
     browser = await dashboard.browser()
-    key = (await browser.create("demo")).raw_key
+    key = (await browser.create("demo")).api_key
     fields = {"entry": ["https://Shop.EXAMPLE:443", "*.shop.example."], "base": ""}
     unseen = await browser.submit(ORIGINS, ORIGINS, action="save", **fields)
     assert "Before saving" in unseen.words
@@ -330,11 +330,11 @@ async def test_of_two_people_who_save_at_once_the_second_is_told(dashboard: Dash
     """However closely they follow each other; what the second typed is kept."""
     people = [await dashboard.browser(name=name) for name in ("Ann", "Bob", "Cyd", "Dan")]
     await people[0].create("demo")
-    tokens = [(await person.get(ORIGINS)).form_token for person in people]
+    tokens = [(await person.get(ORIGINS)).csrf_token for person in people]
     lists = [f"list-{number}.example" for number in range(len(people))]
     answers = await asyncio.gather(
         *(
-            person.post(ORIGINS, form_token=token, action="save", entry=[entry], base="", reviewed=entry)
+            person.post(ORIGINS, csrf_token=token, action="save", entry=[entry], base="", reviewed=entry)
             for person, token, entry in zip(people, tokens, lists, strict=True)
         )
     )
@@ -634,7 +634,7 @@ async def test_an_overloaded_key_service_is_down_and_not_without_the_page(tmp_pa
             await hold(stack, service, "/authsvc.v1.ProjectService/ListProjects", "admin", 3)
             for path in ("/projects", KEYS, ORIGINS, "/audit"):
                 answer = await browser.get(path)
-                assert (answer.status, "The key service is out of reach" in answer.words) == (503, True), path
+                assert (answer.status, "The key service is unavailable" in answer.words) == (503, True), path
                 assert "RESOURCE_EXHAUSTED" in answer.words
                 assert await browser.head(path) == 503
             assert (await browser.create("other")).status == 503

@@ -20,7 +20,7 @@ from httpbridge.dashboard.login_throttle import (
     ATTEMPTS_PER_ADDRESS_MAX,
     WAITING_MAX,
     WINDOW_SECONDS,
-    Attempts,
+    LoginThrottle,
     TooManyAttemptsError,
 )
 from httpbridge.dashboard.middleware import Guard
@@ -81,10 +81,10 @@ async def test_a_wrong_token_or_no_name_is_told_beside_its_field(
 async def test_wrong_tokens_are_limited_and_the_right_one_is_taken_all_the_same(dashboard: Dashboard) -> None:
     """From the address that all of them come from: of an office, or of a proxy that nobody named."""
     browser = await dashboard.browser(is_signed_in=False)
-    form_token = (await browser.get("/sign-in")).form_token
+    csrf_token = (await browser.get("/sign-in")).csrf_token
 
     def attempt(token: str) -> asyncio.Task[Answer]:
-        return asyncio.create_task(browser.post("/sign-in", form_token=form_token, name="Eve", token=token))
+        return asyncio.create_task(browser.post("/sign-in", csrf_token=csrf_token, name="Eve", token=token))
 
     # At once: those whose answers are waited for count as well.
     attempts = [attempt("wrong") for _ in range(ATTEMPTS_PER_ADDRESS_MAX + 1)]
@@ -109,7 +109,7 @@ async def signing_in(tmp_path: Path, sleep: Callable[[float], Awaitable[None]]) 
     pages = Pages(sessions, FakeClock().now)
     guard = Guard(sessions, pages, Networks())
     application = web.Application(middlewares=guard.middlewares())
-    application.add_routes(SignIn(sessions, pages, Attempts(FakeClock().monotonic), sleep).routes())
+    application.add_routes(SignIn(sessions, pages, LoginThrottle(FakeClock().monotonic), sleep).routes())
     async with TestServer(application) as server, Browser(str(server.make_url("")).rstrip("/")) as browser:
         yield browser
 
@@ -138,7 +138,7 @@ async def test_the_log_says_who_signed_in_and_from_where(dashboard: Dashboard) -
     assert (event["name"], event["address"]) == ("Zoë", "127.0.0.1")
 
 
-def wait_of(attempts: Attempts, address: str) -> float:
+def wait_of(attempts: LoginThrottle, address: str) -> float:
     """Fail once, and return for how long to wait; nobody waits."""
     with attempts.failed(address) as seconds:
         return seconds
@@ -146,7 +146,7 @@ def wait_of(attempts: Attempts, address: str) -> float:
 
 def test_each_attempt_waits_longer_until_there_is_none_left() -> None:
     clock = FakeClock()
-    attempts = Attempts(clock.monotonic)
+    attempts = LoginThrottle(clock.monotonic)
     waits = [wait_of(attempts, "192.0.2.1") for _ in range(ATTEMPTS_PER_ADDRESS_MAX)]
     assert waits == [0, 0.25, 0.5, 1, 2, 4, 4, 4, 4, 4]
     with pytest.raises(TooManyAttemptsError) as refused:
@@ -158,7 +158,7 @@ def test_each_attempt_waits_longer_until_there_is_none_left() -> None:
 
 
 def test_one_subscriber_of_ipv6_is_one_address() -> None:
-    attempts = Attempts(FakeClock().monotonic)
+    attempts = LoginThrottle(FakeClock().monotonic)
     for number in range(ATTEMPTS_PER_ADDRESS_MAX):
         wait_of(attempts, f"2001:db8::{number:x}")
     with pytest.raises(TooManyAttemptsError):
@@ -167,7 +167,7 @@ def test_one_subscriber_of_ipv6_is_one_address() -> None:
 
 
 def test_attempts_from_everywhere_are_limited_too() -> None:
-    attempts = Attempts(FakeClock().monotonic)
+    attempts = LoginThrottle(FakeClock().monotonic)
     for number in range(ATTEMPTS_MAX):
         wait_of(attempts, f"address {number}")
     with pytest.raises(TooManyAttemptsError):
@@ -175,7 +175,7 @@ def test_attempts_from_everywhere_are_limited_too() -> None:
 
 
 def test_few_wrong_answers_are_waited_for_at_a_time_as_each_keeps_a_connection() -> None:
-    attempts = Attempts(FakeClock().monotonic)
+    attempts = LoginThrottle(FakeClock().monotonic)
     with ExitStack() as waiting:
         for number in range(WAITING_MAX):
             waiting.enter_context(attempts.failed(f"address {number}"))
@@ -187,7 +187,7 @@ def test_few_wrong_answers_are_waited_for_at_a_time_as_each_keeps_a_connection()
 def test_of_refused_attempts_the_log_has_their_number_once_a_minute() -> None:
     """They cost a stranger nothing, so they must not fill a disk."""
     clock = FakeClock()
-    attempts = Attempts(clock.monotonic)
+    attempts = LoginThrottle(clock.monotonic)
 
     def untold() -> int:
         with pytest.raises(TooManyAttemptsError) as refused:
@@ -212,7 +212,7 @@ async def test_signing_out_ends_the_session_wherever_its_cookie_was_copied_to(da
 
 
 async def test_a_copied_cookie_stays_dead_when_the_dashboard_starts_again(tmp_path: Path) -> None:
-    """Who did not sign out stays signed in, though; and dashboards that share a state folder know it at once."""
+    """Who did not sign out stays signed in, though; and dashboards that share a state directory know it at once."""
     async with running(tmp_path, NOWHERE) as dashboard, running(tmp_path, NOWHERE) as beside:
         browser, other = await dashboard.browser(), await dashboard.browser()
         copied, kept = browser.session, other.session
@@ -228,7 +228,7 @@ async def test_a_copied_cookie_stays_dead_when_the_dashboard_starts_again(tmp_pa
             assert (await somebody.get("/projects/new")).status == status
 
 
-async def test_signing_out_works_without_a_state_folder_to_write_to(tmp_path: Path) -> None:
+async def test_signing_out_works_without_a_state_directory_to_write_to(tmp_path: Path) -> None:
     """Until the dashboard ends."""
     (tmp_path / "file").touch()
     async with running(tmp_path / "file" / "state", NOWHERE, HTTPBRIDGE_ADMIN_TOKEN=32 * "x") as dashboard:
@@ -314,7 +314,7 @@ def test_what_was_signed_for_one_purpose_is_worth_nothing_for_another(tmp_path: 
         ("///evil.example", "/"),
     ],
 )
-def test_only_a_path_of_ours_is_gone_to(path: str, expected: str) -> None:
+def test_only_a_path_of_ours_is_released_to(path: str, expected: str) -> None:
     assert own_path(path) == expected
 
 
@@ -330,7 +330,7 @@ async def test_a_link_on_another_site_finds_the_session_by_loading_again(dashboa
 
 
 async def test_where_a_network_sees_the_dashboard_somebody_has_to_choose_its_token(tmp_path: Path) -> None:
-    """A generated one would be known to nobody but those who read the state folder; and TLS alone keeps nobody out."""
+    """A generated one would be known to those alone who read the state directory; and TLS alone keeps nobody out."""
     cert, key = (tmp_path / f"{name}.pem" for name in ("cert", "key"))
     issued = trustme.CA().issue_cert("localhost")
     issued.cert_chain_pems[0].write_to_path(cert)
