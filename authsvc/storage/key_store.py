@@ -30,7 +30,7 @@ from authsvc.storage.tables import projects as _projects
 Revision = NewType("Revision", int)
 """How many mutations were committed before and with this one: gap-free, and visible in order."""
 
-SCHEMA_VERSION = "0003"
+SCHEMA_VERSION = "0004"
 """The newest revision under `migrations/versions`, which these tables are at; a test compares."""
 
 CHANNEL = "authsvc"
