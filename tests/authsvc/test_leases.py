@@ -32,7 +32,7 @@ def _row(
 
 
 @pytest.mark.parametrize(
-    ("keep-alive", "answer", "position"),
+    ("keep_alive", "answer", "position"),
     [
         (_keep_alive(9), [_GRANT], 9),
         (_keep_alive(4), [_GRANT], 4),
