@@ -261,7 +261,7 @@ class NeverGivesUp(Holder):
         return float("inf")
 
 
-class UsesCacheAfterGoodbye(Holder):
+class UsesCacheAfterRelease(Holder):
     """Release is said before the cache is given up."""
 
     def release(self) -> KeepAlive:
@@ -269,7 +269,7 @@ class UsesCacheAfterGoodbye(Holder):
         return KeepAlive(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_release=True)
 
 
-class NoGoodbye(Process):
+class NoRelease(Process):
     """A process just ends."""
 
     def stop(self) -> None:
@@ -283,7 +283,7 @@ class SilentDuringBackOff(StopsDuringBackOff):
         return self.stream
 
 
-class ComesBackAfterGoodbye(Database):
+class ComesBackAfterRelease(Database):
     """A late keep-alive is granted though the holder released its lease."""
 
     def refuses(self, row: LeaseRow) -> bool:
@@ -432,10 +432,10 @@ MUTATIONS = (
     Mutation("6", "lost leases not waited for", _SAFETY, Protocol(database=NobodyStandsIn)),
     Mutation("6", "what was missed is not sent", _PROGRESS, Protocol(session=SendsNothingMissed)),
     Mutation("6", "silent stream kept", _PROGRESS, _holder(NeverGivesUp)),
-    Mutation("7", "cache used after release", _SAFETY, _holder(UsesCacheAfterGoodbye)),
-    Mutation("7", "no release", _PROGRESS, Protocol(process=NoGoodbye)),
+    Mutation("7", "cache used after release", _SAFETY, _holder(UsesCacheAfterRelease)),
+    Mutation("7", "no release", _PROGRESS, Protocol(process=NoRelease)),
     Mutation("7", "no release unless a stream is open", _PROGRESS, Protocol(process=SilentDuringBackOff)),
-    Mutation("7", "keep-alives after release granted", _PROGRESS, Protocol(database=ComesBackAfterGoodbye)),
+    Mutation("7", "keep-alives after release granted", _PROGRESS, Protocol(database=ComesBackAfterRelease)),
     Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
     Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),
     Mutation("9", "acknowledged revision goes down", _PROGRESS, Protocol(database=AcknowledgesLower)),
