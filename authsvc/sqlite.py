@@ -17,7 +17,6 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from authsvc.client.sqlite_files import FileOverwrittenError, FilesLostError, SqliteFiles
-from authsvc.database_errors import reason
 from authsvc.errors import StoreLostError, StoreOverwrittenError, StoreRefusedError, StoreUnavailableError
 
 _BUSY_TIMEOUT_SECONDS = 5
@@ -81,7 +80,7 @@ class SqliteFile:
         except FilesLostError as error:
             lost = (StoreOverwrittenError if isinstance(error, FileOverwrittenError) else StoreLostError)(str(error))
         except (sqlite3.OperationalError, OSError) as error:
-            raise StoreUnavailableError(f"{self.path} cannot be read: {reason(error)}") from error
+            raise StoreUnavailableError(f"{self.path} cannot be read: {error}") from error
         self._lost, self.standing.is_lost = lost, lost is not None
         self._look_again_at = self._monotonic() + _LATELY_SECONDS
         if lost is not None:
