@@ -90,7 +90,10 @@ class SqliteFiles:
             self._wal_fd = os.open(self.wal_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def check(self) -> None:
-        """Raise FilesLostError when one of the files is not, or no longer, what was opened, or has other content."""
+        """Raise FilesLostError when one of the files is not, or no longer, what was opened, or has other content.
+
+        Raises OSError or sqlite3.OperationalError where nobody can tell now: the disk fails, or has no room.
+        """
         self._changed = None
         self.check_paths()
 
@@ -106,13 +109,11 @@ class SqliteFiles:
                 self._check_content()
                 self._changed = changed
             magic = os.pread(self._wal_fd, _MAGIC_BYTES, 0) if self._wal_fd >= 0 else b""
-        except sqlite3.OperationalError as error:
-            raise FilesLostError(f"{self.path} cannot be read: {error}") from None
+        except sqlite3.OperationalError:
+            raise
         except sqlite3.DatabaseError as error:
             raise FileOverwrittenError(f"{self.path} was overwritten while it was open: {error}") from None
-        except OSError as error:
-            raise FilesLostError(f"{self.path} cannot be read: {error.strerror}") from None
-        if magic and magic not in _WAL_MAGIC:
+        if len(magic) == _MAGIC_BYTES and magic not in _WAL_MAGIC:  # shorter, SQLite had no room to begin it
             raise FileOverwrittenError(f"{self.wal_path} was overwritten while it was open")
 
     def check_main(self) -> os.stat_result:
