@@ -263,7 +263,7 @@ async def test_a_disk_that_fails_is_no_lost_database(
         async with serving(tmp_path, database) as service:
             api_key = (await issue(service)).api_key
             with monkeypatch.context() as disk:
-                disk.setattr("authsvc.client.sqlite_files.os.pread", fail)
+                disk.setattr("authsvc.runtime.sqlite_files.os.pread", fail)
                 assert await refused(issue(service, "other")) == (Code.UNAVAILABLE, "the database cannot answer now")
                 await until_true("no key is read either", lambda: is_unavailable(service, api_key))
                 await until_true("it is told", lambda: is_told(logs, "database_lost"))

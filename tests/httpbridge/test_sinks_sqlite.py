@@ -142,7 +142,7 @@ async def test_a_disk_that_fails_is_unavailable_until_it_is_read_again(
     async with sink_on(sqlite_url, monotonic=clock) as sink:
         await sink.write(batch("before"))
         with monkeypatch.context() as disk:
-            disk.setattr("authsvc.client.sqlite_files.os.pread", fail)
+            disk.setattr("authsvc.runtime.sqlite_files.os.pread", fail)
             with pytest.raises(StoreUnavailableError, match=r"/output error|disk I/O error"):
                 await sink.write(batch("refused"))
             clock.seconds += 10
