@@ -40,7 +40,7 @@ _FLUSH_ROWS = 1000  # a transaction, so that no log waits long for it
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]{0,31}://[^\s/?#@%\\]+")
 _LIKE_A_KEY = re.compile(r"dt_[0-9a-f]{24}")
 
-_log = structlog.get_logger("httpbridge.ingest.origin_counts")
+_log = structlog.get_logger("httpbridge.origin_counts")
 
 _Key = tuple[str, str, bool]
 """Project, origin, whether it was admitted."""

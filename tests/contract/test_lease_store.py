@@ -112,8 +112,8 @@ async def test_holders_from_before_it_was_said_count_as_there_always(database_ur
     """A service of the version before has written them."""
     database = Database(database_url)
     await database.migrate(lambda connection: upgrade(connection, "0002"))
-    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_released": False}
-    renamed = {"is_released": "is_released"}
+    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_gone": False}
+    renamed = {"is_released": "is_gone"}
     columns = (sa.column(renamed.get(column.name, column.name), column.type) for column in lease_store_module._leases.c)
     table = sa.table("leases", *columns)
     async with database.writing() as connection:
