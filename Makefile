@@ -42,10 +42,11 @@ fmt: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/buf format -w protos
 
-lint: $(STAMP) ## ruff, import-linter, buf lint and breaking
+lint: $(STAMP) ## ruff, import-linter, codespell, buf lint and breaking
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
