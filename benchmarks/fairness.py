@@ -1,4 +1,4 @@
-"""What does one key's traffic, as dear as it may be, do to another key's?"""
+"""What does one key's most expensive traffic do to another key's?"""
 
 import asyncio
 import json
@@ -49,13 +49,13 @@ QUIET = "nothing besides"
 AS_MANY = "as many of 1 kB besides"
 
 HOW = """\
-Requests of 1 kB with one key arrive at a fixed rate, 100 a second, and are stored in SQLite; latencies count from when
-they were due. Besides, 16 connections with another key send a body of up to 5 MB over and over, as fast as they are
-answered: as gzip, which makes some kB of it. The limit of bytes a minute is off, so that this goes on for ever; with it
-as it is by default, it ends within seconds, until the next minute. Each kind of body is dear in another way. What it is
-compared with is as many requests of 1 kB with that key, at the rate at which the large ones of the quickest kind were
-stored. The target is about the worst kind; it is missed, too, when a request of the other key fails. After each turn
-the disk is waited for."""
+Requests of 1 kB with one key arrive at a fixed rate, 100 a second, and are stored in SQLite; latencies count from
+when they were due. Meanwhile 16 connections with another key keep sending a body of up to 5 MB, as fast as they are
+answered: as gzip, which compresses it to some kB. The limit of bytes a minute is off, so that this does not end; with
+the default limit it ends within seconds, until the next minute. Each kind of body is expensive in another way. The baseline is requests of 1 kB with that key, at the
+rate at which the large ones of the quickest kind were stored. The target is about
+the worst kind; it is also missed when a request of the other key fails. After each turn, the benchmark waits for the
+disk."""
 
 
 class Beside:

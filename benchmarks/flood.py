@@ -1,4 +1,4 @@
-"""What do floods of requests that are refused do to the traffic of good keys, and to others who ask the key service?"""
+"""What do floods of refused requests do to the traffic of good keys, and to other callers of the key service?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -41,17 +41,17 @@ ORIGIN_FULL = "a blocked origin, as fast as answered"
 LIMIT_FULL = "a key over its limit, as fast as answered"
 
 HOW = """\
-Batches of one log with cached keys, twenty in turn, arrive at a fixed rate, a tenth of what the bridge could serve, and
-are stored in SQLite; latencies count from when they were due. Besides, well-formed keys arrive that nobody issued, each
-another one, at a fixed rate of a quarter of what the bridge could serve; or, for comparison, as many requests with good
-keys. The other rows have no rate: 32 connections send whenever they are answered, so the bridge's core is always busy.
-What is refused without a question to the key service is refused so fast that the load's core is busy, too: there, what
-floods gives way to what sends the cached traffic, which would be late otherwise. The target compares the flood of
-unknown keys without a rate with no flood; it is missed, too, when a request of the cached traffic fails, or less than
-99 % of its rate is served. The key service runs on the load's core. Memory is the bridge's resident set after each
-flood of unknown keys. At last another caller asks the key service for a good key, 200 times a second, with `Validate`,
-while unknown keys flood the bridge and while nothing does; its latencies count from when a call was due, too, and have
-a timer's millisecond in them."""
+Batches of one log with cached keys, twenty in turn, arrive at a fixed rate, a tenth of what the bridge could serve,
+and are stored in SQLite; latencies count from when they were due. In addition, well-formed keys that nobody issued
+arrive, each a different one, at a fixed rate of a quarter of what the bridge could serve; or, for comparison, as many
+requests with good keys. The other rows have no rate: 32 connections send whenever they are answered, so the bridge's
+core is always busy. What is refused without a call to the key service is refused so fast that the load's core is
+busy, too. There, the flood yields to the cached traffic, which would be late otherwise. The target compares the flood
+of unknown keys without a rate with no flood. It is also missed when a request of the cached traffic fails, or when
+less than 99 % of its rate is served. The key service runs on the load's core. Memory is the bridge's resident set
+after each flood of unknown keys. Finally, another caller asks the key service about a good key, 200 times a second,
+with `Validate`, with and without unknown keys flooding the bridge. Its latencies, too, count from when a call was
+due, and include a timer's millisecond."""
 
 
 class Traffics:
