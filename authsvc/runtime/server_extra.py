@@ -1,12 +1,12 @@
-"""The extra `server`: what the services need beyond what the client library does.
+"""The extra `server`: what the services need beyond the client library's dependencies.
 
-pip installs both commands without it, too. They say then what is missing, before they import any of it.
+pip also installs both commands without it. They ask here, before they import anything of it.
 """
 
+import os
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
-
-from authsvc.runtime.standard_streams import discard, open_missing
 
 MODULES = (
     "aiohttp",
@@ -33,9 +33,6 @@ def require(command: str) -> None:
     """End the process with one line on standard error, and status 2, when the extra is not installed."""
     if all(map(find_spec, MODULES)):
         return
-    open_missing()
-    try:
-        sys.stderr.write(f"{command}: not installed with the services: pip install 'deeptracer-auth[server]'\n")
-    except OSError:
-        discard(sys.stderr)
+    with suppress(OSError):  # it may be closed
+        os.write(2, f"{command}: not installed with the services: pip install 'deeptracer-auth[server]'\n".encode())
     sys.exit(_USAGE)
