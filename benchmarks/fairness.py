@@ -52,10 +52,10 @@ HOW = """\
 Requests of 1 kB with one key arrive at a fixed rate, 100 a second, and are stored in SQLite; latencies count from
 when they were due. Meanwhile 16 connections with another key keep sending a body of up to 5 MB, as fast as they are
 answered: as gzip, which compresses it to some kB. The limit of bytes a minute is off, so that this does not end; with
-the default limit it ends within seconds, until the next minute. Each kind of body is expensive in another way. The baseline is requests of 1 kB with that key, at the
-rate at which the large ones of the quickest kind were stored. The target is about
-the worst kind; it is also missed when a request of the other key fails. After each turn, the benchmark waits for the
-disk."""
+the default limit it ends within seconds, until the next minute. Each kind of body is expensive in another way. The
+baseline is requests of 1 kB with that key, at the rate at which the large ones of the quickest kind were stored. The
+target is about the worst kind; it is also missed when a request of the other key fails. After each turn, the
+benchmark waits for the disk."""
 
 
 class Beside:
