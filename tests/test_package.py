@@ -117,3 +117,9 @@ def test_a_command_without_the_extra_says_so_in_one_line(site: Path, command: st
 def test_the_commands_look_for_all_of_the_extra() -> None:
     extras: Mapping[str, Sequence[str]] = PROJECT["optional-dependencies"]
     assert set(MODULES) == {_IMPORT_NAMES.get(name, name) for name in names(extras["server"])}
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_a_lock_file_pins_what_the_services_need(lock: str) -> None:
+    pinned = set(re.findall(r"^(\S+)==", (ROOT / lock).read_text(), re.MULTILINE))
+    assert names([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["server"]]) <= pinned
