@@ -72,7 +72,7 @@ migrate: $(STAMP) ## bring the key service's database to this version's schema
 run: $(STAMP) ## start everything on loopback; print a link to the dashboard and a curl line that works
 	@$(BIN)/python scripts/run.py
 
-lock: $(STAMP) ## resolve the dependencies anew into the lock files
+lock: $(STAMP) ## update the lock files to the newest versions
 	$(COMPILE) --group dev --upgrade -o requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock -o requirements.lock
 

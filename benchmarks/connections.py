@@ -92,7 +92,7 @@ async def main(pace: Pace) -> Report:
         "connections",
         [("number", ",.0f")],
         [
-            ("open at the most", [float(accepted)]),
+            ("open at most", [float(accepted)]),
             ("refused at once, with 503", [float(refused)]),
             ("bytes of memory each", [held_bytes]),
             ("bodies of 4 MB held", [float(large)]),

@@ -18,9 +18,9 @@ from benchmarks.rig.wrk import Traffic, VoidError
 SHARE_OF_PEAK = 10
 """Cached traffic is one part in so many of what the bridge could serve."""
 OTHERS_SHARE_OF_PEAK = 4
-"""What is sent besides, at a fixed rate."""
+"""Other traffic, at a fixed rate."""
 CONNECTIONS = 32
-"""Of what is sent besides, without a rate."""
+"""Of the other traffic, without a rate."""
 KEYS_A_SECOND_MAX = 20_000
 GOOD_KEYS = 20
 LIMIT_PER_MINUTE = 2_000
@@ -33,8 +33,8 @@ WRK_STARTS_SECONDS = 0.5
 Seen = tuple[Latencies, float]
 """What became of the cached traffic, and how many other requests a second were answered."""
 
-QUIET = "nothing besides"
-SERVED, FLOOD = "a good key besides", "unknown keys besides"
+QUIET = "nothing else"
+SERVED, FLOOD = "a good key, at a fixed rate", "unknown keys, at a fixed rate"
 SERVED_FULL, FLOOD_FULL = "a good key, as fast as answered", "unknown keys, as fast as answered"
 MALFORMED_FULL = "a malformed key, as fast as answered"
 ORIGIN_FULL = "a blocked origin, as fast as answered"
@@ -60,7 +60,7 @@ class Traffics:
     def __init__(self, rig: Rig, bridge: Server, unknown: Iterator[str], per_second: float, seconds: int) -> None:
         """`per_second` is what the bridge could serve; `seconds` is how long the cached traffic is watched.
 
-        What is sent besides goes on for a second more; of `unknown`, no key is sent twice.
+        The other traffic goes on for a second more; of `unknown`, no key is sent twice.
         """
         self._rig = rig
         self._bridge = bridge
@@ -193,7 +193,7 @@ async def main(pace: Pace) -> Report:
             (name, [other, cached, failed, p50, median(tails[name]), ratio(tails[name], tails[QUIET]), against])
         )
     columns = [("others/s", ",.0f"), ("cached/s", ",.0f"), ("failed", ".0f"), ("p50 ms", ".2f"), ("p99 ms", ".2f")]
-    columns += [("p99, to nothing besides", ".2f"), ("to a good key", ".2f")]
+    columns += [("p99, to nothing else", ".2f"), ("to a good key", ".2f")]
     growth = resident[-1] / resident[0]
     memory = Table(
         "memory of the bridge",
