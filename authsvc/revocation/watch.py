@@ -228,7 +228,7 @@ class Watch:
 
         `address` is the holder's; None for one of our own, which is not bounded.
         Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
-        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderGoneError,
+        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderReleasedError,
         RevisionsLostError, StoreUnavailableError.
         """
         try:

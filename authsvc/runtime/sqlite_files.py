@@ -66,9 +66,9 @@ class SqliteFiles:
         return None
 
     def note(self, connection: sqlite3.Connection) -> None:
-        """Take note of what a connection has open, which has read already, and is the last one to be closed.
+        """Note what a connection has open that has read already and will be the last one to be closed.
 
-        Again with the next one after that, since the last one takes the WAL with it: the file has to be the same.
+        Do so again with the connection after it, since the last one takes the WAL with it: the file must be the same.
         Raises FilesLostError, OSError.
         """
         self._connection = connection
@@ -98,7 +98,7 @@ class SqliteFiles:
         self.check_paths()
 
     def check_paths(self) -> None:
-        """Do the same, but look at the file's content only where it was written to: costs a third."""
+        """Do the same, but look at the file's content only where it was written to: that costs a third."""
         status = self.check_main()
         for path, opened in self._sides.items():
             if file_identity(path) != opened:
@@ -138,9 +138,9 @@ class SqliteFiles:
             self._stored = self._stored_min = stored
 
     def settle(self) -> None:
-        """Keep another file, which was put in the place of this one, from getting this one's WAL with the next start.
+        """Keep another file that was put in the place of this one from getting this one's WAL at the next start.
 
-        Called before the connection is closed. What the WAL has goes to its own file, wherever that is by now.
+        Called before the connection is closed. The WAL goes into its own file, wherever that is by now.
         """
         if self.is_open and file_identity(self.path) not in (None, self._main):
             with suppress(sqlite3.Error):
