@@ -90,10 +90,11 @@ class KeyValidator:
     ) -> None:
         """Nothing is connected before the first call, or `start`, so that it may be made before there is an event loop.
 
-        `name` is a label for operators, by default the host and process id. At most `calls_max` calls are under way at
-        once, each about up to 256 keys; `waiting_max` keys that are known to be good, and as many others, wait for the
-        next ones (see `pending_lookups`). Raises ConfigurationError when a TLS file cannot be used, ValueError for an
-        address that is not HOST:PORT, for a token that cannot be sent and for less than 2 calls.
+        `name` is a label for operators, by default the host and process id. At most `calls_max`
+        calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
+        good, and as many others, wait for the next ones (see `pending_lookups`). Raises ConfigurationError
+        when a TLS file cannot be used, ValueError for an address that is not HOST:PORT, for a token
+        that cannot be sent and for less than 2 calls.
         """
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Token.parse(token)) if isinstance(token, str) else token

@@ -12,9 +12,9 @@ _ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 async def bind(address: Address, variable: str, *, is_shared: bool = False) -> list[socket.socket]:
     """Return a socket for each address of a name (for the first alone with port 0), bound and not listening yet.
 
-    With `is_shared` the port is shared with the other workers. Without it, a port that anybody listens on is refused,
-    even a shared one; as long as nobody listens, workers can still bind it. Raises ConfigurationError naming the
-    variable.
+    With `is_shared` the port is shared with the other workers. Without, one that anybody listens on is refused, also
+    if they would share it; as long as nobody listens, workers can still bind it. Raises ConfigurationError naming
+    the variable.
     """
     sockets: list[socket.socket] = []
     try:

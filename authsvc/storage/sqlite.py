@@ -1,7 +1,7 @@
-"""The key service's database in a SQLite file: how it is opened, and watched while it is open.
+"""The key service's database in a SQLite file: how it is opened, and kept in view as long as it is.
 
-`database` uses it. Nothing is read from, or written to, a file that the path no longer leads to: a revocation that is
-committed there is gone when the service starts again.
+`database` uses it. Nothing is read from, or written to, a file that the path no longer leads to: what is committed
+there is a revocation that is nowhere, once the service is started again.
 """
 
 import sqlite3
@@ -21,7 +21,7 @@ from authsvc.runtime.sqlite_files import FileOverwrittenError, FilesLostError, S
 
 _BUSY_TIMEOUT_SECONDS = 5
 _LATELY_SECONDS = 0.05
-"""For so long one check of the files serves all reads; a read costs little more than a check."""
+"""For so long a look at the files does for all reads, of which one costs little more than a look."""
 
 
 class Standing:
