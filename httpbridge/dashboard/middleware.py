@@ -215,6 +215,10 @@ async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearr
         raise web.HTTPRequestTimeout(text="The form took too long to arrive.") from None
     except (ValueError, web.RequestPayloadError):  # not UTF-8, not gzip
         raise refusal from None
+    except RuntimeError:
+        if request.transport is not None:
+            raise
+        raise refusal from None  # aiohttp's word for a sender that has gone; nobody reads it
 
 
 async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
