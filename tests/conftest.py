@@ -29,8 +29,10 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # In CI what has passed must pass again; elsewhere each run looks at other examples. How long one takes is no matter.
-hypothesis.settings.register_profile("ours", derandomize=bool(os.environ.get("CI")), deadline=None)
-hypothesis.settings.load_profile("ours")
+for name, examples in (("short", 40), ("long", 300)):
+    hypothesis.settings.register_profile(
+        name, max_examples=examples, derandomize=bool(os.environ.get("CI")), deadline=None
+    )
 
 MIGRATED = "migrated"
 
@@ -40,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the long forms: all seeds, all rounds, all variants")
     parser.addoption("--simulation-steps", type=int, help="how many steps to simulate")
     parser.addoption("--simulation-seed", type=int, default=0, help="the seed to begin with")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose how many examples Hypothesis tries."""
+    hypothesis.settings.load_profile("long" if config.getoption("--long") else "short")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
