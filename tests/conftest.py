@@ -77,7 +77,7 @@ def postgres_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "postgres.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not data.exists():
-            with closing(PostgresServer()) as server:
+            with closing(PostgresServer(parent=SCRATCH)) as server:
                 server.start()
                 server.sql(f"CREATE DATABASE {MIGRATED}")
                 migrate(server.url(MIGRATED))
@@ -89,7 +89,7 @@ def postgres_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres_server(postgres_data: Path) -> Iterator[PostgresServer]:
     """Start the server that all tests of a worker share; one that stops or breaks it takes `private_postgres`."""
-    with closing(PostgresServer(postgres_data)) as server:
+    with closing(PostgresServer(postgres_data, SCRATCH)) as server:
         server.start()
         yield server
 
@@ -97,7 +97,7 @@ def postgres_server(postgres_data: Path) -> Iterator[PostgresServer]:
 @pytest.fixture
 def private_postgres(postgres_data: Path) -> Iterator[PostgresServer]:
     """Start a server of this test's own, to stop and start; its database `postgres` is empty."""
-    with closing(PostgresServer(postgres_data)) as server:
+    with closing(PostgresServer(postgres_data, SCRATCH)) as server:
         server.start()
         yield server
 

@@ -24,18 +24,19 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from tests.scratch import SCRATCH
-
 START_SECONDS_MAX = 60
 
 
 class PostgresServer:
     """One server with its data; `start` and `stop` may be called again and again."""
 
-    def __init__(self, data: Path | None = None) -> None:
-        """Begin with a copy of the data of another one that was stopped, or with none, which takes seconds."""
+    def __init__(self, data: Path | None = None, parent: Path = Path("/tmp")) -> None:
+        """Begin with a copy of the data of another one that was stopped, or with none, which takes seconds.
+
+        `nobody` must reach the parent folder, whose path is short: that of a socket may have 104 characters.
+        """
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix="pg-", dir=SCRATCH))  # `nobody` must reach it, too
+        self._directory = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
         self._data = self._directory / "data"
         self._user: int | None = None
         if os.geteuid() == 0:
