@@ -12,6 +12,7 @@ _SEEDS = 400
 _STEPS_PER_SEED = 10_000
 
 
+@pytest.mark.timeout(600)  # all seeds, on a busy machine
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.rule}: {mutation.what}")
 def test_the_simulation_fails_without_the_rule(mutation: Mutation, is_long: bool) -> None:
     """Some seed brings the violation that the rule is there to prevent. Other exceptions are errors of this test."""
