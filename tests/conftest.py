@@ -18,7 +18,7 @@ from tests.scratch import SCRATCH
 
 __all__ = ["measured", "pytest_terminal_summary"]
 
-# Where pytest makes the folders of `tmp_path`.
+# Where pytest makes the directories of `tmp_path`.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SCRATCH))
 
 # Before gRPC is imported: the PostgreSQL server is started by a fork (`subprocess` needs one to change the user), and
@@ -70,11 +70,11 @@ def postgres_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Its database `migrated` has the key service's schema.
     """
-    folder = tmp_path_factory.getbasetemp()
+    directory = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    data = folder / "postgres"
-    with (folder / "postgres.lock").open("w") as lock:
+        directory = directory.parent
+    data = directory / "postgres"
+    with (directory / "postgres.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not data.exists():
             with closing(PostgresServer(parent=SCRATCH)) as server:

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from threading import Thread
 
-from authsvc.database import Database
 from authsvc.migrations import upgrade
+from authsvc.storage.database import Database
 
 
 def migrate(url: str) -> None:
@@ -27,7 +27,7 @@ def migrate(url: str) -> None:
 
 
 def make_state_dir(state_dir: Path) -> None:
-    """Make a state folder with a migrated database, where there is none yet."""
+    """Make a state directory with a migrated database, where there is none yet."""
     if not state_dir.exists():
         state_dir.mkdir(0o700, parents=True)
         put_migrated(state_dir / "authsvc.db")
@@ -42,8 +42,8 @@ def put_migrated(file: Path) -> None:
 
 @cache
 def _migrated_file() -> tuple[bytes, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "migrated.db")
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "migrated.db")
         migrate(f"sqlite:///{file}")
         with closing(sqlite3.connect(file)) as connection:
             (epoch,) = connection.execute("SELECT epoch FROM revision_counter").fetchone()

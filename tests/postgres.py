@@ -33,7 +33,7 @@ class PostgresServer:
     def __init__(self, data: Path | None = None, parent: Path = Path("/tmp")) -> None:
         """Begin with a copy of the data of another one that was stopped, or with none, which takes seconds.
 
-        `nobody` must reach the parent folder, whose path is short: that of a socket may have 104 characters.
+        `nobody` must reach the parent directory, whose path is short: that of a socket may have 104 characters.
         """
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
@@ -110,9 +110,9 @@ class PostgresServer:
         (self._data / "standby.signal").touch()
         self.start()
 
-    def keep(self, folder: Path) -> None:
+    def keep(self, directory: Path) -> None:
         """Leave a copy of its data, to begin others with; `stop` it first."""
-        subprocess.run(["cp", "-a", self._data, folder], check=True)
+        subprocess.run(["cp", "-a", self._data, directory], check=True)
 
     def close(self) -> None:
         """Stop it and delete its data."""

@@ -13,8 +13,10 @@ import pytest
 from authsvc.api.limits import CallLimits
 from authsvc.app import serve
 from authsvc.config import Config
-from authsvc.limits import CallLimits
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.runtime.environment import Address
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
+from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
 from tests.migrated import make_state_dir
 
 _SEEN_SECONDS_MAX = 10.0

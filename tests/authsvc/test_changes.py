@@ -11,13 +11,13 @@ import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from authsvc import changes as changes_module
-from authsvc.changes import ChangeFeed, Pulse
-from authsvc.client.holder import ChangeEvent
-from authsvc.database import Database
-from authsvc.keys import ProjectId, generate_key_id, generate_raw_key
-from authsvc.lease_store import LeaseStore
-from authsvc.store import KeyStore, NewKey
+from authsvc.client.lease_messages import ChangeEvent
+from authsvc.keys import ProjectId, generate_api_key, generate_key_id
+from authsvc.revocation import change_feed as changes_module
+from authsvc.revocation.change_feed import ChangeFeed, Notifier
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import KeyStore, NewKey
+from authsvc.storage.lease_store import LeaseStore
 from tests.authsvc.client.fake_key_service import until
 from tests.postgres import PostgresServer
 
@@ -152,12 +152,12 @@ async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(
 
 async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_alike(migrated_sqlite_url: str) -> None:
     async with replica(migrated_sqlite_url) as here:
-        raw_key = generate_raw_key()
-        await here.store.issue(ProjectId("demo"), [], NewKey(generate_key_id(), raw_key.digest), "tester")
+        api_key = generate_api_key()
+        await here.store.issue(ProjectId("demo"), [], NewKey(generate_key_id(), api_key.digest), "tester")
         here.feed.wake()
         await here.reached(1)
         async with replica(migrated_sqlite_url) as late:
-            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (raw_key.digest,))]
+            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (api_key.digest,))]
 
 
 async def test_a_new_epoch_starts_the_feed_afresh(migrated_sqlite_url: str) -> None:

@@ -363,7 +363,7 @@ async def test_a_holder_at_another_process_on_the_same_file_is_told_and_heard_by
 async def test_a_database_that_is_lost_while_a_call_waits_costs_it_nothing_but_the_wait(
     private_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    """The change is committed, and its raw key is shown this once."""
+    """The change is committed, and its API key is shown this once."""
     async with replica(tmp_path / "state", private_postgres.url("migrated")) as service:
         watcher = Watcher(service)
         await watcher.attach()

@@ -21,13 +21,16 @@ from authsvc.client.api_key import ApiKey
 from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
-from authsvc.database import Database
-from authsvc.keys import generate_raw_key
-from authsvc.lease_store import LeaseStore
-from authsvc.limits import CallLimits
-from authsvc.store import KeyStore
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1.key_service_pb2_grpc import KeyServiceStub
+from authsvc.keys import generate_api_key
+from authsvc.revocation import watch as watch_module
+from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.runtime.clock import boot_clock
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.lease_store import LeaseStore
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2 as operations_pb2
+from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
 from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revoke
@@ -488,7 +491,7 @@ def set_kind(service: Service, kind: str) -> None:
         connection.execute("UPDATE changes SET kind = ?", (kind,))
 
 
-async def test_thousands_of_renewals_are_committed_in_groups(
+async def test_thousands_of_keep_alives_are_committed_in_groups(
     migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that came meanwhile would be one long transaction, which each of them waits for."""

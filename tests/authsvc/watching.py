@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from protos.authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
 
 HOLDER = "holder-0123456789"

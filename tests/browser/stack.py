@@ -141,7 +141,7 @@ async def browsing() -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def running(folder: Path, browser: Browser) -> AsyncIterator[Stack]:
+async def running(directory: Path, browser: Browser) -> AsyncIterator[Stack]:
     """Start everything; afterwards no page may have complained, and no process either."""
     system = System(directory)
     try:

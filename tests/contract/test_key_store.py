@@ -357,9 +357,9 @@ def _hold_write_lock(
 async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
     migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("authsvc.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("authsvc.storage.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
     async with opened(migrated_sqlite_url) as store:
-        raw_key, _ = await issue(store)
+        api_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")
         held, free = context.Event(), context.Event()
         process = context.Process(
@@ -381,7 +381,7 @@ async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back
     private_postgres: PostgresServer,
 ) -> None:
     async with opened(private_postgres.url("migrated")) as store:
-        raw_key, _ = await issue(store)
+        api_key, _ = await issue(store)
         await asyncio.to_thread(private_postgres.stop)
         with pytest.raises(StoreUnavailableError):
             await lookup(store, api_key)

@@ -19,7 +19,12 @@ from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
-from authsvc.store import CHANNEL, KeyStore, NewKey
+from authsvc.storage import database as database_module
+from authsvc.storage import lease_store as lease_store_module
+from authsvc.storage.database import Database
+from authsvc.storage.key_store import CHANNEL, KeyStore, NewKey
+from authsvc.storage.lease_rows import LeaseRow
+from authsvc.storage.lease_store import LeaseStore
 from tests.migrated import put_migrated
 from tests.postgres import PostgresServer, blocked
 
@@ -201,7 +206,7 @@ async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
 async def test_the_clock_is_read_after_the_rows(migrated_postgres_url: str) -> None:
     """So that what is found expired has expired, and `effective_by` is not before the check that it is of."""
     async with opened(migrated_postgres_url) as (database, leases):
-        await leases.renew([renewal(1)], LEASE_SECONDS)
+        await leases.renew([keep_alive(1)], LEASE_SECONDS)
         async with database.writing() as connection:
             await connection.execute(sa.text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
             reading = asyncio.create_task(leases.rows())
@@ -221,7 +226,7 @@ async def test_replicas_that_renew_the_same_holders_in_another_order_do_not_dead
         opened(migrated_postgres_url) as (_, other),
         opened(migrated_postgres_url) as (third, _),
     ):
-        await one.renew([renewal(1, id_) for id_ in ids], LEASE_SECONDS)
+        await one.renew([keep_alive(1, id_) for id_ in ids], LEASE_SECONDS)
         async with third.writing() as connection:
             await connection.execute(sa.text("SELECT 1 FROM leases WHERE holder_id = :id FOR UPDATE"), {"id": ids[1]})
             renewing = [
@@ -267,7 +272,7 @@ async def test_two_replicas_renew_the_same_holders_at_once(migrated_url: str, le
             assert {row.acknowledged_revision for row in (await leases.rows())[0]} == {2 * round_ + 1}
 
 
-async def test_renewals_and_mutations_are_heard_by_other_replicas_once_they_are_committed(
+async def test_keep_alives_and_mutations_are_heard_by_other_replicas_once_they_are_committed(
     migrated_postgres_url: str,
 ) -> None:
     async with opened(migrated_postgres_url) as (database, leases), opened(migrated_postgres_url) as (other, _):

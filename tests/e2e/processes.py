@@ -17,8 +17,8 @@ from pathlib import Path
 
 import grpc
 
-from protos.authsvc.v1 import key_service_pb2 as pb
-from protos.authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import key_service_pb2 as pb
+from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.migrated import make_state_dir
 
 BIN = Path(sys.executable).parent
