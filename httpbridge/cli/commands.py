@@ -4,13 +4,13 @@ Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is una
 """
 
 import asyncio
-import getpass
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from authsvc.runtime import core_dumps
-from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, USAGE, Commands, announce, fail, run
+from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, TEXT, USAGE, Commands, announce, fail, note, run, user_name
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
 from authsvc.runtime.standard_streams import open_missing
@@ -62,9 +62,7 @@ def serve() -> None:
     config = _service_config()
     _warn(config)
 
-    def started(address: Address) -> None:
-        announce(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
-
+    started = partial(announce, "httpbridge", config.tls_cert is not None)
     if config.workers > 1:
         _run(config, _run_workers(config, started))
         return
@@ -144,12 +142,11 @@ def dashboard() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from httpbridge.dashboard import app  # noqa: PLC0415 - as above
 
-    config = _config()
+    config = Config.from_environment(os.environ)
     configure(config.log_level, config.log_format)
     _warn(config)
 
-    def started(address: Address) -> None:
-        announce(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
+    started = partial(announce, "httpbridge-dashboard", config.tls_cert is not None)
 
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
@@ -164,31 +161,19 @@ def sign_in_link(name: str | None, url: str | None) -> None:
     """Print a link that signs in to the dashboard, once, within ten minutes."""
     from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
 
-    config = _config()
+    config = Config.from_environment(os.environ)
     if url is None and config.dashboard_listen.is_every_interface:
         raise click.UsageError("The dashboard listens on every address: say by --url which one people use.")
+    sessions = open_sessions(config)
     try:
-        sessions = open_sessions(config)
-    except ConfigurationError as error:
-        fail(str(error), USAGE)
-    try:
-        link = sessions.link(name or _user())
+        link = sessions.link(name or user_name())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--name") from None
     click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
 
 
-def _stored_text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Refuse bytes that are not UTF-8, which Python hands over as half surrogate pairs, and no store takes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise click.BadParameter("is not UTF-8") from None
-    return value
-
-
 @main.command()
-@click.argument("project", callback=_stored_text)
+@click.argument("project", type=TEXT)
 @click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
 @click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
 @click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")
@@ -198,7 +183,7 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.reader import Selection  # noqa: PLC0415
 
-    config = _config()
+    config = Config.from_environment(os.environ)
     start = None
     if since is not None:
         try:
@@ -211,26 +196,16 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
         fail("standard output is closed", REFUSED)
     output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
     color = sys.stdout.isatty()
-    try:
-        with suppress(KeyboardInterrupt):
-            _run(
-                config,
-                log_view.show_logs(
-                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-                ),
-            )
-            output.flush()
-            if output.is_empty:
-                click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
-    except log_view.OutputError as error:
-        fail(str(error), REFUSED)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name
-        return str(os.getuid())
+    with suppress(KeyboardInterrupt):
+        _run(
+            config,
+            log_view.show_logs(
+                config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+            ),
+        )
+        output.flush()
+        if output.is_empty:
+            note(f"no logs of project {project}{' match' if since or level else ''}")
 
 
 def _service_config(place: Place | None = None) -> Config:
@@ -239,7 +214,7 @@ def _service_config(place: Place | None = None) -> Config:
     ignore_other_signals()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
-    config = _config()
+    config = Config.from_environment(os.environ)
     configure(config.log_level, config.log_format, place.name if place else None)
     return config
 
@@ -247,13 +222,6 @@ def _service_config(place: Place | None = None) -> Config:
 def _warn(config: Config) -> None:
     for variable, path in config.keys_readable_by_all():
         _log.warning("key_readable_by_all", variable=variable, file=str(path))
-
-
-def _config() -> Config:
-    try:
-        return Config.from_environment(os.environ)
-    except ConfigurationError as error:
-        fail(str(error), USAGE)
 
 
 def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:

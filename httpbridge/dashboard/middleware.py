@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 from multidict import MultiDictProxy
 
 from authsvc.client import KeyServiceUnavailableError
-from authsvc.client.admin import Refusal, RefusedError
+from authsvc.client.admin import RefusedError
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.runtime.networks import Networks
@@ -100,7 +100,7 @@ class Guard:
         except (StoreUnavailableError, StoreSetupError) as error:
             return self._out_of_reach(request, "log_store_down.html", error)
         except RefusedError as error:
-            is_absent = error.refusal is Refusal.NOT_FOUND or request.method in _READING  # what an address names
+            is_absent = error.status == "NOT_FOUND" or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {sentence(str(error))}")
         except ConnectionError:  # who asked is gone

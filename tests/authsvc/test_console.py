@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from authsvc.cli.calls import by_when
+from authsvc.cli.output import by_when
 from authsvc.v1 import key_service_pb2 as pb
 
 UNREAD = "the database could not say who holds leases, or has lost changes and needs 'authsvc renew-epoch'"
