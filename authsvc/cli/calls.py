@@ -44,7 +44,6 @@ def ask(
     async def connected_call() -> _T:
         admin = AdminClient(config.service_address(), FixedToken(token), tls, _DEADLINE_SECONDS)
         try:
-            await admin.connect()
             return await call(admin)
         finally:
             await admin.close()
@@ -126,10 +125,10 @@ async def until_answered(call: Callable[[], Awaitable[_T]]) -> _T:
     while True:
         try:
             return await call()
-        except CallError as error:
-            if not error.is_unavailable:
+        except KeyServiceUnavailableError as error:
+            if isinstance(error, CallError) and not error.is_unavailable:
                 raise
             if not is_lost:
-                note(f"authsvc: the key service is unavailable, trying again: {error.details}")
+                note(f"authsvc: the key service is unavailable, trying again: {error}")
             is_lost = True
         await asyncio.sleep(random.uniform(0.5, 1.0) * _AGAIN_SECONDS_MAX)  # noqa: S311 - jitter

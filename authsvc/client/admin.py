@@ -12,8 +12,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from authsvc.client.channel import ClientTls, TokenSource, authorization, naming, open_channel
-from authsvc.client.diagnosis import diagnose
+from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, naming, open_channel
+from authsvc.client.diagnosis import connection_fault
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2 as pb
@@ -37,7 +37,6 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 PAGE_SIZE = 50
-_DIAGNOSIS_SECONDS = 1.0
 
 _REFUSALS = ("INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS")
 _TOKEN_REFUSALS = ("UNAUTHENTICATED", "PERMISSION_DENIED")
@@ -95,15 +94,6 @@ class AdminClient:
         self._deadline_seconds = deadline_seconds
         self._channel: grpc.aio.Channel | None = None
         self._retired: set[asyncio.Task[None]] = set()
-
-    async def connect(self) -> None:
-        """Return once there is a connection. From then on, a call that fails may have been sent."""
-        channel = self._open()
-        while (state := channel.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.READY:
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                reason = await diagnose(self._address, self._tls, 2 * _DIAGNOSIS_SECONDS)
-                raise KeyServiceUnavailableError(reason or f"{self._address} cannot be connected to")
-            await channel.wait_for_state_change(state)
 
     async def close(self) -> None:
         """End the connection, and the calls under way."""
@@ -204,27 +194,21 @@ class AdminClient:
         request: _Request,
         caller: str = "",
     ) -> _Response:
-        token = self._token.read()
-        for is_last in (False, True):
-            metadata = (*authorization(token), *naming(caller))
-            try:
-                return await method(self._open())(request, timeout=self._deadline_seconds, metadata=metadata)
-            except grpc.aio.AioRpcError as error:
-                self._token.forget()
-                if error.code() is grpc.StatusCode.UNAUTHENTICATED and not is_last:
-                    renewed = self._token.read()  # the service may have a new token since
-                    if renewed.reveal() != token.reveal():
-                        token = renewed
-                        continue
-                raise await self._failure(error.code(), error.details() or "") from None
-        raise AssertionError  # the second try returned or raised
+        async def call(metadata: Metadata) -> _Response:
+            options: dict[str, Any] = {"timeout": self._deadline_seconds, "metadata": (*metadata, *naming(caller))}
+            return await method(self._open())(request, **options)
+
+        try:
+            return await call_with_token(self._token, call)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error.code(), error.details() or "") from None
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
             self._channel = open_channel(self._address, self._tls)
         return self._channel
 
-    async def _failure(self, code: grpc.StatusCode, details: str) -> Exception:
+    def _failure(self, code: grpc.StatusCode, details: str) -> Exception:
         if code.name in _REFUSALS:
             return RefusedError(details, code.name)
         who = f"the key service at {self._address}"
@@ -236,8 +220,9 @@ class AdminClient:
             reason = f"{who} did not answer within {self._deadline_seconds:g} s"
         elif code is grpc.StatusCode.UNAVAILABLE:
             self._retire()
-            diagnosis = await diagnose(self._address, self._tls, _DIAGNOSIS_SECONDS)
-            reason = diagnosis or f"{who} can be reached, but says: {details}"
+            if (fault := connection_fault(details, self._address, self._tls)) is not None:
+                return KeyServiceUnavailableError(fault)
+            reason = f"{who} can be reached, but says: {details}"
         return CallError(reason, code.name, details)
 
     def _retire(self) -> None:

@@ -4,9 +4,10 @@ Used by `key_client` and by the service's own command line.
 """
 
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -15,6 +16,8 @@ from authsvc.runtime.environment import Address, ConfigurationError, Secret, Tok
 from authsvc.runtime.private_files import read_private
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+_T = TypeVar("_T")
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # After an outage the next attempt is at most a second away; gRPC's own bound is two minutes.
@@ -151,6 +154,25 @@ class TokenFile:
 def authorization(token: Secret) -> Metadata:
     """Return the metadata that presents a token."""
     return (("authorization", f"Bearer {token.reveal()}"),)
+
+
+async def call_with_token(source: TokenSource, call: Callable[[Metadata], Awaitable[_T]]) -> _T:
+    """Make a call with the token, and once more if it is refused and there is another one by now.
+
+    Raises AioRpcError, and what `TokenSource.read` raises.
+    """
+    token = source.read()
+    try:
+        return await call(authorization(token))
+    except grpc.aio.AioRpcError as error:
+        source.forget()
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED or (new := source.read()).reveal() == token.reveal():
+            raise
+    try:
+        return await call(authorization(new))
+    except grpc.aio.AioRpcError:
+        source.forget()
+        raise
 
 
 def naming(caller: str) -> Metadata:
