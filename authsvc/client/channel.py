@@ -1,7 +1,4 @@
-"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back.
-
-Used by `key_client` and by the service's own command line.
-"""
+"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back."""
 
 import ssl
 from collections.abc import Awaitable, Callable
@@ -132,18 +129,16 @@ class TokenFile:
         if self._token is None:
             try:
                 text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
-            except FileNotFoundError:
-                raise KeyServiceUnavailableError(
-                    f"there is no token: {self._path} does not exist; the key service writes it at its first start"
-                ) from None
-            except OSError as error:
-                raise KeyServiceUnavailableError(f"there is no token: {_why(self._path, error)}") from None
-            try:
                 self._token = Token.parse(text)
+            except FileNotFoundError:
+                reason = f"{self._path} does not exist; the key service writes it at its first start"
+            except OSError as error:
+                reason = _why(self._path, error)
             except ValueError as error:
-                raise KeyServiceUnavailableError(
-                    f"there is no token: {self._path} holds something else: {error}"
-                ) from None
+                reason = f"{self._path} holds something else: {error}"
+            else:
+                return self._token
+            raise KeyServiceUnavailableError(f"there is no token: {reason}")
         return self._token
 
     def forget(self) -> None:

@@ -1,7 +1,7 @@
 """Whether a key may be used: cached verdicts first, then few calls for all who ask at once.
 
-The bridge's `authorizer` and other callers in Python use KeyValidator; it owns the
-key client, the verdict cache, what waits to be asked and the calls on their way.
+The bridge's `authorizer` and other callers in Python use KeyValidator; it owns the key client, the verdict cache and
+the lookups that are pending.
 """
 
 import asyncio
@@ -10,8 +10,7 @@ import secrets
 import socket
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from authsvc.client import release
 from authsvc.client.api_key import ApiKey
@@ -40,16 +39,7 @@ _WAITING_MAX = 8 * KEYS_PER_CALL_MAX
 _JOINS_MAX = 2
 """Of callers who ask for the same: an answer that a change overtook is not cached, and the next one mostly is."""
 
-_GATHER_TURNS = 4
-"""Turns of the event loop from the end of a call to the next.
-
-In these, those who were just answered are written to, and what they send next is read, and joins. Measured: of 32
-clients that send one key after the other more share each call, for a third less CPU a key.
-"""
-
-_GOODBYE_SECONDS_MAX = 2.0
-
-_T = TypeVar("_T")
+_RELEASE_SECONDS_MAX = 2.0
 
 _log = EventLogger()
 
@@ -92,7 +82,7 @@ class KeyValidator:
 
         `name` is a label for operators, by default the host and process id. At most `calls_max`
         calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
-        good, and as many others, wait for the next ones (see `questions`). Raises ConfigurationError
+        good, and as many others, wait for the next ones (see `pending_lookups`). Raises ConfigurationError
         when a TLS file cannot be used, ValueError for an address that is not HOST:PORT, for a token
         that cannot be sent and for less than 2 calls.
         """
@@ -106,10 +96,7 @@ class KeyValidator:
         self._holder = Holder("", name, self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
-        self._lookups = PendingLookups(clock, calls_max=calls_max, keys_max=KEYS_PER_CALL_MAX, waiting_max=waiting_max)
-        self._calls: set[asyncio.Task[None]] = set()
-        self._is_gathering = False
-        self._pause: asyncio.TimerHandle | None = None
+        self._lookups = PendingLookups(self._look_up, clock, calls_max=calls_max, waiting_max=waiting_max)
         self._probe: asyncio.Task[None] | None = None
         self._closed = False
         self._reached = False
@@ -138,7 +125,7 @@ class KeyValidator:
         release.release_on_sigterm(self)
 
     def release_soon(self, done: Callable[[], None]) -> None:
-        """Use the cache no more, and release the lease; `done` is called then. For `farewell`, from any thread."""
+        """Use the cache no more, and release the lease; `done` is called then. For `release`, from any thread."""
         if self._loop is None:
             raise RuntimeError("nothing to release")
         self._loop.call_soon_threadsafe(self._release, done)
@@ -201,7 +188,7 @@ class KeyValidator:
             raise KeyRefusedError(decision)
         return decision
 
-    async def _wait(self, told: asyncio.Future[_T], give_up_at: float) -> _T:
+    async def _wait(self, told: asyncio.Future[Decision], give_up_at: float) -> Decision:
         """Return what is told until then; a timer costs a miss less than `asyncio.timeout` does."""
         timer = told.get_loop().call_at(give_up_at, _give_up, told)
         try:
@@ -215,62 +202,20 @@ class KeyValidator:
         loop = asyncio.get_running_loop()
         lookup = PendingLookup(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
         self._lookups.put(lookup)
-        if not self._is_gathering:  # who asks in the same turn of the event loop goes along
-            self._gather(_GATHER_TURNS if self._calls else 0)
         try:
             return await self._wait(lookup.decided, give_up_at)
         finally:
             self._lookups.forget(lookup)
 
-    def _gather(self, turns: int) -> None:
-        self._is_gathering = True
-        loop = asyncio.get_running_loop()
-        if turns:
-            loop.call_soon(self._gather, turns - 1)
-        else:
-            loop.call_soon(self._begin_calls)
-
-    def _begin_calls(self) -> None:
-        self._is_gathering = False
-        while lookups := self._lookups.begin_call():
-            call = asyncio.create_task(self._answer(lookups))
-            self._calls.add(call)
-            call.add_done_callback(partial(self._call_ended, lookups))
-        if self._pause is None and (pause_seconds := self._lookups.pause_seconds()) > 0:
-            self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
-
-    def _end_pause(self) -> None:
-        self._pause = None
-        self._begin_calls()
-
-    async def _answer(self, lookups: list[PendingLookup]) -> None:
-        """Ask all of them in one call, tell who waits, and begin the next call."""
+    async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Answer | KeyServiceUnavailableError]:
+        """Ask about all of them in one call, and cache what may be reused."""
         sent_at, epoch = self._clock(), self._holder.epoch
-        outcomes: Sequence[Answer | Exception]
-        try:
-            outcomes = await self._call([(lookup.api_key, lookup.origin) for lookup in lookups])
-        except Exception as error:  # noqa: BLE001 - who waits gets it
-            outcomes = [error] * len(lookups)
-        self._lookups.end_call(lookups, outcomes)
+        outcomes = await self._call([(lookup.api_key, lookup.origin) for lookup in lookups])
         for lookup, outcome in zip(lookups, outcomes, strict=True):
-            self._settle(lookup, outcome, sent_at, epoch)
-        if not self._is_gathering:
-            self._gather(_GATHER_TURNS)
-
-    def _call_ended(self, lookups: list[PendingLookup], call: asyncio.Task[None]) -> None:
-        """Let go of a call; where `close` cancelled it, perhaps before it ran at all, nobody is left waiting."""
-        self._calls.discard(call)
-        if call.cancelled():
-            for lookup in lookups:
-                lookup.fail(_closed())
-
-    def _settle(self, lookup: PendingLookup, outcome: Answer | Exception, sent_at: float, epoch: str) -> None:
-        if isinstance(outcome, Exception):
-            lookup.fail(outcome)
-            return
-        if self._holder.may_keep(outcome.revision, outcome.epoch or epoch):  # rule 4
-            self._cache.put(lookup.api_key.digest, lookup.origin, outcome, sent_at)
-        lookup.decide(outcome.decision)
+            # Rule 4.
+            if isinstance(outcome, Answer) and self._holder.may_keep(outcome.revision, outcome.epoch or epoch):
+                self._cache.put(lookup.api_key.digest, lookup.origin, outcome, sent_at)
+        return outcomes
 
     async def _call(self, lookups: list[tuple[ApiKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
         """Call, and note for `state` how it went: badly if there is not one verdict."""
@@ -325,12 +270,9 @@ class KeyValidator:
         release.forget(self)
         self._watcher.leave()
         if self._watching is not None:
-            await asyncio.wait([self._watching], timeout=_GOODBYE_SECONDS_MAX)
-        self._lookups.fail(_closed())
-        if self._pause is not None:
-            self._pause.cancel()
-        tasks: list[asyncio.Task[Any]] = [*self._calls]
-        tasks += [task for task in (self._probe, self._watching) if task is not None]
+            await asyncio.wait([self._watching], timeout=_RELEASE_SECONDS_MAX)
+        await self._lookups.close(_closed())
+        tasks = [task for task in (self._probe, self._watching) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
