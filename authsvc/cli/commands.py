@@ -21,6 +21,7 @@ from authsvc.config import Config
 from authsvc.errors import StoreUnavailableError
 from authsvc.runtime import core_dumps
 from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, Commands, announce, fail, note, run, show
+from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.logging import configure
 from authsvc.runtime.scheduling import use_batch_scheduling
 from authsvc.runtime.standard_streams import open_missing
@@ -113,9 +114,10 @@ def renew_epoch(yes: bool) -> None:
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 def dev_certs(directory: Path) -> None:
     """Make a small CA, and certificates for this machine and a client, in DIR; print the variables that use them."""
-    from authsvc.cli import dev_certs as certificates  # noqa: PLC0415 - the cryptography library, which nothing else needs
-
-    os.umask(0o077)
+    try:
+        from authsvc.cli import dev_certs as certificates  # noqa: PLC0415 - what nothing else needs
+    except ImportError:
+        raise ConfigurationError("dev-certs needs the package trustme: pip install trustme") from None
     certificates.write(directory, datetime.now(UTC))
     note(f"wrote certificates, keys and {certificates.VARIABLES_FILE} to {directory}; not for production")
     show(certificates.exports(directory), ends_line=False)
