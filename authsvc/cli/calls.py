@@ -15,7 +15,7 @@ from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient, CallError, RefusedError
 from authsvc.client.channel import ClientTls, FixedToken, TokenFile
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
-from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, fail, note, run
+from authsvc.runtime.commands import REFUSED, UNAVAILABLE, fail, note, run
 from authsvc.runtime.environment import ConfigurationError, Secret
 
 _T = TypeVar("_T")
@@ -61,9 +61,9 @@ def ask(
             fail(f"{_shown(error)}; the token that was sent is the one in {source}", REFUSED)
         if again and not error.is_refused:
             _fail_maybe_made(_shown(error), again)
-        fail(_shown(error), OUT_OF_REACH if error.is_unavailable else REFUSED)
+        fail(_shown(error), UNAVAILABLE if error.is_unavailable else REFUSED)
     except KeyServiceUnavailableError as error:
-        fail(f"the key service is unavailable: {error}", OUT_OF_REACH)
+        fail(f"the key service is unavailable: {error}", UNAVAILABLE)
 
 
 def _shown(error: CallError) -> str:
@@ -74,7 +74,7 @@ def _shown(error: CallError) -> str:
 
 
 def _fail_maybe_made(reason: str, again: Sequence[str]) -> NoReturn:
-    fail(f"{reason}; the change may have been made; ask again: {shlex.join(('authsvc', *again))}", OUT_OF_REACH)
+    fail(f"{reason}; the change may have been made; ask again: {shlex.join(('authsvc', *again))}", UNAVAILABLE)
 
 
 def ask_timed(call: Callable[[AdminClient], Awaitable[_T]], *again: str) -> tuple[_T, float]:

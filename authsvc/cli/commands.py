@@ -20,7 +20,7 @@ from authsvc.cli.admin_commands import ADMIN_COMMANDS
 from authsvc.config import Config
 from authsvc.errors import StoreUnavailableError
 from authsvc.runtime import core_dumps
-from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, Commands, announce, fail, note, run, show
+from authsvc.runtime.commands import REFUSED, UNAVAILABLE, Commands, announce, fail, note, run, show
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.logging import configure
 from authsvc.runtime.scheduling import use_batch_scheduling
@@ -136,4 +136,4 @@ def _run(work: Coroutine[Any, Any, _T]) -> _T:
     try:
         return run(work)
     except StoreUnavailableError as error:
-        fail(f"{error}: {error.reason}", OUT_OF_REACH)
+        fail(f"{error}: {error.reason}", UNAVAILABLE)

@@ -33,6 +33,7 @@ Project: TypeAlias = pb.Project
 Propagation: TypeAlias = pb.Propagation
 Revoked: TypeAlias = pb.RevokeResponse
 
+_Wait: TypeAlias = timedelta | None
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
@@ -106,7 +107,7 @@ class AdminClient:
         origins: Sequence[str],
         *,
         allow_public_suffix: bool = False,
-        wait: timedelta | None = None,
+        wait: _Wait = None,
         caller: str,
     ) -> pb.IssueResponse:
         """Issue a project's key, and make the project if it is new. ALREADY_EXISTS when it has an active key."""
@@ -115,9 +116,7 @@ class AdminClient:
         )
         return await self._call(lambda channel: KeyServiceStub(channel).Issue, request, caller)
 
-    async def revoke(
-        self, project_id: str, key_id: str, *, wait: timedelta | None = None, caller: str
-    ) -> pb.RevokeResponse:
+    async def revoke(self, project_id: str, key_id: str, *, wait: _Wait = None, caller: str) -> pb.RevokeResponse:
         """End the key with this id, and issue the next. NOT_FOUND for another project's key."""
         request = pb.RevokeRequest(project_id=project_id, key_id=key_id, wait=_duration(wait))
         return await self._call(lambda channel: KeyServiceStub(channel).Revoke, request, caller)
@@ -128,7 +127,7 @@ class AdminClient:
         origins: Sequence[str],
         *,
         allow_public_suffix: bool = False,
-        wait: timedelta | None = None,
+        wait: _Wait = None,
         caller: str,
     ) -> pb.SetOriginsResponse:
         """Replace a project's origins. INVALID_ARGUMENT names the bad entry."""
@@ -234,6 +233,6 @@ class AdminClient:
             task.add_done_callback(self._retired.discard)
 
 
-def _duration(value: timedelta | None) -> Any:
+def _duration(value: _Wait) -> Any:
     """Return what a message takes; the generated types do not know that it takes this."""
     return value

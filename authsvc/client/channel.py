@@ -47,11 +47,10 @@ class ClientTls:
     variables: tuple[str, str, str] = ("CA", "CLIENT_CERT", "CLIENT_KEY")
     """What the operator calls the three, for messages."""
 
-    def context(self) -> ssl.SSLContext:
-        """Return the same settings for Python's `ssl`; raise ConfigurationError naming the file that is wrong."""
-        context = ssl.create_default_context()
+    def read(self) -> list[bytes | None]:
+        """Return what is in the files, CA, certificate and key; raise ConfigurationError naming one that is wrong."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gRPC takes any bytes, and fails without saying why
         if self.ca is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             try:
                 context.load_verify_locations(self.ca)
             except OSError as error:  # SSLError is one
@@ -60,18 +59,14 @@ class ClientTls:
             raise ConfigurationError(f"{self.variables[1]} and {self.variables[2]} go together")
         if self.certificate is not None and self.key is not None:
             load_certificate(context, self.certificate, self.key, self.variables[1:])
-        context.set_alpn_protocols(["h2"])
-        return context
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Return the credentials of a channel; raise ConfigurationError naming the file that is wrong."""
-        self.context()  # gRPC takes any bytes, and fails at the first call without saying why
         try:
-            ca, key, certificate = (
-                path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)
-            )
+            return [path.read_bytes() if path else None for path in (self.ca, self.certificate, self.key)]
         except OSError as error:
             raise ConfigurationError(f"{', '.join(self.variables)}: {_reason(error)}") from None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return the credentials of a channel; raise ConfigurationError as `read` does."""
+        ca, certificate, key = self.read()
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.batch_stream import BatchStream, StreamOverError
+from authsvc.client.batch_stream import BatchStream
 from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, open_channel
 from authsvc.client.diagnosis import connection_fault
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError, Verdict
@@ -21,7 +21,6 @@ from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 KEYS_PER_CALL_MAX = 256
 """As many as the key service answers in one call."""
-
 CALL_SECONDS_MAX = 2.0
 """For the answer, connecting included."""
 
@@ -69,61 +68,42 @@ class _Line:
         self._needs_call = True
         """Before the next stream: a call finds out what is wrong, if anything is."""
 
-    def burden(self, now: float) -> tuple[bool, int]:
-        """Return what is less for a line that is better to use."""
-        return now < self.failed_at + _REST_SECONDS, self.calls
-
     async def ask(
         self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, give_up_at: float
     ) -> Sequence[pb2.ValidateResponse]:
-        """Return what the service answers, on a stream or in a call; raise what gRPC does."""
-        is_refused = False
-        try:
-            answers = await self._ask_on_stream(requests, metadata, now, give_up_at - now)
+        """Return what the service answers, on a stream or in a call; raise what gRPC does.
+
+        `give_up_at` is by the event loop's clock, `now` by ours.
+        """
+        stream, loop = self._take_stream(metadata, now), asyncio.get_running_loop()
+        if stream is not None:
+            channel, left_seconds = self.channel, give_up_at - loop.time()
+            answers = await stream.ask(
+                requests, left_seconds if stream.has_answered else min(left_seconds, _FIRST_ANSWER_SECONDS)
+            )
             if answers is not None:
+                if len(answers) == len(requests) and self.channel is channel and self._stream is None:
+                    self._stream = stream
+                else:
+                    stream.close()
                 return answers
-        except StreamOverError:
-            is_refused = True
         self._needs_call = True
         request = pb2.BatchValidateRequest(requests=requests)
-        left_seconds = give_up_at - self._monotonic()
+        left_seconds = give_up_at - loop.time()
         response: Any = await self._stub.BatchValidate(request, timeout=left_seconds, metadata=metadata)
         self._needs_call = False
-        if is_refused:
+        if stream is not None and not stream.has_answered:
             self._streams_from = now + _NO_STREAM_SECONDS
         return () if response is None else response.responses  # gRPC's word for bytes that are no message
 
-    async def _ask_on_stream(
-        self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, left_seconds: float
-    ) -> Sequence[pb2.ValidateResponse] | None:
-        """Return None where a call has to be made: there is no stream, or it ended.
-
-        Raises StreamOverError for one that never answered, and what gRPC does where there is no time for a call.
-        """
+    def _take_stream(self, metadata: Metadata, now: float) -> BatchStream | None:
+        """Return a stream for one batch, perhaps a new one; None where a call has to be made."""
         stream, self._stream = self._stream, None
-        if stream is None or stream.is_over:
-            if self.calls > 1 or self._needs_call or now < self._streams_from:
-                return None
-            stream = BatchStream(self._stub, metadata)
-        channel = self.channel
-        try:
-            response = await stream.ask(
-                requests, left_seconds if stream.has_answered else min(left_seconds, _FIRST_ANSWER_SECONDS)
-            )
-        except (StreamOverError, TimeoutError) as error:
-            self._needs_call = True
-            if not stream.has_answered:
-                raise StreamOverError from None
-            if isinstance(error, TimeoutError):
-                nothing = grpc.aio.Metadata()
-                raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing) from None
+        if stream is not None and not stream.is_over:
+            return stream
+        if self.calls > 1 or self._needs_call or now < self._streams_from:
             return None
-        is_in_step = len(response.responses) == len(requests)
-        if is_in_step and self.channel is channel and not self._stream:
-            self._stream = stream
-        else:
-            stream.close()
-        return response.responses
+        return BatchStream(self._stub, metadata)
 
 
 class KeyClient:
@@ -149,7 +129,7 @@ class KeyClient:
         self._closed = False
         self._retired: set[asyncio.Task[None]] = set()
         if tls is not None:
-            tls.credentials()
+            tls.read()
         self._lines: list[_Line] = []
         """Made by the first call, in its event loop. The one that was used last is last."""
 
@@ -160,7 +140,7 @@ class KeyClient:
         of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
         """
         requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in lookups]
-        give_up_at = self._monotonic() + self._deadline_seconds
+        give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds
         try:
             return await call_with_token(self._token, partial(self._call, requests, give_up_at))
         except grpc.aio.AioRpcError as error:
@@ -177,14 +157,14 @@ class KeyClient:
         except ConfigurationError as error:  # a file that was good when this was made
             raise KeyServiceUnavailableError(str(error)) from None
         now = self._monotonic()
-        line = min(self._lines, key=lambda line: line.burden(now))
+        line = min(self._lines, key=lambda line: (now < line.failed_at + _REST_SECONDS, line.calls))
         self._lines.remove(line)
         self._lines.append(line)
         line.calls += 1
         try:
             answers = await line.ask(requests, metadata, now, give_up_at)
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
@@ -254,9 +234,3 @@ def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableErr
             return KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
     return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
-
-
-def _is_cancelled() -> bool:
-    """Whether the current task was asked to end."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -34,6 +34,7 @@ _FLOOD_KEYS = 8
 """Keys a call while that is used up. Those answered together delay everybody else, by a tenth of a millisecond each."""
 
 _LOG_INTERVAL_SECONDS = 10.0
+_CLOSED = "this validator is closed"
 
 _log = EventLogger()
 
@@ -103,6 +104,7 @@ class PendingLookups:
         """What those under way are about."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_gathering = False
+        self._is_closed = False
         self._pause: asyncio.TimerHandle | None = None
         self._known: _Waiting = OrderedDict()
         self._unknown: _Waiting = OrderedDict()
@@ -117,6 +119,8 @@ class PendingLookups:
 
     def put(self, lookup: PendingLookup) -> None:
         """Let a lookup wait for its call; raise KeyServiceUnavailableError when too many do already."""
+        if self._is_closed:
+            raise KeyServiceUnavailableError(_CLOSED)
         waiting = self._waiting_with(lookup)
         if len(waiting) >= self._waiting_max:
             self._warn("key_service_calls_saturated")
@@ -132,13 +136,14 @@ class PendingLookups:
             del waiting[lookup]
             self._answered(lookup)
 
-    async def close(self, error: Exception) -> None:
-        """Raise the error in all who wait, and end the calls under way."""
+    async def close(self) -> None:
+        """End the calls under way, and raise KeyServiceUnavailableError in all who wait, as in those who come later."""
+        self._is_closed = True
         if self._pause is not None:
             self._pause.cancel()
         for lookups in (self._known, self._unknown, *self._calls):
             for lookup in lookups:
-                lookup.settle(error)
+                lookup.settle(KeyServiceUnavailableError(_CLOSED))
         self._known.clear()
         self._unknown.clear()
         self._latest.clear()
@@ -148,19 +153,15 @@ class PendingLookups:
             await asyncio.wait(self._tasks)
 
     def _gather(self, turns: int) -> None:
-        """Begin calls after so many turns of the event loop."""
         if not self._is_gathering:
             self._is_gathering = True
-            self._count_down(turns)
+            asyncio.get_running_loop().call_soon(self._begin_calls, turns)
 
-    def _count_down(self, turns: int) -> None:
-        loop = asyncio.get_running_loop()
+    def _begin_calls(self, turns: int) -> None:
+        """Begin calls, after so many turns of the event loop."""
         if turns:
-            loop.call_soon(self._count_down, turns - 1)
-        else:
-            loop.call_soon(self._begin_calls)
-
-    def _begin_calls(self) -> None:
+            asyncio.get_running_loop().call_soon(self._begin_calls, turns - 1)
+            return
         self._is_gathering = False
         while lookups := self._next_call():
             self._calls.append(lookups)
@@ -172,7 +173,7 @@ class PendingLookups:
 
     def _end_pause(self) -> None:
         self._pause = None
-        self._begin_calls()
+        self._begin_calls(0)
 
     async def _make_call(self, lookups: list[PendingLookup]) -> None:
         """Make a call, tell who waits, and begin the next one."""

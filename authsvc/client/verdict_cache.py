@@ -4,11 +4,9 @@
 
 Three bounds keep hostile callers from pushing out what others need:
 
-- Keys that are valid have a cache of their own; the least recently used key leaves
-  first. Invalid keys have another, smaller and shorter-lived, so probing cannot
-  push out good keys.
-- Each valid key holds a bounded number of origins, so that many `Origin` headers
-  sent with one key cannot push out another key.
+- Keys that are valid have a cache of their own; the least recently used key leaves first. Invalid keys have another,
+  smaller and shorter-lived, so probing cannot push out good keys.
+- Each valid key holds a bounded number of origins: many `Origin` headers sent with one key push out no other key.
 - Within a key, refused origins are bounded apart from admitted ones.
 
 A verdict that holds for every origin is one entry.
@@ -177,8 +175,8 @@ def _put(expiries: _Expiries | None, origin: str | None, expires_at: float, orig
 def sendable_origin(origin: str | None) -> str | None:
     """Return an origin that protobuf can carry, to be validated and cached in place of the given one.
 
-    What is too long or not valid Unicode is replaced by the empty origin: no entry
-    admits either, so the verdict is the same.
+    What is too long or not valid Unicode is replaced by the empty origin: no entry admits either, so the verdict is
+    the same.
     """
     if origin is None or (len(origin) <= ORIGIN_CHARACTERS_MAX and origin.isascii()):
         return origin

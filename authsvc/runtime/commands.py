@@ -29,8 +29,8 @@ REFUSED = 1
 """By a service, or by the user."""
 USAGE = 2
 """Wrong usage, or a configuration that cannot work."""
-OUT_OF_REACH = 3
-"""What is needed cannot be reached now; the same command may work later."""
+UNAVAILABLE = 3
+"""What is needed is unavailable now; the same command may work later."""
 DEFECT = 4
 """What nobody foresaw."""
 

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from authsvc.runtime import core_dumps
-from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, TEXT, USAGE, Commands, announce, fail, note, run, user_name
+from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, Commands, announce, fail, note, run, user_name
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
 from authsvc.runtime.standard_streams import open_missing
@@ -42,7 +42,7 @@ from httpbridge.times import parse_since
 
 _log = structlog.get_logger("httpbridge")
 
-_FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
+_DIRECTORY_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,7 +129,7 @@ def _socket_directory() -> TemporaryDirectory[str]:
         directory = TemporaryDirectory(prefix="httpbridge-")
     except OSError as error:
         raise ConfigurationError(f"TMPDIR: {error.strerror}") from None
-    if len(os.fsencode(directory.name)) > _FOLDER_BYTES_MAX:
+    if len(os.fsencode(directory.name)) > _DIRECTORY_BYTES_MAX:
         directory.cleanup()
         raise ConfigurationError(f"TMPDIR: {directory.name} is too long for the path of a socket")
     return directory
@@ -231,4 +231,4 @@ def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
     except StoreSetupError as error:
         fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:
-        fail(f"the log store is unavailable: {error}", OUT_OF_REACH)
+        fail(f"the log store is unavailable: {error}", UNAVAILABLE)

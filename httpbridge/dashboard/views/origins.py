@@ -178,14 +178,7 @@ class AllowedOrigins:
         )
         before = await self._admin.check_origins(saved, [count.origin for count in counts], allow_public_suffix=True)
         seen = [
-            Seen(
-                count.origin,
-                count.allowed,
-                count.blocked,
-                was.admitted,
-                one,
-                "://" in count.origin,
-            )
+            Seen(count.origin, count.allowed, count.blocked, was.admitted, one, "://" in count.origin)
             for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
         ]
         return self._pages.render(
