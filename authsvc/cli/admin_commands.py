@@ -34,9 +34,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: float)
 _project = click.argument("project", type=TEXT)
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _force = click.option(
-    "--force",
-    is_flag=True,
-    help="Admit whole public suffixes, such as *.vercel.app, where anybody can have pages.",
+    "--force", is_flag=True, help="Admit whole public suffixes, such as *.vercel.app, where anybody can have pages."
 )
 _wait = click.option(
     "--wait",
@@ -52,12 +50,7 @@ _wait = click.option(
 @click.command(short_help="Create a project's key, and print it.")
 @_project
 @click.option(
-    "--origin",
-    "origins",
-    type=TEXT,
-    multiple=True,
-    metavar="ENTRY",
-    help="Admit this browser origin; repeatable.",
+    "--origin", "origins", type=TEXT, multiple=True, metavar="ENTRY", help="Admit this browser origin; repeatable."
 )
 @_force
 @_wait

@@ -42,12 +42,13 @@ _log = EventLogger()
 class PendingLookup:
     """A key and an origin, and who waits for the verdict: the one who asked, and those who joined."""
 
-    __slots__ = ("_joined", "api_key", "decided", "is_known", "origin")
+    __slots__ = ("_joined", "api_key", "decided", "is_known", "origin", "route")
 
     def __init__(self, api_key: ApiKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
         """`is_known`: the key was good lately."""
         self.api_key = api_key
         self.origin = origin
+        self.route = api_key.digest, origin
         self.is_known = is_known
         self.decided: asyncio.Future[Decision] = loop.create_future()
         """For the one who asked."""
@@ -126,7 +127,7 @@ class PendingLookups:
             self._warn("key_service_calls_saturated")
             raise KeyServiceUnavailableError(f"{len(waiting)} keys wait for a call to the key service already")
         waiting[lookup] = None
-        self._latest[_route(lookup)] = lookup
+        self._latest[lookup.route] = lookup
         self._gather(_GATHER_TURNS if self._calls else 0)  # who asks in the same turn of the event loop goes along
 
     def forget(self, lookup: PendingLookup) -> None:
@@ -226,8 +227,8 @@ class PendingLookups:
         return self._known if lookup.is_known else self._unknown
 
     def _answered(self, lookup: PendingLookup) -> None:
-        if self._latest.get(_route(lookup)) is lookup:
-            del self._latest[_route(lookup)]
+        if self._latest.get(lookup.route) is lookup:
+            del self._latest[lookup.route]
 
 
 def _taken(waiting: _Waiting, keys_max: int) -> list[PendingLookup]:
@@ -235,7 +236,3 @@ def _taken(waiting: _Waiting, keys_max: int) -> list[PendingLookup]:
     for lookup in lookups:
         del waiting[lookup]
     return lookups
-
-
-def _route(lookup: PendingLookup) -> tuple[Digest, str | None]:
-    return lookup.api_key.digest, lookup.origin

@@ -25,15 +25,7 @@ from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, Commands
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
 from authsvc.runtime.standard_streams import open_missing
-from authsvc.runtime.workers import (
-    PLACE,
-    Link,
-    Place,
-    Role,
-    ignore_other_signals,
-    run_workers,
-    stop_at_signals,
-)
+from authsvc.runtime.workers import PLACE, Link, Place, Role, ignore_other_signals, run_workers, stop_at_signals
 from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError

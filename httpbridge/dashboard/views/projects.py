@@ -28,12 +28,7 @@ class Projects:
     """`/projects` and `/projects/new`."""
 
     def __init__(
-        self,
-        admin: AdminClient,
-        logs: LogQueries,
-        pages: Pages,
-        reveal: KeyReveal,
-        now: Callable[[], datetime],
+        self, admin: AdminClient, logs: LogQueries, pages: Pages, reveal: KeyReveal, now: Callable[[], datetime]
     ) -> None:
         """`now` gives aware instants."""
         self._admin = admin
