@@ -277,8 +277,5 @@ def _credentials(config: Config) -> grpc.ServerCredentials:
     """Return what gRPC serves TLS with, 1.2 or later; raise ConfigurationError naming the file that is wrong."""
     variables = ("AUTHSVC_TLS_CLIENT_CA", "AUTHSVC_TLS_CERT", "AUTHSVC_TLS_KEY")
     # gRPC takes any bytes and does not say what is wrong with them; a client's files have the same faults.
-    ClientTls(config.tls_client_ca, config.tls_cert, config.tls_key, variables).context()
-    client_ca, certificate, key = (
-        path.read_bytes() if path else None for path in (config.tls_client_ca, config.tls_cert, config.tls_key)
-    )
+    client_ca, certificate, key = ClientTls(config.tls_client_ca, config.tls_cert, config.tls_key, variables).read()
     return grpc.ssl_server_credentials([(key or b"", certificate or b"")], client_ca, client_ca is not None)

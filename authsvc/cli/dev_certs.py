@@ -1,6 +1,6 @@
 """`authsvc dev-certs`: a small certificate authority and what it signs, to try TLS and mutual TLS with.
 
-Called by `cli`. Not for production: whoever runs the services there has an authority already.
+Not for production: whoever runs the services there has an authority already.
 """
 
 import os
@@ -35,10 +35,10 @@ _VARIABLES = {
 
 
 def write(directory: Path, now: datetime) -> None:
-    """Write `ca.pem`, and certificate and key (mode 0600) of a server and of a client, valid `DAYS` from `now` (aware).
+    """Write `ca.pem`, and certificate and key of a server and of a client, valid `DAYS` from `now` (aware).
 
-    With them goes `variables.sh`, which has the `exports`. Raises ConfigurationError, before anything is written, when
-    one of the files exists.
+    With them goes `variables.sh`, which has the `exports`. All are for this user alone. Raises ConfigurationError,
+    before anything is written, when one of the files exists.
     """
     authority = trustme.CA(organization_name=_ORGANIZATION, path_length=0)
     files = {"ca.pem": authority.cert_pem.bytes()}
@@ -49,13 +49,15 @@ def write(directory: Path, now: datetime) -> None:
         files[f"{name}.pem"] = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
         files[f"{name}.key"] = leaf.private_key_pem.bytes()
     files[VARIABLES_FILE] = os.fsencode(exports(directory))
+    os.umask(0o077)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name in files:
             if os.path.lexists(directory / name):
                 raise ConfigurationError(f"{directory / name} exists: remove it, or name another directory")
         for name, content in files.items():
-            _create(directory / name, content, mode=0o600 if name.endswith(".key") else 0o644)
+            with (directory / name).open("xb") as file:
+                file.write(content)
     except OSError as error:
         raise ConfigurationError(f"{error.filename or directory}: {error.strerror}") from None
 
@@ -64,9 +66,3 @@ def exports(directory: Path) -> str:
     """Return the lines of shell that make both services and the command line use the files, with mutual TLS."""
     path = directory.absolute()
     return "".join(f"export {variable}={shlex.quote(str(path / name))}\n" for variable, name in _VARIABLES.items())
-
-
-def _create(path: Path, content: bytes, mode: int) -> None:
-    """Write a new file, which nobody else can read before it has its mode."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(content)

@@ -1,7 +1,6 @@
 """StreamValidate from the caller's side: one batch at a time on a stream that stays open.
 
-`key_client` keeps one for each of its channels, and makes a call where there is none: a
-turn on a stream costs both sides a quarter of what a call does.
+A turn on it costs both sides a quarter of what a call does.
 """
 
 import asyncio
@@ -13,10 +12,6 @@ import grpc
 from authsvc.client.channel import Metadata
 from authsvc.v1 import key_service_pb2 as pb2
 from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
-
-
-class StreamOverError(Exception):
-    """The stream ended without an answer. Why is for a call to find out: the service may only have stopped."""
 
 
 class BatchStream:
@@ -31,14 +26,15 @@ class BatchStream:
     @property
     def is_over(self) -> bool:
         """Whether it has ended, at either side."""
-        is_over: bool = self._call.done()
-        return is_over
+        return bool(self._call.done())
 
-    async def ask(self, requests: Sequence[pb2.ValidateRequest], timeout_seconds: float) -> pb2.StreamValidateResponse:
-        """Send a batch and return what comes back.
+    async def ask(
+        self, requests: Sequence[pb2.ValidateRequest], timeout_seconds: float
+    ) -> Sequence[pb2.ValidateResponse] | None:
+        """Send a batch and return what comes back; None when that is the stream's end, or nothing in so many seconds.
 
-        Raises StreamOverError, and TimeoutError after so many seconds. Whatever it raises, cancellation included, ends
-        the stream: who asks next must not get this answer.
+        Why is for a call to find out: the service may only have stopped. Without an answer the stream is over, also
+        when this is cancelled: who asks next must not get this answer.
         """
         response: Any = None
         try:
@@ -46,15 +42,15 @@ class BatchStream:
             async with asyncio.timeout(timeout_seconds):
                 await self._call.write(pb2.StreamValidateRequest(requests=requests))
                 response = await self._call.read()
-        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError, TimeoutError):
             pass
         finally:
             if response is None:
                 self.close()
         if not isinstance(response, pb2.StreamValidateResponse):  # but the mark of the end
-            raise StreamOverError
+            return None
         self.has_answered = True
-        return response
+        return response.responses
 
     def close(self) -> None:
         """End it."""

@@ -1,12 +1,10 @@
-"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back.
-
-Used by `key_client` and by the service's own command line.
-"""
+"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back."""
 
 import ssl
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, TypeVar
 
 import grpc
 
@@ -15,6 +13,8 @@ from authsvc.runtime.environment import Address, ConfigurationError, Secret, Tok
 from authsvc.runtime.private_files import read_private
 
 Metadata: TypeAlias = tuple[tuple[str, str | bytes], ...]
+
+_T = TypeVar("_T")
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
     # After an outage the next attempt is at most a second away; gRPC's own bound is two minutes.
@@ -47,11 +47,10 @@ class ClientTls:
     variables: tuple[str, str, str] = ("CA", "CLIENT_CERT", "CLIENT_KEY")
     """What the operator calls the three, for messages."""
 
-    def context(self) -> ssl.SSLContext:
-        """Return the same settings for Python's `ssl`; raise ConfigurationError naming the file that is wrong."""
-        context = ssl.create_default_context()
+    def read(self) -> list[bytes | None]:
+        """Return what is in the files, CA, certificate and key; raise ConfigurationError naming one that is wrong."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # gRPC takes any bytes, and fails without saying why
         if self.ca is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             try:
                 context.load_verify_locations(self.ca)
             except OSError as error:  # SSLError is one
@@ -60,18 +59,14 @@ class ClientTls:
             raise ConfigurationError(f"{self.variables[1]} and {self.variables[2]} go together")
         if self.certificate is not None and self.key is not None:
             load_certificate(context, self.certificate, self.key, self.variables[1:])
-        context.set_alpn_protocols(["h2"])
-        return context
-
-    def credentials(self) -> grpc.ChannelCredentials:
-        """Return the credentials of a channel; raise ConfigurationError naming the file that is wrong."""
-        self.context()  # gRPC takes any bytes, and fails at the first call without saying why
         try:
-            ca, key, certificate = (
-                path.read_bytes() if path else None for path in (self.ca, self.key, self.certificate)
-            )
+            return [path.read_bytes() if path else None for path in (self.ca, self.certificate, self.key)]
         except OSError as error:
             raise ConfigurationError(f"{', '.join(self.variables)}: {_reason(error)}") from None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Return the credentials of a channel; raise ConfigurationError as `read` does."""
+        ca, certificate, key = self.read()
         return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
@@ -129,18 +124,16 @@ class TokenFile:
         if self._token is None:
             try:
                 text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
-            except FileNotFoundError:
-                raise KeyServiceUnavailableError(
-                    f"there is no token: {self._path} does not exist; the key service writes it at its first start"
-                ) from None
-            except OSError as error:
-                raise KeyServiceUnavailableError(f"there is no token: {_why(self._path, error)}") from None
-            try:
                 self._token = Token.parse(text)
+            except FileNotFoundError:
+                reason = f"{self._path} does not exist; the key service writes it at its first start"
+            except OSError as error:
+                reason = _why(self._path, error)
             except ValueError as error:
-                raise KeyServiceUnavailableError(
-                    f"there is no token: {self._path} holds something else: {error}"
-                ) from None
+                reason = f"{self._path} holds something else: {error}"
+            else:
+                return self._token
+            raise KeyServiceUnavailableError(f"there is no token: {reason}")
         return self._token
 
     def forget(self) -> None:
@@ -151,6 +144,25 @@ class TokenFile:
 def authorization(token: Secret) -> Metadata:
     """Return the metadata that presents a token."""
     return (("authorization", f"Bearer {token.reveal()}"),)
+
+
+async def call_with_token(source: TokenSource, call: Callable[[Metadata], Awaitable[_T]]) -> _T:
+    """Make a call with the token, and once more if it is refused and there is another one by now.
+
+    Raises AioRpcError, and what `TokenSource.read` raises.
+    """
+    token = source.read()
+    try:
+        return await call(authorization(token))
+    except grpc.aio.AioRpcError as error:
+        source.forget()
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED or (new := source.read()).reveal() == token.reveal():
+            raise
+    try:
+        return await call(authorization(new))
+    except grpc.aio.AioRpcError:
+        source.forget()
+        raise
 
 
 def naming(caller: str) -> Metadata:

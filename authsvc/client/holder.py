@@ -1,9 +1,8 @@
 """The holder's side of the lease protocol: when a cached verdict may be used, and when an answer may be kept. Pure.
 
-`watcher` feeds it what a stream brings and sends what it gives back; `validator` asks
-it on every request. It has no I/O and no clock of its own: the time comes in, in
-seconds of a monotonic clock that also counts while the machine is suspended. The rules
-are those of docs/watch-protocol.md, by number.
+`watcher` feeds it what a stream brings and sends what it gives back; `validator` asks it on every request. It has no
+clock of its own: the time comes in, in seconds of a monotonic clock that also counts while the machine is suspended.
+The rules are those of docs/watch-protocol.md, by number.
 """
 
 from typing import Protocol
@@ -11,12 +10,10 @@ from typing import Protocol
 from authsvc.client.api_key import Digest
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 
-RENEW_SECONDS_MAX = 10.0
+KEEP_ALIVE_SECONDS_MAX = 10.0
 """Between two keep-alives while nothing changes."""
-
-RENEWALS_PER_LEASE_MIN = 3
+KEEP_ALIVES_PER_LEASE_MIN = 3
 """Several fit into a lease, however short, so that a lost one costs nothing."""
-
 ANSWER_SECONDS_MAX = 5.0
 """Without a lease so long after asking, the stream is given up: it may be half open."""
 
@@ -55,7 +52,7 @@ class Holder:
         self._asked_at: dict[int, float] = {}
         """When each keep-alive whose lease does not count yet was handed to the transport, oldest first."""
         self._last_asked_at = _NEVER
-        self._renew_seconds = RENEW_SECONDS_MAX
+        self._renew_seconds = KEEP_ALIVE_SECONDS_MAX
         self._early: list[LeaseEvent] = []
         """Leases that do not count yet."""
 
@@ -85,22 +82,14 @@ class Holder:
         """Return what to send. Rule 2: `now` was read before the transport gets it, and the lease counts from then."""
         self._sequence += 1  # rule 8: unique within the holder, not within the stream
         self._asked_at[self._sequence] = self._last_asked_at = now
-        return KeepAlive(
-            self.epoch,
-            self.holder_id,
-            self.name,
-            self._sequence,
-            self.applied_revision,
-            lease_seconds_max=self._lease_seconds_max,
-        )
+        return self._keep_alive()
 
     def release(self) -> KeepAlive:
         """Return what to send last. Rule 7: first the cache is given up for good, then the service is told."""
         self.is_released = True
-        self._verdicts.clear()
-        self._forget_leases()
+        self.forget()
         self._sequence += 1
-        return KeepAlive(self.epoch, self.holder_id, self.name, self._sequence, self.applied_revision, is_release=True)
+        return self._keep_alive(is_release=True)
 
     def forget(self) -> None:
         """Give up all that is cached, and the lease: the service refuses it, since its database has lost changes."""
@@ -136,6 +125,17 @@ class Holder:
         oldest = next(iter(self._asked_at.values()), None)
         return float("inf") if oldest is None else oldest + ANSWER_SECONDS_MAX
 
+    def _keep_alive(self, *, is_release: bool = False) -> KeepAlive:
+        return KeepAlive(
+            self.epoch,
+            self.holder_id,
+            self.name,
+            self._sequence,
+            self.applied_revision,
+            is_release,
+            self._lease_seconds_max,
+        )
+
     def _apply(self, change: ChangeEvent) -> bool:
         if change.revision <= self.applied_revision:
             return False  # rule 6: an old one, come again
@@ -148,7 +148,7 @@ class Holder:
         return True
 
     def _grant(self, lease: LeaseEvent) -> bool:
-        self._renew_seconds = min(RENEW_SECONDS_MAX, lease.duration_seconds / RENEWALS_PER_LEASE_MIN)
+        self._renew_seconds = min(KEEP_ALIVE_SECONDS_MAX, lease.duration_seconds / KEEP_ALIVES_PER_LEASE_MIN)
         self._early.append(lease)
         self._count_early_leases()
         return False

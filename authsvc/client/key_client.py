@@ -1,32 +1,26 @@
-"""Batches of questions to the key service: protobuf and status codes in, typed answers and errors out.
+"""Batches of lookups at the key service: protobuf and status codes in, typed answers and errors out.
 
 `validator` calls it, and nothing else talks to the key service on the ingest path.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import grpc
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.batch_stream import BatchStream, StreamOverError
-from authsvc.client.channel import ClientTls, Metadata, TokenSource, authorization, open_channel
-from authsvc.client.diagnosis import diagnose
-from authsvc.client.verdicts import (
-    INVALID_KEY,
-    Answer,
-    Decision,
-    KeyServiceUnavailableError,
-    Verdict,
-)
-from authsvc.runtime.environment import Address, ConfigurationError, Secret
+from authsvc.client.batch_stream import BatchStream
+from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, open_channel
+from authsvc.client.diagnosis import connection_fault
+from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.v1 import key_service_pb2 as pb2
 from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 KEYS_PER_CALL_MAX = 256
 """As many as the key service answers in one call."""
-
 CALL_SECONDS_MAX = 2.0
 """For the answer, connecting included."""
 
@@ -46,7 +40,6 @@ _FIRST_ANSWER_SECONDS = 0.5
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
 _REOPEN_AFTER_SECONDS = 5.0
-_DIAGNOSIS_SECONDS = 1.0
 
 
 class _Line:
@@ -75,61 +68,42 @@ class _Line:
         self._needs_call = True
         """Before the next stream: a call finds out what is wrong, if anything is."""
 
-    def burden(self, now: float) -> tuple[bool, int]:
-        """Return what is less for a line that is better to use."""
-        return now < self.failed_at + _REST_SECONDS, self.calls
-
     async def ask(
         self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, give_up_at: float
     ) -> Sequence[pb2.ValidateResponse]:
-        """Return what the service answers, on a stream or in a call; raise what gRPC does."""
-        is_refused = False
-        try:
-            answers = await self._ask_on_stream(requests, metadata, now, give_up_at - now)
+        """Return what the service answers, on a stream or in a call; raise what gRPC does.
+
+        `give_up_at` is by the event loop's clock, `now` by ours.
+        """
+        stream, loop = self._take_stream(metadata, now), asyncio.get_running_loop()
+        if stream is not None:
+            channel, left_seconds = self.channel, give_up_at - loop.time()
+            answers = await stream.ask(
+                requests, left_seconds if stream.has_answered else min(left_seconds, _FIRST_ANSWER_SECONDS)
+            )
             if answers is not None:
+                if len(answers) == len(requests) and self.channel is channel and self._stream is None:
+                    self._stream = stream
+                else:
+                    stream.close()
                 return answers
-        except StreamOverError:
-            is_refused = True
         self._needs_call = True
         request = pb2.BatchValidateRequest(requests=requests)
-        left_seconds = give_up_at - self._monotonic()
+        left_seconds = give_up_at - loop.time()
         response: Any = await self._stub.BatchValidate(request, timeout=left_seconds, metadata=metadata)
         self._needs_call = False
-        if is_refused:
+        if stream is not None and not stream.has_answered:
             self._streams_from = now + _NO_STREAM_SECONDS
         return () if response is None else response.responses  # gRPC's word for bytes that are no message
 
-    async def _ask_on_stream(
-        self, requests: Sequence[pb2.ValidateRequest], metadata: Metadata, now: float, left_seconds: float
-    ) -> Sequence[pb2.ValidateResponse] | None:
-        """Return None where a call has to be made: there is no stream, or it ended.
-
-        Raises StreamOverError for one that never answered, and what gRPC does where there is no time for a call.
-        """
+    def _take_stream(self, metadata: Metadata, now: float) -> BatchStream | None:
+        """Return a stream for one batch, perhaps a new one; None where a call has to be made."""
         stream, self._stream = self._stream, None
-        if stream is None or stream.is_over:
-            if self.calls > 1 or self._needs_call or now < self._streams_from:
-                return None
-            stream = BatchStream(self._stub, metadata)
-        channel = self.channel
-        try:
-            response = await stream.ask(
-                requests, left_seconds if stream.has_answered else min(left_seconds, _FIRST_ANSWER_SECONDS)
-            )
-        except (StreamOverError, TimeoutError) as error:
-            self._needs_call = True
-            if not stream.has_answered:
-                raise StreamOverError from None
-            if isinstance(error, TimeoutError):
-                nothing = grpc.aio.Metadata()
-                raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing) from None
+        if stream is not None and not stream.is_over:
+            return stream
+        if self.calls > 1 or self._needs_call or now < self._streams_from:
             return None
-        is_in_step = len(response.responses) == len(requests)
-        if is_in_step and self.channel is channel and not self._stream:
-            self._stream = stream
-        else:
-            stream.close()
-        return response.responses
+        return BatchStream(self._stub, metadata)
 
 
 class KeyClient:
@@ -145,7 +119,7 @@ class KeyClient:
     ) -> None:
         """Raise ConfigurationError when a TLS file cannot be used; nothing is connected yet.
 
-        `deadline_seconds` bounds each question, connecting included.
+        `deadline_seconds` bounds each call, connecting included.
         """
         self._address = address
         self._token = token
@@ -154,11 +128,8 @@ class KeyClient:
         self._deadline_seconds = deadline_seconds
         self._closed = False
         self._retired: set[asyncio.Task[None]] = set()
-        self._diagnosing = False
-        self._diagnosed_at = float("-inf")
-        self._diagnosis: str | None = None
         if tls is not None:
-            tls.credentials()
+            tls.read()
         self._lines: list[_Line] = []
         """Made by the first call, in its event loop. The one that was used last is last."""
 
@@ -169,38 +140,31 @@ class KeyClient:
         of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
         """
         requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in lookups]
-        give_up_at = self._monotonic() + self._deadline_seconds
-        token = self._token.read()
+        give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds
         try:
-            return await self._call(requests, token, give_up_at)
+            return await call_with_token(self._token, partial(self._call, requests, give_up_at))
         except grpc.aio.AioRpcError as error:
-            self._token.forget()
-            code = error.code()
-        renewed = self._token.read() if code is grpc.StatusCode.UNAUTHENTICATED else token
-        if renewed.reveal() != token.reveal():
-            try:
-                return await self._call(requests, renewed, give_up_at)
-            except grpc.aio.AioRpcError as error:
-                self._token.forget()
-                code = error.code()
-        raise KeyServiceUnavailableError(await self._reason(code))
+            raise KeyServiceUnavailableError(self._reason(error)) from None
 
     async def _call(
-        self, requests: Sequence[pb2.ValidateRequest], token: Secret, give_up_at: float
+        self, requests: Sequence[pb2.ValidateRequest], give_up_at: float, metadata: Metadata
     ) -> list[Answer | KeyServiceUnavailableError]:
         if self._closed:
             raise KeyServiceUnavailableError("this client is closed")
-        if not self._lines:
-            self._lines = self._new_lines()
+        try:
+            if not self._lines:
+                self._lines = [_Line(self._address, self._tls, self._monotonic) for _ in range(_CHANNELS)]
+        except ConfigurationError as error:  # a file that was good when this was made
+            raise KeyServiceUnavailableError(str(error)) from None
         now = self._monotonic()
-        line = min(self._lines, key=lambda line: line.burden(now))
+        line = min(self._lines, key=lambda line: (now < line.failed_at + _REST_SECONDS, line.calls))
         self._lines.remove(line)
         self._lines.append(line)
         line.calls += 1
         try:
-            answers = await line.ask(requests, authorization(token), now, give_up_at)
+            answers = await line.ask(requests, metadata, now, give_up_at)
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             # Not this task's end: gRPC tells callers so when their channel is closed under them.
             raise KeyServiceUnavailableError("this client is closed") from None
@@ -215,38 +179,22 @@ class KeyClient:
             line.calls -= 1
         line.good_at, line.failed_at = self._monotonic(), float("-inf")
         if len(answers) != len(requests):
-            raise KeyServiceUnavailableError(
-                f"the key service gave {len(answers)} answers to {len(requests)} questions"
-            )
+            raise KeyServiceUnavailableError(f"the key service gave {len(answers)} answers to {len(requests)} lookups")
         return [_answer(answer) for answer in answers]
 
-    def _new_lines(self) -> list[_Line]:
-        try:
-            return [_Line(self._address, self._tls, self._monotonic) for _ in range(_CHANNELS)]
-        except ConfigurationError as error:  # a file that was good when this was made
-            raise KeyServiceUnavailableError(str(error)) from None
-
-    async def _reason(self, code: grpc.StatusCode) -> str:
-        if code is grpc.StatusCode.UNAUTHENTICATED:
-            return f"the key service at {self._address} refuses our token"
-        if code is grpc.StatusCode.PERMISSION_DENIED:
-            return f"the key service at {self._address} does not let our token validate keys"
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return f"the key service at {self._address} did not answer within {self._deadline_seconds:g} s"
-        if code is not grpc.StatusCode.UNAVAILABLE:
-            return f"the key service at {self._address} answered {code.name}"
-        return await self._diagnose() or f"the key service at {self._address} can be reached, but answers UNAVAILABLE"
-
-    async def _diagnose(self) -> str | None:
-        """Return the cause of an UNAVAILABLE, found by at most one connection a second; others get the last result."""
-        if not self._diagnosing and self._monotonic() - self._diagnosed_at >= _DIAGNOSIS_SECONDS:
-            self._diagnosing = True
-            try:
-                self._diagnosis = await diagnose(self._address, self._tls, _DIAGNOSIS_SECONDS)
-                self._diagnosed_at = self._monotonic()
-            finally:
-                self._diagnosing = False
-        return self._diagnosis
+    def _reason(self, error: grpc.aio.AioRpcError) -> str:
+        who = f"the key service at {self._address}"
+        match code := error.code():
+            case grpc.StatusCode.UNAUTHENTICATED:
+                return f"{who} refuses our token"
+            case grpc.StatusCode.PERMISSION_DENIED:
+                return f"{who} does not let our token validate keys"
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"{who} did not answer within {self._deadline_seconds:g} s"
+            case grpc.StatusCode.UNAVAILABLE:
+                fault = connection_fault(error.details() or "", self._address, self._tls)
+                return fault or f"{who} can be reached, but answers UNAVAILABLE"
+        return f"{who} answered {code.name}"
 
     def _reopen_if_stale(self, line: _Line) -> None:
         now = self._monotonic()
@@ -255,9 +203,9 @@ class KeyClient:
         stale = line.channel
         try:
             line.open()
-        except ConfigurationError:  # a certificate is just being replaced, say: the diagnosis names it
+        except ConfigurationError as error:  # a certificate is just being replaced, say
             line.good_at = now
-            return
+            raise KeyServiceUnavailableError(str(error)) from None
         retired = asyncio.create_task(stale.close(grace=self._deadline_seconds))  # for the calls on their way
         self._retired.add(retired)
         retired.add_done_callback(self._retired.discard)
@@ -286,9 +234,3 @@ def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableErr
             return KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
     return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
-
-
-def _is_cancelled() -> bool:
-    """Whether the current task was asked to end."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -1,22 +1,30 @@
-"""What is to be asked of the key service: gathered into calls, keys that are known to be good first, and bounded.
+"""Lookups without an answer: gathered into calls, keys that are known to be good first, and bounded.
 
-`validator` puts in what its cache does not hold, and takes out what goes along with the next call. As in a group
-commit there is no timer: who asks while calls are under way goes with the next one, and nobody else waits.
+`validator` puts in what its cache does not hold. As in a group commit there is no timer: who asks while calls are under
+way goes with the next one, and nobody else waits.
 
-Whoever has no key can send any number of well-formed ones, each of which must be asked for. So keys that were good
+Whoever has no key can send any number of well-formed ones, each of which must be looked up. So keys that were good
 lately have a queue and calls of their own, which go first, and one call is kept for them. And so many invalid keys that
-only a flood has them are asked for a few at a time, at a rate that leaves the processor to the others.
+only a flood has them are looked up a few at a time, at a rate that leaves the processor to the others.
 """
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from authsvc.client.api_key import ApiKey, Digest
+from authsvc.client.key_client import KEYS_PER_CALL_MAX
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
 from authsvc.runtime.library_logging import EventLogger
+
+_GATHER_TURNS = 4
+"""Turns of the event loop from the end of a call to the next.
+
+In these, those who were just answered are written to, and what they send next is read, and joins. Measured: of 32
+clients that send one key after the other more share each call, for a third less CPU a key.
+"""
 
 _INVALID_PER_SECOND = 1000.0
 """Invalid keys, in the long run: what a tenth of a core answers."""
@@ -26,6 +34,7 @@ _FLOOD_KEYS = 8
 """Keys a call while that is used up. Those answered together delay everybody else, by a tenth of a millisecond each."""
 
 _LOG_INTERVAL_SECONDS = 10.0
+_CLOSED = "this validator is closed"
 
 _log = EventLogger()
 
@@ -33,22 +42,22 @@ _log = EventLogger()
 class PendingLookup:
     """A key and an origin, and who waits for the verdict: the one who asked, and those who joined."""
 
-    __slots__ = ("_joined", "api_key", "decided", "is_known", "origin")
+    __slots__ = ("_joined", "api_key", "decided", "is_known", "origin", "route")
 
     def __init__(self, api_key: ApiKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
         """`is_known`: the key was good lately."""
         self.api_key = api_key
         self.origin = origin
+        self.route = api_key.digest, origin
         self.is_known = is_known
         self.decided: asyncio.Future[Decision] = loop.create_future()
-        """For the one who asked, and nobody else."""
-        self._joined: set[asyncio.Future[None]] = set()
+        """For the one who asked."""
+        self._joined: list[asyncio.Future[Decision]] = []
 
-    def join(self) -> asyncio.Future[None]:
-        """Return what is done when there is a verdict, which is not told: rule 4 leaves it to the one who asked."""
-        told: asyncio.Future[None] = self.decided.get_loop().create_future()
-        self._joined.add(told)
-        told.add_done_callback(self._joined.discard)
+    def join(self) -> asyncio.Future[Decision]:
+        """Return what is done when there is a verdict, which rule 4 leaves to the one who asked."""
+        told: asyncio.Future[Decision] = self.decided.get_loop().create_future()
+        self._joined.append(told)
         return told
 
     @property
@@ -56,83 +65,151 @@ class PendingLookup:
         """Whether nobody waits any more."""
         return self.decided.done() and all(told.done() for told in self._joined)
 
-    def decide(self, decision: Decision) -> None:
-        """Wake all who wait."""
-        if not self.decided.done():
-            self.decided.set_result(decision)
-        for told in self._joined:
-            if not told.done():
-                told.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """Raise the error in all who wait."""
-        waiters: list[asyncio.Future[Any]] = [self.decided, *self._joined]
-        for waiting in waiters:
-            if not waiting.done():
-                waiting.set_exception(error)
+    def settle(self, outcome: Answer | Exception) -> None:
+        """Wake all who wait, or raise the error in them."""
+        for waiting in (self.decided, *self._joined):
+            if waiting.done():
+                continue
+            if isinstance(outcome, Answer):
+                waiting.set_result(outcome.decision)
+            else:
+                waiting.set_exception(outcome)
 
 
 _Waiting: TypeAlias = OrderedDict[PendingLookup, None]
 
 
 class PendingLookups:
-    """Those without an answer: they wait for a call, or it is under way."""
+    """Those that wait for a call, or whose call is under way. Made anywhere, used in one event loop."""
 
-    def __init__(self, clock: Callable[[], float], *, calls_max: int, keys_max: int, waiting_max: int) -> None:
-        """Allow `calls_max` calls at once, each with up to `keys_max` questions, and so many waiting of either kind.
+    def __init__(
+        self,
+        call: Callable[[list[PendingLookup]], Awaitable[Sequence[Answer | Exception]]],
+        clock: Callable[[], float],
+        *,
+        calls_max: int,
+        waiting_max: int,
+    ) -> None:
+        """Make `calls_max` calls at once, and let so many lookups wait of either kind.
 
-        `clock` is in seconds. Raises ValueError when `calls_max` is less than 2.
+        `call` returns an outcome for each; what it raises is the outcome of all. `clock` is in seconds. Raises
+        ValueError when `calls_max` is less than 2.
         """
         if calls_max < 2:
             raise ValueError("calls_max: at least 2, one of them for known keys")
+        self._call = call
         self._clock = clock
         self._calls_max = calls_max
-        self._keys_max = keys_max
         self._waiting_max = waiting_max
-        self._calls = 0
+        self._calls: list[list[PendingLookup]] = []
+        """What those under way are about."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_gathering = False
+        self._is_closed = False
+        self._pause: asyncio.TimerHandle | None = None
         self._known: _Waiting = OrderedDict()
-        self._strangers: _Waiting = OrderedDict()
+        self._unknown: _Waiting = OrderedDict()
         self._latest: dict[tuple[Digest, str | None], PendingLookup] = {}
         self._invalid_left = _INVALID_AT_ONCE  # a token bucket, filled up as of the time beside it
         self._invalid_left_at = clock()
         self._logged_at = float("-inf")
 
     def get(self, digest: Digest, origin: str | None) -> PendingLookup | None:
-        """Return the latest question about a key and an origin."""
+        """Return the latest lookup of a key and an origin."""
         return self._latest.get((digest, origin))
 
     def put(self, lookup: PendingLookup) -> None:
-        """Let a question wait for its call; raise KeyServiceUnavailableError when too many do already."""
+        """Let a lookup wait for its call; raise KeyServiceUnavailableError when too many do already."""
+        if self._is_closed:
+            raise KeyServiceUnavailableError(_CLOSED)
         waiting = self._waiting_with(lookup)
         if len(waiting) >= self._waiting_max:
             self._warn("key_service_calls_saturated")
             raise KeyServiceUnavailableError(f"{len(waiting)} keys wait for a call to the key service already")
         waiting[lookup] = None
-        self._latest[_route(lookup)] = lookup
+        self._latest[lookup.route] = lookup
+        self._gather(_GATHER_TURNS if self._calls else 0)  # who asks in the same turn of the event loop goes along
 
     def forget(self, lookup: PendingLookup) -> None:
-        """Let go of a question if nobody waits for it, and its call has not begun."""
+        """Let go of a lookup if nobody waits for it, and its call has not begun."""
         waiting = self._waiting_with(lookup)
         if lookup in waiting and lookup.is_abandoned:
             del waiting[lookup]
             self._answered(lookup)
 
-    def begin_call(self) -> list[PendingLookup]:
-        """Return what to ask in a call that begins now, and ends with `end_call`: nothing when there is none to begin.
+    async def close(self) -> None:
+        """End the calls under way, and raise KeyServiceUnavailableError in all who wait, as in those who come later."""
+        self._is_closed = True
+        if self._pause is not None:
+            self._pause.cancel()
+        for lookups in (self._known, self._unknown, *self._calls):
+            for lookup in lookups:
+                lookup.settle(KeyServiceUnavailableError(_CLOSED))
+        self._known.clear()
+        self._unknown.clear()
+        self._latest.clear()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _gather(self, turns: int) -> None:
+        if not self._is_gathering:
+            self._is_gathering = True
+            asyncio.get_running_loop().call_soon(self._begin_calls, turns)
+
+    def _begin_calls(self, turns: int) -> None:
+        """Begin calls, after so many turns of the event loop."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._begin_calls, turns - 1)
+            return
+        self._is_gathering = False
+        while lookups := self._next_call():
+            self._calls.append(lookups)
+            task = asyncio.create_task(self._make_call(lookups))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if self._pause is None and (pause_seconds := self._pause_seconds()) > 0:
+            self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._begin_calls(0)
+
+    async def _make_call(self, lookups: list[PendingLookup]) -> None:
+        """Make a call, tell who waits, and begin the next one."""
+        outcomes: Sequence[Answer | Exception]
+        try:
+            outcomes = await self._call(lookups)
+        except Exception as error:  # noqa: BLE001 - who waits gets it
+            outcomes = [error] * len(lookups)
+        self._calls.remove(lookups)
+        if not lookups[0].is_known:
+            invalid = sum(isinstance(each, Answer) and each.decision is INVALID_KEY for each in outcomes)
+            self._invalid_left += len(lookups) - invalid
+            if invalid and self._pause_seconds() > 0:
+                self._warn("invalid_keys_flood")
+        for lookup, outcome in zip(lookups, outcomes, strict=True):
+            self._answered(lookup)
+            lookup.settle(outcome)
+        self._gather(_GATHER_TURNS)
+
+    def _next_call(self) -> list[PendingLookup]:
+        """Return what to ask in a call that begins now: nothing when there is none to begin.
 
         Keys that are known and others are not mixed: the database is read for the latter, and may be slow.
         """
-        if self._known and self._calls < self._calls_max:
-            return self._taken(self._known, self._keys_max)
-        if self._strangers and self._calls < self._calls_max - 1 and self.pause_seconds() <= 0:
-            lookups = self._taken(self._strangers, min(self._keys_max, int(self._invalid_left)))
+        if self._known and len(self._calls) < self._calls_max:
+            return _taken(self._known, KEYS_PER_CALL_MAX)
+        if self._unknown and len(self._calls) < self._calls_max - 1 and self._pause_seconds() <= 0:
+            lookups = _taken(self._unknown, min(KEYS_PER_CALL_MAX, int(self._invalid_left)))
             self._invalid_left -= len(lookups)  # any of them may be
             return lookups
         return []
 
-    def pause_seconds(self) -> float:
-        """Return how long the strangers who wait have to do so because of invalid keys: 0 or less if they need not."""
-        if not self._strangers:
+    def _pause_seconds(self) -> float:
+        """Return how long unknown keys that wait have to do so because of invalid ones: 0 or less if they need not."""
+        if not self._unknown:
             return 0.0
         now = self._clock()
         refill = (now - self._invalid_left_at) * _INVALID_PER_SECOND
@@ -140,45 +217,22 @@ class PendingLookups:
         self._invalid_left_at = now
         return (_FLOOD_KEYS - self._invalid_left) / _INVALID_PER_SECOND
 
-    def end_call(self, lookups: list[PendingLookup], outcomes: Sequence[Answer | Exception]) -> None:
-        """Make room for the next call, and note how many of the keys were invalid."""
-        self._calls -= 1
-        for lookup in lookups:
-            self._answered(lookup)
-        if not lookups[0].is_known:
-            invalid = sum(isinstance(each, Answer) and each.decision is INVALID_KEY for each in outcomes)
-            self._invalid_left += len(lookups) - invalid
-            if invalid and self.pause_seconds() > 0:
-                self._warn("invalid_keys_flood")
-
-    def fail(self, error: Exception) -> None:
-        """Raise the error in all who wait for a call."""
-        for waiting in (self._known, self._strangers):
-            for lookup in waiting:
-                lookup.fail(error)
-                self._answered(lookup)
-            waiting.clear()
-
-    def _taken(self, waiting: _Waiting, keys_max: int) -> list[PendingLookup]:
-        self._calls += 1
-        lookups = list(islice(waiting, keys_max))
-        for lookup in lookups:
-            del waiting[lookup]
-        return lookups
-
     def _warn(self, event: str) -> None:
         now = self._clock()
         if now - self._logged_at >= _LOG_INTERVAL_SECONDS:  # it may be a flood
             self._logged_at = now
-            _log.warning(event, calls=self._calls, waiting=len(self._known) + len(self._strangers))
+            _log.warning(event, calls=len(self._calls), waiting=len(self._known) + len(self._unknown))
 
     def _waiting_with(self, lookup: PendingLookup) -> _Waiting:
-        return self._known if lookup.is_known else self._strangers
+        return self._known if lookup.is_known else self._unknown
 
     def _answered(self, lookup: PendingLookup) -> None:
-        if self._latest.get(_route(lookup)) is lookup:
-            del self._latest[_route(lookup)]
+        if self._latest.get(lookup.route) is lookup:
+            del self._latest[lookup.route]
 
 
-def _route(lookup: PendingLookup) -> tuple[Digest, str | None]:
-    return lookup.api_key.digest, lookup.origin
+def _taken(waiting: _Waiting, keys_max: int) -> list[PendingLookup]:
+    lookups = list(islice(waiting, keys_max))
+    for lookup in lookups:
+        del waiting[lookup]
+    return lookups

@@ -1,7 +1,7 @@
 """Whether a key may be used: cached verdicts first, then few calls for all who ask at once.
 
-The bridge's `authorizer` and other callers in Python use KeyValidator; it owns the
-key client, the verdict cache, what waits to be asked and the calls on their way.
+The bridge's `authorizer` and other callers in Python use KeyValidator; it owns the key client, the verdict cache and
+the lookups that are pending.
 """
 
 import asyncio
@@ -9,9 +9,9 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from enum import Enum, auto
-from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from authsvc.client import release
 from authsvc.client.api_key import ApiKey
@@ -40,16 +40,7 @@ _WAITING_MAX = 8 * KEYS_PER_CALL_MAX
 _JOINS_MAX = 2
 """Of callers who ask for the same: an answer that a change overtook is not cached, and the next one mostly is."""
 
-_GATHER_TURNS = 4
-"""Turns of the event loop from the end of a call to the next.
-
-In these, those who were just answered are written to, and what they send next is read, and joins. Measured: of 32
-clients that send one key after the other more share each call, for a third less CPU a key.
-"""
-
-_GOODBYE_SECONDS_MAX = 2.0
-
-_T = TypeVar("_T")
+_RELEASE_SECONDS_MAX = 2.0
 
 _log = EventLogger()
 
@@ -71,9 +62,8 @@ class KeyServiceState(Enum):
 class KeyValidator:
     """Validates keys against one key service. Made anywhere, used in one event loop; `close` ends it.
 
-    Verdicts are cached under the lease protocol (docs/watch-protocol.md): a key that was
-    revoked is refused from the instant that Revoke returned. Without a live lease each
-    request asks.
+    Verdicts are cached under the lease protocol (docs/watch-protocol.md): a key that was revoked is refused from the
+    instant that Revoke returned. Without a live lease each request asks.
     """
 
     def __init__(
@@ -90,27 +80,21 @@ class KeyValidator:
     ) -> None:
         """Nothing is connected before the first call, or `start`, so that it may be made before there is an event loop.
 
-        `name` is a label for operators, by default the host and process id. At most `calls_max`
-        calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
-        good, and as many others, wait for the next ones (see `pending_lookups`). Raises ConfigurationError
-        when a TLS file cannot be used, ValueError for an address that is not HOST:PORT, for a token
-        that cannot be sent and for less than 2 calls.
+        `name` is a label for operators, by default the host and process id. At most `calls_max` calls are under way at
+        once, each about up to 256 keys; `waiting_max` keys that are known to be good, and as many others, wait for the
+        next ones (see `pending_lookups`). Raises ConfigurationError when a TLS file cannot be used, ValueError for an
+        address that is not HOST:PORT, for a token that cannot be sent and for less than 2 calls.
         """
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """The one that it is used in, from the first call on."""
         self._clock = clock
         self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
         self._client = KeyClient(address, token, tls, clock)
         self._holder = Holder("", name, self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
         self._watching: asyncio.Task[None] | None = None
-        self._lookups = PendingLookups(clock, calls_max=calls_max, keys_max=KEYS_PER_CALL_MAX, waiting_max=waiting_max)
-        self._calls: set[asyncio.Task[None]] = set()
-        self._is_gathering = False
-        self._pause: asyncio.TimerHandle | None = None
-        self._probe: asyncio.Task[None] | None = None
+        """From the first call on, in the event loop that it is used in."""
+        self._lookups = PendingLookups(self._look_up, clock, calls_max=calls_max, waiting_max=waiting_max)
         self._closed = False
         self._reached = False
         self._fault: str | None = None
@@ -130,7 +114,6 @@ class KeyValidator:
         """
         if self._watching is not None or self._closed:
             return
-        self._loop = asyncio.get_running_loop()
         # Rule 8: a random id for each validator, drawn by the process that uses it.
         self._holder.holder_id = secrets.token_hex(16)
         self._holder.name = self._holder.name or f"{socket.gethostname()}:{os.getpid()}"
@@ -138,15 +121,16 @@ class KeyValidator:
         release.release_on_sigterm(self)
 
     def release_soon(self, done: Callable[[], None]) -> None:
-        """Use the cache no more, and release the lease; `done` is called then. For `farewell`, from any thread."""
-        if self._loop is None:
+        """Use the cache no more, and release the lease; `done` is called then. For `release`, from any thread."""
+        watching = self._watching
+        if watching is None:
             raise RuntimeError("nothing to release")
-        self._loop.call_soon_threadsafe(self._release, done)
 
-    def _release(self, done: Callable[[], None]) -> None:
-        self._watcher.leave()
-        if self._watching is not None:
-            self._watching.add_done_callback(lambda _: done())
+        def leave() -> None:
+            self._watcher.leave()
+            watching.add_done_callback(lambda _: done())
+
+        watching.get_loop().call_soon_threadsafe(leave)
 
     @property
     def has_lease(self) -> bool:
@@ -161,9 +145,9 @@ class KeyValidator:
     async def validate(self, api_key: ApiKey | str, origin: str | None = None) -> Decision:
         """Return whether the key may be used, and from the value of an `Origin` header: None for a request without.
 
-        Who asks while calls are under way goes along with the next one, and callers who ask for the
-        same share their place in it. Raises KeyServiceUnavailableError when there is no verdict within
-        2 s, or too many wait already; that is never cached.
+        Who asks while calls are under way goes along with the next one, and callers who ask for the same share their
+        place in it. Raises KeyServiceUnavailableError when there is no verdict within 2 s, or too many wait already;
+        that is never cached.
         """
         if isinstance(api_key, str):
             parsed = ApiKey.parse(api_key)
@@ -176,7 +160,7 @@ class KeyValidator:
         if decision is not None:
             return decision
         loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop:
+        if self._watching is not None and self._watching.get_loop() is not loop:
             raise RuntimeError("this validator belongs to another event loop: make one for each")
         give_up_at = loop.time() + CALL_SECONDS_MAX
         for _ in range(_JOINS_MAX):
@@ -192,16 +176,13 @@ class KeyValidator:
         return await self._ask(api_key, origin, give_up_at)
 
     async def require(self, api_key: ApiKey | str, origin: str | None = None) -> Decision:
-        """Return whose key it is, if it may be used, and from this origin; raise KeyRefusedError if not.
-
-        The rest is as with `validate`.
-        """
+        """Return whose key it is, if it may be used, and from this origin; raise KeyRefusedError, or as `validate`."""
         decision = await self.validate(api_key, origin)
         if not decision:
             raise KeyRefusedError(decision)
         return decision
 
-    async def _wait(self, told: asyncio.Future[_T], give_up_at: float) -> _T:
+    async def _wait(self, told: asyncio.Future[Decision], give_up_at: float) -> Decision:
         """Return what is told until then; a timer costs a miss less than `asyncio.timeout` does."""
         timer = told.get_loop().call_at(give_up_at, _give_up, told)
         try:
@@ -210,78 +191,34 @@ class KeyValidator:
             timer.cancel()
 
     async def _ask(self, api_key: ApiKey, origin: str | None, give_up_at: float) -> Decision:
-        if self._closed:
-            raise _closed()
         loop = asyncio.get_running_loop()
         lookup = PendingLookup(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
         self._lookups.put(lookup)
-        if not self._is_gathering:  # who asks in the same turn of the event loop goes along
-            self._gather(_GATHER_TURNS if self._calls else 0)
         try:
             return await self._wait(lookup.decided, give_up_at)
         finally:
             self._lookups.forget(lookup)
 
-    def _gather(self, turns: int) -> None:
-        self._is_gathering = True
-        loop = asyncio.get_running_loop()
-        if turns:
-            loop.call_soon(self._gather, turns - 1)
-        else:
-            loop.call_soon(self._begin_calls)
+    async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Answer | KeyServiceUnavailableError]:
+        """Ask about all of them in one call, and cache what may be reused.
 
-    def _begin_calls(self) -> None:
-        self._is_gathering = False
-        while lookups := self._lookups.begin_call():
-            call = asyncio.create_task(self._answer(lookups))
-            self._calls.add(call)
-            call.add_done_callback(partial(self._call_ended, lookups))
-        if self._pause is None and (pause_seconds := self._lookups.pause_seconds()) > 0:
-            self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
-
-    def _end_pause(self) -> None:
-        self._pause = None
-        self._begin_calls()
-
-    async def _answer(self, lookups: list[PendingLookup]) -> None:
-        """Ask all of them in one call, tell who waits, and begin the next call."""
+        How it went is noted for `state`: badly if there is not one verdict.
+        """
         sent_at, epoch = self._clock(), self._holder.epoch
-        outcomes: Sequence[Answer | Exception]
         try:
-            outcomes = await self._call([(lookup.api_key, lookup.origin) for lookup in lookups])
-        except Exception as error:  # noqa: BLE001 - who waits gets it
-            outcomes = [error] * len(lookups)
-        self._lookups.end_call(lookups, outcomes)
-        for lookup, outcome in zip(lookups, outcomes, strict=True):
-            self._settle(lookup, outcome, sent_at, epoch)
-        if not self._is_gathering:
-            self._gather(_GATHER_TURNS)
-
-    def _call_ended(self, lookups: list[PendingLookup], call: asyncio.Task[None]) -> None:
-        """Let go of a call; where `close` cancelled it, perhaps before it ran at all, nobody is left waiting."""
-        self._calls.discard(call)
-        if call.cancelled():
-            for lookup in lookups:
-                lookup.fail(_closed())
-
-    def _settle(self, lookup: PendingLookup, outcome: Answer | Exception, sent_at: float, epoch: str) -> None:
-        if isinstance(outcome, Exception):
-            lookup.fail(outcome)
-            return
-        if self._holder.may_keep(outcome.revision, outcome.epoch or epoch):  # rule 4
-            self._cache.put(lookup.api_key.digest, lookup.origin, outcome, sent_at)
-        lookup.decide(outcome.decision)
-
-    async def _call(self, lookups: list[tuple[ApiKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
-        """Call, and note for `state` how it went: badly if there is not one verdict."""
-        try:
-            answers = await self._client.validate(lookups)
+            outcomes = await self._client.validate([(lookup.api_key, lookup.origin) for lookup in lookups])
         except KeyServiceUnavailableError as error:
             self._note(str(error))
             raise
-        faults = [answer for answer in answers if isinstance(answer, KeyServiceUnavailableError)]
-        self._note(str(faults[0]) if len(faults) == len(answers) else None)
-        return answers
+        faults = []
+        for lookup, outcome in zip(lookups, outcomes, strict=True):
+            if isinstance(outcome, KeyServiceUnavailableError):
+                faults.append(outcome)
+            # Rule 4. The probe is to be asked anew each time.
+            elif self._holder.may_keep(outcome.revision, outcome.epoch or epoch) and lookup.api_key is not _PROBE_KEY:
+                self._cache.put(lookup.api_key.digest, lookup.origin, outcome, sent_at)
+        self._note(str(faults[0]) if len(faults) == len(outcomes) else None)
+        return outcomes
 
     def _note(self, fault: str | None) -> None:
         if fault is not None and (self._fault is None and not self._closed):
@@ -300,12 +237,8 @@ class KeyValidator:
     async def state(self) -> KeyServiceState:
         """Return how things stand, after at most a second: without recent traffic, a call finds out."""
         self.start()
-        if self._clock() - self._outcome_at >= _PROBE_INTERVAL_SECONDS and not self._closed:
-            if self._probe is None or self._probe.done():
-                self._probe = asyncio.create_task(self._probe_once())
-            await asyncio.wait([self._probe], timeout=_PROBE_WAIT_SECONDS)
-            if self._probe.done() and not self._probe.cancelled():
-                self._probe.result()
+        if self._clock() - self._outcome_at >= _PROBE_INTERVAL_SECONDS:
+            await self._probe()
         if not self._reached:
             return KeyServiceState.NEVER_REACHED
         if self._fault is None:
@@ -313,11 +246,15 @@ class KeyValidator:
         can_serve = self.has_lease and self._cache.has_live_keys(self._clock())
         return KeyServiceState.AWAY_CACHED if can_serve else KeyServiceState.AWAY
 
-    async def _probe_once(self) -> None:
-        try:
-            await self._call([(_PROBE_KEY, None)])
-        except KeyServiceUnavailableError:
-            return  # noted
+    async def _probe(self) -> None:
+        """Have a call made, which notes how things stand."""
+        give_up_at = asyncio.get_running_loop().time() + _PROBE_WAIT_SECONDS
+        asked = self._lookups.get(_PROBE_KEY.digest, None)
+        with suppress(KeyServiceUnavailableError):
+            if asked is not None:
+                await self._wait(asked.join(), give_up_at)
+            else:
+                await self._ask(_PROBE_KEY, None, give_up_at)
 
     async def close(self) -> None:
         """Release the lease, and end the connection and the calls under way: these raise KeyServiceUnavailableError."""
@@ -325,23 +262,13 @@ class KeyValidator:
         release.forget(self)
         self._watcher.leave()
         if self._watching is not None:
-            await asyncio.wait([self._watching], timeout=_GOODBYE_SECONDS_MAX)
-        self._lookups.fail(_closed())
-        if self._pause is not None:
-            self._pause.cancel()
-        tasks: list[asyncio.Task[Any]] = [*self._calls]
-        tasks += [task for task in (self._probe, self._watching) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+            await asyncio.wait([self._watching], timeout=_RELEASE_SECONDS_MAX)
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        await self._lookups.close()
         await self._client.close()
 
 
 def _give_up(told: asyncio.Future[Any]) -> None:
     if not told.done():
         told.set_exception(KeyServiceUnavailableError(f"there was no verdict within {CALL_SECONDS_MAX:g} s"))
-
-
-def _closed() -> KeyServiceUnavailableError:
-    return KeyServiceUnavailableError("this validator is closed")

@@ -4,17 +4,16 @@
 
 Three bounds keep hostile callers from pushing out what others need:
 
-- Keys that are valid have a cache of their own; the least recently used key leaves
-  first. Invalid keys have another, smaller and shorter-lived, so probing cannot
-  push out good keys.
-- Each valid key holds a bounded number of origins, so that many `Origin` headers
-  sent with one key cannot push out another key.
+- Keys that are valid have a cache of their own; the least recently used key leaves first. Invalid keys have another,
+  smaller and shorter-lived, so probing cannot push out good keys.
+- Each valid key holds a bounded number of origins: many `Origin` headers sent with one key push out no other key.
 - Within a key, refused origins are bounded apart from admitted ones.
 
 A verdict that holds for every origin is one entry.
 """
 
 from collections import OrderedDict
+from typing import TypeAlias
 
 from authsvc.client.api_key import Digest
 from authsvc.client.verdicts import INVALID_KEY, ORIGIN_CHARACTERS_MAX, Answer, Decision, Verdict
@@ -22,39 +21,8 @@ from authsvc.client.verdicts import INVALID_KEY, ORIGIN_CHARACTERS_MAX, Answer, 
 _NEVER = float("-inf")
 
 
-class _Origins:
-    """When the verdict on each origin expires; the least recently used one leaves first."""
-
-    __slots__ = ("_expiries", "_origins_max")
-
-    def __init__(self, origins_max: int) -> None:
-        self._expiries: dict[str | None, float] = {}  # in order of use; small, so no OrderedDict
-        self._origins_max = origins_max
-
-    def has(self, origin: str | None, now: float) -> bool:
-        if self._expiries.get(origin, _NEVER) <= now:
-            return False
-        self._expiries[origin] = self._expiries.pop(origin)
-        return True
-
-    def __contains__(self, origin: str | None) -> bool:
-        """Whether it was put, and not dropped since; it may have expired."""
-        return origin in self._expiries
-
-    def put(self, origin: str | None, expires_at: float) -> None:
-        self._expiries.pop(origin, None)
-        if len(self._expiries) >= self._origins_max:
-            del self._expiries[next(iter(self._expiries))]
-        self._expiries[origin] = expires_at
-
-    def drop(self, origin: str | None) -> None:
-        self._expiries.pop(origin, None)
-
-    def __len__(self) -> int:
-        return len(self._expiries)
-
-    def latest_expiry(self) -> float:
-        return max(self._expiries.values(), default=_NEVER)
+_Expiries: TypeAlias = dict[str | None, float]
+"""When the verdict on each origin expires, in order of use; small, so no OrderedDict."""
 
 
 class _Key:
@@ -67,8 +35,8 @@ class _Key:
         self.refusal: Decision | None = None
         self.any_expires_at = _NEVER
         """Until when every origin is admitted."""
-        self.admitted: _Origins | None = None
-        self.refused: _Origins | None = None
+        self.admitted: _Expiries | None = None
+        self.refused: _Expiries | None = None
 
     def __len__(self) -> int:
         return (self.any_expires_at != _NEVER) + len(self.admitted or ()) + len(self.refused or ())
@@ -109,10 +77,10 @@ class VerdictCache:
                 self._invalid.move_to_end(digest)
                 return INVALID_KEY
             return None
-        if key.any_expires_at > now or (key.admitted is not None and key.admitted.has(origin, now)):
+        if key.any_expires_at > now or (key.admitted is not None and _is_live(key.admitted, origin, now)):
             self._keys.move_to_end(digest)
             return key.allowed
-        if key.refused is not None and key.refused.has(origin, now):
+        if key.refused is not None and _is_live(key.refused, origin, now):
             self._keys.move_to_end(digest)
             return key.refusal
         return None
@@ -120,51 +88,37 @@ class VerdictCache:
     def knows(self, digest: Digest, origin: str | None) -> bool:
         """Whether the key was admitted from the origin lately: what has expired counts until it is pushed out."""
         key = self._keys.get(digest)
-        return key is not None and (
-            key.any_expires_at != _NEVER or (key.admitted is not None and origin in key.admitted)
-        )
+        return key is not None and (key.any_expires_at != _NEVER or origin in (key.admitted or ()))
 
     def put(self, digest: Digest, origin: str | None, answer: Answer, sent_at: float) -> None:
         """Keep an answer to a call that was sent at `sent_at`; it replaces what contradicts it."""
         decision = answer.decision
-        if decision.verdict is Verdict.INVALID_KEY:
+        is_invalid = decision.verdict is Verdict.INVALID_KEY
+        ttl_seconds_max = self._invalid_ttl_seconds_max if is_invalid else self._ttl_seconds_max
+        ttl_seconds = min(answer.cache_ttl_seconds, ttl_seconds_max)
+        expires_at = sent_at + ttl_seconds
+        if is_invalid or ttl_seconds <= 0:
             self.drop(digest)
-            ttl_seconds = min(answer.cache_ttl_seconds, self._invalid_ttl_seconds_max)
             if ttl_seconds > 0:
-                self._invalid[digest] = sent_at + ttl_seconds
+                self._invalid[digest] = expires_at
                 if len(self._invalid) > self._invalid_keys_max:
                     self._invalid.popitem(last=False)
             return
-        ttl_seconds = min(answer.cache_ttl_seconds, self._ttl_seconds_max)
-        if ttl_seconds <= 0:
-            self.drop(digest)
-            return
         self._invalid.pop(digest, None)
         key = self._key(digest, decision)
-        expires_at = sent_at + ttl_seconds
+        key.any_expires_at = _NEVER
         if decision.verdict is Verdict.ORIGIN_NOT_ALLOWED:
-            self._refuse(key, decision, origin, expires_at)
+            key.refusal = decision
+            key.refused = _put(key.refused, origin, expires_at, self._refused_origins_max)
+            (key.admitted or {}).pop(origin, None)
             return
         self._latest_expiry = max(self._latest_expiry, expires_at)
         if answer.any_origin:
             key.any_expires_at = expires_at
             key.admitted = key.refused = key.refusal = None
             return
-        key.any_expires_at = _NEVER
-        if key.admitted is None:
-            key.admitted = _Origins(self._admitted_origins_max)
-        key.admitted.put(origin, expires_at)
-        if key.refused is not None:
-            key.refused.drop(origin)
-
-    def _refuse(self, key: _Key, decision: Decision, origin: str | None, expires_at: float) -> None:
-        key.any_expires_at = _NEVER
-        key.refusal = decision
-        if key.refused is None:
-            key.refused = _Origins(self._refused_origins_max)
-        key.refused.put(origin, expires_at)
-        if key.admitted is not None:
-            key.admitted.drop(origin)
+        key.admitted = _put(key.admitted, origin, expires_at, self._admitted_origins_max)
+        (key.refused or {}).pop(origin, None)
 
     def _key(self, digest: Digest, decision: Decision) -> _Key:
         """Return the key's place, a new one when there is none or it was another's."""
@@ -192,7 +146,7 @@ class VerdictCache:
         if self._latest_expiry <= now:
             return False
         return any(
-            key.any_expires_at > now or (key.admitted is not None and key.admitted.latest_expiry() > now)
+            key.any_expires_at > now or any(expires_at > now for expires_at in (key.admitted or {}).values())
             for key in reversed(self._keys.values())
         )
 
@@ -201,11 +155,28 @@ class VerdictCache:
         return sum(map(len, self._keys.values())) + len(self._invalid)
 
 
+def _is_live(expiries: _Expiries, origin: str | None, now: float) -> bool:
+    if expiries.get(origin, _NEVER) <= now:
+        return False
+    expiries[origin] = expiries.pop(origin)
+    return True
+
+
+def _put(expiries: _Expiries | None, origin: str | None, expires_at: float, origins_max: int) -> _Expiries:
+    """Keep an expiry; the least recently used one makes room for it."""
+    kept = expiries or {}
+    kept.pop(origin, None)
+    if len(kept) >= origins_max:
+        del kept[next(iter(kept))]
+    kept[origin] = expires_at
+    return kept
+
+
 def sendable_origin(origin: str | None) -> str | None:
     """Return an origin that protobuf can carry, to be validated and cached in place of the given one.
 
-    What is too long or not valid Unicode is replaced by the empty origin: no entry
-    admits either, so the verdict is the same.
+    What is too long or not valid Unicode is replaced by the empty origin: no entry admits either, so the verdict is
+    the same.
     """
     if origin is None or (len(origin) <= ORIGIN_CHARACTERS_MAX and origin.isascii()):
         return origin

@@ -1,7 +1,6 @@
 """Keeps a Watch stream to the key service open, so that the holder has a lease and hears of every change.
 
-`validator` starts it. The rules are the holder's; here are only the stream, the waits
-and the attempts to connect.
+The rules are the holder's; here are only the stream, the waits and the attempts to connect.
 """
 
 import asyncio
@@ -27,7 +26,7 @@ _BACK_OFF_SECONDS_MAX = 2.0
 """Rule 6: so that a lease is back within seconds, however long the service was away."""
 _UNANSWERED_MAX = 4
 """Keep-alives on their way: under a burst of changes the next acknowledgement waits for a lease, and covers several."""
-_GOODBYE_SECONDS_MAX = 1.0
+_RELEASE_SECONDS_MAX = 1.0
 
 _log = EventLogger()
 
@@ -36,12 +35,7 @@ class Watcher:
     """One holder's connection. Made and used in one event loop; `run` is its life."""
 
     def __init__(
-        self,
-        holder: Holder,
-        address: Address,
-        token: TokenSource,
-        tls: ClientTls | None,
-        clock: Callable[[], float],
+        self, holder: Holder, address: Address, token: TokenSource, tls: ClientTls | None, clock: Callable[[], float]
     ) -> None:
         """`clock` is in seconds, never set back, and counts while the machine is suspended."""
         self._holder = holder
@@ -199,7 +193,7 @@ class Watcher:
         if self._release_message is None:
             return
         try:
-            async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
+            async with asyncio.timeout(_RELEASE_SECONDS_MAX):
                 await call.write(_request(self._release_message))
                 # The service ends the stream when the release is committed.
                 while await (reading or call.read()) is not grpc.aio.EOF:

@@ -1,22 +1,26 @@
-"""How a command ends: one line on standard error, and an exit status. Used by both command lines.
+"""How a command begins, prints and ends: with one line on standard error, and an exit status. For both command lines.
 
 docs/operations.md has the statuses, and the ways in which a start can fail.
 """
 
 import asyncio
 import gc
+import getpass
+import os
 import resource
 import sys
 import threading
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, NoReturn, TypeVar
 
 import click
 import structlog
 import uvloop
 
-from authsvc.runtime.environment import ConfigurationError
+from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.runtime.standard_streams import discard
 from authsvc.runtime.workers import StartFailedError
@@ -25,8 +29,8 @@ REFUSED = 1
 """By a service, or by the user."""
 USAGE = 2
 """Wrong usage, or a configuration that cannot work."""
-OUT_OF_REACH = 3
-"""What is needed cannot be reached now; the same command may work later."""
+UNAVAILABLE = 3
+"""What is needed is unavailable now; the same command may work later."""
 DEFECT = 4
 """What nobody foresaw."""
 
@@ -43,10 +47,13 @@ class OutputError(Exception):
 
 
 class Commands(click.Group):
-    """Commands; what nobody foresaw ends one of them with a line, too, and so does output that cannot be written."""
+    """Commands; whatever one of them raises is a line and an exit status, and so is output that cannot be written."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        # Standard output takes any text that a caller chose, whatever its encoding, as Python's standard error does.
+        if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -54,23 +61,47 @@ class Commands(click.Group):
         except OutputError as error:
             discard(sys.stdout)
             fail(str(error), REFUSED)
+        except ConfigurationError as error:
+            fail(str(error), USAGE)
+        except StartFailedError as error:  # whose worker has said why
+            sys.exit(error.status if error.status > 0 else DEFECT)
         except Exception as error:  # noqa: BLE001 - the last resort
             if structlog.is_configured():  # the texts of errors may be secret
                 _log.debug("unexpected_error", traceback=traceback_without_text(error))
             fail(f"unexpected error, a defect: {_kind(error)}; with …_LOG_LEVEL=debug it logs more", DEFECT)
 
 
-def run(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end on a new event loop; a wrong configuration, or a worker that cannot start, ends the process."""
-    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
+class _Text(click.ParamType[str]):
+    """An argument that can be sent and stored: the bytes of the terminal need not be UTF-8, those of a message must."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the value; refuse one that is not UTF-8, which Python hands over as half surrogate pairs."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value.encode('utf-8', 'replace').decode()!r} is not UTF-8", param, ctx)
+        return value
+
+
+TEXT = _Text()
+
+
+def user_name() -> str:
+    """Return who runs the command, for audit trails."""
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            _let_threads_end(runner.get_loop())
-            return runner.run(work)
-    except ConfigurationError as error:
-        fail(str(error), USAGE)
-    except StartFailedError as error:  # whose worker has said why
-        sys.exit(error.status if error.status > 0 else DEFECT)
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name
+        return str(os.getuid())
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run to the end on a new event loop."""
+    gc.freeze()  # what was imported is for good: a collection of it would stop the event loop for 40 ms now and then
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        _let_threads_end(runner.get_loop())
+        return runner.run(work)
 
 
 def _let_threads_end(loop: asyncio.AbstractEventLoop) -> None:
@@ -85,18 +116,47 @@ def _let_threads_end(loop: asyncio.AbstractEventLoop) -> None:
 
 def fail(reason: str, status: int) -> NoReturn:
     """End the process with one line on standard error, whatever a name or a value in it contains."""
-    line = "".join(it if it.isprintable() else "\N{REPLACEMENT CHARACTER}" for it in reason)
-    try:
-        click.echo(f"{click.get_current_context().find_root().info_name}: {line}", err=True)
-    except OSError:
-        discard(sys.stderr)
+    note(f"{click.get_current_context().find_root().info_name}: {plain(reason)}")
     sys.exit(status)
 
 
-def announce(line: str) -> None:
+def plain(text: str) -> str:
+    """Return a text that a caller chose, without what a terminal would obey."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def note(text: str) -> None:
+    """Tell the user beside the output; where that cannot be written, the output still counts."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def show(text: str, *, ends_line: bool = True) -> None:
+    """Print on standard output; raise OutputError where that takes nothing."""
+    with writing():
+        click.echo(text, nl=ends_line)
+
+
+@contextmanager
+def writing(lost: str = "") -> Iterator[None]:
+    """Raise OutputError for a standard output that takes nothing, with what is lost then.
+
+    Not where its reader has gone: click ends the process without a word, as others do.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: {error.strerror}{lost}") from None
+
+
+def announce(service: str, has_tls: bool, address: Address) -> None:
     """Print the line that says that a service listens. It serves also where nobody can read that."""
     try:
-        click.echo(line)
+        click.echo(f"{service} listening address={address} tls={'on' if has_tls else 'off'}")
     except OSError:
         discard(sys.stdout)
 

@@ -4,13 +4,13 @@ Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is una
 """
 
 import asyncio
-import getpass
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,19 +21,11 @@ import msgspec
 import structlog
 
 from authsvc.runtime import core_dumps
-from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, USAGE, Commands, announce, fail, run
+from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, Commands, announce, fail, note, run, user_name
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
 from authsvc.runtime.standard_streams import open_missing
-from authsvc.runtime.workers import (
-    PLACE,
-    Link,
-    Place,
-    Role,
-    ignore_other_signals,
-    run_workers,
-    stop_at_signals,
-)
+from authsvc.runtime.workers import PLACE, Link, Place, Role, ignore_other_signals, run_workers, stop_at_signals
 from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
@@ -42,7 +34,7 @@ from httpbridge.times import parse_since
 
 _log = structlog.get_logger("httpbridge")
 
-_FOLDER_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
+_DIRECTORY_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,9 +54,7 @@ def serve() -> None:
     config = _service_config()
     _warn(config)
 
-    def started(address: Address) -> None:
-        announce(f"httpbridge listening address={address} tls={'on' if config.tls_cert else 'off'}")
-
+    started = partial(announce, "httpbridge", config.tls_cert is not None)
     if config.workers > 1:
         _run(config, _run_workers(config, started))
         return
@@ -131,7 +121,7 @@ def _socket_directory() -> TemporaryDirectory[str]:
         directory = TemporaryDirectory(prefix="httpbridge-")
     except OSError as error:
         raise ConfigurationError(f"TMPDIR: {error.strerror}") from None
-    if len(os.fsencode(directory.name)) > _FOLDER_BYTES_MAX:
+    if len(os.fsencode(directory.name)) > _DIRECTORY_BYTES_MAX:
         directory.cleanup()
         raise ConfigurationError(f"TMPDIR: {directory.name} is too long for the path of a socket")
     return directory
@@ -144,12 +134,11 @@ def dashboard() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from httpbridge.dashboard import app  # noqa: PLC0415 - as above
 
-    config = _config()
+    config = Config.from_environment(os.environ)
     configure(config.log_level, config.log_format)
     _warn(config)
 
-    def started(address: Address) -> None:
-        announce(f"httpbridge-dashboard listening address={address} tls={'on' if config.tls_cert else 'off'}")
+    started = partial(announce, "httpbridge-dashboard", config.tls_cert is not None)
 
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
@@ -164,31 +153,19 @@ def sign_in_link(name: str | None, url: str | None) -> None:
     """Print a link that signs in to the dashboard, once, within ten minutes."""
     from httpbridge.dashboard.app import open_sessions  # noqa: PLC0415 - as above
 
-    config = _config()
+    config = Config.from_environment(os.environ)
     if url is None and config.dashboard_listen.is_every_interface:
         raise click.UsageError("The dashboard listens on every address: say by --url which one people use.")
+    sessions = open_sessions(config)
     try:
-        sessions = open_sessions(config)
-    except ConfigurationError as error:
-        fail(str(error), USAGE)
-    try:
-        link = sessions.link(name or _user())
+        link = sessions.link(name or user_name())
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--name") from None
     click.echo(f"{(url or config.dashboard_url()).rstrip('/')}/sign-in/link?t={link}")
 
 
-def _stored_text(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Refuse bytes that are not UTF-8, which Python hands over as half surrogate pairs, and no store takes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise click.BadParameter("is not UTF-8") from None
-    return value
-
-
 @main.command()
-@click.argument("project", callback=_stored_text)
+@click.argument("project", type=TEXT)
 @click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
 @click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
 @click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")
@@ -198,7 +175,7 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.reader import Selection  # noqa: PLC0415
 
-    config = _config()
+    config = Config.from_environment(os.environ)
     start = None
     if since is not None:
         try:
@@ -211,26 +188,16 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
         fail("standard output is closed", REFUSED)
     output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
     color = sys.stdout.isatty()
-    try:
-        with suppress(KeyboardInterrupt):
-            _run(
-                config,
-                log_view.show_logs(
-                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-                ),
-            )
-            output.flush()
-            if output.is_empty:
-                click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
-    except log_view.OutputError as error:
-        fail(str(error), REFUSED)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name
-        return str(os.getuid())
+    with suppress(KeyboardInterrupt):
+        _run(
+            config,
+            log_view.show_logs(
+                config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+            ),
+        )
+        output.flush()
+        if output.is_empty:
+            note(f"no logs of project {project}{' match' if since or level else ''}")
 
 
 def _service_config(place: Place | None = None) -> Config:
@@ -239,7 +206,7 @@ def _service_config(place: Place | None = None) -> Config:
     ignore_other_signals()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
-    config = _config()
+    config = Config.from_environment(os.environ)
     configure(config.log_level, config.log_format, place.name if place else None)
     return config
 
@@ -249,13 +216,6 @@ def _warn(config: Config) -> None:
         _log.warning("key_readable_by_all", variable=variable, file=str(path))
 
 
-def _config() -> Config:
-    try:
-        return Config.from_environment(os.environ)
-    except ConfigurationError as error:
-        fail(str(error), USAGE)
-
-
 def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
     """Run to the end; what goes wrong is one line and an exit status."""
     try:
@@ -263,4 +223,4 @@ def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
     except StoreSetupError as error:
         fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:
-        fail(f"the log store is unavailable: {error}", OUT_OF_REACH)
+        fail(f"the log store is unavailable: {error}", UNAVAILABLE)

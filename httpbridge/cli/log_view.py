@@ -7,14 +7,12 @@ nothing of one may act on the terminal it is shown in: whatever does not print i
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from io import TextIOWrapper
 
 import msgspec
 
-from authsvc.runtime.standard_streams import discard
-from httpbridge.errors import BridgeError
+from authsvc.runtime.commands import writing
 from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
 from httpbridge.times import rfc3339
 
@@ -55,10 +53,6 @@ async def show_logs(
         await reader.close()
 
 
-class OutputError(BridgeError):
-    """The lines cannot be written where they should go; the text is one line for the user."""
-
-
 class Output:
     """A stream that lines are written to, whatever its encoding. What that cannot hold is escaped.
 
@@ -76,7 +70,7 @@ class Output:
     def write(self, line: str) -> None:
         """Write a line."""
         self.is_empty = False
-        with self._told():
+        with writing():
             try:
                 self._stream.write(line)
             except UnicodeEncodeError:  # JSON has other letters than ASCII's in strings alone
@@ -86,18 +80,8 @@ class Output:
 
     def flush(self) -> None:
         """Write what is still to be written."""
-        with self._told():
+        with writing():
             self._stream.flush()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            discard(self._stream)
-            raise OutputError(f"standard output: {error.strerror}") from None
 
 
 def json_line(log: StoredLog) -> str:

@@ -15,7 +15,7 @@ from aiohttp.typedefs import Middleware
 from multidict import MultiDictProxy
 
 from authsvc.client import KeyServiceUnavailableError
-from authsvc.client.admin import Refusal, RefusedError
+from authsvc.client.admin import RefusedError
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.runtime.networks import Networks
@@ -94,13 +94,13 @@ class Guard:
         except web.HTTPException as answer:
             return self._http(request, answer)
         except KeyServiceUnavailableError as error:
-            return self._out_of_reach(request, "key_service_down.html", error)
+            return self._unavailable(request, "key_service_down.html", error)
         except StoreSlowError as error:
-            return self._out_of_reach(request, "log_store_slow.html", error)
+            return self._unavailable(request, "log_store_slow.html", error)
         except (StoreUnavailableError, StoreSetupError) as error:
-            return self._out_of_reach(request, "log_store_down.html", error)
+            return self._unavailable(request, "log_store_down.html", error)
         except RefusedError as error:
-            is_absent = error.refusal is Refusal.NOT_FOUND or request.method in _READING  # what an address names
+            is_absent = error.status == "NOT_FOUND" or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {sentence(str(error))}")
         except ConnectionError:  # who asked is gone
@@ -117,7 +117,7 @@ class Guard:
             _log.error("unexpected_error", error=name, method=request.method, traceback=traceback)
             return self._failure(request, 500, "Something went wrong", "The dashboard's log says what. Try again.")
 
-    def _out_of_reach(self, request: web.Request, template: str, error: Exception) -> web.Response:
+    def _unavailable(self, request: web.Request, template: str, error: Exception) -> web.Response:
         # Of a project that may exist; its other pages may work.
         named = request.match_info.get("project", "")
         project_id = named if _PROJECT_ID.fullmatch(named) else ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from aiohttp import web
+from google.protobuf.timestamp_pb2 import Timestamp
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -77,9 +78,9 @@ class Pages:
             set_cookie(request, response, "notice", self._sessions.notice(escape(notice)), NOTICE_SECONDS)
         return response
 
-    def _age(self, since: datetime) -> str:
+    def _age(self, since: datetime | Timestamp) -> str:
         """Return how long ago, in the largest unit that fits."""
-        seconds = max(0, int((self._now() - since).total_seconds()))
+        seconds = max(0, int((self._now() - _datetime(since)).total_seconds()))
         for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
             if seconds >= length:
                 return counted(seconds // length, unit)
@@ -120,9 +121,9 @@ def delete_cookie(request: web.Request, response: web.StreamResponse, name: str)
     response.del_cookie(client.cookie(name), httponly=True, secure=client.is_https)
 
 
-def instant(value: datetime) -> Markup:
+def instant(value: datetime | Timestamp) -> Markup:
     """Return a time in UTC, which the script turns into the browser's zone; UTC stays in the title."""
-    shown = value.astimezone(UTC)
+    shown = _datetime(value).astimezone(UTC)
     text = f"{shown:%Y-%m-%d %H:%M:%S} UTC"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
         shown.replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z", text, text
@@ -134,9 +135,14 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
 
 
-def whole_second(value: datetime) -> datetime:
+def whole_second(instant: Timestamp) -> datetime:
     """Round up, for "by then": what is promised for an instant is not yet true in the second that it is part of."""
+    value = _datetime(instant)
     return value + timedelta(microseconds=-value.microsecond % 1_000_000)
+
+
+def _datetime(value: datetime | Timestamp) -> datetime:
+    return value if isinstance(value, datetime) else value.ToDatetime(UTC)
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,10 +1,13 @@
 """What the command line says of a change, in one line: since when it holds everywhere, or by when at the latest."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
-from authsvc.cli.calls import by_when
+from authsvc.cli.output import by_when
 from authsvc.v1 import key_service_pb2 as pb
 
 UNREAD = "the database could not say who holds leases, or has lost changes and needs 'authsvc renew-epoch'"
@@ -66,3 +69,10 @@ def test_one_line_says_by_when_and_whom_that_depends_on(propagation: pb.Propagat
 def test_what_is_promised_is_rounded_up(microsecond: int, shown: str) -> None:
     """At 12:00:41.5 a key that is dead by 12:00:41.95 may be accepted."""
     assert by_when("dead", pending("a", microsecond=microsecond), 0.1).startswith(f"dead at {shown} at the latest")
+
+
+def test_what_dev_certs_needs_is_said_where_it_is_missing(tmp_path: Path) -> None:
+    script = "import sys; sys.modules['trustme'] = None; from authsvc.cli.commands import main; main()"
+    done = subprocess.run([sys.executable, "-c", script, "dev-certs", tmp_path], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, [*tmp_path.iterdir()]) == (2, "", [])
+    assert done.stderr.endswith(": dev-certs needs the package trustme: pip install trustme\n")

@@ -26,16 +26,16 @@ class KeyReveal:
         self._pages = pages
         self._clients_url = clients_url
 
-    def page(self, request: web.Request, project_id: str, issued: Issued, revoked: Revoked | None) -> web.Response:
-        """Return the page; `revoked` when the key takes another's place."""
-        api_key = issued.api_key.reveal()
+    def page(self, request: web.Request, project_id: str, issued: Issued | Revoked) -> web.Response:
+        """Return the page of a key that is a project's first one, or takes another's place."""
+        api_key = issued.api_key
         return self._pages.render(
             request,
             "api_key.html",
             project_id=project_id,
             api_key=api_key,
             key=issued.key,
-            revoked_key=revoked.revoked_key if revoked else None,
+            revoked_key=issued.revoked_key if isinstance(issued, Revoked) else None,
             propagation=issued.propagation,
             env_lines=f"DEEPTRACER_KEY={api_key}\nNEXT_PUBLIC_DEEPTRACER_KEY={api_key}",
             curl_line=curl_line(self._clients_url, api_key),
@@ -66,7 +66,7 @@ class ApiKeys:
         past = [
             PastKey(key, successor.creator if successor else "")
             for key, successor in zip(keys, successors, strict=False)
-            if key.revoke_time is not None
+            if key.HasField("revoke_time")
         ]
         return self._pages.render(
             request, "api_keys.html", project_id=project.project_id, key=project.active_key, past=past, older=older
@@ -87,9 +87,9 @@ class ApiKeys:
         project_id = request.match_info["project"]
         key_id = str((await request.post()).get("key_id", ""))
         revoked = await self._admin.revoke(project_id, key_id, caller=session_of(request).name)
-        if revoked.next_key is not None:
-            return self._reveal.page(request, project_id, revoked.next_key, revoked)
-        return self._already_revoked(request, await self._admin.project(project_id), revoked.revoked_key)
+        if revoked.already_revoked:
+            return self._already_revoked(request, await self._admin.project(project_id), revoked.revoked_key)
+        return self._reveal.page(request, project_id, revoked)
 
     def _already_revoked(self, request: web.Request, project: Project, revoked_key: Key) -> web.Response:
         return self._pages.render(

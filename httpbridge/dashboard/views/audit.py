@@ -32,10 +32,5 @@ class Audit:
             await self._admin.project(project_id)  # 404 for one that is not there
         changes, older = await self._admin.changes(project_id=project_id, before_revision=int(before))
         return self._pages.render(
-            request,
-            "audit.html",
-            project_id=project_id,
-            changes=changes,
-            kinds=_KINDS,
-            older=older,
+            request, "audit.html", project_id=project_id, changes=changes, kinds=_KINDS, older=older
         )

@@ -178,14 +178,7 @@ class AllowedOrigins:
         )
         before = await self._admin.check_origins(saved, [count.origin for count in counts], allow_public_suffix=True)
         seen = [
-            Seen(
-                count.origin,
-                count.allowed,
-                count.blocked,
-                was.is_admitted,
-                one,
-                "://" in count.origin,
-            )
+            Seen(count.origin, count.allowed, count.blocked, was.admitted, one, "://" in count.origin)
             for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
         ]
         return self._pages.render(
@@ -202,10 +195,10 @@ class AllowedOrigins:
             tried_origin=tried_origin,
             tried=check.origins[0] if tried else None,
             unread=unread,
-            seen=sorted(seen, key=lambda one: one.check.is_admitted),
-            newly_blocked=[one for one in seen if one.was_admitted and not one.check.is_admitted],
-            still_blocked=[one for one in seen if not one.was_admitted and not one.check.is_admitted],
-            newly_admitted=[one for one in seen if not one.was_admitted and one.check.is_admitted],
+            seen=sorted(seen, key=lambda one: one.check.admitted),
+            newly_blocked=[one for one in seen if one.was_admitted and not one.check.admitted],
+            still_blocked=[one for one in seen if not one.was_admitted and not one.check.admitted],
+            newly_admitted=[one for one in seen if not one.was_admitted and one.check.admitted],
             # What was edited since is to be reviewed anew.
             is_reviewed=draft.reviewed == "\n".join(draft.entries),
             is_changed=draft.reviewed != "\n".join(saved),
@@ -239,7 +232,7 @@ def _errors(draft: Draft, check: OriginsCheck) -> list[str]:
 
 def _by_when(propagation: Propagation) -> str:
     """Return by when a change holds; Markup where that is a time."""
-    if propagation.is_effective:
+    if propagation.effective:
         holders = propagation.confirmed_count
         return f"It holds everywhere: {counted(holders, 'bridge')} confirmed." if holders else "It holds everywhere."
     late = ", ".join(holder.name or "a bridge without a name" for holder in propagation.pending[:_NAMED_MAX])

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from aiohttp import web
 
-from authsvc.client.admin import AdminClient, Project, Refusal, RefusedError
+from authsvc.client.admin import AdminClient, Project, RefusedError
 from httpbridge.dashboard.pages import Pages, session_of
 from httpbridge.dashboard.views.api_keys import KeyReveal
 from httpbridge.errors import StoreUnavailableError
@@ -28,12 +28,7 @@ class Projects:
     """`/projects` and `/projects/new`."""
 
     def __init__(
-        self,
-        admin: AdminClient,
-        logs: LogQueries,
-        pages: Pages,
-        reveal: KeyReveal,
-        now: Callable[[], datetime],
+        self, admin: AdminClient, logs: LogQueries, pages: Pages, reveal: KeyReveal, now: Callable[[], datetime]
     ) -> None:
         """`now` gives aware instants."""
         self._admin = admin
@@ -93,16 +88,16 @@ class Projects:
         try:
             issued = await self._admin.issue(project_id, (), caller=name)
         except RefusedError as error:
-            if error.refusal not in (Refusal.ALREADY_EXISTS, Refusal.INVALID):
+            if error.status == "NOT_FOUND":
                 raise
             text = "A project cannot have this name."
-            if error.refusal is Refusal.ALREADY_EXISTS:
+            if error.status == "ALREADY_EXISTS":
                 text = f"There is a project {project_id} already."
                 project = await self._admin.project(project_id)
                 made = project if _made_by(project, name) else None
             shown = project_id[: 2 * _PROJECT_ID_CHARACTERS_MAX]
             return self._pages.render(request, "project_new.html", status=400, project_id=shown, error=text, made=made)
-        return self._reveal.page(request, project_id, issued, None)
+        return self._reveal.page(request, project_id, issued)
 
 
 def _made_by(project: Project, name: str) -> bool:

@@ -99,7 +99,7 @@ async def test_another_number_of_answers_than_lookups_is_a_fault(service: FakeKe
     """Which answer belongs to which key is not known then."""
     await open_stream(client, service)
     service.answers_missing = 1
-    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 questions"):
+    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 lookups"):
         await client.validate([(KEY, None), (OTHER, None)])
     assert service.ways[-1] == "stream"
     service.answers_missing = 0

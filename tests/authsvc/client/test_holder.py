@@ -3,7 +3,7 @@
 import pytest
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import ANSWER_SECONDS_MAX, RENEW_SECONDS_MAX, Holder, StreamBrokenError
+from authsvc.client.holder import ANSWER_SECONDS_MAX, KEEP_ALIVE_SECONDS_MAX, Holder, StreamBrokenError
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
@@ -139,7 +139,7 @@ def test_after_release_nothing_is_cached_or_granted() -> None:
     assert not bridge.holder.may_keep(9, "e")
 
 
-@pytest.mark.parametrize(("lease_seconds", "renew_seconds"), [(60.0, RENEW_SECONDS_MAX), (6.0, 2.0)])
+@pytest.mark.parametrize(("lease_seconds", "renew_seconds"), [(60.0, KEEP_ALIVE_SECONDS_MAX), (6.0, 2.0)])
 def test_several_keep_alives_fit_into_a_lease(lease_seconds: float, renew_seconds: float) -> None:
     """So that a lost one costs nothing, however short leases are."""
     bridge = _Bridge()

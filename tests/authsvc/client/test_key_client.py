@@ -10,7 +10,6 @@ from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import FixedToken, TokenFile
-from authsvc.client.diagnosis import diagnose
 from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.verdict_cache import sendable_origin
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
@@ -196,7 +195,7 @@ async def test_a_service_that_answers_another_number_of_lookups_is_a_fault(
 ) -> None:
     """Which answer belongs to which key is not known then."""
     service.answers_missing = 1
-    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 questions"):
+    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 lookups"):
         await client.validate([(KEY, None), (OTHER, None)])
 
 
@@ -320,10 +319,12 @@ async def test_a_channel_that_fails_for_long_is_replaced(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("host", ["fe80::1%no-such-interface", "no..name", "x" * 64])
-async def test_an_unknown_host_is_named(host: str) -> None:
+async def test_an_unknown_host_is_named(host: str, clock: Clock) -> None:
     """Hosts that the resolver refuses without asking the network."""
     address = Address(host, 50051)
-    assert await diagnose(address, None, 5.0) == f"{address}: the host is not known"
+    client = KeyClient(address, TOKEN, None, clock, 60.0)
+    assert await fault(client) == f"{address}: the host is not known"
+    await client.close()
 
 
 async def test_a_service_behind_tls_is_named_to_a_client_without(

@@ -10,7 +10,6 @@ import trustme
 
 from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import ClientTls, FixedToken
-from authsvc.client.diagnosis import diagnose
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError, Secret
@@ -99,7 +98,6 @@ async def test_the_service_is_reached_over_tls(start: Start, files: Files, autho
     tls = ClientTls(files.ca(authority))
     assert await outcome(address, tls, clock) == Verdict.ALLOWED
     assert await outcome(Address("localhost", address.port), tls, clock) == Verdict.ALLOWED
-    assert await diagnose(address, tls, 5.0) is None
 
 
 async def test_the_service_is_reached_over_mutual_tls(
@@ -122,7 +120,7 @@ async def test_a_name_that_is_not_in_the_certificate_is_named(
     server, port = serve(service, "127.0.0.1:0", server_credentials(authority, "example.com"))
     await server.start()
     message = await outcome(Address("localhost", port), ClientTls(files.ca(authority)), clock)
-    assert "Hostname mismatch, certificate is not valid for 'localhost'" in message
+    assert "it is for another host" in message
     await server.stop(None)
 
 
@@ -142,7 +140,7 @@ async def test_a_missing_client_certificate_is_named(
     tls = ClientTls(files.ca(authority), variables=VARIABLES)
     message = await outcome(await start(client_authority), tls, clock)
     assert "demands a client certificate" in message
-    assert "X_CERT and X_CERT_KEY" in message
+    assert "set X_CERT and X_CERT_KEY" in message
 
 
 async def test_an_expired_client_certificate_is_named(
@@ -151,8 +149,7 @@ async def test_an_expired_client_certificate_is_named(
     certificate, key = files.client(client_authority, YESTERDAY)
     tls = ClientTls(files.ca(authority), certificate, key, VARIABLES)
     message = await outcome(await start(client_authority), tls, clock)
-    assert "does not accept our client certificate: certificate has expired" in message
-    assert f"X_CERT={certificate}" in message
+    assert f"does not accept our client certificate (X_CERT={certificate}): has it expired" in message
 
 
 async def test_a_client_certificate_of_another_ca_is_named(
@@ -169,7 +166,8 @@ async def test_a_service_without_tls_is_named(
     assert "does not speak TLS" in await outcome(address, ClientTls(files.ca(authority)), clock)
 
 
-async def test_a_service_that_accepts_connections_and_says_nothing_is_named() -> None:
+async def test_a_service_that_accepts_connections_and_says_nothing_is_named(clock: Clock) -> None:
+    """Two seconds are all that gRPC gives it."""
     gone = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -178,8 +176,10 @@ async def test_a_service_that_accepts_connections_and_says_nothing_is_named() ->
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    message = await diagnose(Address("127.0.0.1", port), None, 0.05)
-    assert message == f"127.0.0.1:{port} did not answer within 0.05 s"
+    client = KeyClient(Address("127.0.0.1", port), FixedToken(Secret(BRIDGE_TOKEN)), None, clock, 60.0)
+    with pytest.raises(KeyServiceUnavailableError, match=f"^127.0.0.1:{port} did not answer in time$"):
+        await ask(client)
+    await client.close()
     gone.set()
     server.close()
 
