@@ -35,9 +35,9 @@ from authsvc.revocation.key_cache import Index
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.commands import connections_that_fit
+from authsvc.runtime.control_channel import ControlChannel
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.listening import bind, cannot_listen
-from authsvc.runtime.workers import Link
 from authsvc.storage.bookmark import Bookmark
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
@@ -93,13 +93,13 @@ async def serve(
     stop: asyncio.Event,
     started: Callable[[Address], None],
     limits: CallLimits | None = None,
-    link: Link | None = None,
+    channel: ControlChannel | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
-    `started` is called once, with the bound address, when calls are answered. With a link to other workers the port
-    is shared with them. Raises ConfigurationError when the service cannot start as configured, and
-    StoreUnavailableError when the database cannot be reached.
+    `started` is called once, with the bound address, when calls are answered. With a control channel to
+    other workers the port is shared with them. Raises ConfigurationError when the service cannot start as configured,
+    and StoreUnavailableError when the database cannot be reached.
     """
     limits = limits or CallLimits()
     config.check_exposure()
@@ -111,18 +111,18 @@ async def serve(
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         health = HealthService(_SERVICES)
-        tell_others = link.tell if link is not None and not database.notifies else None
+        notify = channel.notify if channel is not None and not database.notifies else None
         feed = ChangeFeed(
             database,
             store,
             leases,
             boot_clock,
-            tell_others or (lambda: None),
+            notify or (lambda: None),
             bookmark=_bookmark(config, database),
             tell_outage=health.set_serving,
         )
-        if link is not None and tell_others:
-            link.listen(feed.look)
+        if channel is not None and notify:
+            channel.on_notify = feed.look
         await feed.open()
         proxies = config.trusted_proxies
         holding_seconds = config.lease_seconds + config.lease_margin_seconds
@@ -141,7 +141,7 @@ async def serve(
         guard: Any = CallGuard(callers, strangers, limits, proxies, time.monotonic)
         # The guard bounds calls: gRPC would count those of strangers among all.
         server = grpc.aio.server(
-            handlers=[guard], options=_options(limits, connections_max, is_shared=link is not None)
+            handlers=[guard], options=_options(limits, connections_max, is_shared=channel is not None)
         )
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
         key_service = KeyService(store, index, watch, feed, callers)
@@ -153,7 +153,7 @@ async def serve(
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         guard.register(server)
-        address = await _listen(server, config, is_shared=link is not None)
+        address = await _listen(server, config, is_shared=channel is not None)
         watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
         guarding, closing = (
             asyncio.create_task(guard.run()),

@@ -128,8 +128,9 @@ def _bad_page_token() -> InvalidArgumentError:
 
 
 def _project(project: Project) -> pb.Project:
-    message = pb.Project(project_id=project.project_id, origins=project.origins)
-    message.create_time.CopyFrom(messages.timestamp(project.create_time))
-    if project.active_key is not None:
-        message.active_key.CopyFrom(messages.key(project.active_key))
-    return message
+    return pb.Project(
+        project_id=project.project_id,
+        origins=project.origins,
+        create_time=messages.timestamp(project.create_time),
+        active_key=messages.key(project.active_key) if project.active_key else None,
+    )

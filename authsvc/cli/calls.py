@@ -32,7 +32,7 @@ from authsvc.errors import StoreUnavailableError
 from authsvc.runtime import commands
 from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, USAGE, OutputError, fail
 from authsvc.runtime.environment import ConfigurationError, Secret
-from authsvc.runtime.standard_streams import discard
+from authsvc.runtime.process import discard
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc

@@ -26,13 +26,18 @@ import structlog
 from authsvc.cli import calls
 from authsvc.cli.calls import shown_list, shown_time
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE
-from authsvc.runtime import core_dumps
 from authsvc.runtime.commands import REFUSED, USAGE, announce, fail
+from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
-from authsvc.runtime.scheduling import use_batch_scheduling
-from authsvc.runtime.standard_streams import open_missing
-from authsvc.runtime.workers import PLACE, Link, Place, ignore_other_signals, run_workers, stop_at_signals
+from authsvc.runtime.process import (
+    ignore_other_signals,
+    open_missing_streams,
+    stop_at_signals,
+    turn_off_core_dumps,
+    use_batch_scheduling,
+)
+from authsvc.runtime.workers import run_workers
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1 import project_service_pb2 as project_pb2
@@ -79,8 +84,8 @@ def main() -> None:
 
     Configured by AUTHSVC_… environment variables: see docs/configuration.md.
     """
-    core_dumps.turn_off()
-    open_missing()
+    turn_off_core_dumps()
+    open_missing_streams()
 
 
 @main.command()
@@ -110,18 +115,18 @@ def serve() -> None:
 
 
 @main.command(hidden=True)
-@click.argument("place", type=PLACE)
-def worker(place: Place) -> None:
+@click.argument("spec", type=WorkerSpec.parse)
+def worker(spec: WorkerSpec) -> None:
     """Be one of the processes of `serve`, which starts it."""
     ignore_other_signals()
     from authsvc import app  # noqa: PLC0415 - as above
 
-    config = msgspec.structs.replace(calls.read_config(), listen=place.address)
-    configure(config.log_level, config.log_format, place.name)
+    config = msgspec.structs.replace(calls.read_config(), listen=spec.address)
+    configure(config.log_level, config.log_format, spec.name)
 
     async def run() -> None:
-        with Link(place) as link:
-            await app.serve(config, stop_at_signals(), lambda _: link.ready(), link=link)
+        async with ControlChannel(spec) as channel:
+            await app.serve(config, stop_at_signals(), lambda _: channel.ready(), channel=channel)
 
     use_batch_scheduling()
     calls.run(run())

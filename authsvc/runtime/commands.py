@@ -18,7 +18,7 @@ import uvloop
 
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.logging import traceback_without_text
-from authsvc.runtime.standard_streams import discard
+from authsvc.runtime.process import discard
 from authsvc.runtime.workers import StartFailedError
 
 REFUSED = 1

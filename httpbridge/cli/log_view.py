@@ -13,7 +13,7 @@ from io import TextIOWrapper
 
 import msgspec
 
-from authsvc.runtime.standard_streams import discard
+from authsvc.runtime.process import discard
 from httpbridge.errors import BridgeError
 from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
 from httpbridge.times import rfc3339
