@@ -9,7 +9,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -27,13 +26,13 @@ from authsvc.api.operations_service import OperationsService
 from authsvc.api.project_service import ProjectService
 from authsvc.api.refusals import Refusals
 from authsvc.client.channel import ClientTls
-from authsvc.config import Config, Tokens, make_state_dir
+from authsvc.config import Config, Tokens
 from authsvc.errors import StoreRefusedError
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.holder_bounds import Holders
 from authsvc.revocation.key_cache import Index
 from authsvc.revocation.watch import Watch
-from authsvc.runtime.clock import boot_clock
+from authsvc.runtime.clock import boot_clock, now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.control_channel import ControlChannel
 from authsvc.runtime.environment import Address, ConfigurationError
@@ -63,11 +62,6 @@ _POLL_SECONDS = 0.02
 """Between two looks at whether a call is still under way."""
 _LAST_ANSWERS_SECONDS = 0.5
 """For what was answered to be sent."""
-
-
-def now() -> datetime:
-    """Return the instant that is stored: aware, UTC."""
-    return datetime.now(UTC)
 
 
 async def migrate(config: Config) -> tuple[str | None, str]:
@@ -104,7 +98,7 @@ async def serve(
     limits = limits or CallLimits()
     config.check_exposure()
     connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
-    make_state_dir(config.state_dir)
+    config.make_state_dir()
     tokens = Tokens.of(config)
     async with _database(config) as database:
         await _check_schema(database)
@@ -218,7 +212,7 @@ async def _end(*tasks: asyncio.Task[Any]) -> None:
 @asynccontextmanager
 async def _database(config: Config) -> AsyncIterator[Database]:
     if config.database_url is None:
-        make_state_dir(config.state_dir)
+        config.make_state_dir()
     database = Database(config.store_url())
     _bookmark(config, database).check_file()
     try:

@@ -7,16 +7,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
+from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address
 from authsvc.runtime.listening import bind, bound_address
-from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
+from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.connection import Connection
@@ -39,11 +39,6 @@ _OTHER_FILES_MAX = 100
 # Between failing /ready and closing the listener: long enough for a load balancer that looks every second.
 _NOTICE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
-
-
-def now() -> datetime:
-    """Return the instant that is stored and counted by: aware, UTC."""
-    return datetime.now(UTC)
 
 
 async def serve(
@@ -147,5 +142,5 @@ def _validator(config: Config) -> KeyValidator:
 async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
     if log_writer is not None:
         return remote_sink(log_writer, monotonic=time.monotonic)
-    make_state_dir(config)
+    config.make_store_dir()
     return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)

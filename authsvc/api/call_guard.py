@@ -185,7 +185,7 @@ class CallGuard(grpc.GenericRpcHandler):
             except grpc.aio.InternalError as error:
                 _end_without_status(method, error)
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                status, detail = self._faults.told(method, error, context, is_open=is_open)
+                status, detail = self._faults.told(method, error, context, caller.address if is_open else None)
             else:
                 if not is_call:
                     held.since = self._monotonic()  # from now on its end is all that there is to take

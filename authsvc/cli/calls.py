@@ -27,7 +27,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.channel import ClientTls, Metadata, TokenFile, authorization, naming, open_channel
 from authsvc.client.diagnosis import diagnose
-from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
+from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, Config, token_variable
 from authsvc.errors import StoreUnavailableError
 from authsvc.runtime import commands
 from authsvc.runtime.commands import OUT_OF_REACH, REFUSED, USAGE, OutputError, fail
@@ -196,7 +196,7 @@ def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
     configured = {ADMIN_TOKEN_FILE: config.admin_token, BRIDGE_TOKEN_FILE: config.bridge_token}
     for file in role_files:
         if (token := configured[file]) is not None:
-            return token, _variable(file)
+            return token, token_variable(file)
     reasons = []
     for file in role_files:
         path = config.state_dir / file
@@ -205,12 +205,8 @@ def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
         except KeyServiceUnavailableError as error:
             reasons.append(error)
     raise ConfigurationError(
-        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state directory, or {_variable(role_files[0])}"
+        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state directory, or {token_variable(role_files[0])}"
     )
-
-
-def _variable(role_file: str) -> str:
-    return PREFIX + role_file.upper().replace("-", "_")
 
 
 def _user() -> str:

@@ -1,10 +1,19 @@
-"""The clock that leases are kept by, at both of their ends (rule 12 of docs/watch-protocol.md)."""
+"""The clocks: the one whose instants are stored, and the one that leases are kept by."""
 
 import time
+from datetime import UTC, datetime
 
 _BOOT_CLOCK: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
+def now() -> datetime:
+    """Return the instant that is stored and counted by: aware, UTC."""
+    return datetime.now(UTC)
+
+
 def boot_clock() -> float:
-    """Return seconds that also count while the machine is suspended, where the system has such a clock."""
+    """Return seconds that also count while the machine is suspended, where the system has such a clock.
+
+    Both ends of a lease go by it (rule 12 of docs/watch-protocol.md).
+    """
     return time.clock_gettime(_BOOT_CLOCK)

@@ -31,7 +31,7 @@ from authsvc.runtime.process import (
     turn_off_core_dumps,
 )
 from authsvc.runtime.workers import run_workers
-from httpbridge.config import Config, make_state_dir
+from httpbridge.config import Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
@@ -99,7 +99,7 @@ def log_writer(path: Path, spec: WorkerSpec) -> None:
 
     async def work() -> None:
         stop = asyncio.Event()
-        make_state_dir(config)
+        config.make_store_dir()
         async with ControlChannel(spec, stop.set) as channel:
             await serve_writer(config.sink_url(), path, stop, channel.ready)
 

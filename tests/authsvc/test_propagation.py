@@ -20,6 +20,7 @@ from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.holder_bounds import Holders
 from authsvc.revocation.watch import LeaseReader
+from authsvc.runtime import clock
 from authsvc.runtime.networks import Networks
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
@@ -182,8 +183,8 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
 ) -> None:
     """Half a second, on a busy machine; a quarter of it for who has less than two. No call outlasts 30 s."""
     database = Database(sqlite_url)
-    store = KeyStore(database, app_module.now)
-    leases = LeaseStore(database, app_module.now, margin_seconds=5)
+    store = KeyStore(database, clock.now)
+    leases = LeaseStore(database, clock.now, margin_seconds=5)
     feed = ChangeFeed(database, store, leases, time.monotonic)
     holders = Holders(1, Networks(), 65, time.monotonic)
     watch = watch_module.Watch(

@@ -25,6 +25,7 @@ from authsvc.keys import generate_api_key
 from authsvc.migrations import upgrade
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.runtime import clock
 from authsvc.runtime.clock import boot_clock
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
@@ -506,8 +507,8 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
     monkeypatch.setattr(LeaseStore, "renew", counted)
     database = Database(database_url)
     await database.migrate(upgrade)
-    leases = LeaseStore(database, app_module.now, 5.0)
-    feed = ChangeFeed(database, KeyStore(database, app_module.now), leases, boot_clock)
+    leases = LeaseStore(database, clock.now, 5.0)
+    feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
     await feed.open()
     granter = watch_module.LeaseGranter(leases, feed, 60.0)
     running = asyncio.create_task(granter.run())
