@@ -8,7 +8,8 @@ beneath all of them: a notification can be lost.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import structlog
@@ -62,6 +63,18 @@ class Outage:
         self._back = back
         self._tell = tell
         self.is_lost = False
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Go on whatever happens meanwhile, and take note of it. That the database is unavailable, the feed says."""
+        try:
+            yield
+        except StoreUnavailableError:
+            pass
+        except Exception as error:  # noqa: BLE001 - see above
+            self.failed(error)
+        else:
+            self.worked()
 
     def failed(self, error: Exception) -> None:
         """Take note of a failure."""
@@ -256,13 +269,8 @@ class ChangeFeed:
     async def _listen(self) -> None:
         outage = Outage("notifications_lost", "notifications_back")  # polling goes on meanwhile
         while True:
-            try:
+            with outage.noting():
                 await self._database.listen(CHANNEL, self.look)
-                outage.worked()
-            except StoreUnavailableError:
-                pass  # polling says so
-            except Exception as error:  # noqa: BLE001 - see Outage
-                outage.failed(error)
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 

@@ -19,7 +19,7 @@ from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.holder_bounds import Holders
-from authsvc.revocation.watch import LeaseReader
+from authsvc.revocation.lessor import LeaseReader
 from authsvc.runtime import clock
 from authsvc.runtime.networks import Networks
 from authsvc.storage.database import Database
@@ -315,7 +315,7 @@ async def test_a_caller_that_goes_away_while_it_waits_has_revoked(service: Servi
 
 
 async def test_a_confirmation_ends_the_wait_without_polling(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     watcher = Watcher(service)
     await watcher.attach()
     waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
@@ -330,7 +330,7 @@ async def test_a_holder_at_another_replica_is_told_and_heard_without_polling(
     postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
-    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     async with replica(tmp_path / "a", postgres_url) as here, replica(tmp_path / "b", postgres_url) as there:
         watchers = [Watcher(there, name="there"), Watcher(here, name="here")]
         for watcher in watchers:
@@ -426,7 +426,7 @@ async def test_calls_that_wait_together_look_at_the_leases_together(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each for itself would read the whole table whenever any of them, or of the holders, has done something."""
-    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     silent = Watcher(service, name="silent")
     await silent.attach()
     projects = [f"p{number}" for number in range(50)]
