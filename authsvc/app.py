@@ -29,8 +29,8 @@ from authsvc.client.channel import ClientTls
 from authsvc.config import Config, Tokens
 from authsvc.errors import StoreRefusedError
 from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.holder_bounds import Holders
 from authsvc.revocation.key_cache import Index
+from authsvc.revocation.lessor import Holders
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import boot_clock, now
 from authsvc.runtime.commands import connections_that_fit
@@ -105,26 +105,19 @@ async def serve(
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         health = HealthService(_SERVICES)
-        notify = channel.notify if channel is not None and not database.notifies else None
-        feed = ChangeFeed(
-            database,
-            store,
-            leases,
-            boot_clock,
-            notify or (lambda: None),
-            bookmark=_bookmark(config, database),
-            tell_outage=health.set_serving,
-        )
-        if channel is not None and notify:
-            channel.on_notify = feed.look
+        bookmark = _bookmark(config, database)
+        feed = ChangeFeed(database, store, leases, boot_clock, bookmark=bookmark, tell_outage=health.set_serving)
+        if channel is not None and not database.notifies:
+            feed.tell_others, channel.on_notify = channel.notify, feed.look
         await feed.open()
         proxies = config.trusted_proxies
         holding_seconds = config.lease_seconds + config.lease_margin_seconds
+        holders = Holders(limits.holders_max, proxies, holding_seconds, time.monotonic)
         watch = Watch(
             store,
             leases,
             feed,
-            Holders(limits.holders_max, proxies, holding_seconds, time.monotonic),
+            holders,
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
             monotonic=time.monotonic,
@@ -148,16 +141,11 @@ async def serve(
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         guard.register(server)
         address = await _listen(server, config, is_shared=channel is not None)
-        watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
-        guarding, closing = (
-            asyncio.create_task(guard.run()),
-            asyncio.create_task(connections.run(address.port, guard.in_use)),
-        )
+        work = (index.run(), watch.run(), connections.run(address.port, guard.in_use), guard.run(), stop.wait())
+        tasks = [asyncio.create_task(each) for each in work]
         await server.start()
         started(address)
-        stopping = asyncio.create_task(stop.wait())
         try:
-            tasks = [stopping, watching, indexing, guarding, closing]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             health.stop()
@@ -165,7 +153,7 @@ async def serve(
             watch.close()
             await _stop(server, guard)
             await key_service.drain()
-            await _end(indexing, watching, closing, guarding, stopping)
+            await _end(tasks)
 
 
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
@@ -200,8 +188,8 @@ def _options(limits: CallLimits, connections_max: int, *, is_shared: bool) -> tu
     )
 
 
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks; raise what one of them failed with."""
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel them; raise what one of them failed with."""
     for task in tasks:
         task.cancel()
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):

@@ -1,12 +1,11 @@
 """Streams of StreamValidate: a batch after the other, each of which counts, and is logged, like a call.
 
-`interceptors` serves them.
+`call_guard` serves them.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any, Self
+from typing import Any
 
 from authsvc.api import messages
 
@@ -19,11 +18,16 @@ class BatchStreams:
         self._idle_seconds = idle_seconds
         self._monotonic = monotonic
         self._answered = answered
-        self.calls = 0
-        """Batches under way now."""
+        self._started: dict[Any, float] = {}
+        """When the batches that are under way now came, by the context of their stream."""
         self._idle: set[Callable[[], None]] = set()
         """How to end those that wait for a batch."""
         self._is_stopping = False
+
+    @property
+    def calls(self) -> int:
+        """How many are under way now."""
+        return len(self._started)
 
     def stop(self) -> None:
         """End them, each after the batch that is under way: they go on elsewhere."""
@@ -33,18 +37,19 @@ class BatchStreams:
 
     async def serve(self, handler: Any, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one until its end, with a handler of gRPC's."""
-        batch = _Handed()
-        async with aclosing(handler.stream_stream(batch, context)) as responses:
+
+        async def batches() -> AsyncIterator[Any]:
             while (message := await self._next(requests)) is not None:
-                started = self._monotonic()
-                self.calls += 1
-                try:
-                    batch.message = messages.parse(handler, message)
-                    response = await anext(responses)
-                finally:
-                    self.calls -= 1
+                self._started[context] = self._monotonic()
+                yield messages.parse(handler, message)
+
+        try:
+            async for response in handler.stream_stream(batches(), context):
+                started = self._started.pop(context)
                 await context.write(response)  # however long its caller takes to read, nobody waits for that
                 self._answered(started)
+        finally:
+            self._started.pop(context, None)
 
     async def _next(self, requests: AsyncIterator[bytes]) -> bytes | None:
         """Return the next message of a stream; None at its end, and at ours: it was idle for long, or we stop.
@@ -74,15 +79,3 @@ class BatchStreams:
         finally:
             timer.cancel()
             self._idle.discard(end)
-
-
-class _Handed:
-    """What a servicer reads its requests from: the one that it was handed last."""
-
-    message: Any = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        return self.message

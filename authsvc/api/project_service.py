@@ -4,13 +4,14 @@ Registered by `app`, called by gRPC behind `interceptors`.
 """
 
 import base64
-import binascii
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from authsvc.api import messages
 from authsvc.api.messages import Context
 from authsvc.errors import InvalidArgumentError
-from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, ProjectId, parse_project_id
+from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, parse_project_id
 from authsvc.origins import (
     ENTRIES_MAX,
     OriginEntryError,
@@ -23,6 +24,8 @@ from authsvc.storage.key_store import KeyStore, Project, Revision
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import project_service_pb2 as project_pb2
 from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
+
+_T = TypeVar("_T")
 
 _CHECKED_ORIGINS_MAX = 1000
 _REVISION = re.compile(r"[0-9]{1,18}")  # which is below 2^63
@@ -47,7 +50,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
     ) -> project_pb2.ListProjectsResponse:
         """Return a page of projects."""
         size = messages.page_size(request.page_size)
-        after = _project_position(request.page_token) if request.page_token else ""
+        after = _position(request.page_token, parse_project_id) if request.page_token else ""
         if len(request.query) > PROJECT_ID_CHARACTERS_MAX:  # SQLite refuses patterns that are far longer
             raise InvalidArgumentError(
                 f"query: longer than {PROJECT_ID_CHARACTERS_MAX} characters, as no project id is"
@@ -62,7 +65,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         """Return a page of a project's keys."""
         project_id = parse_project_id(request.project_id)
         size = messages.page_size(request.page_size)
-        before = _revision_position(request.page_token) if request.page_token else None
+        before = _position(request.page_token, _parse_revision) if request.page_token else None
         keys = await self._store.keys(project_id, before=before, limit=size + 1)
         token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
         return project_pb2.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
@@ -102,29 +105,17 @@ def _page_token(position: str) -> str:
     return base64.urlsafe_b64encode(position.encode()).decode()
 
 
-def _project_position(token: str) -> ProjectId:
+def _position(token: str, parse: Callable[[str], _T]) -> _T:
     try:
-        return parse_project_id(_page_position(token))
-    except InvalidArgumentError:
-        raise _bad_page_token() from None
+        return parse(base64.b64decode(token, altchars=b"-_", validate=True).decode())
+    except (ValueError, InvalidArgumentError):
+        raise InvalidArgumentError("page_token: not one that a response carried") from None
 
 
-def _revision_position(token: str) -> Revision:
-    position = _page_position(token)
-    if _REVISION.fullmatch(position) is None:
-        raise _bad_page_token()
-    return Revision(int(position))
-
-
-def _page_position(token: str) -> str:
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise _bad_page_token() from None
-
-
-def _bad_page_token() -> InvalidArgumentError:
-    return InvalidArgumentError("page_token: not one that a response carried")
+def _parse_revision(text: str) -> Revision:
+    if _REVISION.fullmatch(text) is None:
+        raise ValueError
+    return Revision(int(text))
 
 
 def _project(project: Project) -> pb.Project:

@@ -1,16 +1,20 @@
 """The leases in the database: renewed for many holders at a time, and read for those who wait for a change to hold.
 
-`watch` asks both. The rules are those of docs/watch-protocol.md, by number.
+`watch` asks for both, and how many may hold leases. The rules are those of docs/watch-protocol.md, by number.
 """
 
 import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
 from typing import TypeAlias
 
 import structlog
 
 from authsvc.client.lease_messages import KeepAlive
-from authsvc.errors import HolderReleasedError, RevisionsLostError, StoreUnavailableError
+from authsvc.errors import HolderReleasedError, RevisionsLostError, StoreUnavailableError, TooManyHoldersError
 from authsvc.revocation.change_feed import REMEDY, ChangeFeed, Outage
+from authsvc.runtime.networks import Networks, Places
+from authsvc.runtime.tally import Tally
 from authsvc.storage.lease_rows import LeaseRow, StoreState
 from authsvc.storage.lease_store import LeaseStore
 
@@ -97,6 +101,38 @@ class Lessor:
                 done.set_exception(StoreUnavailableError("no lease can be renewed"))
             else:
                 done.set_result(state)
+
+
+class Holders:
+    """How many may hold leases: a place each, until its lease is over, also where it is released before.
+
+    All holders have the same token, and a mutation waits for each of them: so they are bounded in all and by address.
+    Each process counts those whose leases it renewed itself.
+    """
+
+    def __init__(
+        self, holders_max: int, trusted_proxies: Networks, lease_seconds: float, monotonic: Callable[[], float]
+    ) -> None:
+        """Take how long a lease lasts for those who wait for it, margin included."""
+        self._places = Places(holders_max, trusted_proxies)
+        self._lease_seconds = lease_seconds
+        self._monotonic = monotonic
+        self._leases: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        """Address and end of each, by the holder's id; the one that ends first is first."""
+        self._refused = Tally(monotonic, lambda **fields: _log.warning("holders_refused", **fields))
+
+    def admit(self, holder_id: str, address: str) -> None:
+        """Note that a holder is about to renew its lease; raise TooManyHoldersError for a new one too many."""
+        now = self._monotonic()
+        while self._leases and next(iter(self._leases.values()))[1] <= now:
+            self._places.release(self._leases.popitem(last=False)[1][0])
+        if (known := self._leases.get(holder_id)) is not None:
+            address = known[0]
+        elif not self._places.take(address):
+            self._refused.add(address)
+            raise TooManyHoldersError("there are too many holders already")
+        self._leases[holder_id] = address, now + self._lease_seconds
+        self._leases.move_to_end(holder_id)
 
 
 class LeaseReader:

@@ -21,9 +21,8 @@ from authsvc.errors import (
     StreamEndedError,
 )
 from authsvc.revocation.change_feed import ChangeFeed, Outage
-from authsvc.revocation.holder_bounds import Holders
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
-from authsvc.revocation.lessor import LOST, LeaseReader, Lessor
+from authsvc.revocation.lessor import LOST, Holders, LeaseReader, Lessor
 from authsvc.storage.key_store import KeyStore, Revision
 from authsvc.storage.lease_rows import StoreState
 from authsvc.storage.lease_store import LeaseStore

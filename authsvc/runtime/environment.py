@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, get_args
 
 import msgspec
 
@@ -93,14 +93,11 @@ class Token(Secret):
         return cls(text)
 
 
-class Address:
+class Address(NamedTuple):
     """A host and a port to connect to. The host of an IPv6 literal is kept without brackets."""
 
-    __slots__ = ("host", "port")
-
-    def __init__(self, host: str, port: int) -> None:
-        self.host = host
-        self.port = port
+    host: str
+    port: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -123,15 +120,6 @@ class Address:
     def host_to_bind(self) -> str | None:
         """The host as `getaddrinfo` takes it to listen on: None for every interface."""
         return None if self.host == _EVERY_INTERFACE else self.host
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Address) and (self.host, self.port) == (other.host, other.port)
-
-    def __hash__(self) -> int:
-        return hash((self.host, self.port))
-
-    def __repr__(self) -> str:
-        return f"Address({str(self)!r})"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -18,8 +18,7 @@ from authsvc.errors import StoreUnavailableError
 from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.holder_bounds import Holders
-from authsvc.revocation.lessor import LeaseReader
+from authsvc.revocation.lessor import Holders, LeaseReader
 from authsvc.runtime import clock
 from authsvc.runtime.networks import Networks
 from authsvc.storage.database import Database
