@@ -1,7 +1,4 @@
-"""Composition root of the key service: database -> stores -> watch -> servicers -> grpc.aio server.
-
-Called by `cli serve`; `serve` runs until it is told to stop.
-"""
+"""Composition root of the key service: database -> stores -> watch -> servicers -> grpc.aio server."""
 
 import asyncio
 import os
@@ -24,7 +21,6 @@ from authsvc.api.key_service import KeyService
 from authsvc.api.limits import CallLimits
 from authsvc.api.operations_service import OperationsService
 from authsvc.api.project_service import ProjectService
-from authsvc.api.refusals import Refusals
 from authsvc.client.channel import ClientTls
 from authsvc.config import Config, Tokens
 from authsvc.errors import StoreRefusedError
@@ -95,7 +91,7 @@ async def serve(
     other workers the port is shared with them. Raises ConfigurationError when the service cannot start as configured,
     and StoreUnavailableError when the database cannot be reached.
     """
-    limits = limits or CallLimits()
+    limits, is_shared = limits or CallLimits(), channel is not None
     config.check_exposure()
     connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
     config.make_state_dir()
@@ -123,15 +119,12 @@ async def serve(
             monotonic=time.monotonic,
         )
         connections = Connections(connections_max, proxies, time.monotonic)
-        strangers = Refusals(limits, proxies, time.monotonic, connections.close)
         callers = Callers(tokens, proxies)
-        guard: Any = CallGuard(callers, strangers, limits, proxies, time.monotonic)
+        guard: Any = CallGuard(callers, limits, proxies, time.monotonic, connections.close)
         # The guard bounds calls: gRPC would count those of strangers among all.
-        server = grpc.aio.server(
-            handlers=[guard], options=_options(limits, connections_max, is_shared=channel is not None)
-        )
+        server = grpc.aio.server(handlers=[guard], options=_options(limits, connections_max, is_shared=is_shared))
         index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
-        key_service = KeyService(store, index, watch, feed, callers)
+        key_service = KeyService(store, index, watch, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         project_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
@@ -140,7 +133,7 @@ async def serve(
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         guard.register(server)
-        address = await _listen(server, config, is_shared=channel is not None)
+        address = await _listen(server, config, is_shared=is_shared)
         work = (index.run(), watch.run(), connections.run(address.port, guard.in_use), guard.run(), stop.wait())
         tasks = [asyncio.create_task(each) for each in work]
         await server.start()
@@ -241,8 +234,8 @@ async def _migrate(database: Database, version: str | None) -> None:
 
 async def _listen(server: grpc.aio.Server, config: Config, *, is_shared: bool) -> Address:
     # gRPC does not say why an address cannot be listened on, and prints it at length.
-    for bound in await bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
-        bound.close()
+    async with bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
+        pass
     # gRPC takes IPv4, too, where it listens on every address of IPv6, and IPv4 alone where there is no IPv6.
     listen = str(config.listen) if config.listen.host_to_bind else f"[::]:{config.listen.port}"
     try:

@@ -1,7 +1,4 @@
-"""The service's environment, read once: `AUTHSVC_…`. Every option is documented in docs/configuration.md.
-
-Called by `cli`; `app` gets the result.
-"""
+"""The service's environment, read once: `AUTHSVC_…`. Every option is documented in docs/configuration.md."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What can go wrong in the key service. `interceptors` maps each to its gRPC status.
+"""What can go wrong in the key service. `faults` maps each to its gRPC status.
 
     KeyServiceError
     ├── InvalidArgumentError    INVALID_ARGUMENT

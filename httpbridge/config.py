@@ -1,7 +1,4 @@
-"""The bridge's environment, read once: `HTTPBRIDGE_…`. Every option is documented in docs/configuration.md.
-
-Called by `cli`; `app` gets the result.
-"""
+"""The bridge's environment, read once: `HTTPBRIDGE_…`. Every option is documented in docs/configuration.md."""
 
 import re
 from pathlib import Path

@@ -1,10 +1,8 @@
-"""Streams of StreamValidate: a batch after the other, each of which counts, and is logged, like a call.
-
-`call_guard` serves them.
-"""
+"""Streams of StreamValidate: a batch after the other, each of which counts, and is logged, like a call."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Any
 
 from authsvc.api import messages
@@ -20,8 +18,8 @@ class BatchStreams:
         self._answered = answered
         self._started: dict[Any, float] = {}
         """When the batches that are under way now came, by the context of their stream."""
-        self._idle: set[Callable[[], None]] = set()
-        """How to end those that wait for a batch."""
+        self._idle: set[asyncio.Timeout] = set()
+        """Of those that wait for a batch."""
         self._is_stopping = False
 
     @property
@@ -32,8 +30,9 @@ class BatchStreams:
     def stop(self) -> None:
         """End them, each after the batch that is under way: they go on elsewhere."""
         self._is_stopping = True
-        for end in self._idle:
-            end()
+        for idle in self._idle:
+            if not idle.expired():
+                idle.reschedule(0.0)  # which is long ago
 
     async def serve(self, handler: Any, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one until its end, with a handler of gRPC's."""
@@ -56,26 +55,12 @@ class BatchStreams:
 
         A message that comes in the very instant of that is lost; its caller sees the end, and asks again in a call.
         """
-        if self._is_stopping:
-            return None
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker
-        is_over = False
-
-        def end() -> None:
-            nonlocal is_over
-            is_over = True
-            task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(self._idle_seconds, end)
-        self._idle.add(end)
-        try:
-            return await anext(requests, None)
-        except asyncio.CancelledError:
-            if not is_over:
-                raise
-            task.uncancel()
-            return None
-        finally:
-            timer.cancel()
-            self._idle.discard(end)
+        if not self._is_stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds) as idle:
+                    self._idle.add(idle)
+                    try:
+                        return await anext(requests, None)
+                    finally:
+                        self._idle.discard(idle)
+        return None

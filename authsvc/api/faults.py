@@ -1,4 +1,4 @@
-"""Errors as gRPC's status codes, and what callers are told of them. `interceptors` asks it."""
+"""Errors as gRPC's status codes, and what callers are told of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,32 +6,21 @@ from typing import Any
 import grpc
 import structlog
 
-from authsvc.errors import (
-    AlreadyExistsError,
-    HolderReleasedError,
-    InvalidArgumentError,
-    KeyServiceError,
-    NotFoundError,
-    RevisionsLostError,
-    SlowHolderError,
-    StoreUnavailableError,
-    StreamEndedError,
-    TooManyHoldersError,
-)
+from authsvc import errors
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.runtime.tally import Tally
 
 _STATUS: dict[type, grpc.StatusCode] = {
-    KeyServiceError: grpc.StatusCode.INTERNAL,
-    InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
-    NotFoundError: grpc.StatusCode.NOT_FOUND,
-    AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
-    HolderReleasedError: grpc.StatusCode.FAILED_PRECONDITION,
-    RevisionsLostError: grpc.StatusCode.FAILED_PRECONDITION,
-    SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    TooManyHoldersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    StreamEndedError: grpc.StatusCode.UNAVAILABLE,
-    StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    errors.KeyServiceError: grpc.StatusCode.INTERNAL,
+    errors.InvalidArgumentError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    errors.HolderReleasedError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.RevisionsLostError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.SlowHolderError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.TooManyHoldersError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.StreamEndedError: grpc.StatusCode.UNAVAILABLE,
+    errors.StoreUnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 
 _log = structlog.get_logger("authsvc")
@@ -48,7 +37,7 @@ class Faults:
 
         `stranger` is the caller's address where the method needs no token: those could fill the disk.
         """
-        if isinstance(error, KeyServiceError):
+        if isinstance(error, errors.KeyServiceError):
             return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
         if isinstance(error, TimeoutError):
             return grpc.StatusCode.DEADLINE_EXCEEDED, "the key service took too long"

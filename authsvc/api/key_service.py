@@ -1,8 +1,4 @@
-"""KeyService: protobuf to domain and back, nothing else.
-
-Registered by `app`, called by gRPC behind `interceptors`, which turns what is
-raised here into a status.
-"""
+"""KeyService: protobuf to domain and back, nothing else. `call_guard` turns what is raised here into a status."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -19,10 +15,9 @@ from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId, generate_api_key, generate_key_id, parse_key_id, parse_project_id
 from authsvc.origins import OriginEntryError, normalise_list
-from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.key_cache import Index, IndexedKey
+from authsvc.revocation.key_cache import Index
 from authsvc.revocation.watch import Watch
-from authsvc.storage.key_store import Key, KeyStore, NewKey, Revision, Revoked
+from authsvc.storage.key_store import Key, KeyStore, NewKey, Revision, Revoked, Snapshot
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
@@ -39,13 +34,12 @@ _WAIT_SECONDS_MAX = 25.0
 class KeyService(pb_grpc.KeyServiceServicer):
     """Issues, revokes and validates keys."""
 
-    def __init__(self, store: KeyStore, index: Index, watch: Watch, feed: ChangeFeed, callers: Callers) -> None:
-        """Serve from the store, which stays the caller's to close after `drain`."""
+    def __init__(self, store: KeyStore, index: Index, watch: Watch, callers: Callers) -> None:
         self._callers = callers
         self._store = store
         self._index = index
         self._watch = watch
-        self._feed = feed
+        self._feed = watch.feed
         self._mutations: set[asyncio.Task[Any]] = set()
 
     async def drain(self) -> None:
@@ -54,48 +48,53 @@ class KeyService(pb_grpc.KeyServiceServicer):
             await asyncio.wait(self._mutations)
 
     async def Validate(self, request: pb.ValidateRequest, context: Context) -> pb.ValidateResponse:
-        """Answer with a verdict."""
-        digest = digest_of(request.api_key)
-        if digest is None:
-            return messages.invalid_key("", 0)
-        fact = self._index.recall(digest)
-        if fact is None:
-            snapshot = await self._index.read([digest])
-            return messages.verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(digest))
-        return _indexed_verdict(request, *fact)
+        """Return a verdict."""
+        found = self._from_memory(request)
+        return (
+            found
+            if isinstance(found, pb.ValidateResponse)
+            else _verdict(request, found, await self._index.read([found]))
+        )
 
     async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
         """Answer each request with a verdict: from memory, and all others with one look at the database."""
-        return pb.BatchValidateResponse(responses=await self._answers(request.requests))
+        return pb.BatchValidateResponse(responses=await self._responses(request.requests))
 
     async def StreamValidate(
         self, request_iterator: AsyncIterator[pb.StreamValidateRequest], context: Context
     ) -> AsyncIterator[pb.StreamValidateResponse]:
         """Answer one batch after the other."""
         async for request in request_iterator:
-            yield pb.StreamValidateResponse(responses=await self._answers(request.requests))
+            yield pb.StreamValidateResponse(responses=await self._responses(request.requests))
 
-    async def _answers(self, requests: Sequence[pb.ValidateRequest]) -> list[pb.ValidateResponse]:
+    async def _responses(self, requests: Sequence[pb.ValidateRequest]) -> list[pb.ValidateResponse]:
         if len(requests) > _BATCH_MAX:
             raise InvalidArgumentError(f"{len(requests)} requests: {_BATCH_MAX} are the most")
-        answers: list[pb.ValidateResponse] = []
-        missing: dict[int, Digest] = {}
-        for position, entry in enumerate(requests):
-            digest = digest_of(entry.api_key)
-            if digest is None:
-                answers.append(messages.invalid_key("", 0))
-            elif (fact := self._index.recall(digest)) is not None:
-                answers.append(_indexed_verdict(entry, *fact))
-            else:
-                missing[position] = digest
-                answers.append(pb.ValidateResponse())
-        if missing:
-            with suppress(StoreUnavailableError):  # those that were found are answered all the same
-                snapshot = await self._index.read(list(missing.values()))
-                for position, digest in missing.items():
-                    key = snapshot.keys.get(digest)
-                    answers[position] = messages.verdict(requests[position], snapshot.epoch, snapshot.revision, key)
-        return answers
+        found = [self._from_memory(request) for request in requests]
+        snapshot = None
+        with suppress(StoreUnavailableError):  # those that were found are answered all the same
+            if missing := [each for each in found if isinstance(each, bytes)]:
+                snapshot = await self._index.read(missing)
+        return [
+            each if isinstance(each, pb.ValidateResponse) else _verdict(request, each, snapshot)
+            for request, each in zip(requests, found, strict=True)
+        ]
+
+    def _from_memory(self, request: pb.ValidateRequest) -> pb.ValidateResponse | Digest:
+        """Return the verdict, or where the database has to be asked the digest of the key."""
+        digest = digest_of(request.api_key)
+        if digest is None:
+            return messages.invalid_key("", 0)
+        known = self._index.get(digest)
+        if known is None:
+            return digest
+        epoch, revision, entry = known
+        if entry is None or not entry.key.origins.admits_all:
+            return messages.verdict(request, epoch, revision, entry.key if entry else None)
+        if entry.answer_revision != revision:  # for a key that any origin may use it is the same message each time
+            entry.answer, entry.answer_revision = messages.verdict(request, epoch, revision, entry.key), revision
+        answer: pb.ValidateResponse = entry.answer
+        return answer
 
     async def Issue(self, request: pb.IssueRequest, context: Context) -> pb.IssueResponse:
         """Create the project's key, and the project if it is new."""
@@ -243,14 +242,7 @@ def _new_key() -> tuple[ApiKey, NewKey]:
     return api_key, NewKey(generate_key_id(), api_key.digest)
 
 
-def _indexed_verdict(
-    request: pb.ValidateRequest, epoch: str, revision: int, entry: IndexedKey | None
-) -> pb.ValidateResponse:
-    """Return the verdict, for a key that any origin may use the same message each time: it is never changed."""
-    if entry is None or not entry.key.origins.admits_all:
-        return messages.verdict(request, epoch, revision, entry.key if entry else None)
-    if entry.answer_revision != revision:
-        entry.answer = messages.verdict(request, epoch, revision, entry.key)
-        entry.answer_revision = revision
-    answer: pb.ValidateResponse = entry.answer
-    return answer
+def _verdict(request: pb.ValidateRequest, digest: Digest, snapshot: Snapshot | None) -> pb.ValidateResponse:
+    if snapshot is None:
+        return pb.ValidateResponse()
+    return messages.verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(digest))

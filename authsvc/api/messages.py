@@ -1,7 +1,4 @@
-"""Protobuf messages of domain values, and what several services read from requests.
-
-The three servicers (`key_service`, `project_service`, `operations_service`) call it, and `interceptors`.
-"""
+"""Protobuf messages of domain values, and what several services read from requests."""
 
 from datetime import datetime, timedelta
 from functools import lru_cache

@@ -1,7 +1,4 @@
-"""OperationsService: who holds leases, and the audit trail, as messages.
-
-Registered by `app`, called by gRPC behind `interceptors`.
-"""
+"""OperationsService: who holds leases, and the audit trail, as messages."""
 
 from collections.abc import Mapping
 from heapq import nsmallest
@@ -24,7 +21,6 @@ class OperationsService(operations_pb2_grpc.OperationsServiceServicer):
     """Shows operators who holds leases, and the audit trail."""
 
     def __init__(self, store: KeyStore, leases: LeaseStore) -> None:
-        """Read from both, which stay the caller's to close."""
         self._store = store
         self._leases = leases
 

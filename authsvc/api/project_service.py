@@ -1,7 +1,4 @@
-"""ProjectService: projects and keys as messages, page by page.
-
-Registered by `app`, called by gRPC behind `interceptors`.
-"""
+"""ProjectService: projects and keys as messages, page by page."""
 
 import base64
 import re
@@ -35,7 +32,6 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
     """Reads projects and keys."""
 
     def __init__(self, store: KeyStore) -> None:
-        """Read from the store, which stays the caller's to close."""
         self._store = store
 
     async def GetProject(

@@ -1,8 +1,7 @@
 """The change feed: what was committed, here or by another process, brought to everyone in this one who waits for it.
 
-`watch` reads it. Woken in-process by `wake`, across replicas by PostgreSQL's
-LISTEN/NOTIFY, among the workers of one service on SQLite by each other, and by polling
-beneath all of them: a notification can be lost.
+Woken in-process by `wake`, across replicas by PostgreSQL's LISTEN/NOTIFY, among the workers of one service on SQLite by
+each other, and by polling beneath all of them: a notification can be lost.
 """
 
 import asyncio
@@ -16,6 +15,7 @@ import structlog
 
 from authsvc.client.lease_messages import ChangeEvent
 from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
+from authsvc.runtime.clock import happens
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.storage.bookmark import Bookmark
 from authsvc.storage.database import Database
@@ -199,11 +199,7 @@ class ChangeFeed:
                 self._outage.failed(error)
                 if isinstance(error, StoreOverwrittenError) and self._bookmark is not None:
                     self._bookmark.spoil()
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await happens(self._wake, _POLL_SECONDS)
 
     async def _advance(self) -> bool:
         """Take in a page of changes; return whether there was any."""

@@ -1,14 +1,11 @@
 """The keys that this process knows: one more holder of the lease protocol, inside the key service.
 
-`key_service` asks it about every key, and `app` runs it. It is connected to `watch` like any
-bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it answers from
-memory under a live lease alone, with the revision that it has applied, and otherwise from
-the database.
+It is connected to `watch` like any bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it
+answers from memory under a live lease alone, with the revision that it has applied, and otherwise from the database.
 
-It holds a lease while the service is busy, and releases its lease afterwards: where a look-up now
-and then is all there is to save, revocations need not wait for one holder more, nor
-keep-alives be committed. The lease is short, because revocations wait for its end when the
-process was killed.
+It holds a lease while the service is busy, and releases it afterwards: where a lookup now and then is all there is to
+save, revocations need not wait for one holder more, nor keep-alives be committed. The lease is short, because
+revocations wait for its end when the process was killed.
 """
 
 import asyncio
@@ -16,7 +13,6 @@ import random
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -29,6 +25,7 @@ from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
+from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import ActiveKey, KeyStore, Snapshot
 from authsvc.storage.lease_rows import INDEX_ID_PREFIX
 
@@ -137,7 +134,7 @@ class Index:
         # Rule 8: a new id each time, since the last one released its lease.
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
-    def recall(self, digest: Digest) -> CacheEntry | None:
+    def get(self, digest: Digest) -> CacheEntry | None:
         """Return what is known of a digest, None where the database has to be asked."""
         now = self._clock()  # rule 2: read at every use, after the request arrived
         self._uses += 1
@@ -179,9 +176,7 @@ class Index:
         self._leaving = True
         self._wanted.set()
         self._due.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
-                await self._left.wait()
+        await happens(self._left, _GOODBYE_SECONDS_MAX)
 
     async def _hold(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
@@ -210,9 +205,7 @@ class Index:
         """Yield what a bridge would send. The next one is asked for when the lease of the last is committed."""
         yield keep_alive
         while self._is_wanted():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._holder.renew_at() - self._clock()):
-                    await self._due.wait()
+            await happens(self._due, self._holder.renew_at() - self._clock())
             self._due.clear()
             if self._is_wanted():
                 yield self._holder.renew(self._clock())

@@ -1,6 +1,6 @@
 """The leases in the database: renewed for many holders at a time, and read for those who wait for a change to hold.
 
-`watch` asks for both, and how many may hold leases. The rules are those of docs/watch-protocol.md, by number.
+The rules are those of docs/watch-protocol.md, by number.
 """
 
 import asyncio

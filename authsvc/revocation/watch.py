@@ -1,7 +1,6 @@
-"""Watch streams, and waiting until a change holds everywhere.
+"""Watch streams, and waiting until a change holds everywhere. The decisions are `leases`'.
 
-`key_service` turns messages into what is here and back; `index` is connected without any.
-The decisions are `leases`'; the rules are those of docs/watch-protocol.md, by number.
+The rules are those of docs/watch-protocol.md, by number.
 """
 
 import asyncio
@@ -23,6 +22,7 @@ from authsvc.errors import (
 from authsvc.revocation.change_feed import ChangeFeed, Outage
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
 from authsvc.revocation.lessor import LOST, Holders, LeaseReader, Lessor
+from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore, Revision
 from authsvc.storage.lease_rows import StoreState
 from authsvc.storage.lease_store import LeaseStore
@@ -129,10 +129,7 @@ class Watch:
             left_seconds = give_up_at - self._monotonic()
             if left_seconds <= 0 or self.closing.is_set() or (propagation is not None and propagation.is_effective):
                 return propagation
-            try:
-                async with asyncio.timeout(left_seconds):
-                    await moved.wait()
-            except TimeoutError:
+            if not await happens(moved, left_seconds):
                 return propagation
         return None
 

@@ -1,5 +1,6 @@
-"""The clocks: the one whose instants are stored, and the one that leases are kept by."""
+"""The clocks: the one whose instants are stored, and the one that leases are kept by; waiting by the event loop's."""
 
+import asyncio
 import time
 from datetime import UTC, datetime
 
@@ -17,3 +18,13 @@ def boot_clock() -> float:
     Both ends of a lease go by it (rule 12 of docs/watch-protocol.md).
     """
     return time.clock_gettime(_BOOT_CLOCK)
+
+
+async def happens(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for an event, but no longer than this; return whether it came."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,8 +1,8 @@
 """Configuration from environment variables, and the types its values have.
 
-Each service declares a frozen msgspec struct whose fields, prefixed and in upper
-case, are its variables; `read` fills it and names the variable that is wrong. A misspelt name stops the start, so that
-no setting is taken to be in force that is not.
+Each service declares a frozen msgspec struct whose fields, prefixed and in upper case, are its variables; `read` fills
+it and names the variable that is wrong. A misspelt name stops the start, so that no setting is taken to be in force
+that is not.
 """
 
 import ipaddress

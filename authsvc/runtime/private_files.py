@@ -2,7 +2,7 @@
 
 Others are all who are neither root, nor this user, nor in a group of this process: Kubernetes makes a volume its pod's
 group's to write (`fsGroup`), and with umask 002 a user's files are those of the user's own group. The bits of the mode
-count, as root may do everything. Used by both services' configurations, and by what reads tokens.
+count, as root may do everything.
 """
 
 import errno

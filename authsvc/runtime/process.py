@@ -1,7 +1,4 @@
-"""What a process asks of the system: its standard streams, signals, share of a core, and no core dumps.
-
-Used by both command lines.
-"""
+"""What a process asks of the system: standard streams, signals, its share of a core, and no core dumps."""
 
 import asyncio
 import os

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
+from authsvc.runtime.clock import happens
 from authsvc.runtime.control_channel import NOTIFY, READY, WorkerSpec, received
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.listening import bind, bound_address
@@ -65,14 +66,10 @@ async def run_workers(
     naming the variable that says where to listen, and StartFailedError.
     """
     stop = stop_at_signals()
-    sockets = await bind(listen, variable)
-    try:
+    async with bind(listen, variable) as sockets:
         address = listen if listen.port else bound_address(sockets)
         workers = {str(number): arguments for number in range(1, count + 1)}
         await Parent(address, time.monotonic).run(workers, stop, lambda: started(address), helpers)
-    finally:
-        for bound in sockets:
-            bound.close()
 
 
 def restart_seconds(before_seconds: float, served_seconds: float) -> float:
@@ -217,8 +214,7 @@ class _Worker:
                     raise StartFailedError(status)
                 _log.warning("worker_ended", worker=self.name, status=status)
             wait_seconds = restart_seconds(wait_seconds, self._parent.monotonic() - self._ready_at)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), wait_seconds)
+            await happens(self._stopping, wait_seconds)
 
     async def _run(self) -> int:
         """Start a process; return its exit status when it has ended. Raises OSError, and TimeoutError when it hangs.

@@ -67,9 +67,7 @@ async def serve(
         check_private(config.state_dir / ADMIN_TOKEN_FILE)
     async with AsyncExitStack() as stack:
         # Before anything else begins, so that a taken port is all that is said.
-        sockets = await bind(config.dashboard_listen, _LISTEN)
-        for bound in sockets:
-            stack.callback(bound.close)
+        sockets = await stack.enter_async_context(bind(config.dashboard_listen, _LISTEN))
         kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
         token = FixedToken(config.admin_token) if config.admin_token else kept
         admin = AdminClient(config.key_service, token, key_service_tls(config))
