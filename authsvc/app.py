@@ -25,7 +25,7 @@ from authsvc.client.channel import ClientTls
 from authsvc.config import Config, Tokens
 from authsvc.errors import StoreRefusedError
 from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.key_cache import Index
+from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.lessor import Holders
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import boot_clock, now
@@ -123,8 +123,8 @@ async def serve(
         guard: Any = CallGuard(callers, limits, proxies, time.monotonic, connections.close)
         # The guard bounds calls: gRPC would count those of strangers among all.
         server = grpc.aio.server(handlers=[guard], options=_options(limits, connections_max, is_shared=is_shared))
-        index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
-        key_service = KeyService(store, index, watch, callers)
+        cache = KeyCache(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
+        key_service = KeyService(store, cache, watch, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         project_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
@@ -134,7 +134,7 @@ async def serve(
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         guard.register(server)
         address = await _listen(server, config, is_shared=is_shared)
-        work = (index.run(), watch.run(), connections.run(address.port, guard.in_use), guard.run(), stop.wait())
+        work = (cache.run(), watch.run(), connections.run(address.port, guard.in_use), guard.run(), stop.wait())
         tasks = [asyncio.create_task(each) for each in work]
         await server.start()
         started(address)
@@ -142,7 +142,7 @@ async def serve(
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             health.stop()
-            await index.leave()
+            await cache.leave()
             watch.close()
             await _stop(server, guard)
             await key_service.drain()

@@ -15,7 +15,7 @@ from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId, generate_api_key, generate_key_id, parse_key_id, parse_project_id
 from authsvc.origins import OriginEntryError, normalise_list
-from authsvc.revocation.key_cache import Index
+from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.watch import Watch
 from authsvc.storage.key_store import Key, KeyStore, NewKey, Revision, Revoked, Snapshot
 from authsvc.v1 import key_service_pb2 as pb
@@ -34,10 +34,10 @@ _WAIT_SECONDS_MAX = 25.0
 class KeyService(pb_grpc.KeyServiceServicer):
     """Issues, revokes and validates keys."""
 
-    def __init__(self, store: KeyStore, index: Index, watch: Watch, callers: Callers) -> None:
+    def __init__(self, store: KeyStore, cache: KeyCache, watch: Watch, callers: Callers) -> None:
         self._callers = callers
         self._store = store
-        self._index = index
+        self._cache = cache
         self._watch = watch
         self._feed = watch.feed
         self._mutations: set[asyncio.Task[Any]] = set()
@@ -53,7 +53,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         return (
             found
             if isinstance(found, pb.ValidateResponse)
-            else _verdict(request, found, await self._index.read([found]))
+            else _verdict(request, found, await self._cache.read([found]))
         )
 
     async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
@@ -74,7 +74,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         snapshot = None
         with suppress(StoreUnavailableError):  # those that were found are answered all the same
             if missing := [each for each in found if isinstance(each, bytes)]:
-                snapshot = await self._index.read(missing)
+                snapshot = await self._cache.read(missing)
         return [
             each if isinstance(each, pb.ValidateResponse) else _verdict(request, each, snapshot)
             for request, each in zip(requests, found, strict=True)
@@ -85,7 +85,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         digest = digest_of(request.api_key)
         if digest is None:
             return messages.invalid_key("", 0)
-        known = self._index.get(digest)
+        known = self._cache.get(digest)
         if known is None:
             return digest
         epoch, revision, entry = known

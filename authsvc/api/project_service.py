@@ -18,9 +18,9 @@ from authsvc.origins import (
     public_suffix_reason,
 )
 from authsvc.storage.key_store import KeyStore, Project, Revision
-from authsvc.v1 import key_service_pb2 as pb
-from authsvc.v1 import project_service_pb2 as project_pb2
-from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
+from authsvc.v1 import key_service_pb2 as key_pb
+from authsvc.v1 import project_service_pb2 as pb
+from authsvc.v1 import project_service_pb2_grpc as pb_grpc
 
 _T = TypeVar("_T")
 
@@ -28,22 +28,18 @@ _CHECKED_ORIGINS_MAX = 1000
 _REVISION = re.compile(r"[0-9]{1,18}")  # which is below 2^63
 
 
-class ProjectService(project_pb2_grpc.ProjectServiceServicer):
+class ProjectService(pb_grpc.ProjectServiceServicer):
     """Reads projects and keys."""
 
     def __init__(self, store: KeyStore) -> None:
         self._store = store
 
-    async def GetProject(
-        self, request: project_pb2.GetProjectRequest, context: Context
-    ) -> project_pb2.GetProjectResponse:
+    async def GetProject(self, request: pb.GetProjectRequest, context: Context) -> pb.GetProjectResponse:
         """Return one project."""
         project = await self._store.project(parse_project_id(request.project_id))
-        return project_pb2.GetProjectResponse(project=_project(project))
+        return pb.GetProjectResponse(project=_project(project))
 
-    async def ListProjects(
-        self, request: project_pb2.ListProjectsRequest, context: Context
-    ) -> project_pb2.ListProjectsResponse:
+    async def ListProjects(self, request: pb.ListProjectsRequest, context: Context) -> pb.ListProjectsResponse:
         """Return a page of projects."""
         size = messages.page_size(request.page_size)
         after = _position(request.page_token, parse_project_id) if request.page_token else ""
@@ -55,20 +51,18 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
             raise InvalidArgumentError("query: must not contain U+0000")
         projects = await self._store.projects(after=after, limit=size + 1, containing=request.query)
         token = _page_token(projects[size - 1].project_id) if len(projects) > size else ""
-        return project_pb2.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
+        return pb.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
 
-    async def ListKeys(self, request: project_pb2.ListKeysRequest, context: Context) -> project_pb2.ListKeysResponse:
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:
         """Return a page of a project's keys."""
         project_id = parse_project_id(request.project_id)
         size = messages.page_size(request.page_size)
         before = _position(request.page_token, _parse_revision) if request.page_token else None
         keys = await self._store.keys(project_id, before=before, limit=size + 1)
         token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
-        return project_pb2.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
+        return pb.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
 
-    async def CheckOrigins(
-        self, request: project_pb2.CheckOriginsRequest, context: Context
-    ) -> project_pb2.CheckOriginsResponse:
+    async def CheckOrigins(self, request: pb.CheckOriginsRequest, context: Context) -> pb.CheckOriginsResponse:
         """Say what a list would be stored as, and which origins it would admit."""
         if len(request.entries) > ENTRIES_MAX or len(request.origins) > _CHECKED_ORIGINS_MAX:
             raise InvalidArgumentError(
@@ -78,7 +72,7 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         checks = [_entry_check(entry, request.allow_public_suffix) for entry in request.entries]
         entries = [check.entry for check in checks if check.entry]
         listed = OriginList(entries)
-        answer = project_pb2.CheckOriginsResponse(entries=checks)
+        answer = pb.CheckOriginsResponse(entries=checks)
         for origin in request.origins:
             admitting = listed.admitting_entries(origin)
             first = next((entry for entry in entries if entry in admitting), "")
@@ -86,15 +80,15 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         return answer
 
 
-def _entry_check(entry: str, allow_public_suffix: bool) -> project_pb2.EntryCheck:
+def _entry_check(entry: str, allow_public_suffix: bool) -> pb.EntryCheck:
     try:
         normalised = normalise_entry(entry)
     except OriginEntryError as error:
-        return project_pb2.EntryCheck(error=error.reason)
+        return pb.EntryCheck(error=error.reason)
     suffix = admitted_public_suffix(normalised)
     if suffix and not allow_public_suffix:
-        return project_pb2.EntryCheck(error=public_suffix_reason(suffix), public_suffix=suffix)
-    return project_pb2.EntryCheck(entry=normalised, public_suffix=suffix)
+        return pb.EntryCheck(error=public_suffix_reason(suffix), public_suffix=suffix)
+    return pb.EntryCheck(entry=normalised, public_suffix=suffix)
 
 
 def _page_token(position: str) -> str:
@@ -114,8 +108,8 @@ def _parse_revision(text: str) -> Revision:
     return Revision(int(text))
 
 
-def _project(project: Project) -> pb.Project:
-    return pb.Project(
+def _project(project: Project) -> key_pb.Project:
+    return key_pb.Project(
         project_id=project.project_id,
         origins=project.origins,
         create_time=messages.timestamp(project.create_time),

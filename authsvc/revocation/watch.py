@@ -5,7 +5,7 @@ The rules are those of docs/watch-protocol.md, by number.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -45,31 +45,25 @@ _LEASES_KEPT = 5
 """Rule 7: an expired lease is swept, and its id forgotten, after so many times its duration."""
 
 
+@dataclass(eq=False)
 class Watch:
-    """All streams of this process, and the tasks that serve them; `run` keeps them going."""
+    """All streams of this process, and the tasks that serve them; `run` keeps them going.
 
-    def __init__(
-        self,
-        store: KeyStore,
-        leases: LeaseStore,
-        feed: ChangeFeed,
-        holders: Holders,
-        *,
-        lease_seconds: float,
-        margin_seconds: float,
-        monotonic: Callable[[], float],
-    ) -> None:
-        """Leases last `lease_seconds` for their holders, and the margin longer for those who wait for them."""
-        self.store = store
-        self.feed = feed
-        self.holders = holders
-        self.lessor = Lessor(leases, feed, lease_seconds)
-        self.lease_seconds = lease_seconds
+    Leases last `lease_seconds` for their holders, and the margin longer for those who wait for them.
+    """
+
+    store: KeyStore
+    leases: LeaseStore
+    feed: ChangeFeed
+    holders: Holders
+    lease_seconds: float
+    margin_seconds: float
+    monotonic: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self.lessor = Lessor(self.leases, self.feed, self.lease_seconds)
         self.closing = asyncio.Event()
-        self._leases = leases
-        self._reader = LeaseReader(leases, feed)
-        self._margin_seconds = margin_seconds
-        self._monotonic = monotonic
+        self._reader = LeaseReader(self.leases, self.feed)
 
     async def run(self) -> None:
         """Grant leases, follow changes and sweep, until cancelled."""
@@ -90,7 +84,7 @@ class Watch:
 
         `address` is the holder's; None for one of our own, which is not bounded.
         Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
-        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderGoneError,
+        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderReleasedError,
         RevisionsLostError, StoreUnavailableError.
         """
         try:
@@ -103,7 +97,7 @@ class Watch:
     def answer_by(self, left_seconds: float | None) -> float:
         """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
-        return self._monotonic() + left_seconds - min(_ANSWER_SECONDS, left_seconds * _ANSWER_SHARE_MAX)
+        return self.monotonic() + left_seconds - min(_ANSWER_SECONDS, left_seconds * _ANSWER_SHARE_MAX)
 
     async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
@@ -112,13 +106,13 @@ class Watch:
         service stops, since it hears no more of its holders. None says that the database could not be asked, or has
         lost revisions: then no lease that counts without the change outlasts what `lease_bound` was at its commit.
         """
-        give_up_at = min(self._monotonic() + wait_seconds, answer_by)
+        give_up_at = min(self.monotonic() + wait_seconds, answer_by)
         read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
         propagation = None
         while not self.feed.has_lost_revisions:
             moved = self.feed.leases_moved.next()
             try:
-                async with asyncio.timeout(read_by - self._monotonic()):
+                async with asyncio.timeout(read_by - self.monotonic()):
                     rows, state = await self._reader.rows()
                 if propagation is None:
                     propagation, read_by = Propagation(revision, rows, state), give_up_at
@@ -126,7 +120,7 @@ class Watch:
                     propagation.update(rows, state)
             except (StoreUnavailableError, TimeoutError):
                 pass  # the change is committed, and its API key must reach the caller before the caller gives up
-            left_seconds = give_up_at - self._monotonic()
+            left_seconds = give_up_at - self.monotonic()
             if left_seconds <= 0 or self.closing.is_set() or (propagation is not None and propagation.is_effective):
                 return propagation
             if not await happens(moved, left_seconds):
@@ -135,14 +129,14 @@ class Watch:
 
     def lease_bound(self) -> datetime:
         """Return the instant, by the database's clock, by which every lease that has been granted has expired."""
-        return self.feed.time() + timedelta(seconds=self.lease_seconds + self._margin_seconds)
+        return self.feed.time() + timedelta(seconds=self.lease_seconds + self.margin_seconds)
 
     async def _sweep(self) -> None:
         outage = Outage("sweep_lost", "sweep_back")
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             with outage.noting():
-                await self._leases.sweep(self.lease_seconds * _LEASES_KEPT)
+                await self.leases.sweep(self.lease_seconds * _LEASES_KEPT)
 
 
 class _Stream:
