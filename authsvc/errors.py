@@ -4,7 +4,7 @@
     ├── InvalidArgumentError    INVALID_ARGUMENT
     ├── NotFoundError           NOT_FOUND
     ├── AlreadyExistsError      ALREADY_EXISTS
-    ├── HolderGoneError         FAILED_PRECONDITION
+    ├── HolderReleasedError     FAILED_PRECONDITION
     ├── RevisionsLostError      FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
     ├── TooManyHoldersError     RESOURCE_EXHAUSTED

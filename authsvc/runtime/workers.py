@@ -130,7 +130,12 @@ class Parent:
 
     async def _ready(self, stopping: asyncio.Future[Any]) -> None:
         """Return when all are ready, or are to stop."""
-        ready = asyncio.gather(*(worker.was_ready.wait() for worker in self._all()))
+
+        async def all_ready() -> None:
+            for worker in self._all():
+                await worker.was_ready.wait()
+
+        ready = asyncio.create_task(all_ready())
         try:
             await self._until(stopping, ready)
         finally:
