@@ -91,10 +91,10 @@ class KeyService(pb_grpc.KeyServiceServicer):
         epoch, revision, entry = known
         if entry is None or not entry.key.origins.admits_all:
             return messages.verdict(request, epoch, revision, entry.key if entry else None)
-        if entry.answer_revision != revision:  # for a key that any origin may use it is the same message each time
-            entry.answer, entry.answer_revision = messages.verdict(request, epoch, revision, entry.key), revision
-        answer: pb.ValidateResponse = entry.answer
-        return answer
+        if entry.response_revision != revision:  # for a key that any origin may use it is the same message each time
+            entry.response, entry.response_revision = messages.verdict(request, epoch, revision, entry.key), revision
+        response: pb.ValidateResponse = entry.response
+        return response
 
     async def Issue(self, request: pb.IssueRequest, context: Context) -> pb.IssueResponse:
         """Create the project's key, and the project if it is new."""

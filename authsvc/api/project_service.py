@@ -72,12 +72,12 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
         checks = [_entry_check(entry, request.allow_public_suffix) for entry in request.entries]
         entries = [check.entry for check in checks if check.entry]
         listed = OriginList(entries)
-        answer = pb.CheckOriginsResponse(entries=checks)
+        response = pb.CheckOriginsResponse(entries=checks)
         for origin in request.origins:
             admitting = listed.admitting_entries(origin)
             first = next((entry for entry in entries if entry in admitting), "")
-            answer.origins.add(admitted=bool(first) or not checks, entry=first)
-        return answer
+            response.origins.add(admitted=bool(first) or not checks, entry=first)
+        return response
 
 
 def _entry_check(entry: str, allow_public_suffix: bool) -> pb.EntryCheck:

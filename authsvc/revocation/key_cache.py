@@ -54,7 +54,7 @@ class CachedKeys(Generic[_Key]):
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
         """In each room the least recently used digest leaves first.
 
-        The defaults come to about 25 MB, and 70 MB with the answers that `CachedKey` has room for.
+        The defaults come to about 25 MB, and 70 MB with the responses that `CachedKey` has room for.
         """
         self._keys: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._unknown: OrderedDict[Digest, _Key | None] = OrderedDict()
@@ -89,8 +89,8 @@ class CachedKey(msgspec.Struct):
     """A key, and room for what the asker made of it at a revision, which does for many requests."""
 
     key: ActiveKey
-    answer: Any = None
-    answer_revision: int = -1
+    response: Any = None
+    response_revision: int = -1
 
 
 class KeyCache:
