@@ -87,9 +87,9 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
-    `started` is called once, with the bound address, when calls are answered. With a control channel to
-    other workers the port is shared with them. Raises ConfigurationError when the service cannot start as configured,
-    and StoreUnavailableError when the database cannot be reached.
+    `started` is called once, with the bound address, when calls are answered. With a control channel to other workers
+    the port is shared with them. Raises ConfigurationError when the service cannot start as configured, and
+    StoreUnavailableError when the database cannot be reached.
     """
     limits, is_shared = limits or CallLimits(), channel is not None
     config.check_exposure()
