@@ -1,7 +1,4 @@
-"""Composition root of the key service: database -> stores -> watch -> servicers -> grpc.aio server.
-
-Called by `cli serve`; `serve` runs until it is told to stop.
-"""
+"""Composition root of the key service: database -> stores -> watch -> servicers -> grpc.aio server."""
 
 import asyncio
 import os
@@ -9,7 +6,6 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -25,19 +21,18 @@ from authsvc.api.key_service import KeyService
 from authsvc.api.limits import CallLimits
 from authsvc.api.operations_service import OperationsService
 from authsvc.api.project_service import ProjectService
-from authsvc.api.refusals import Refusals
 from authsvc.client.channel import ClientTls
-from authsvc.config import Config, Tokens, make_state_dir
+from authsvc.config import Config, Tokens
 from authsvc.errors import StoreRefusedError
 from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.holder_bounds import Holders
-from authsvc.revocation.key_cache import Index
+from authsvc.revocation.key_cache import KeyCache
+from authsvc.revocation.lessor import Holders
 from authsvc.revocation.watch import Watch
-from authsvc.runtime.clock import boot_clock
+from authsvc.runtime.clock import boot_clock, now
 from authsvc.runtime.commands import connections_that_fit
+from authsvc.runtime.control_channel import ControlChannel
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.listening import bind, cannot_listen
-from authsvc.runtime.workers import Link
 from authsvc.storage.bookmark import Bookmark
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
@@ -65,11 +60,6 @@ _LAST_ANSWERS_SECONDS = 0.5
 """For what was answered to be sent."""
 
 
-def now() -> datetime:
-    """Return the instant that is stored: aware, UTC."""
-    return datetime.now(UTC)
-
-
 async def migrate(config: Config) -> tuple[str | None, str]:
     """Bring the database to this version's schema; return the version it had, and the one it has.
 
@@ -93,58 +83,48 @@ async def serve(
     stop: asyncio.Event,
     started: Callable[[Address], None],
     limits: CallLimits | None = None,
-    link: Link | None = None,
+    channel: ControlChannel | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
 
-    `started` is called once, with the bound address, when calls are answered. With a link to other workers the port
-    is shared with them. Raises ConfigurationError when the service cannot start as configured, and
+    `started` is called once, with the bound address, when calls are answered. With a control channel to other workers
+    the port is shared with them. Raises ConfigurationError when the service cannot start as configured, and
     StoreUnavailableError when the database cannot be reached.
     """
-    limits = limits or CallLimits()
+    limits, is_shared = limits or CallLimits(), channel is not None
     config.check_exposure()
     connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
-    make_state_dir(config.state_dir)
+    config.make_state_dir()
     tokens = Tokens.of(config)
     async with _database(config) as database:
         await _check_schema(database)
         store = KeyStore(database, now)
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         health = HealthService(_SERVICES)
-        tell_others = link.tell if link is not None and not database.notifies else None
-        feed = ChangeFeed(
-            database,
-            store,
-            leases,
-            boot_clock,
-            tell_others or (lambda: None),
-            bookmark=_bookmark(config, database),
-            tell_outage=health.set_serving,
-        )
-        if link is not None and tell_others:
-            link.listen(feed.look)
+        bookmark = _bookmark(config, database)
+        feed = ChangeFeed(database, store, leases, boot_clock, bookmark=bookmark, tell_outage=health.set_serving)
+        if channel is not None and not database.notifies:
+            feed.tell_others, channel.on_notify = channel.notify, feed.look
         await feed.open()
         proxies = config.trusted_proxies
         holding_seconds = config.lease_seconds + config.lease_margin_seconds
+        holders = Holders(limits.holders_max, proxies, holding_seconds, time.monotonic)
         watch = Watch(
             store,
             leases,
             feed,
-            Holders(limits.holders_max, proxies, holding_seconds, time.monotonic),
+            holders,
             lease_seconds=config.lease_seconds,
             margin_seconds=config.lease_margin_seconds,
             monotonic=time.monotonic,
         )
         connections = Connections(connections_max, proxies, time.monotonic)
-        strangers = Refusals(limits, proxies, time.monotonic, connections.close)
         callers = Callers(tokens, proxies)
-        guard: Any = CallGuard(callers, strangers, limits, proxies, time.monotonic)
+        guard: Any = CallGuard(callers, limits, proxies, time.monotonic, connections.close)
         # The guard bounds calls: gRPC would count those of strangers among all.
-        server = grpc.aio.server(
-            handlers=[guard], options=_options(limits, connections_max, is_shared=link is not None)
-        )
-        index = Index(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
-        key_service = KeyService(store, index, watch, feed, callers)
+        server = grpc.aio.server(handlers=[guard], options=_options(limits, connections_max, is_shared=is_shared))
+        cache = KeyCache(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
+        key_service = KeyService(store, cache, watch, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
         project_pb2_grpc.add_ProjectServiceServicer_to_server(ProjectService(store), guard)
         operations_pb2_grpc.add_OperationsServiceServicer_to_server(OperationsService(store, leases), guard)
@@ -153,25 +133,20 @@ async def serve(
             names = (*_SERVICES, HEALTH, reflection.SERVICE_NAME)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), guard)
         guard.register(server)
-        address = await _listen(server, config, is_shared=link is not None)
-        watching, indexing = asyncio.create_task(watch.run()), asyncio.create_task(index.run())
-        guarding, closing = (
-            asyncio.create_task(guard.run()),
-            asyncio.create_task(connections.run(address.port, guard.in_use)),
-        )
+        address = await _listen(server, config, is_shared=is_shared)
+        work = (cache.run(), watch.run(), connections.run(address.port, guard.in_use), guard.run(), stop.wait())
+        tasks = [asyncio.create_task(each) for each in work]
         await server.start()
         started(address)
-        stopping = asyncio.create_task(stop.wait())
         try:
-            tasks = [stopping, watching, indexing, guarding, closing]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             health.stop()
-            await index.leave()
+            await cache.leave()
             watch.close()
             await _stop(server, guard)
             await key_service.drain()
-            await _end(indexing, watching, closing, guarding, stopping)
+            await _end(tasks)
 
 
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
@@ -206,8 +181,8 @@ def _options(limits: CallLimits, connections_max: int, *, is_shared: bool) -> tu
     )
 
 
-async def _end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks; raise what one of them failed with."""
+async def _end(tasks: list[asyncio.Task[Any]]) -> None:
+    """Cancel them; raise what one of them failed with."""
     for task in tasks:
         task.cancel()
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -218,7 +193,7 @@ async def _end(*tasks: asyncio.Task[Any]) -> None:
 @asynccontextmanager
 async def _database(config: Config) -> AsyncIterator[Database]:
     if config.database_url is None:
-        make_state_dir(config.state_dir)
+        config.make_state_dir()
     database = Database(config.store_url())
     _bookmark(config, database).check_file()
     try:
@@ -259,8 +234,8 @@ async def _migrate(database: Database, version: str | None) -> None:
 
 async def _listen(server: grpc.aio.Server, config: Config, *, is_shared: bool) -> Address:
     # gRPC does not say why an address cannot be listened on, and prints it at length.
-    for bound in await bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
-        bound.close()
+    async with bind(config.listen, "AUTHSVC_LISTEN", is_shared=is_shared):
+        pass
     # gRPC takes IPv4, too, where it listens on every address of IPv6, and IPv4 alone where there is no IPv6.
     listen = str(config.listen) if config.listen.host_to_bind else f"[::]:{config.listen.port}"
     try:

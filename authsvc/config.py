@@ -1,26 +1,18 @@
-"""The service's environment, read once: `AUTHSVC_…`. Every option is documented in docs/configuration.md.
+"""The service's environment, read once: `AUTHSVC_…`. Every option is documented in docs/configuration.md."""
 
-Called by `cli`; `app` gets the result.
-"""
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import msgspec
 
 from authsvc.runtime.database_url import sqlite_url
-from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Secret, Token, read
-from authsvc.runtime.logging import LogFormat, LogLevel
-from authsvc.runtime.networks import Networks
-from authsvc.runtime.private_files import check_files, load_or_create_token, make_directory, readable_by_all
+from authsvc.runtime.environment import Address, ConfigurationError, ListenAddress, Secret, Token
+from authsvc.runtime.private_files import load_or_create_token
+from authsvc.runtime.service_config import ServiceConfig
 
-PREFIX = "AUTHSVC_"
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name
-
-_FILES = ("tls_cert", "tls_key", "tls_client_ca", "ca", "client_cert", "client_key")
 
 _MARGIN_SECONDS_MIN = 0.1
 """Clocks are set forward and back by so much without anybody noticing."""
@@ -28,48 +20,31 @@ _MARGIN_OF_LEASE_MIN = 0.001
 """How far the rates of two clocks differ that nobody has broken, with room: quartz drifts by a tenth of that."""
 
 
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The variables, in lower case and without their prefix. The last four are the command line's side."""
+class Config(ServiceConfig, frozen=True, kw_only=True):
+    """The key service's variables. The last four are the command line's side."""
+
+    PREFIX: ClassVar = "AUTHSVC_"
+    CERTIFICATES: ClassVar = (("tls_cert", "tls_key"), ("client_cert", "client_key"))
 
     listen: ListenAddress = ListenAddress("127.0.0.1", 50051)
-    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     database_url: Secret | None = None
-    state_dir: Path = Path("var")
     admin_token: Token | None = None
     bridge_token: Token | None = None
     reflection: bool | None = None
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
     tls_client_ca: Path | None = None
-    allow_insecure: bool = False
-    trusted_proxies: Networks = Networks()
     lease_seconds: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60
     lease_margin_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 5
-    log_level: LogLevel = LogLevel.INFO
-    log_format: LogFormat = LogFormat.CONSOLE
     address: Address | None = None
     ca: Path | None = None
     client_cert: Path | None = None
     client_key: Path | None = None
 
-    @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Self:
-        """Read the variables; raise ConfigurationError naming the first bad one."""
-        config = read(cls, PREFIX, environ)
-        for one, other in (("tls_cert", "tls_key"), ("client_cert", "client_key")):
-            if (getattr(config, one) is None) != (getattr(config, other) is None):
-                raise ConfigurationError(f"{PREFIX}{one.upper()} and {PREFIX}{other.upper()} go together")
-        if config.tls_client_ca is not None and config.tls_cert is None:
+    def check(self) -> None:
+        """Raise ConfigurationError for values that do not go together."""
+        if self.tls_client_ca is not None and self.tls_cert is None:
             raise ConfigurationError("AUTHSVC_TLS_CLIENT_CA needs AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY")
-        if config.client_cert is not None and config.ca is None:
+        if self.client_cert is not None and self.ca is None:
             raise ConfigurationError("AUTHSVC_CLIENT_CERT needs AUTHSVC_CA")
-        check_files((PREFIX + name.upper(), getattr(config, name)) for name in _FILES)
-        return config
-
-    def keys_readable_by_all(self) -> list[tuple[str, Path]]:
-        """Return the private keys that everybody can read, after their variables."""
-        names = ("tls_key", "client_key")
-        return readable_by_all((PREFIX + name.upper(), getattr(self, name)) for name in names)
 
     def store_url(self) -> str:
         """Return the database's URL: the one that is set, or that of the file `authsvc.db` in the state directory."""
@@ -98,17 +73,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_exposure(self) -> None:
         """Raise ConfigurationError for an address that others reach, without TLS or tokens of one's own choice."""
-        if self.listen.is_loopback or self.allow_insecure:
-            return
         missing = [] if self.tls_cert else ["AUTHSVC_TLS_CERT and AUTHSVC_TLS_KEY"]
         for token, name in ((self.admin_token, ADMIN_TOKEN_FILE), (self.bridge_token, BRIDGE_TOKEN_FILE)):
             if token is None and not (self.state_dir / name).exists():
-                missing.append(PREFIX + name.upper().replace("-", "_"))
-        if missing:
-            raise ConfigurationError(
-                f"AUTHSVC_LISTEN={self.listen} is not loopback: set {', '.join(missing)}, "
-                "or AUTHSVC_ALLOW_INSECURE=true if the network in between is trusted"
-            )
+                missing.append(token_variable(name))
+        self.check_exposed("AUTHSVC_LISTEN", self.listen, missing)
 
     def check_connection(self) -> None:
         """Raise ConfigurationError for an address that the command line cannot, or should not, call.
@@ -122,11 +91,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 f"{variable}={address} is no port to connect to: set AUTHSVC_ADDRESS to the address that the key "
                 "service printed at its start"
             )
-        if not (address.is_loopback or self.ca or self.allow_insecure):
-            raise ConfigurationError(
-                f"{variable}={address} is not loopback: set AUTHSVC_CA to speak TLS with it, "
-                "or AUTHSVC_ALLOW_INSECURE=true if the network in between is trusted"
-            )
+        self.check_exposed(variable, address, [] if self.ca else ["AUTHSVC_CA to speak TLS with it"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +116,6 @@ class Tokens:
         return tokens
 
 
-def make_state_dir(path: Path) -> None:
-    """Make the directory, readable to this user only, if there is none; raise ConfigurationError when that fails."""
-    make_directory(path, "AUTHSVC_STATE_DIR")
+def token_variable(file_name: str) -> str:
+    """Return the variable that holds a token instead of the file in the state directory."""
+    return Config.variable(file_name.replace("-", "_"))

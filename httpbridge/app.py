@@ -1,22 +1,20 @@
-"""Composition root of the bridge: key service client, log sink, public server.
-
-Called by `cli serve`; `serve` runs until it is told to stop.
-"""
+"""Composition root of the bridge: key service client, log sink, public server."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from authsvc.client.channel import FixedToken, TokenFile
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
+from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address
 from authsvc.runtime.listening import bind, bound_address
-from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
+from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.connection import Connection
@@ -40,10 +38,14 @@ _OTHER_FILES_MAX = 100
 _NOTICE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
 
-
-def now() -> datetime:
-    """Return the instant that is stored and counted by: aware, UTC."""
-    return datetime.now(UTC)
+_READINESS = {
+    KeyServiceState.NEVER_REACHED: Readiness(ReadyStatus.UNAVAILABLE, "the key service has not been reached yet"),
+    KeyServiceState.AWAY: Readiness(ReadyStatus.UNAVAILABLE, "the key service is away, and no verdict is cached"),
+    KeyServiceState.AWAY_CACHED: Readiness(ReadyStatus.DEGRADED, "the key service is away; cached verdicts serve"),
+    KeyServiceState.NO_LEASE: Readiness(ReadyStatus.DEGRADED, "there is no lease; each request asks the key service"),
+    KeyServiceState.OK: Readiness(ReadyStatus.OK),
+}
+"""While the log store takes logs."""
 
 
 async def serve(
@@ -65,9 +67,7 @@ async def serve(
     connections_max = connections_that_fit(CONNECTIONS_MAX, _OTHER_FILES_MAX + HEALTH_CONNECTIONS_MAX)
     async with AsyncExitStack() as stack:
         # Before anything else begins, so that a taken port is all that is said.
-        sockets = await bind(config.listen, _LISTEN, is_shared=is_worker)
-        for bound in sockets:
-            stack.callback(bound.close)
+        sockets = await stack.enter_async_context(bind(config.listen, _LISTEN, is_shared=is_worker))
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
@@ -90,7 +90,7 @@ async def serve(
         )
         server = PublicServer(
             ingest=ingest.handle,
-            readiness=_readiness(validator, sink),
+            readiness=partial(_readiness, validator, sink),
             now=now,
             monotonic=time.monotonic,
             keepalive_seconds=config.keepalive_seconds,
@@ -113,24 +113,14 @@ async def serve(
             await server.shutdown(_DRAIN_SECONDS)
 
 
-def _readiness(validator: KeyValidator, sink: LogSink) -> Callable[[], Awaitable[Readiness]]:
-    async def readiness() -> Readiness:
-        """Say whether logs can be taken; the reasons are public, so the details are in the log only."""
-        state = await validator.state()
-        if state is KeyServiceState.NEVER_REACHED:
-            return Readiness(ReadyStatus.UNAVAILABLE, "the key service has not been reached yet")
-        if state is KeyServiceState.AWAY:
-            return Readiness(ReadyStatus.UNAVAILABLE, "the key service is away, and no verdict is cached")
+async def _readiness(validator: KeyValidator, sink: LogSink) -> Readiness:
+    """Say whether logs can be taken; the reasons are public, so the details are in the log only."""
+    readiness = _READINESS[await validator.state()]
+    if readiness.status is not ReadyStatus.UNAVAILABLE:
         try:
             await sink.check()
         except StoreUnavailableError:
             return Readiness(ReadyStatus.UNAVAILABLE, "the log store refuses writes")
-        if state is KeyServiceState.NO_LEASE:
-            return Readiness(ReadyStatus.DEGRADED, "there is no lease; each request asks the key service")
-        if state is KeyServiceState.AWAY_CACHED:
-            return Readiness(ReadyStatus.DEGRADED, "the key service is away; cached verdicts serve")
-        return Readiness(ReadyStatus.OK)
-
     return readiness
 
 
@@ -147,5 +137,5 @@ def _validator(config: Config) -> KeyValidator:
 async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
     if log_writer is not None:
         return remote_sink(log_writer, monotonic=time.monotonic)
-    make_state_dir(config)
+    config.make_store_dir()
     return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)

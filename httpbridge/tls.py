@@ -1,4 +1,4 @@
-"""TLS as configured: of our listeners, and towards the key service. Called by the composition roots."""
+"""TLS as configured: of our listeners, and towards the key service."""
 
 import ssl
 

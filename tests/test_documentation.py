@@ -4,7 +4,7 @@ import re
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
 import pytest
@@ -44,8 +44,7 @@ def test_every_variable_is_documented_with_its_default_and_no_other_is(struct: A
 
 @SERVICES
 def test_every_variable_is_documented_with_its_type(struct: Any, prefix: str) -> None:
-    hints = get_type_hints(struct, include_extras=True)
-    expected = {prefix + name.upper(): words(hint) for name, hint in hints.items()}
+    expected = {prefix + field.name.upper(): words(field.type) for field in msgspec.structs.fields(struct)}
     for name, shown, _ in rows(prefix):
         assert shown in expected[name], name
 

@@ -1,12 +1,9 @@
-"""Streams of StreamValidate: a batch after the other, each of which counts, and is logged, like a call.
-
-`interceptors` serves them.
-"""
+"""Streams of StreamValidate: a batch after the other, each of which counts, and is logged, like a call."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
-from typing import Any, Self
+from contextlib import suppress
+from typing import Any
 
 from authsvc.api import messages
 
@@ -19,70 +16,51 @@ class BatchStreams:
         self._idle_seconds = idle_seconds
         self._monotonic = monotonic
         self._answered = answered
-        self.calls = 0
-        """Batches under way now."""
-        self._idle: set[Callable[[], None]] = set()
-        """How to end those that wait for a batch."""
+        self._started: dict[Any, float] = {}
+        """When the batches that are under way now came, by the context of their stream."""
+        self._idle: set[asyncio.Timeout] = set()
+        """Of those that wait for a batch."""
         self._is_stopping = False
+
+    @property
+    def calls(self) -> int:
+        """How many are under way now."""
+        return len(self._started)
 
     def stop(self) -> None:
         """End them, each after the batch that is under way: they go on elsewhere."""
         self._is_stopping = True
-        for end in self._idle:
-            end()
+        for idle in self._idle:
+            if not idle.expired():
+                idle.reschedule(0.0)  # which is long ago
 
     async def serve(self, handler: Any, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one until its end, with a handler of gRPC's."""
-        batch = _Handed()
-        async with aclosing(handler.stream_stream(batch, context)) as responses:
+
+        async def batches() -> AsyncIterator[Any]:
             while (message := await self._next(requests)) is not None:
-                started = self._monotonic()
-                self.calls += 1
-                try:
-                    batch.message = messages.parse(handler, message)
-                    response = await anext(responses)
-                finally:
-                    self.calls -= 1
+                self._started[context] = self._monotonic()
+                yield messages.parse(handler, message)
+
+        try:
+            async for response in handler.stream_stream(batches(), context):
+                started = self._started.pop(context)
                 await context.write(response)  # however long its caller takes to read, nobody waits for that
                 self._answered(started)
+        finally:
+            self._started.pop(context, None)
 
     async def _next(self, requests: AsyncIterator[bytes]) -> bytes | None:
         """Return the next message of a stream; None at its end, and at ours: it was idle for long, or we stop.
 
         A message that comes in the very instant of that is lost; its caller sees the end, and asks again in a call.
         """
-        if self._is_stopping:
-            return None
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - for the type checker
-        is_over = False
-
-        def end() -> None:
-            nonlocal is_over
-            is_over = True
-            task.cancel()
-
-        timer = asyncio.get_running_loop().call_later(self._idle_seconds, end)
-        self._idle.add(end)
-        try:
-            return await anext(requests, None)
-        except asyncio.CancelledError:
-            if not is_over:
-                raise
-            task.uncancel()
-            return None
-        finally:
-            timer.cancel()
-            self._idle.discard(end)
-
-
-class _Handed:
-    """What a servicer reads its requests from: the one that it was handed last."""
-
-    message: Any = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        return self.message
+        if not self._is_stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._idle_seconds) as idle:
+                    self._idle.add(idle)
+                    try:
+                        return await anext(requests, None)
+                    finally:
+                        self._idle.discard(idle)
+        return None

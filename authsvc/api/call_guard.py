@@ -1,15 +1,15 @@
 """What stands between the wire and the servicers: who may call and how much, errors as status codes, the request log.
 
-Built by `app`. A `CallGuard` wraps every handler, ours and those of the health and
-reflection services, once: gRPC's own interceptors would wrap them anew for each call,
-which costs as much as the call's work.
+A `CallGuard` wraps every handler, ours and those of the health and reflection services, once: gRPC's own interceptors
+would wrap them anew for each call, which costs as much as the call's work.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -23,15 +23,13 @@ from authsvc.api.refusals import Refusals
 from authsvc.runtime.networks import Networks, Places
 
 _OPEN_SERVICES = ("/grpc.health.v1.", "/grpc.reflection.")
-_BRIDGE_METHODS = frozenset(
-    f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate", "StreamValidate", "Watch")
-)
-_UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
-"""They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
-_PROMPT_METHODS = _BRIDGE_METHODS | {"/authsvc.v1.KeyService/Revoke"}
-"""What revocations and cached verdicts rest on."""
 _STREAM_VALIDATE = "/authsvc.v1.KeyService/StreamValidate"
 _WATCH = "/authsvc.v1.KeyService/Watch"
+_UNTIMED_METHODS = {"/authsvc.v1.KeyService/Validate", "/authsvc.v1.KeyService/BatchValidate"}
+"""They wait for nothing but a lookup, each of whose steps has a time limit: a timer costs as much as their work."""
+_BRIDGE_METHODS = _UNTIMED_METHODS | {_STREAM_VALIDATE, _WATCH}
+_PROMPT_METHODS = _BRIDGE_METHODS | {"/authsvc.v1.KeyService/Revoke"}
+"""What revocations and cached verdicts rest on."""
 _NEVER = float("inf")
 _SWEEP_SECONDS = 1.0
 
@@ -43,21 +41,20 @@ _log = structlog.get_logger("authsvc")
 class CallGuard(grpc.GenericRpcHandler):
     """Lets a call through to its handler if its token's role may make it.
 
-    Servicers are added to it, and it to the server. Messages reach a guarded handler as
-    bytes, to be read inside the guard: a fault in them is the caller's, like others.
+    Messages reach a guarded handler as bytes, and are read inside the guard: a fault in them is the caller's.
     """
 
     def __init__(
         self,
         callers: Callers,
-        strangers: Refusals,
         limits: CallLimits,
         trusted_proxies: Networks,
         monotonic: Callable[[], float],
+        close: Callable[[str], None],
     ) -> None:
-        """`monotonic` is in seconds, for the request log."""
+        """`close` closes a connection, as gRPC names it."""
         self._callers = callers
-        self._strangers = strangers
+        self._strangers = Refusals(limits, trusted_proxies, monotonic, close)
         self._limits = limits
         self._trusted_proxies = trusted_proxies
         self._monotonic = monotonic
@@ -67,18 +64,21 @@ class CallGuard(grpc.GenericRpcHandler):
         self._bridge_calls = Places(limits.calls_max, trusted_proxies)
         self._admin_calls = Places(limits.admin_calls_max, trusted_proxies)
         self._logs_calls = _log.is_enabled_for(logging.DEBUG)
-        self._services: dict[str, dict[str, _Handler]] = {}
+        self._handlers: dict[str, _Handler] = {}
+        """Guarded, by method."""
         self._faults = Faults(monotonic)
-        self._batches = BatchStreams(limits.connection_idle_seconds, monotonic, self._batch_answered)
+        self._batches = BatchStreams(
+            limits.connection_idle_seconds, monotonic, partial(self._log_call, _STREAM_VALIDATE, grpc.StatusCode.OK)
+        )
 
     def add_generic_rpc_handlers(self, generic_rpc_handlers: Sequence[grpc.GenericRpcHandler]) -> None:
         """Do nothing: generated code adds the same handlers by name, too."""
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Mapping[str, _Handler]) -> None:
         """Guard a service's handlers, as generated code adds them to a server."""
-        self._services[service_name] = {
-            name: self._guarded(f"/{service_name}/{name}", handler) for name, handler in method_handlers.items()
-        }
+        for name, handler in method_handlers.items():
+            method = f"/{service_name}/{name}"
+            self._handlers[method] = self._guarded(method, handler)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add to a server what others' floods must not delay, each method by itself.
@@ -86,18 +86,15 @@ class CallGuard(grpc.GenericRpcHandler):
         gRPC hands over one call after the other, of each such method and of all others together. Each costs every call
         of any method: grpc.aio waits for all of them at once, anew for each call.
         """
-        for name, handlers in self._services.items():
-            server.add_registered_method_handlers(
-                name,
-                {method: handler for method, handler in handlers.items() if f"/{name}/{method}" in _PROMPT_METHODS},
-            )
+        for method in _PROMPT_METHODS:
+            _, service, name = method.split("/")
+            server.add_registered_method_handlers(service, {name: self._handlers[method]})
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
         """Return the handler of another method, also of one that nobody serves: gRPC would refuse but not bound it."""
         method: str = handler_call_details.method
-        _, service, name = method.split("/", 2) if method.count("/") == 2 else ("", "", "")
-        if (handler := self._services.get(service, {}).get(name)) is not None:
-            return handler
+        if method in self._handlers:
+            return self._handlers[method]
 
         async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
             is_strangers = self._callers.role(context) is None
@@ -185,11 +182,11 @@ class CallGuard(grpc.GenericRpcHandler):
             except grpc.aio.InternalError as error:
                 _end_without_status(method, error)
             except Exception as error:  # noqa: BLE001 - its text must not reach the caller, as grpc.aio would have it
-                status, detail = self._faults.told(method, error, context, is_open=is_open)
+                status, detail = self._faults.told(method, error, context, caller.address if is_open else None)
             else:
                 if not is_call:
                     held.since = self._monotonic()  # from now on its end is all that there is to take
-                if self._logs_calls and method != _STREAM_VALIDATE:
+                if method != _STREAM_VALIDATE:
                     self._log_call(method, grpc.StatusCode.OK, started)
                 return response
             self._log_call(method, status, started)
@@ -212,13 +209,10 @@ class CallGuard(grpc.GenericRpcHandler):
         held = self._held.pop(context)
         held.places.release(held.caller.address)
 
-    def _batch_answered(self, started: float) -> None:
-        if self._logs_calls:
-            self._log_call(_STREAM_VALIDATE, grpc.StatusCode.OK, started)
-
     def _log_call(self, method: str, status: grpc.StatusCode, started: float) -> None:
-        milliseconds = round((self._monotonic() - started) * 1000, 2)
-        _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
+        if self._logs_calls:
+            milliseconds = round((self._monotonic() - started) * 1000, 2)
+            _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
     def _open(self, handler: _Handler) -> Any:
         """Serve a call that needs no token, whatever it streams, as a stream.
@@ -269,8 +263,7 @@ class CallGuard(grpc.GenericRpcHandler):
         raise AssertionError("abort raises")
 
 
-@dataclass(frozen=True, slots=True)
-class _Refusal:
+class _Refusal(NamedTuple):
     status: grpc.StatusCode
     detail: str
     is_strangers: bool

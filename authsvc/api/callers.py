@@ -1,7 +1,4 @@
-"""Who calls: the role that a token has, and the address that a connection, or a trusted proxy, has.
-
-`interceptors` asks it.
-"""
+"""Who calls: the role that a token has, and the address that a connection, or a trusted proxy, has."""
 
 import hmac
 from dataclasses import dataclass
@@ -72,8 +69,13 @@ class Callers:
 
 @lru_cache(maxsize=16_384)  # more than there are connections
 def _of_connection(connection: str) -> Caller:
-    host = unquote(connection.partition(":")[2].rpartition(":")[0])
-    return Caller(connection, host.strip("[]"), is_proxied=False)
+    return Caller(connection, host_and_port(connection)[0], is_proxied=False)
+
+
+def host_and_port(connection: str) -> tuple[str, str]:
+    """Return the callers' end of a connection that gRPC names."""
+    host, _, port = unquote(connection.partition(":")[2]).rpartition(":")
+    return host.strip("[]"), port
 
 
 def _authorization(token: Secret) -> bytes:

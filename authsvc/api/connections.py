@@ -1,7 +1,7 @@
 """The callers' connections, which gRPC owns: how many each address has, and the end of those that must go.
 
-Built and run by `app`; `interceptors` says whose must go. gRPC itself bounds connections in all,
-and has no way to close a single one, so it is done where the system has them: by their descriptors.
+gRPC itself bounds connections in all, and has no way to close a single one, so it is done where the system has them: by
+their descriptors.
 """
 
 import asyncio
@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import unquote
 
 import structlog
 
+from authsvc.api.callers import host_and_port
+from authsvc.runtime.clock import happens
 from authsvc.runtime.networks import Networks, Places, address_group
 
 Peer: TypeAlias = tuple[str, int]
@@ -56,9 +57,7 @@ class Connections:
         `in_use` returns those, as gRPC names them, on which there is a call with a token now.
         """
         while _DESCRIPTORS is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._wake.wait()
+            await happens(self._wake, _LOOK_SECONDS)
             self._wake.clear()
             unwanted, self._unwanted = self._unwanted, set()
             started = self._monotonic()
@@ -135,5 +134,5 @@ def _found(port: int) -> Iterator[tuple[socket.socket, Peer]]:
 
 
 def _peer(connection: str) -> Peer:
-    host, _, port = unquote(connection.partition(":")[2]).rpartition(":")
-    return host.strip("[]").partition("%")[0], int(port)
+    host, port = host_and_port(connection)
+    return host.partition("%")[0], int(port)

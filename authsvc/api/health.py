@@ -1,8 +1,7 @@
 """Whether the key service serves, overall and each of its services: the health protocol of gRPC.
 
-Registered by `app`, called by gRPC behind `interceptors`; `changes` tells it of the database. The servicer that comes
-with grpcio holds a lock while it writes to a watcher: a stranger who reads nothing would block all the others, and the
-end of the service.
+The servicer that comes with grpcio holds a lock while it writes to a watcher: a stranger who reads nothing would block
+all the others, and the end of the service.
 """
 
 from collections.abc import Iterable

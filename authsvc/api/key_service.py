@@ -1,41 +1,29 @@
-"""KeyService: protobuf to domain and back, nothing else.
-
-Registered by `app`, called by gRPC behind `interceptors`, which turns what is
-raised here into a status.
-"""
+"""KeyService: protobuf to domain and back, nothing else. `call_guard` turns what is raised here into a status."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
-from datetime import timedelta
-from functools import lru_cache
 from typing import Any, TypeVar
 
 import structlog
-from google.protobuf.duration_pb2 import Duration
 
 from authsvc.api import messages
 from authsvc.api.callers import Callers
 from authsvc.api.messages import Context
 from authsvc.client.api_key import ApiKey, Digest, digest_of
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import KeyId, ProjectId, generate_api_key, generate_key_id, parse_key_id, parse_project_id
 from authsvc.origins import OriginEntryError, normalise_list
-from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.key_cache import Index, IndexedKey
+from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.watch import Watch
-from authsvc.storage.key_store import ActiveKey, Key, KeyStore, NewKey, Revision, Revoked
-from authsvc.storage.lease_rows import INDEX_ID_PREFIX
+from authsvc.storage.key_store import Key, KeyStore, NewKey, Revision, Revoked, Snapshot
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 
 _log = structlog.get_logger("authsvc")
 _T = TypeVar("_T")
 
-_CACHE_TTL = Duration(seconds=60)
-# A key may be issued right after it was probed; callers that hold no lease should notice soon.
-_INVALID_CACHE_TTL = Duration(seconds=5)
 _BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
 _NAMED_MAX = 100  # holders in the answer to a mutation; the rest are counted
@@ -46,13 +34,12 @@ _WAIT_SECONDS_MAX = 25.0
 class KeyService(pb_grpc.KeyServiceServicer):
     """Issues, revokes and validates keys."""
 
-    def __init__(self, store: KeyStore, index: Index, watch: Watch, feed: ChangeFeed, callers: Callers) -> None:
-        """Serve from the store, which stays the caller's to close after `drain`."""
+    def __init__(self, store: KeyStore, cache: KeyCache, watch: Watch, callers: Callers) -> None:
         self._callers = callers
         self._store = store
-        self._index = index
+        self._cache = cache
         self._watch = watch
-        self._feed = feed
+        self._feed = watch.feed
         self._mutations: set[asyncio.Task[Any]] = set()
 
     async def drain(self) -> None:
@@ -61,48 +48,53 @@ class KeyService(pb_grpc.KeyServiceServicer):
             await asyncio.wait(self._mutations)
 
     async def Validate(self, request: pb.ValidateRequest, context: Context) -> pb.ValidateResponse:
-        """Answer with a verdict."""
-        digest = digest_of(request.api_key)
-        if digest is None:
-            return _invalid_key("", 0)
-        fact = self._index.recall(digest)
-        if fact is None:
-            snapshot = await self._index.read([digest])
-            return _verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(digest))
-        return _indexed_verdict(request, *fact)
+        """Return a verdict."""
+        found = self._from_memory(request)
+        return (
+            found
+            if isinstance(found, pb.ValidateResponse)
+            else _verdict(request, found, await self._cache.read([found]))
+        )
 
     async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
         """Answer each request with a verdict: from memory, and all others with one look at the database."""
-        return pb.BatchValidateResponse(responses=await self._answers(request.requests))
+        return pb.BatchValidateResponse(responses=await self._responses(request.requests))
 
     async def StreamValidate(
         self, request_iterator: AsyncIterator[pb.StreamValidateRequest], context: Context
     ) -> AsyncIterator[pb.StreamValidateResponse]:
         """Answer one batch after the other."""
         async for request in request_iterator:
-            yield pb.StreamValidateResponse(responses=await self._answers(request.requests))
+            yield pb.StreamValidateResponse(responses=await self._responses(request.requests))
 
-    async def _answers(self, requests: Sequence[pb.ValidateRequest]) -> list[pb.ValidateResponse]:
+    async def _responses(self, requests: Sequence[pb.ValidateRequest]) -> list[pb.ValidateResponse]:
         if len(requests) > _BATCH_MAX:
             raise InvalidArgumentError(f"{len(requests)} requests: {_BATCH_MAX} are the most")
-        answers: list[pb.ValidateResponse] = []
-        missing: dict[int, Digest] = {}
-        for position, entry in enumerate(requests):
-            digest = digest_of(entry.api_key)
-            if digest is None:
-                answers.append(_invalid_key("", 0))
-            elif (fact := self._index.recall(digest)) is not None:
-                answers.append(_indexed_verdict(entry, *fact))
-            else:
-                missing[position] = digest
-                answers.append(pb.ValidateResponse())
-        if missing:
-            with suppress(StoreUnavailableError):  # those that were found are answered all the same
-                snapshot = await self._index.read(list(missing.values()))
-                for position, digest in missing.items():
-                    key = snapshot.keys.get(digest)
-                    answers[position] = _verdict(requests[position], snapshot.epoch, snapshot.revision, key)
-        return answers
+        found = [self._from_memory(request) for request in requests]
+        snapshot = None
+        with suppress(StoreUnavailableError):  # those that were found are answered all the same
+            if missing := [each for each in found if isinstance(each, bytes)]:
+                snapshot = await self._cache.read(missing)
+        return [
+            each if isinstance(each, pb.ValidateResponse) else _verdict(request, each, snapshot)
+            for request, each in zip(requests, found, strict=True)
+        ]
+
+    def _from_memory(self, request: pb.ValidateRequest) -> pb.ValidateResponse | Digest:
+        """Return the verdict, or where the database has to be asked the digest of the key."""
+        digest = digest_of(request.api_key)
+        if digest is None:
+            return messages.invalid_key("", 0)
+        known = self._cache.get(digest)
+        if known is None:
+            return digest
+        epoch, revision, entry = known
+        if entry is None or not entry.key.origins.admits_all:
+            return messages.verdict(request, epoch, revision, entry.key if entry else None)
+        if entry.response_revision != revision:  # for a key that any origin may use it is the same message each time
+            entry.response, entry.response_revision = messages.verdict(request, epoch, revision, entry.key), revision
+        response: pb.ValidateResponse = entry.response
+        return response
 
     async def Issue(self, request: pb.IssueRequest, context: Context) -> pb.IssueResponse:
         """Create the project's key, and the project if it is new."""
@@ -126,14 +118,15 @@ class KeyService(pb_grpc.KeyServiceServicer):
         wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
         api_key, new_key = _new_key()
         outcome = await self._finish(self._revoke(project_id, key_id, new_key, _caller(context)))
-        response = pb.RevokeResponse(revoked_key=messages.key(outcome.key), revision=outcome.revision)
-        if outcome.next_key is None:
-            response.already_revoked = True  # rule 11: nothing was committed, and the wait is as for the first call
-        else:
-            response.api_key = api_key.reveal()
-            response.key.CopyFrom(messages.key(outcome.next_key))
-        response.propagation.CopyFrom(await self._propagate(outcome.revision, wait_seconds, answer_by))
-        return response
+        next_key = outcome.next_key
+        return pb.RevokeResponse(
+            api_key=api_key.reveal() if next_key else "",
+            key=messages.key(next_key) if next_key else None,
+            revoked_key=messages.key(outcome.key),
+            revision=outcome.revision,
+            propagation=await self._propagate(outcome.revision, wait_seconds, answer_by),
+            already_revoked=next_key is None,  # rule 11: nothing was committed, and the wait is as for the first call
+        )
 
     async def SetOrigins(self, request: pb.SetOriginsRequest, context: Context) -> pb.SetOriginsResponse:
         """Replace the project's origin list."""
@@ -156,10 +149,10 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
         async def keep_alives() -> AsyncIterator[KeepAlive]:
             async for request in request_iterator:
-                yield _keep_alive(request)
+                yield messages.keep_alive(request)
 
         async def send(event: Event) -> None:
-            await context.write(_event(event))
+            await context.write(messages.event(event))
 
         await self._watch.serve(keep_alives(), send, self._callers.caller(context).address)
 
@@ -185,26 +178,27 @@ class KeyService(pb_grpc.KeyServiceServicer):
     ) -> tuple[Key, tuple[str, ...], Revision]:
         known = self._feed.revision
         key, origins, revision = await self._store.issue(project_id, origins, new_key, caller)
-        self._feed.lose_unless_new(revision, known)
-        _log.info("key_issued", project_id=project_id, key_id=key.key_id, caller=caller, revision=revision)
+        self._committed("key_issued", known, revision, project_id=project_id, key_id=key.key_id, caller=caller)
         return key, origins, revision
 
     async def _revoke(self, project_id: ProjectId, key_id: KeyId | None, new_key: NewKey, caller: str) -> Revoked:
         known = self._feed.revision
         outcome = await self._store.revoke(project_id, key_id, new_key, caller)
         if outcome.next_key is not None:
-            self._feed.lose_unless_new(outcome.revision, known)
             ids = {"key_id": outcome.key.key_id, "next_key_id": outcome.next_key.key_id}
-            _log.info("key_revoked", project_id=project_id, **ids, caller=caller, revision=outcome.revision)
+            self._committed("key_revoked", known, outcome.revision, project_id=project_id, **ids, caller=caller)
         return outcome
 
     async def _set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
         known = self._feed.revision
         revision, is_new = await self._store.set_origins(project_id, origins, caller)
         if is_new:
-            self._feed.lose_unless_new(revision, known)
-            _log.info("origins_set", project_id=project_id, caller=caller, revision=revision)
+            self._committed("origins_set", known, revision, project_id=project_id, caller=caller)
         return revision, is_new
+
+    def _committed(self, event: str, known: int, revision: Revision, **fields: str) -> None:
+        self._feed.lose_unless_new(revision, known)
+        _log.info(event, **fields, revision=revision)
 
     async def _finish(self, mutation: Coroutine[Any, Any, _T]) -> _T:
         """Run a mutation to its end even if its caller goes away: it is either not begun or committed, never cut."""
@@ -223,33 +217,6 @@ def _wait_seconds(request: Any) -> float:
     if wait_seconds < 0:
         raise InvalidArgumentError("wait: must not be negative")
     return min(wait_seconds, _WAIT_SECONDS_MAX)
-
-
-def _keep_alive(request: pb.WatchRequest) -> KeepAlive:
-    if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
-        raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
-    if request.holder_id.startswith(INDEX_ID_PREFIX):
-        raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
-    for field, text, characters_max in (("name", request.name, 128), ("epoch", request.epoch, 32)):
-        if len(text) > characters_max or "\0" in text:
-            raise InvalidArgumentError(f"{field}: expected at most {characters_max} characters, without U+0000")
-    if request.applied_revision < 0:
-        raise InvalidArgumentError("applied_revision: must not be negative")
-    return KeepAlive(
-        request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.release
-    )
-
-
-def _event(event: Event) -> pb.WatchResponse:
-    match event:
-        case ChangeEvent():
-            return pb.WatchResponse(change=pb.ChangeEvent(revision=event.revision, key_digests=event.digests))
-        case LeaseEvent():
-            duration = messages.duration(timedelta(seconds=event.duration_seconds))
-            lease = pb.LeaseEvent(sequence=event.sequence, duration=duration, revision=event.revision)
-            return pb.WatchResponse(lease=lease)
-        case ResetEvent():
-            return pb.WatchResponse(reset=pb.ResetEvent(epoch=event.epoch, revision=event.revision))
 
 
 def _caller(context: Context) -> str:
@@ -275,37 +242,7 @@ def _new_key() -> tuple[ApiKey, NewKey]:
     return api_key, NewKey(generate_key_id(), api_key.digest)
 
 
-def _indexed_verdict(
-    request: pb.ValidateRequest, epoch: str, revision: int, entry: IndexedKey | None
-) -> pb.ValidateResponse:
-    """Return the verdict, for a key that any origin may use the same message each time: it is never changed."""
-    if entry is None or not entry.key.origins.admits_all:
-        return _verdict(request, epoch, revision, entry.key if entry else None)
-    if entry.answer_revision != revision:
-        entry.answer = _verdict(request, epoch, revision, entry.key)
-        entry.answer_revision = revision
-    answer: pb.ValidateResponse = entry.answer
-    return answer
-
-
-def _verdict(request: pb.ValidateRequest, epoch: str, revision: int, key: ActiveKey | None) -> pb.ValidateResponse:
-    if key is None:
-        return _invalid_key(epoch, revision)
-    admitted = key.origins.admits(request.origin if request.HasField("origin") else None)
-    return pb.ValidateResponse(
-        verdict=pb.VERDICT_ALLOWED if admitted else pb.VERDICT_ORIGIN_NOT_ALLOWED,
-        project_id=key.project_id,
-        key_id=key.key_id,
-        any_origin=key.origins.admits_all,
-        cache_ttl=_CACHE_TTL,
-        revision=revision,
-        epoch=epoch,
-    )
-
-
-@lru_cache(maxsize=8)
-def _invalid_key(epoch: str, revision: int) -> pb.ValidateResponse:
-    """Return the same message for all unknown keys, too."""
-    return pb.ValidateResponse(
-        verdict=pb.VERDICT_INVALID_KEY, any_origin=True, cache_ttl=_INVALID_CACHE_TTL, revision=revision, epoch=epoch
-    )
+def _verdict(request: pb.ValidateRequest, digest: Digest, snapshot: Snapshot | None) -> pb.ValidateResponse:
+    if snapshot is None:
+        return pb.ValidateResponse()
+    return messages.verdict(request, snapshot.epoch, snapshot.revision, snapshot.keys.get(digest))

@@ -1,13 +1,6 @@
-"""What callers may take up of the key service, and how those are slowed down who guess. No gRPC.
+"""What callers may take up of the key service."""
 
-`interceptors` and `connections` keep to it.
-"""
-
-from collections import OrderedDict
 from dataclasses import dataclass
-
-from authsvc.runtime.networks import address_group
-from authsvc.runtime.tally import ADDRESSES_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +47,3 @@ class CallLimits:
     """For the answer to such a ping."""
     ping_seconds_min: float = 10.0
     """A caller that pings more often while nothing is sent is cut off."""
-
-
-class Pace:
-    """Gives each address so many turns a second: the first second's at once, each further one in its time."""
-
-    def __init__(self, per_second: float, delay_seconds_max: float) -> None:
-        self._step_seconds = 1 / per_second
-        self._delay_seconds_max = delay_seconds_max
-        self._taken_until: OrderedDict[str, float] = OrderedDict()
-        """By address; the one that asked last is last."""
-
-    def delay_seconds(self, address: str, now: float) -> float | None:
-        """Take a turn; return how long from `now` it is, or None, and take none, where that is too long."""
-        group = address_group(address)
-        taken_until = max(self._taken_until.get(group, now), now)
-        delay = taken_until + self._step_seconds - now - 1.0
-        if delay > self._delay_seconds_max:
-            return None
-        self._taken_until[group] = taken_until + self._step_seconds
-        self._taken_until.move_to_end(group)
-        if len(self._taken_until) > ADDRESSES_MAX:
-            self._taken_until.popitem(last=False)
-        return max(0.0, delay)

@@ -1,9 +1,7 @@
-"""Protobuf messages of domain values, and what several services read from requests.
-
-The three servicers (`key_service`, `project_service`, `operations_service`) call it, and `interceptors`.
-"""
+"""Protobuf messages of domain values, and what several services read from requests."""
 
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import grpc
@@ -11,13 +9,17 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.client.api_key import PREFIX
+from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.errors import InvalidArgumentError
-from authsvc.storage.key_store import Key
-from authsvc.storage.lease_rows import LeaseRow
+from authsvc.storage.key_store import ActiveKey, Key
+from authsvc.storage.lease_rows import INDEX_ID_PREFIX, LeaseRow
 from authsvc.v1 import key_service_pb2 as pb
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the type checker only
 
+_CACHE_TTL = Duration(seconds=60)
+# A key may be issued right after it was probed; callers that hold no lease should notice soon.
+_INVALID_CACHE_TTL = Duration(seconds=5)
 _PAGE_SIZE_DEFAULT = 50
 _PAGE_SIZE_MAX = 100  # projects with 100 origins of 260 characters each are 2.6 MB, and gRPC's clients take 4 MiB
 
@@ -51,18 +53,14 @@ def holder(row: LeaseRow) -> pb.Holder:
 
 def key(key: Key) -> pb.Key:
     """Return a key's message."""
-    message = pb.Key(key_id=key.key_id, project_id=key.project_id, prefix=PREFIX, creator=key.creator)
-    message.create_time.CopyFrom(timestamp(key.create_time))
-    if key.revoke_time is not None:
-        message.revoke_time.CopyFrom(timestamp(key.revoke_time))
-    return message
-
-
-def duration(value: timedelta) -> Duration:
-    """Return a Duration."""
-    message = Duration()
-    message.FromTimedelta(value)
-    return message
+    return pb.Key(
+        key_id=key.key_id,
+        project_id=key.project_id,
+        prefix=PREFIX,
+        creator=key.creator,
+        create_time=timestamp(key.create_time),
+        revoke_time=timestamp(key.revoke_time) if key.revoke_time else None,
+    )
 
 
 def timestamp(value: datetime) -> Timestamp:
@@ -70,3 +68,56 @@ def timestamp(value: datetime) -> Timestamp:
     message = Timestamp()
     message.FromDatetime(value)
     return message
+
+
+def verdict(request: pb.ValidateRequest, epoch: str, revision: int, key: ActiveKey | None) -> pb.ValidateResponse:
+    """Return the verdict on a key, None for an unknown one, as of a revision."""
+    if key is None:
+        return invalid_key(epoch, revision)
+    admitted = key.origins.admits(request.origin if request.HasField("origin") else None)
+    return pb.ValidateResponse(
+        verdict=pb.VERDICT_ALLOWED if admitted else pb.VERDICT_ORIGIN_NOT_ALLOWED,
+        project_id=key.project_id,
+        key_id=key.key_id,
+        any_origin=key.origins.admits_all,
+        cache_ttl=_CACHE_TTL,
+        revision=revision,
+        epoch=epoch,
+    )
+
+
+@lru_cache(maxsize=8)
+def invalid_key(epoch: str, revision: int) -> pb.ValidateResponse:
+    """Return the same message for all unknown keys: it is never changed."""
+    return pb.ValidateResponse(
+        verdict=pb.VERDICT_INVALID_KEY, any_origin=True, cache_ttl=_INVALID_CACHE_TTL, revision=revision, epoch=epoch
+    )
+
+
+def keep_alive(request: pb.WatchRequest) -> KeepAlive:
+    """Return what a holder says; raise InvalidArgumentError."""
+    if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
+        raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
+    if request.holder_id.startswith(INDEX_ID_PREFIX):
+        raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
+    for field, text, characters_max in (("name", request.name, 128), ("epoch", request.epoch, 32)):
+        if len(text) > characters_max or "\0" in text:
+            raise InvalidArgumentError(f"{field}: expected at most {characters_max} characters, without U+0000")
+    if request.applied_revision < 0:
+        raise InvalidArgumentError("applied_revision: must not be negative")
+    return KeepAlive(
+        request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.release
+    )
+
+
+def event(event: Event) -> pb.WatchResponse:
+    """Return what a holder is told."""
+    match event:
+        case ChangeEvent():
+            return pb.WatchResponse(change=pb.ChangeEvent(revision=event.revision, key_digests=event.digests))
+        case LeaseEvent():
+            lease = pb.LeaseEvent(sequence=event.sequence, revision=event.revision)
+            lease.duration.FromTimedelta(timedelta(seconds=event.duration_seconds))
+            return pb.WatchResponse(lease=lease)
+        case ResetEvent():
+            return pb.WatchResponse(reset=pb.ResetEvent(epoch=event.epoch, revision=event.revision))

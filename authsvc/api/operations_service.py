@@ -1,7 +1,4 @@
-"""OperationsService: who holds leases, and the audit trail, as messages.
-
-Registered by `app`, called by gRPC behind `interceptors`.
-"""
+"""OperationsService: who holds leases, and the audit trail, as messages."""
 
 from collections.abc import Mapping
 from heapq import nsmallest
@@ -14,36 +11,31 @@ from authsvc.keys import KeyId, parse_project_id
 from authsvc.storage.key_store import Change, ChangeKind, KeyStore, Revision
 from authsvc.storage.lease_rows import LeaseRow
 from authsvc.storage.lease_store import LeaseStore
-from authsvc.v1 import operations_service_pb2 as operations_pb2
-from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
+from authsvc.v1 import operations_service_pb2 as pb
+from authsvc.v1 import operations_service_pb2_grpc as pb_grpc
 
 _HOLDERS_MAX = 5000  # of at most 650 bytes, since clients take 4 MiB
 
 
-class OperationsService(operations_pb2_grpc.OperationsServiceServicer):
+class OperationsService(pb_grpc.OperationsServiceServicer):
     """Shows operators who holds leases, and the audit trail."""
 
     def __init__(self, store: KeyStore, leases: LeaseStore) -> None:
-        """Read from both, which stay the caller's to close."""
         self._store = store
         self._leases = leases
 
-    async def ListHolders(
-        self, request: operations_pb2.ListHoldersRequest, context: Context
-    ) -> operations_pb2.ListHoldersResponse:
+    async def ListHolders(self, request: pb.ListHoldersRequest, context: Context) -> pb.ListHoldersResponse:
         """Return who may reuse verdicts."""
         rows, state = await self._leases.rows()
         named = nsmallest(_HOLDERS_MAX, rows, key=lambda row: (not row.has_confirmed(state.epoch), _by_name(row)))
-        return operations_pb2.ListHoldersResponse(
+        return pb.ListHoldersResponse(
             holders=map(messages.holder, sorted(named, key=_by_name)),
             revision=state.revision,
             now=messages.timestamp(state.time),
             epoch=state.epoch,
         )
 
-    async def ListChanges(
-        self, request: operations_pb2.ListChangesRequest, context: Context
-    ) -> operations_pb2.ListChangesResponse:
+    async def ListChanges(self, request: pb.ListChangesRequest, context: Context) -> pb.ListChangesResponse:
         """Return a page of the audit trail."""
         if request.after_revision < 0 or request.before_revision < 0:
             raise InvalidArgumentError("after_revision, before_revision: must not be negative")
@@ -55,14 +47,14 @@ class OperationsService(operations_pb2_grpc.OperationsServiceServicer):
             is_newest_first=request.newest_first,
         )
         key_ids = await self._store.key_ids(changes)
-        return operations_pb2.ListChangesResponse(changes=[_change(change, key_ids) for change in changes])
+        return pb.ListChangesResponse(changes=[_change(change, key_ids) for change in changes])
 
 
 def _by_name(row: LeaseRow) -> tuple[str, str]:
     return row.name, row.holder_id
 
 
-def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> operations_pb2.Change:
+def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> pb.Change:
     ids = [key_ids.get(digest, "") for digest in change.invalidated_digests]
     issued = revoked = ""
     match change.kind, ids:  # in the order of `Change.invalidated_digests`
@@ -70,7 +62,7 @@ def _change(change: Change, key_ids: Mapping[Digest, KeyId]) -> operations_pb2.C
             pass
         case ChangeKind.REVOKE, [revoked, issued]:
             pass
-    return operations_pb2.Change(
+    return pb.Change(
         revision=change.revision,
         kind=change.kind,
         project_id=change.project_id,

@@ -1,16 +1,14 @@
-"""ProjectService: projects and keys as messages, page by page.
-
-Registered by `app`, called by gRPC behind `interceptors`.
-"""
+"""ProjectService: projects and keys as messages, page by page."""
 
 import base64
-import binascii
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 from authsvc.api import messages
 from authsvc.api.messages import Context
 from authsvc.errors import InvalidArgumentError
-from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, ProjectId, parse_project_id
+from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, parse_project_id
 from authsvc.origins import (
     ENTRIES_MAX,
     OriginEntryError,
@@ -20,34 +18,31 @@ from authsvc.origins import (
     public_suffix_reason,
 )
 from authsvc.storage.key_store import KeyStore, Project, Revision
-from authsvc.v1 import key_service_pb2 as pb
-from authsvc.v1 import project_service_pb2 as project_pb2
-from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
+from authsvc.v1 import key_service_pb2 as key_pb
+from authsvc.v1 import project_service_pb2 as pb
+from authsvc.v1 import project_service_pb2_grpc as pb_grpc
+
+_T = TypeVar("_T")
 
 _CHECKED_ORIGINS_MAX = 1000
 _REVISION = re.compile(r"[0-9]{1,18}")  # which is below 2^63
 
 
-class ProjectService(project_pb2_grpc.ProjectServiceServicer):
+class ProjectService(pb_grpc.ProjectServiceServicer):
     """Reads projects and keys."""
 
     def __init__(self, store: KeyStore) -> None:
-        """Read from the store, which stays the caller's to close."""
         self._store = store
 
-    async def GetProject(
-        self, request: project_pb2.GetProjectRequest, context: Context
-    ) -> project_pb2.GetProjectResponse:
+    async def GetProject(self, request: pb.GetProjectRequest, context: Context) -> pb.GetProjectResponse:
         """Return one project."""
         project = await self._store.project(parse_project_id(request.project_id))
-        return project_pb2.GetProjectResponse(project=_project(project))
+        return pb.GetProjectResponse(project=_project(project))
 
-    async def ListProjects(
-        self, request: project_pb2.ListProjectsRequest, context: Context
-    ) -> project_pb2.ListProjectsResponse:
+    async def ListProjects(self, request: pb.ListProjectsRequest, context: Context) -> pb.ListProjectsResponse:
         """Return a page of projects."""
         size = messages.page_size(request.page_size)
-        after = _project_position(request.page_token) if request.page_token else ""
+        after = _position(request.page_token, parse_project_id) if request.page_token else ""
         if len(request.query) > PROJECT_ID_CHARACTERS_MAX:  # SQLite refuses patterns that are far longer
             raise InvalidArgumentError(
                 f"query: longer than {PROJECT_ID_CHARACTERS_MAX} characters, as no project id is"
@@ -56,20 +51,18 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
             raise InvalidArgumentError("query: must not contain U+0000")
         projects = await self._store.projects(after=after, limit=size + 1, containing=request.query)
         token = _page_token(projects[size - 1].project_id) if len(projects) > size else ""
-        return project_pb2.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
+        return pb.ListProjectsResponse(projects=map(_project, projects[:size]), next_page_token=token)
 
-    async def ListKeys(self, request: project_pb2.ListKeysRequest, context: Context) -> project_pb2.ListKeysResponse:
+    async def ListKeys(self, request: pb.ListKeysRequest, context: Context) -> pb.ListKeysResponse:
         """Return a page of a project's keys."""
         project_id = parse_project_id(request.project_id)
         size = messages.page_size(request.page_size)
-        before = _revision_position(request.page_token) if request.page_token else None
+        before = _position(request.page_token, _parse_revision) if request.page_token else None
         keys = await self._store.keys(project_id, before=before, limit=size + 1)
         token = _page_token(str(keys[size - 1].create_revision)) if len(keys) > size else ""
-        return project_pb2.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
+        return pb.ListKeysResponse(keys=map(messages.key, keys[:size]), next_page_token=token)
 
-    async def CheckOrigins(
-        self, request: project_pb2.CheckOriginsRequest, context: Context
-    ) -> project_pb2.CheckOriginsResponse:
+    async def CheckOrigins(self, request: pb.CheckOriginsRequest, context: Context) -> pb.CheckOriginsResponse:
         """Say what a list would be stored as, and which origins it would admit."""
         if len(request.entries) > ENTRIES_MAX or len(request.origins) > _CHECKED_ORIGINS_MAX:
             raise InvalidArgumentError(
@@ -79,57 +72,46 @@ class ProjectService(project_pb2_grpc.ProjectServiceServicer):
         checks = [_entry_check(entry, request.allow_public_suffix) for entry in request.entries]
         entries = [check.entry for check in checks if check.entry]
         listed = OriginList(entries)
-        answer = project_pb2.CheckOriginsResponse(entries=checks)
+        response = pb.CheckOriginsResponse(entries=checks)
         for origin in request.origins:
             admitting = listed.admitting_entries(origin)
             first = next((entry for entry in entries if entry in admitting), "")
-            answer.origins.add(admitted=bool(first) or not checks, entry=first)
-        return answer
+            response.origins.add(admitted=bool(first) or not checks, entry=first)
+        return response
 
 
-def _entry_check(entry: str, allow_public_suffix: bool) -> project_pb2.EntryCheck:
+def _entry_check(entry: str, allow_public_suffix: bool) -> pb.EntryCheck:
     try:
         normalised = normalise_entry(entry)
     except OriginEntryError as error:
-        return project_pb2.EntryCheck(error=error.reason)
+        return pb.EntryCheck(error=error.reason)
     suffix = admitted_public_suffix(normalised)
     if suffix and not allow_public_suffix:
-        return project_pb2.EntryCheck(error=public_suffix_reason(suffix), public_suffix=suffix)
-    return project_pb2.EntryCheck(entry=normalised, public_suffix=suffix)
+        return pb.EntryCheck(error=public_suffix_reason(suffix), public_suffix=suffix)
+    return pb.EntryCheck(entry=normalised, public_suffix=suffix)
 
 
 def _page_token(position: str) -> str:
     return base64.urlsafe_b64encode(position.encode()).decode()
 
 
-def _project_position(token: str) -> ProjectId:
+def _position(token: str, parse: Callable[[str], _T]) -> _T:
     try:
-        return parse_project_id(_page_position(token))
-    except InvalidArgumentError:
-        raise _bad_page_token() from None
+        return parse(base64.b64decode(token, altchars=b"-_", validate=True).decode())
+    except (ValueError, InvalidArgumentError):
+        raise InvalidArgumentError("page_token: not one that a response carried") from None
 
 
-def _revision_position(token: str) -> Revision:
-    position = _page_position(token)
-    if _REVISION.fullmatch(position) is None:
-        raise _bad_page_token()
-    return Revision(int(position))
+def _parse_revision(text: str) -> Revision:
+    if _REVISION.fullmatch(text) is None:
+        raise ValueError
+    return Revision(int(text))
 
 
-def _page_position(token: str) -> str:
-    try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise _bad_page_token() from None
-
-
-def _bad_page_token() -> InvalidArgumentError:
-    return InvalidArgumentError("page_token: not one that a response carried")
-
-
-def _project(project: Project) -> pb.Project:
-    message = pb.Project(project_id=project.project_id, origins=project.origins)
-    message.create_time.CopyFrom(messages.timestamp(project.create_time))
-    if project.active_key is not None:
-        message.active_key.CopyFrom(messages.key(project.active_key))
-    return message
+def _project(project: Project) -> key_pb.Project:
+    return key_pb.Project(
+        project_id=project.project_id,
+        origins=project.origins,
+        create_time=messages.timestamp(project.create_time),
+        active_key=messages.key(project.active_key) if project.active_key else None,
+    )

@@ -1,7 +1,7 @@
 """What becomes of callers that are refused, and of those that do not take what they are told. No gRPC.
 
-`interceptors` asks it before and while it ends a call. gRPC counts a call among a connection's until its caller has
-taken how it ended, and waits for that for as long as the caller likes.
+gRPC counts a call among a connection's until its caller has taken how it ended, and waits for that for as long as the
+caller likes.
 """
 
 import asyncio
@@ -12,13 +12,36 @@ from contextlib import asynccontextmanager, contextmanager
 import structlog
 
 from authsvc.api.callers import Caller
-from authsvc.api.limits import CallLimits, Pace
-from authsvc.runtime.networks import Networks, Places
-from authsvc.runtime.tally import Tally
+from authsvc.api.limits import CallLimits
+from authsvc.runtime.networks import Networks, Places, address_group
+from authsvc.runtime.tally import ADDRESSES_MAX, Tally
 
 _log = structlog.get_logger("authsvc")
 
 _CLOSING_MAX = 1000
+
+
+class Pace:
+    """Gives each address so many turns a second: the first second's at once, each further one in its time."""
+
+    def __init__(self, per_second: float, delay_seconds_max: float) -> None:
+        self._step_seconds = 1 / per_second
+        self._delay_seconds_max = delay_seconds_max
+        self._taken_until: OrderedDict[str, float] = OrderedDict()
+        """By address; the one that asked last is last."""
+
+    def delay_seconds(self, address: str, now: float) -> float | None:
+        """Take a turn; return how long from `now` it is, or None, and take none, where that is too long."""
+        group = address_group(address)
+        taken_until = max(self._taken_until.get(group, now), now)
+        delay = taken_until + self._step_seconds - now - 1.0
+        if delay > self._delay_seconds_max:
+            return None
+        self._taken_until[group] = taken_until + self._step_seconds
+        self._taken_until.move_to_end(group)
+        if len(self._taken_until) > ADDRESSES_MAX:
+            self._taken_until.popitem(last=False)
+        return max(0.0, delay)
 
 
 class Refusals:

@@ -14,7 +14,7 @@ from typing import NoReturn, TypeVar
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient, CallError, RefusedError
 from authsvc.client.channel import ClientTls, FixedToken, TokenFile
-from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, PREFIX, Config
+from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, Config, token_variable
 from authsvc.runtime.commands import REFUSED, UNAVAILABLE, fail, note, run
 from authsvc.runtime.environment import ConfigurationError, Secret
 
@@ -92,7 +92,7 @@ def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
     configured = {ADMIN_TOKEN_FILE: config.admin_token, BRIDGE_TOKEN_FILE: config.bridge_token}
     for file in role_files:
         if (token := configured[file]) is not None:
-            return token, _variable(file)
+            return token, token_variable(file)
     reasons = []
     for file in role_files:
         path = config.state_dir / file
@@ -101,12 +101,8 @@ def _token(config: Config, role_files: Sequence[str]) -> tuple[Secret, str]:
         except KeyServiceUnavailableError as error:
             reasons.append(error)
     raise ConfigurationError(
-        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state directory, or {_variable(role_files[0])}"
+        f"{reasons[0]}. Set AUTHSVC_STATE_DIR to the key service's state directory, or {token_variable(role_files[0])}"
     )
-
-
-def _variable(role_file: str) -> str:
-    return PREFIX + role_file.upper().replace("-", "_")
 
 
 async def all_pages(read: Callable[..., Awaitable[tuple[Sequence[_T], str]]]) -> list[_T]:

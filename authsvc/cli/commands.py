@@ -19,13 +19,18 @@ import structlog
 from authsvc.cli.admin_commands import ADMIN_COMMANDS
 from authsvc.config import Config
 from authsvc.errors import StoreUnavailableError
-from authsvc.runtime import core_dumps
 from authsvc.runtime.commands import REFUSED, UNAVAILABLE, Commands, announce, fail, note, run, show
+from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.logging import configure
-from authsvc.runtime.scheduling import use_batch_scheduling
-from authsvc.runtime.standard_streams import open_missing
-from authsvc.runtime.workers import PLACE, Link, Place, ignore_other_signals, run_workers, stop_at_signals
+from authsvc.runtime.process import (
+    ignore_other_signals,
+    open_missing_streams,
+    stop_at_signals,
+    turn_off_core_dumps,
+    use_batch_scheduling,
+)
+from authsvc.runtime.workers import run_workers
 
 _T = TypeVar("_T")
 
@@ -39,8 +44,8 @@ def main() -> None:
 
     Configured by AUTHSVC_… environment variables: see docs/configuration.md.
     """
-    core_dumps.turn_off()
-    open_missing()
+    turn_off_core_dumps()
+    open_missing_streams()
 
 
 for _command in ADMIN_COMMANDS:
@@ -69,15 +74,15 @@ def serve() -> None:
 
 
 @main.command(hidden=True)
-@click.argument("place", type=PLACE)
-def worker(place: Place) -> None:
+@click.argument("spec", type=WorkerSpec.parse)
+def worker(spec: WorkerSpec) -> None:
     """Be one of the processes of `serve`, which starts it."""
-    config = msgspec.structs.replace(_service_config(place), listen=place.address)
+    config = msgspec.structs.replace(_service_config(spec), listen=spec.address)
     from authsvc import app  # noqa: PLC0415 - as above
 
     async def work() -> None:
-        with Link(place) as link:
-            await app.serve(config, stop_at_signals(), lambda _: link.ready(), link=link)
+        async with ControlChannel(spec) as channel:
+            await app.serve(config, stop_at_signals(), lambda _: channel.ready(), channel=channel)
 
     use_batch_scheduling()
     _run(work())
@@ -123,11 +128,11 @@ def dev_certs(directory: Path) -> None:
     show(certificates.exports(directory), ends_line=False)
 
 
-def _service_config(place: Place | None = None) -> Config:
+def _service_config(spec: WorkerSpec | None = None) -> Config:
     """Return the configuration of a process that serves, after what all of those do first."""
     ignore_other_signals()
     config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format, place.name if place else None)
+    configure(config.log_level, config.log_format, spec.name if spec else None)
     return config
 
 

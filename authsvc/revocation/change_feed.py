@@ -1,20 +1,21 @@
 """The change feed: what was committed, here or by another process, brought to everyone in this one who waits for it.
 
-`watch` reads it. Woken in-process by `wake`, across replicas by PostgreSQL's
-LISTEN/NOTIFY, among the workers of one service on SQLite by each other, and by polling
-beneath all of them: a notification can be lost.
+Woken in-process by `wake`, across replicas by PostgreSQL's LISTEN/NOTIFY, among the workers of one service on SQLite by
+each other, and by polling beneath all of them: a notification can be lost.
 """
 
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import structlog
 
 from authsvc.client.lease_messages import ChangeEvent
 from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
+from authsvc.runtime.clock import happens
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.storage.bookmark import Bookmark
 from authsvc.storage.database import Database
@@ -63,6 +64,18 @@ class Outage:
         self._tell = tell
         self.is_lost = False
 
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Go on whatever happens meanwhile, and take note of it. That the database is unavailable, the feed says."""
+        try:
+            yield
+        except StoreUnavailableError:
+            pass
+        except Exception as error:  # noqa: BLE001 - see above
+            self.failed(error)
+        else:
+            self.worked()
+
     def failed(self, error: Exception) -> None:
         """Take note of a failure."""
         if not self.is_lost:
@@ -89,16 +102,15 @@ class ChangeFeed:
         store: KeyStore,
         leases: LeaseStore,
         clock: Callable[[], float],
-        tell_others: Callable[[], None] = lambda: None,
         *,
         bookmark: Bookmark | None = None,
         tell_outage: Callable[[bool], None] = lambda _: None,
     ) -> None:
         """Know nothing yet; `open` reads where things stand.
 
-        `clock`, in seconds, counts while the machine is suspended, as the database's does (rule 12). `tell_others`
-        makes other processes call `look`, where the database does not notify them. The bookmark is what was seen
-        before this process began. `tell_outage` is told whether the database can be read, each time that this changes.
+        `clock`, in seconds, counts while the machine is suspended, as the database's does (rule 12). The bookmark is
+        what was seen before this process began. `tell_outage` is told whether the database can be read, each time that
+        this changes.
         """
         self.epoch = ""
         self.revision = 0
@@ -107,6 +119,8 @@ class ChangeFeed:
 
         Also when it has gone on since, and other changes have the numbers of those that were lost.
         """
+        self.tell_others: Callable[[], None] = lambda: None
+        """Makes other processes call `look`, where the database does not notify them."""
         self.moved = Notifier()
         """Beats when there are new changes, or a new epoch."""
         self.leases_moved = Notifier()
@@ -115,7 +129,6 @@ class ChangeFeed:
         self._store = store
         self._leases = leases
         self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
-        self._tell_others = tell_others
         self._wake = asyncio.Event()
         self._last_mark = ""
         """Of the change at `revision`."""
@@ -131,15 +144,13 @@ class ChangeFeed:
         await self._start_from(state)
         seen = None if self._bookmark is None else self._bookmark.seen
         if seen is not None and seen.epoch == state.epoch and not await self._has(seen.revision, seen.mark, state):
-            self._lose(state, seen.revision)
+            self._lose(min(state.revision, seen.revision - 1), seen.revision)
         self._note()
 
     def lose_unless_new(self, revision: int, known: int) -> None:
         """Take note of a mutation that got the revision; `known` was this process's revision before it began."""
         if revision <= known and not self.has_lost_revisions:
-            _log.error("revisions_lost", after=revision - 1, known=known, remedy=REMEDY)
-            self.has_lost_revisions = True
-            self.moved.notify_all()
+            self._lose(revision - 1, known)
 
     def time(self) -> datetime:
         """Return the database's clock without asking it: what it said last, and the time since; not too early."""
@@ -156,12 +167,12 @@ class ChangeFeed:
     def wake(self) -> None:
         """Look now, and let others: this process has committed a change."""
         self.look()
-        self._tell_others()
+        self.tell_others()
 
     def leases_renewed(self) -> None:
         """Wake everyone who waits for leases, here and elsewhere: this process has committed some."""
         self.leases_moved.notify_all()
-        self._tell_others()
+        self.tell_others()
 
     def look(self) -> None:
         """Look now: another process has committed something."""
@@ -188,11 +199,7 @@ class ChangeFeed:
                 self._outage.failed(error)
                 if isinstance(error, StoreOverwrittenError) and self._bookmark is not None:
                     self._bookmark.spoil()
-            try:
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+            await happens(self._wake, _POLL_SECONDS)
 
     async def _advance(self) -> bool:
         """Take in a page of changes; return whether there was any."""
@@ -209,14 +216,14 @@ class ChangeFeed:
             state.revision < self.revision
             or (self._outage.is_lost and not await self._has(self.revision, self._last_mark, state))
         ):
-            self._lose(state, self.revision)
+            self._lose(min(state.revision, self.revision - 1), self.revision)
         if state.revision <= self.revision:
             return False
         changes = await self._store.changes(after=Revision(max(0, self.revision - 1)), limit=_PAGE + 1)
         if self.revision and changes:
             last, *changes = changes
             if not self.has_lost_revisions and _mark(last) != self._last_mark:
-                self._lose(state, self.revision)
+                self._lose(self.revision - 1, self.revision)
         if not changes:
             raise StoreUnavailableError(f"the changes after {self.revision} are missing, up to {state.revision}")
         self._recent.extend(map(_event, changes))
@@ -237,8 +244,8 @@ class ChangeFeed:
         found = await self._store.changes(after=Revision(revision - 1), limit=1)
         return bool(found) and (found[0].revision, _mark(found[0])) == (revision, mark)
 
-    def _lose(self, state: StoreState, known: int) -> None:
-        _log.error("revisions_lost", after=min(state.revision, known - 1), known=known, remedy=REMEDY)
+    def _lose(self, after: int, known: int) -> None:
+        _log.error("revisions_lost", after=after, known=known, remedy=REMEDY)
         self.has_lost_revisions = True
         self.moved.notify_all()
 
@@ -256,13 +263,8 @@ class ChangeFeed:
     async def _listen(self) -> None:
         outage = Outage("notifications_lost", "notifications_back")  # polling goes on meanwhile
         while True:
-            try:
+            with outage.noting():
                 await self._database.listen(CHANNEL, self.look)
-                outage.worked()
-            except StoreUnavailableError:
-                pass  # polling says so
-            except Exception as error:  # noqa: BLE001 - see Outage
-                outage.failed(error)
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 

@@ -1,14 +1,11 @@
 """The keys that this process knows: one more holder of the lease protocol, inside the key service.
 
-`key_service` asks it about every key, and `app` runs it. It is connected to `watch` like any
-bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it answers from
-memory under a live lease alone, with the revision that it has applied, and otherwise from
-the database.
+It is connected to `watch` like any bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it
+answers from memory under a live lease alone, with the revision that it has applied, and otherwise from the database.
 
-It holds a lease while the service is busy, and releases its lease afterwards: where a look-up now
-and then is all there is to save, revocations need not wait for one holder more, nor
-keep-alives be committed. The lease is short, because revocations wait for its end when the
-process was killed.
+It holds a lease while the service is busy, and releases it afterwards: where a lookup now and then is all there is to
+save, revocations need not wait for one holder more, nor keep-alives be committed. The lease is short, because
+revocations wait for its end when the process was killed.
 """
 
 import asyncio
@@ -16,9 +13,8 @@ import random
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -29,6 +25,7 @@ from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
+from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import ActiveKey, KeyStore, Snapshot
 from authsvc.storage.lease_rows import INDEX_ID_PREFIX
 
@@ -48,7 +45,7 @@ _Key = TypeVar("_Key")
 _log = structlog.get_logger("authsvc")
 
 
-class KeyCache(Generic[_Key]):
+class CachedKeys(Generic[_Key]):
     """What is known of digests: whose active key each is, or that it is none. Pure.
 
     Digests that are no key have a room of their own, so that probing cannot push out keys.
@@ -57,32 +54,25 @@ class KeyCache(Generic[_Key]):
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
         """In each room the least recently used digest leaves first.
 
-        The defaults come to about 25 MB, and 70 MB with the answers that `IndexedKey` has room for.
+        The defaults come to about 25 MB, and 70 MB with the responses that `CachedKey` has room for.
         """
-        self._keys: OrderedDict[Digest, _Key] = OrderedDict()
-        self._unknown: OrderedDict[Digest, None] = OrderedDict()
+        self._keys: OrderedDict[Digest, _Key | None] = OrderedDict()
+        self._unknown: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._keys_max = keys_max
         self._unknown_max = unknown_max
 
     def get(self, digest: Digest) -> _Key | None:
         """Return whose key the digest is, None for nobody's. Raises KeyError when that is not known."""
-        key = self._keys.get(digest)
-        if key is None:
-            self._unknown.move_to_end(digest)
-        else:
-            self._keys.move_to_end(digest)
-        return key
+        room = self._keys if digest in self._keys else self._unknown
+        room.move_to_end(digest)
+        return room[digest]
 
     def put(self, digest: Digest, key: _Key | None) -> None:
         """Note whose key a digest is."""
-        if key is None:
-            self._unknown[digest] = None
-            if len(self._unknown) > self._unknown_max:
-                self._unknown.popitem(last=False)
-        else:
-            self._keys[digest] = key
-            if len(self._keys) > self._keys_max:
-                self._keys.popitem(last=False)
+        room, count_max = (self._unknown, self._unknown_max) if key is None else (self._keys, self._keys_max)
+        room[digest] = key
+        if len(room) > count_max:
+            room.popitem(last=False)
 
     def drop(self, digest: Digest) -> None:
         """Forget what is known of a digest."""
@@ -95,23 +85,15 @@ class KeyCache(Generic[_Key]):
         self._unknown.clear()
 
 
-class IndexedKey(msgspec.Struct):
+class CachedKey(msgspec.Struct):
     """A key, and room for what the asker made of it at a revision, which does for many requests."""
 
     key: ActiveKey
-    answer: Any = None
-    answer_revision: int = -1
+    response: Any = None
+    response_revision: int = -1
 
 
-class CacheEntry(NamedTuple):
-    """Whose key a digest is, None for nobody's, and the revision that this is known as of."""
-
-    epoch: str
-    revision: int
-    entry: IndexedKey | None
-
-
-class Index:
+class KeyCache:
     """Answers from memory where that is allowed. Made and used in one event loop; `run` is its life."""
 
     def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
@@ -121,7 +103,7 @@ class Index:
         self._watch = watch
         self._name = name
         self._clock = clock
-        self._known: KeyCache[IndexedKey] = KeyCache()
+        self._known: CachedKeys[CachedKey] = CachedKeys()
         self._holder = self._new_holder()
         self._due = asyncio.Event()
         """A keep-alive is: it acknowledges a change, or releases its lease."""
@@ -137,8 +119,8 @@ class Index:
         # Rule 8: a new id each time, since the last one released its lease.
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
-    def recall(self, digest: Digest) -> CacheEntry | None:
-        """Return what is known of a digest, None where the database has to be asked."""
+    def get(self, digest: Digest) -> tuple[str, int, CachedKey | None] | None:
+        """Return as of which epoch and revision whose key a digest is; None where the database has to be asked."""
         now = self._clock()  # rule 2: read at every use, after the request arrived
         self._uses += 1
         if self._uses >= _BUSY_KEYS:
@@ -150,7 +132,7 @@ class Index:
         if not holder.is_live(now) or self._standing.is_lost:
             return None
         try:
-            return CacheEntry(holder.epoch, holder.applied_revision, self._known.get(digest))
+            return holder.epoch, holder.applied_revision, self._known.get(digest)
         except KeyError:
             return None
 
@@ -160,7 +142,7 @@ class Index:
         if self._holder.may_keep(snapshot.revision, snapshot.epoch):  # rule 4
             for digest in digests:
                 key = snapshot.keys.get(digest)
-                self._known.put(digest, None if key is None else IndexedKey(key))
+                self._known.put(digest, None if key is None else CachedKey(key))
         return snapshot
 
     async def run(self) -> None:
@@ -179,9 +161,7 @@ class Index:
         self._leaving = True
         self._wanted.set()
         self._due.set()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_GOODBYE_SECONDS_MAX):
-                await self._left.wait()
+        await happens(self._left, _GOODBYE_SECONDS_MAX)
 
     async def _hold(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
@@ -210,9 +190,7 @@ class Index:
         """Yield what a bridge would send. The next one is asked for when the lease of the last is committed."""
         yield keep_alive
         while self._is_wanted():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._holder.renew_at() - self._clock()):
-                    await self._due.wait()
+            await happens(self._due, self._holder.renew_at() - self._clock())
             self._due.clear()
             if self._is_wanted():
                 yield self._holder.renew(self._clock())

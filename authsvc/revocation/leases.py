@@ -1,8 +1,6 @@
 """The service's side of the lease protocol: what a stream is sent, and by when a change holds everywhere. Pure.
 
-`watch` feeds it what the database and the streams bring. It has no I/O and no clock of
-its own. The rules are those of docs/watch-protocol.md, by number; those that are the
-database's to keep are in `lease_store`.
+The rules are those of docs/watch-protocol.md, by number; those that are the database's to keep are in `lease_store`.
 """
 
 from collections.abc import Iterable, Sequence

@@ -22,7 +22,7 @@ import uvloop
 
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import traceback_without_text
-from authsvc.runtime.standard_streams import discard
+from authsvc.runtime.process import discard
 from authsvc.runtime.workers import StartFailedError
 
 REFUSED = 1

@@ -1,23 +1,46 @@
 """Configuration from environment variables, and the types its values have.
 
-Each service declares a frozen msgspec struct whose fields, prefixed and in upper
-case, are its variables; `read` fills it and names the variable that is wrong.
+Each service declares a frozen msgspec struct whose fields, prefixed and in upper case, are its variables; `read` fills
+it and names the variable that is wrong. A misspelt name stops the start, so that no setting is taken to be in force
+that is not.
 """
 
 import ipaddress
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, Self, TypeVar, get_args
 
 import msgspec
 
-from authsvc.runtime.known_variables import unknown_variable
 from authsvc.runtime.networks import Networks
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+
+_NAMES = {
+    "AUTHSVC_": """
+        ADDRESS ADMIN_TOKEN ALLOW_INSECURE API_KEY BRIDGE_TOKEN CA CLIENT_CERT CLIENT_KEY DATABASE_URL
+        LEASE_MARGIN_SECONDS LEASE_SECONDS LISTEN LOG_FORMAT LOG_LEVEL REFLECTION STATE_DIR TLS_CERT TLS_CLIENT_CA
+        TLS_KEY TRUSTED_PROXIES WORKERS
+    """,
+    "HTTPBRIDGE_": """
+        ADMIN_TOKEN ALLOW_INSECURE BODY_BYTES_MAX BYTES_PER_MINUTE CACHE_TTL_SECONDS DASHBOARD_LISTEN DASHBOARD_TOKEN
+        KEEPALIVE_SECONDS KEY_SERVICE KEY_SERVICE_CA KEY_SERVICE_CERT KEY_SERVICE_CERT_KEY KEY_SERVICE_TOKEN LISTEN
+        LOG_FORMAT LOG_LEVEL LOG_STORE_URL PUBLIC_URL RATE_LIMIT_PER_MINUTE STATE_DIR TLS_CERT TLS_KEY TRUSTED_PROXIES
+        WORKERS
+    """,
+}
+KNOWN = frozenset(prefix + name for prefix, names in _NAMES.items() for name in names.split())
+"""The variables of both services. Each knows the other's: they are often set together, and one is taken for the other.
+
+A test holds them to what the services read.
+"""
+
+# Kubernetes for each Service in the namespace, Docker for each link; theirs may be called authsvc or httpbridge.
+_INJECTED = re.compile(r".+_(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT|PORT_\d+_(?:TCP|UDP)(?:_.+)?)")
 
 _SWITCH_WORDS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 """Besides what msgspec takes: true, false, 1, 0."""
@@ -70,14 +93,11 @@ class Token(Secret):
         return cls(text)
 
 
-class Address:
+class Address(NamedTuple):
     """A host and a port to connect to. The host of an IPv6 literal is kept without brackets."""
 
-    __slots__ = ("host", "port")
-
-    def __init__(self, host: str, port: int) -> None:
-        self.host = host
-        self.port = port
+    host: str
+    port: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -100,15 +120,6 @@ class Address:
     def host_to_bind(self) -> str | None:
         """The host as `getaddrinfo` takes it to listen on: None for every interface."""
         return None if self.host == _EVERY_INTERFACE else self.host
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Address) and (self.host, self.port) == (other.host, other.port)
-
-    def __hash__(self) -> int:
-        return hash((self.host, self.port))
-
-    def __repr__(self) -> str:
-        return f"Address({str(self)!r})"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -158,8 +169,7 @@ def read(struct: type[_T], prefix: str, environ: Mapping[str, str]) -> _T:
     Raises ConfigurationError naming the first variable that neither service has, or whose value does not fit.
     """
     fields = {prefix + field.name.upper(): field for field in msgspec.structs.fields(struct)}
-    if unknown := unknown_variable(environ, fields):
-        raise ConfigurationError(f"{unknown.name}: there is no such variable; did you mean {unknown.nearest}?")
+    _check_names(environ, KNOWN.union(fields))
     values = {}
     for variable, field in fields.items():
         if text := environ.get(variable):
@@ -168,6 +178,15 @@ def read(struct: type[_T], prefix: str, environ: Mapping[str, str]) -> _T:
             except ValueError as error:
                 raise ConfigurationError(f"{variable}: {error}") from None
     return struct(**values)
+
+
+def _check_names(environ: Mapping[str, str], known: frozenset[str]) -> None:
+    """Raise ConfigurationError for a variable that is set and looks like ours, but for its case, and is not known."""
+    for name, value in environ.items():
+        is_ours = name.startswith(tuple(_NAMES)) and not _INJECTED.fullmatch(name)
+        if value and name not in known and (is_ours or name.upper() in known):
+            [nearest] = get_close_matches(name.upper(), sorted(known), n=1, cutoff=0)
+            raise ConfigurationError(f"{name}: there is no such variable; did you mean {nearest}?")
 
 
 def _value(kind: Any, text: str) -> Any:

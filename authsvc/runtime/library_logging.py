@@ -1,11 +1,12 @@
 """How the client logs in its host's process: standard `logging`, the logger `authsvc.client`, silent by default.
 
 A host that configures logging sees a line such as `key_service_lost reason=…`; the services, whose logs have fields,
-take event and fields from the record (`event_log`).
+take event and fields from the record (`logging`).
 """
 
 import logging
 import traceback
+from functools import partialmethod
 from typing import Any
 
 LOGGER = "authsvc.client"
@@ -24,26 +25,15 @@ class EventLogger:
     def __init__(self) -> None:
         self._logger = logging.getLogger(LOGGER)
 
-    def debug(self, event: str, **fields: Any) -> None:
-        """Log what helps to find a fault."""
-        self._log(logging.DEBUG, event, fields)
-
-    def info(self, event: str, **fields: Any) -> None:
-        """Log a change of state."""
-        self._log(logging.INFO, event, fields)
-
-    def warning(self, event: str, **fields: Any) -> None:
-        """Log what an operator may have to look after."""
-        self._log(logging.WARNING, event, fields)
-
-    def error(self, event: str, **fields: Any) -> None:
-        """Log a fault of ours."""
-        self._log(logging.ERROR, event, fields)
-
-    def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:
+    def _log(self, level: int, event: str, **fields: Any) -> None:
         if self._logger.isEnabledFor(level):
             text = "".join(f" {name}={value}" for name, value in fields.items())
-            self._logger.log(level, "%s%s", event, text, extra={EVENT: event, FIELDS: fields}, stacklevel=3)
+            self._logger.log(level, "%s%s", event, text, extra={EVENT: event, FIELDS: fields}, stacklevel=2)
+
+    debug = partialmethod(_log, logging.DEBUG)
+    info = partialmethod(_log, logging.INFO)
+    warning = partialmethod(_log, logging.WARNING)
+    error = partialmethod(_log, logging.ERROR)
 
 
 def traceback_without_text(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """How a process of this product logs: events with fields, one a line, on standard error.
 
-`configure` is called once, at start, by each command line. Libraries' own logs come out
-the same way, from WARNING on: below that they print what they handle. `authsvc.client`
+Libraries' own logs come out the same way, from WARNING on: below that they print what they handle. `authsvc.client`
 logs like a library, and comes out from `level` on.
 """
 

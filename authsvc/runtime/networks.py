@@ -1,7 +1,4 @@
-"""Who is at the other end: addresses, the networks of trusted proxies, and how many places one address may take.
-
-Pure. Used by everything of both services that strangers can reach.
-"""
+"""Who is at the other end: addresses, trusted proxies, and how many places one address may take. Pure."""
 
 import ipaddress
 from collections import Counter
@@ -42,13 +39,10 @@ def address_group(text: str) -> str:
     return str(ipaddress.ip_network((address, _SUBSCRIBER_PREFIX), strict=False))
 
 
-class Networks:
-    """A list of networks, as CIDRs; empty by default."""
+class Networks(tuple[_Network, ...]):
+    """A list of networks, as CIDRs; empty by default. An address is in it that is in one of them."""
 
-    __slots__ = ("_networks",)
-
-    def __init__(self, networks: Sequence[_Network] = ()) -> None:
-        self._networks = tuple(networks)
+    __slots__ = ()
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -61,23 +55,9 @@ class Networks:
                 raise ValueError(f"expected networks such as 10.0.0.0/8, 2001:db8::/32; not {word!r}") from None
         return cls(networks)
 
-    def __contains__(self, text: str) -> bool:
-        if not self._networks:
-            return False
-        address = _ip(text)
-        return address is not None and any(address in network for network in self._networks)
-
-    def __bool__(self) -> bool:
-        return bool(self._networks)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Networks) and self._networks == other._networks
-
-    def __hash__(self) -> int:
-        return hash(self._networks)
-
-    def __repr__(self) -> str:
-        return f"Networks({', '.join(map(str, self._networks))})"
+    def __contains__(self, text: object) -> bool:
+        address = _ip(str(text)) if self else None
+        return address is not None and any(address in network for network in self)
 
 
 def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Networks) -> str:

@@ -2,7 +2,7 @@
 
 Others are all who are neither root, nor this user, nor in a group of this process: Kubernetes makes a volume its pod's
 group's to write (`fsGroup`), and with umask 002 a user's files are those of the user's own group. The bits of the mode
-count, as root may do everything. Used by both services' configurations, and by what reads tokens.
+count, as root may do everything.
 """
 
 import errno
@@ -70,21 +70,21 @@ def check_private(path: Path) -> None:
             raise ConfigurationError(f"{path}: {reason}")
 
 
-def check_files(files: Iterable[tuple[str, Path | None]]) -> None:
+def check_files(files: Iterable[tuple[str, Path]]) -> None:
     """Raise ConfigurationError for a file, which its variable names, that everybody can write.
 
     Whose it is and what its group may are for the operator to choose. What cannot be looked at is another's to report.
     """
     for variable, path in files:
-        if path is not None and _mode(path) & _WRITE:
+        if _mode(path) & _WRITE:
             raise ConfigurationError(
                 f"{variable}: {path}: everybody can write to it: run {_command('chmod', 'o-w', path)}"
             )
 
 
-def readable_by_all(files: Iterable[tuple[str, Path | None]]) -> list[tuple[str, Path]]:
+def readable_by_all(files: Iterable[tuple[str, Path]]) -> list[tuple[str, Path]]:
     """Return those that everybody can read: Docker Compose and Kubernetes mount secrets so unless told otherwise."""
-    return [(variable, path) for variable, path in files if path is not None and _mode(path) & _READ]
+    return [(variable, path) for variable, path in files if _mode(path) & _READ]
 
 
 def _mode(path: Path) -> int:

@@ -22,7 +22,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.channel import authorization
 from authsvc.runtime.environment import Secret
-from authsvc.runtime.scheduling import use_batch_scheduling
+from authsvc.runtime.process import use_batch_scheduling
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from benchmarks.rig.traffic import INGEST, key

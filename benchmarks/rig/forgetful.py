@@ -15,7 +15,7 @@ from authsvc.revocation import key_cache as index
 
 def main() -> None:
     """Run the command on a service with that index."""
-    cast(Any, index).KeyCache = partial(index.KeyCache, keys_max=1)
+    cast(Any, index).CachedKeys = partial(index.CachedKeys, keys_max=1)
     cli.main(sys.argv[1:])
 
 

@@ -5,7 +5,6 @@ Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is una
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -20,13 +19,19 @@ import click
 import msgspec
 import structlog
 
-from authsvc.runtime import core_dumps
 from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, Commands, announce, fail, note, run, user_name
+from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.logging import configure
-from authsvc.runtime.standard_streams import open_missing
-from authsvc.runtime.workers import PLACE, Link, Place, Role, ignore_other_signals, run_workers, stop_at_signals
-from httpbridge.config import Config, make_state_dir
+from authsvc.runtime.process import (
+    ignore_other_signals,
+    ignore_stop_signals,
+    open_missing_streams,
+    stop_at_signals,
+    turn_off_core_dumps,
+)
+from authsvc.runtime.workers import run_workers
+from httpbridge.config import Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
@@ -44,8 +49,8 @@ def main() -> None:
 
     Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
     """
-    core_dumps.turn_off()
-    open_missing()
+    turn_off_core_dumps()
+    open_missing_streams()
 
 
 @main.command()
@@ -68,34 +73,33 @@ def serve() -> None:
 
 @main.command(hidden=True)
 @click.option("--log-writer", type=click.Path(path_type=Path))
-@click.argument("place", type=PLACE)
-def worker(place: Place, log_writer: Path | None) -> None:
+@click.argument("spec", type=WorkerSpec.parse)
+def worker(spec: WorkerSpec, log_writer: Path | None) -> None:
     """Be one of the processes of `serve`, which starts it."""
-    config = msgspec.structs.replace(_service_config(place), listen=place.address)
+    config = msgspec.structs.replace(_service_config(spec), listen=spec.address)
     from httpbridge import app  # noqa: PLC0415 - as above
 
     async def work() -> None:
-        with Link(place) as link:
-            await app.serve(config, stop_at_signals(), lambda _: link.ready(), is_worker=True, log_writer=log_writer)
+        async with ControlChannel(spec) as channel:
+            await app.serve(config, stop_at_signals(), lambda _: channel.ready(), is_worker=True, log_writer=log_writer)
 
     _run(config, work())
 
 
 @main.command(hidden=True)
 @click.argument("path", type=click.Path(path_type=Path))
-@click.argument("place", type=PLACE)
-def log_writer(path: Path, place: Place) -> None:
+@click.argument("spec", type=WorkerSpec.parse)
+def log_writer(path: Path, spec: WorkerSpec) -> None:
     """Be the process that stores the logs of the workers of `serve`, which starts it."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # the parent says when: after the last worker
-        signal.signal(number, signal.SIG_IGN)
-    config = _service_config(place)
+    ignore_stop_signals()  # the parent says when: after the last worker
+    config = _service_config(spec)
     from httpbridge.log_store.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
     async def work() -> None:
         stop = asyncio.Event()
-        make_state_dir(config)
-        with Link(place, stop.set) as link:
-            await serve_writer(config.sink_url(), path, stop, link.ready)
+        config.make_store_dir()
+        async with ControlChannel(spec, stop.set) as channel:
+            await serve_writer(config.sink_url(), path, stop, channel.ready)
 
     _run(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
@@ -110,9 +114,9 @@ async def _run_workers(config: Config, started: Callable[[Address], None]) -> No
         return
     with _socket_directory() as directory:
         path = str(Path(directory) / "log-writer")
-        writer = Role("log-writer", ("log-writer", path))
+        writer = {"log-writer": ("log-writer", path)}
         arguments = ("worker", "--log-writer", path)
-        await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, arguments, started, [writer])
+        await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, arguments, started, writer)
 
 
 def _socket_directory() -> TemporaryDirectory[str]:
@@ -200,14 +204,14 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             note(f"no logs of project {project}{' match' if since or level else ''}")
 
 
-def _service_config(place: Place | None = None) -> Config:
+def _service_config(spec: WorkerSpec | None = None) -> Config:
     """Return the configuration of a process that serves, after what all of those do first."""
     # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
     ignore_other_signals()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
     config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format, place.name if place else None)
+    configure(config.log_level, config.log_format, spec.name if spec else None)
     return config
 
 

@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import cast
 
@@ -15,10 +15,11 @@ from aiohttp import web
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address, Secret
 from authsvc.runtime.listening import bind, bound_address
-from authsvc.runtime.private_files import check_private, load_or_create_token, make_directory
+from authsvc.runtime.private_files import check_private, load_or_create_token
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
 from httpbridge.dashboard.log_page.page import Logs
@@ -47,11 +48,6 @@ _STORE_CONNECTIONS_MAX = 4
 _STATEMENT_SECONDS_MAX = 5.0
 
 
-def now() -> datetime:
-    """Return the instant: aware, UTC."""
-    return datetime.now(UTC)
-
-
 async def serve(
     config: Config,
     stop: asyncio.Event,
@@ -71,9 +67,7 @@ async def serve(
         check_private(config.state_dir / ADMIN_TOKEN_FILE)
     async with AsyncExitStack() as stack:
         # Before anything else begins, so that a taken port is all that is said.
-        sockets = await bind(config.dashboard_listen, _LISTEN)
-        for bound in sockets:
-            stack.callback(bound.close)
+        sockets = await stack.enter_async_context(bind(config.dashboard_listen, _LISTEN))
         kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
         token = FixedToken(config.admin_token) if config.admin_token else kept
         admin = AdminClient(config.key_service, token, key_service_tls(config))
@@ -121,7 +115,7 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
     Raises ConfigurationError.
     """
     if config.dashboard_token is None:
-        make_directory(config.state_dir, "HTTPBRIDGE_STATE_DIR")
+        config.make_state_dir()
 
     def token() -> Secret:
         return config.dashboard_token or load_or_create_token(config.state_dir / DASHBOARD_TOKEN_FILE)

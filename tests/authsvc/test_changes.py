@@ -67,7 +67,8 @@ async def replica(
 ) -> AsyncIterator[Replica]:
     database = Database(url)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
-    feed = ChangeFeed(database, store, leases, time.monotonic, tell_others)
+    feed = ChangeFeed(database, store, leases, time.monotonic)
+    feed.tell_others = tell_others
     await feed.open()
     running = asyncio.create_task(feed.run()) if runs else None
     try:

@@ -3,7 +3,7 @@
 import pytest
 
 from authsvc.errors import TooManyHoldersError
-from authsvc.revocation.holder_bounds import Holders
+from authsvc.revocation.lessor import Holders
 from authsvc.runtime.networks import Networks
 
 

@@ -15,7 +15,7 @@ from authsvc.client.api_key import Digest
 from authsvc.config import Config
 from authsvc.keys import generate_api_key
 from authsvc.revocation import key_cache as index_module
-from authsvc.revocation.key_cache import KeyCache
+from authsvc.revocation.key_cache import CachedKeys
 from authsvc.storage.key_store import KeyStore, Snapshot
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import key_service_pb2 as pb
@@ -29,7 +29,7 @@ def digest(number: int) -> Digest:
     return Digest(number.to_bytes(32, "big"))
 
 
-def known(keys: KeyCache[str], number: int) -> bool:
+def known(keys: CachedKeys[str], number: int) -> bool:
     try:
         keys.get(digest(number))
     except KeyError:
@@ -38,7 +38,7 @@ def known(keys: KeyCache[str], number: int) -> bool:
 
 
 def test_the_least_recently_used_digest_leaves_first_and_each_room_is_bounded() -> None:
-    keys: KeyCache[str] = KeyCache(keys_max=2, unknown_max=2)
+    keys: CachedKeys[str] = CachedKeys(keys_max=2, unknown_max=2)
     for number in (1, 2):
         keys.put(digest(number), f"key {number}")
         keys.put(digest(10 + number), None)
@@ -49,7 +49,7 @@ def test_the_least_recently_used_digest_leaves_first_and_each_room_is_bounded() 
 
 
 def test_a_flood_of_unknown_keys_pushes_out_no_good_one() -> None:
-    keys: KeyCache[str] = KeyCache(keys_max=2, unknown_max=2)
+    keys: CachedKeys[str] = CachedKeys(keys_max=2, unknown_max=2)
     keys.put(digest(1), "key")
     for number in range(2, 1000):
         keys.put(digest(number), None)
@@ -57,7 +57,7 @@ def test_a_flood_of_unknown_keys_pushes_out_no_good_one() -> None:
 
 
 def test_a_change_voids_what_is_known_of_a_digest_either_way() -> None:
-    keys: KeyCache[str] = KeyCache()
+    keys: CachedKeys[str] = CachedKeys()
     keys.put(digest(1), "key")
     keys.put(digest(2), None)
     keys.drop(digest(1))

@@ -20,6 +20,7 @@ from authsvc.app import migrate, renew_epoch, serve
 from authsvc.config import Config
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import generate_api_key
+from authsvc.runtime import clock
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.storage.bookmark import FILE as BOOKMARK
 from authsvc.storage.database import Database
@@ -284,7 +285,7 @@ async def test_what_is_committed_to_a_file_that_goes_meanwhile_is_not_said_to_be
 ) -> None:
     """It was in its place as the change began. Once it is back, the change is there: it may have been made."""
     is_armed = False
-    now = app_module.now
+    now = clock.now
 
     def lose_and_tell() -> datetime:  # what the store asks for after it has begun to write
         if is_armed and database.exists():

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from authsvc.api.limits import Pace
+from authsvc.api.refusals import Pace
 from authsvc.runtime.tally import Tally
 
 ONE, OTHER = "192.0.2.1", "192.0.2.2"

@@ -18,8 +18,8 @@ from authsvc.errors import StoreUnavailableError
 from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.holder_bounds import Holders
-from authsvc.revocation.watch import LeaseReader
+from authsvc.revocation.lessor import Holders, LeaseReader
+from authsvc.runtime import clock
 from authsvc.runtime.networks import Networks
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
@@ -182,8 +182,8 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
 ) -> None:
     """Half a second, on a busy machine; a quarter of it for who has less than two. No call outlasts 30 s."""
     database = Database(sqlite_url)
-    store = KeyStore(database, app_module.now)
-    leases = LeaseStore(database, app_module.now, margin_seconds=5)
+    store = KeyStore(database, clock.now)
+    leases = LeaseStore(database, clock.now, margin_seconds=5)
     feed = ChangeFeed(database, store, leases, time.monotonic)
     holders = Holders(1, Networks(), 65, time.monotonic)
     watch = watch_module.Watch(
@@ -314,7 +314,7 @@ async def test_a_caller_that_goes_away_while_it_waits_has_revoked(service: Servi
 
 
 async def test_a_confirmation_ends_the_wait_without_polling(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     watcher = Watcher(service)
     await watcher.attach()
     waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
@@ -329,7 +329,7 @@ async def test_a_holder_at_another_replica_is_told_and_heard_without_polling(
     migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
-    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     async with (
         replica(tmp_path / "a", migrated_postgres_url) as here,
         replica(tmp_path / "b", migrated_postgres_url) as there,
@@ -428,7 +428,7 @@ async def test_calls_that_wait_together_look_at_the_leases_together(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each for itself would read the whole table whenever any of them, or of the holders, has done something."""
-    monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
+    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     silent = Watcher(service, name="silent")
     await silent.attach()
     projects = [f"p{number}" for number in range(50)]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from authsvc.runtime.scheduling import use_batch_scheduling
+from authsvc.runtime.process import use_batch_scheduling
 
 
 def test_a_system_that_does_not_allow_it_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:

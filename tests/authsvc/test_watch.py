@@ -24,6 +24,8 @@ from authsvc.config import Config
 from authsvc.keys import generate_api_key
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
+from authsvc.revocation.lessor import Lessor
+from authsvc.runtime import clock
 from authsvc.runtime.clock import boot_clock
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
@@ -504,10 +506,10 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
 
     monkeypatch.setattr(LeaseStore, "renew", counted)
     database = Database(migrated_url)
-    leases = LeaseStore(database, app_module.now, 5.0)
-    feed = ChangeFeed(database, KeyStore(database, app_module.now), leases, boot_clock)
+    leases = LeaseStore(database, clock.now, 5.0)
+    feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
     await feed.open()
-    granter = watch_module.LeaseGranter(leases, feed, 60.0)
+    granter = Lessor(leases, feed, 60.0)
     running = asyncio.create_task(granter.run())
     keep_alives = [KeepAlive("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
     states = await asyncio.gather(*map(granter.renew, keep_alives))

@@ -200,13 +200,13 @@ def test_a_crash_is_not_dumped(system: System) -> None:
 
 WITHOUT_A_LIMIT_OF_OURS = """
 import ctypes, os, resource
-from authsvc.runtime.core_dumps import turn_off
+from authsvc.runtime.process import turn_off_core_dumps
 prctl = ctypes.CDLL(None).prctl
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 if os.geteuid() == 0:
     os.setresuid(65534, 65534, 65534)
 prctl(4, 1, 0, 0, 0)
-turn_off()
+turn_off_core_dumps()
 print(resource.getrlimit(resource.RLIMIT_CORE), prctl(3, 0, 0, 0, 0))
 """
 

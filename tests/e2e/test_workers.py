@@ -255,7 +255,7 @@ def test_a_worker_is_not_for_people_to_start(system: System) -> None:
     for command in (["authsvc", "worker", "x"], ["httpbridge", "worker", "x"], ["httpbridge", "log-writer", "p", "x"]):
         done = system.run(*command)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "Invalid value for 'PLACE'" in done.stderr
+        assert "Invalid value for 'SPEC'" in done.stderr
         assert "worker" not in system.run(command[0], "--help").stdout
 
 

@@ -1,4 +1,4 @@
-"""The index of a replica: what `key_cache` does around the real `KeyCache` and the real `Holder`, in virtual time.
+"""The index of a replica: what `key_cache` does around the real `CachedKeys` and the real `Holder`, in virtual time.
 
 It is a holder like a bridge's process, with a stream to its own replica, and answers
 what bridges ask. It comes and goes, as load does.
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder
 from authsvc.client.verdicts import Answer
-from authsvc.revocation.key_cache import LEASE_SECONDS_MAX, KeyCache
+from authsvc.revocation.key_cache import LEASE_SECONDS_MAX, CachedKeys
 from tests.simulation.bridge import Host, Process, Stream
 from tests.simulation.database import Project, answer_for
 
@@ -22,7 +22,7 @@ class IndexProcess(Process):
 
     def __init__(self, host: Host, replica: "Replica") -> None:
         self._replica = replica
-        self.known: KeyCache[Project] = KeyCache()
+        self.known: CachedKeys[Project] = CachedKeys()
         self._versions: dict[Digest, int] = {}
         """Of the state that each digest was read by, for the checker."""
         super().__init__(host.world, host)

@@ -10,12 +10,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from authsvc.runtime.control_channel import WorkerSpec
 from authsvc.runtime.environment import Address
-from authsvc.runtime.workers import RESTART_SECONDS_MAX, Parent, Place, Role, StartFailedError, restart_seconds
+from authsvc.runtime.workers import RESTART_SECONDS_MAX, Parent, StartFailedError, restart_seconds
 from tests.e2e.processes import until
 
 # A worker as the parent sees it. It appends what happens to a file, and does what files of its name tell it.
@@ -23,9 +25,9 @@ WORKER = """
 import os, signal, socket, sys
 from pathlib import Path
 
-directory, place = Path(sys.argv[1]), sys.argv[2]
-name, fd, address = place.split(":", 2)
-link = socket.socket(fileno=int(fd))
+directory, spec = Path(sys.argv[1]), sys.argv[2]
+name, fd, address = spec.split(":", 2)
+channel = socket.socket(fileno=int(fd))
 
 def note(event):
     with (directory / "events").open("a") as events:
@@ -36,15 +38,15 @@ def stop(*_):
     os._exit(0)
 
 signal.signal(signal.SIGTERM, stop)
-signal.signal(signal.SIGUSR1, lambda *_: link.send(b"n"))
+signal.signal(signal.SIGUSR1, lambda *_: channel.send(b"n"))
 note("began")
 if (directory / f"{name}-fails").exists():
     sys.exit(int((directory / f"{name}-fails").read_text()))
 if not (directory / f"{name}-hangs").exists():
     note("ready")
-    link.send(b"r")
-while said := link.recv(100):
-    note("heard news")
+    channel.send(b"r")
+while said := channel.recv(100):
+    note("notified")
 note("was hung up on")
 """
 PROGRAM = (sys.executable, "-ISc", WORKER)
@@ -58,8 +60,7 @@ class Family:
         self.stop = asyncio.Event()
         self.starts = 0
         parent = Parent(Address("127.0.0.1", 8080), time.monotonic, PROGRAM)
-        roles = {name: Role(name, (str(directory),)) for name in (*names, *helpers)}
-        workers, helping = [roles[name] for name in names], [roles[name] for name in helpers]
+        workers, helping = (dict.fromkeys(group, (str(directory),)) for group in (names, helpers))
         self.life = asyncio.create_task(parent.run(workers, self.stop, self._started, helping))
 
     def _started(self) -> None:
@@ -220,12 +221,12 @@ async def test_a_stop_while_the_parent_looks_at_the_end_of_a_worker_leaves_none_
     assert "worker_killed" not in events
 
 
-async def test_news_of_one_reaches_all_others(tmp_path: Path) -> None:
+async def test_what_one_notifies_reaches_all_others(tmp_path: Path) -> None:
     async with family(tmp_path, "1", "2", "3") as running:
         os.kill(worker_pid("2"), signal.SIGUSR1)
-        await running.saw("1 heard news")
-        await running.saw("3 heard news")
-    assert "2 heard news" not in running.events
+        await running.saw("1 notified")
+        await running.saw("3 notified")
+    assert "2 notified" not in running.events
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,6 @@ def test_who_ends_young_waits_longer_each_time(
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:2", "1:x:127.0.0.1:80", "1:999999:127.0.0.1:80", "1:0:nowhere"])
-def test_a_place_that_no_parent_wrote_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - of whatever text
-        Place.parse(text)
+def test_a_spec_that_no_parent_wrote_is_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="for `serve` to start"):
+        WorkerSpec.parse(text)

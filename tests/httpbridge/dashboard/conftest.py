@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
+from authsvc.runtime import clock
 from authsvc.runtime.environment import Address
 from httpbridge.config import Config
 from httpbridge.dashboard import app
@@ -181,7 +182,7 @@ class Dashboard:
 
 @asynccontextmanager
 async def running(
-    state_dir: Path, key_service: Address, now: Callable[[], datetime] = app.now, /, **variables: str
+    state_dir: Path, key_service: Address, now: Callable[[], datetime] = clock.now, /, **variables: str
 ) -> AsyncIterator[Dashboard]:
     """Run a dashboard with this environment; raise what stops it from starting."""
     environ = {
