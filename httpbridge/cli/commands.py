@@ -38,7 +38,7 @@ from httpbridge.config import Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
-from httpbridge.times import parse_since
+from httpbridge.text import parse_since
 
 _log = structlog.get_logger("httpbridge")
 
@@ -211,19 +211,16 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
         fail("standard output is closed", REFUSED)
     output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
     color = sys.stdout.isatty()
-    try:
-        with suppress(KeyboardInterrupt):
-            _run(
-                config,
-                log_view.show_logs(
-                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-                ),
-            )
-            output.flush()
-            if output.is_empty:
-                click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
-    except log_view.OutputError as error:
-        fail(str(error), REFUSED)
+    with suppress(KeyboardInterrupt):
+        _run(
+            config,
+            log_view.show_logs(
+                config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+            ),
+        )
+        output.flush()
+        if output.is_empty:
+            click.echo(f"no logs of project {project}{' match' if since or level else ''}", err=True)
 
 
 def _user() -> str:

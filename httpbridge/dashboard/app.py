@@ -24,11 +24,11 @@ from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
 from httpbridge.dashboard.log_page.page import Logs
 from httpbridge.dashboard.log_page.stream import LogStreams
 from httpbridge.dashboard.login_throttle import LoginThrottle
-from httpbridge.dashboard.middleware import Guard, session_id
-from httpbridge.dashboard.pages import DIRECTORY, Pages, Views
+from httpbridge.dashboard.middleware import Middlewares, session_id
+from httpbridge.dashboard.pages import DIRECTORY, Pages
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.spent_tokens import Spent
-from httpbridge.dashboard.views.api_keys import ApiKeys, KeyReveal
+from httpbridge.dashboard.views.api_keys import ApiKeys
 from httpbridge.dashboard.views.audit import Audit
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
@@ -84,19 +84,23 @@ async def serve(
             statement_seconds_max=_STATEMENT_SECONDS_MAX,
         )
         stack.push_async_callback(store.close)
-        pages = Pages(sessions, now)
-        reveal = KeyReveal(pages, config.clients_url())
+        pages = Pages(sessions, config.clients_url(), now)
         queries = LogQueries(store, monotonic=time.monotonic)
-        streams = LogStreams(store, session_id=partial(session_id, sessions), monotonic=time.monotonic)
-        views: list[Views] = [
-            SignIn(sessions, pages, LoginThrottle(time.monotonic)),
-            Projects(admin, queries, pages, reveal, now),
-            Logs(admin, store, queries, streams, pages, config.clients_url(), now),
-            ApiKeys(admin, pages, reveal),
-            AllowedOrigins(admin, store, pages, config.clients_url(), now),
-            Audit(admin, pages),
+        streams = LogStreams(
+            store,
+            session_id=partial(session_id, sessions),
+            markup=pages.macro("log_parts.html", "entry"),
+            monotonic=time.monotonic,
+        )
+        routes = [
+            *SignIn(sessions, pages, LoginThrottle(time.monotonic)).routes,
+            *Projects(admin, queries, pages, now).routes,
+            *Logs(admin, store, queries, streams, pages, now).routes,
+            *ApiKeys(admin, pages).routes,
+            *AllowedOrigins(admin, store, pages, now).routes,
+            *Audit(admin, pages).routes,
         ]
-        application = web.AppRunner(_application(Guard(sessions, pages, config.trusted_proxies), views))
+        application = web.AppRunner(_application(Middlewares(sessions, pages, config.trusted_proxies), routes))
         stack.push_async_callback(application.cleanup)
         await application.setup()
         server = cast(web.Server, application.server)  # there is one since `setup`
@@ -130,10 +134,9 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
     return Sessions(token, Spent(config.state_dir / "signed-out"), Spent(config.state_dir / "used-links"), now)
 
 
-def _application(guard: Guard, views: list[Views]) -> web.Application:
-    application = web.Application(middlewares=guard.middlewares(), client_max_size=_FORM_BYTES_MAX)
-    application.on_response_prepare.append(guard.add_headers)
+def _application(middlewares: Middlewares, routes: list[web.RouteDef]) -> web.Application:
+    application = web.Application(middlewares=middlewares.in_order, client_max_size=_FORM_BYTES_MAX)
+    application.on_response_prepare.append(middlewares.add_headers)
     application.router.add_static("/static", DIRECTORY / "static")
-    for view in views:
-        application.add_routes(view.routes())
+    application.add_routes(routes)
     return application

@@ -12,7 +12,7 @@ from multidict import MultiMapping
 
 from httpbridge.log_store.log_rows import LogFilter, Position
 from httpbridge.logs import Level
-from httpbridge.times import parse_since, rfc3339
+from httpbridge.text import parse_since, rfc3339
 
 RANGES = {
     "15m": "Last 15 minutes",
@@ -82,12 +82,17 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def url(self, **more: Any) -> str:
-        """Return the query string of this page, `?` and all; `more` replaces fields, or adds such as `before`."""
+        """Return the query string of this page, `?` and all; `more` replaces fields, or adds such as `before`.
+
+        Aware UTC instants are written as such.
+        """
         fields = msgspec.structs.asdict(self) | more
         if fields["since"] or fields["until"] or fields["range"] in (DEFAULT_RANGE, CUSTOM):
             del fields["range"]
-        given = {name: value for name, value in fields.items() if value}
-        return "?" + urlencode(given, doseq=True) if given else "?"
+        given = {
+            name: rfc3339(value) if isinstance(value, datetime) else value for name, value in fields.items() if value
+        }
+        return "?" + urlencode(given, doseq=True)
 
     @property
     def is_narrow(self) -> bool:

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
-from authsvc.client.admin import AdminClient, Issued, Key, Project, Revoked
-from httpbridge.dashboard.pages import Pages, session_of
-from httpbridge.dashboard.views.curl_line import curl_line
+from authsvc.client.admin import AdminClient, Issued, Key, Project
+from httpbridge.dashboard.pages import SESSION, Pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,42 +17,28 @@ class PastKey:
     """Who issued the next key, which is one step with revoking this one; empty where that is on another page."""
 
 
-class KeyReveal:
-    """Shows an API key, as the answer to the form that made it: the key is in no URL, cache or history."""
-
-    def __init__(self, pages: Pages, clients_url: str) -> None:
-        """`clients_url` is where clients reach the bridge."""
-        self._pages = pages
-        self._clients_url = clients_url
-
-    def page(self, request: web.Request, project_id: str, issued: Issued, revoked: Revoked | None) -> web.Response:
-        """Return the page; `revoked` when the key takes another's place."""
-        api_key = issued.api_key.reveal()
-        return self._pages.render(
-            request,
-            "api_key.html",
-            project_id=project_id,
-            api_key=api_key,
-            key=issued.key,
-            revoked_key=revoked.revoked_key if revoked else None,
-            propagation=issued.propagation,
-            env_lines=f"DEEPTRACER_KEY={api_key}\nNEXT_PUBLIC_DEEPTRACER_KEY={api_key}",
-            curl_line=curl_line(self._clients_url, api_key),
-        )
+def reveal_key(
+    pages: Pages, request: web.Request, project_id: str, issued: Issued, revoked_key: Key | None = None
+) -> web.Response:
+    """Show an API key, in the response to the form that made it: the key is in no URL, cache or history."""
+    return pages.render(
+        request,
+        "api_key.html",
+        project_id=project_id,
+        api_key=issued.api_key.reveal(),
+        revoked_key=revoked_key,
+        propagation=issued.propagation,
+    )
 
 
 class ApiKeys:
     """`/projects/{project}/settings/keys`."""
 
-    def __init__(self, admin: AdminClient, pages: Pages, reveal: KeyReveal) -> None:
+    def __init__(self, admin: AdminClient, pages: Pages) -> None:
         self._admin = admin
         self._pages = pages
-        self._reveal = reveal
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
         path = "/projects/{project}/settings/keys"
-        return [
+        self.routes = [
             web.get(path, self._show),
             web.get(path + "/revoke", self._confirm),
             web.post(path + "/revoke", self._revoke),
@@ -86,9 +71,9 @@ class ApiKeys:
     async def _revoke(self, request: web.Request) -> web.Response:
         project_id = request.match_info["project"]
         key_id = str((await request.post()).get("key_id", ""))
-        revoked = await self._admin.revoke(project_id, key_id, caller=session_of(request).name)
+        revoked = await self._admin.revoke(project_id, key_id, caller=request[SESSION].name)
         if revoked.next_key is not None:
-            return self._reveal.page(request, project_id, revoked.next_key, revoked)
+            return reveal_key(self._pages, request, project_id, revoked.next_key, revoked.revoked_key)
         return self._already_revoked(request, await self._admin.project(project_id), revoked.revoked_key)
 
     def _already_revoked(self, request: web.Request, project: Project, revoked_key: Key) -> web.Response:

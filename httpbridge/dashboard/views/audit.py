@@ -18,10 +18,7 @@ class Audit:
     def __init__(self, admin: AdminClient, pages: Pages) -> None:
         self._admin = admin
         self._pages = pages
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
-        return [web.get("/audit", self._show), web.get("/projects/{project}/audit", self._show)]
+        self.routes = [web.get("/audit", self._show), web.get("/projects/{project}/audit", self._show)]
 
     async def _show(self, request: web.Request) -> web.Response:
         project_id = request.match_info.get("project", "")
@@ -32,10 +29,5 @@ class Audit:
             await self._admin.project(project_id)  # 404 for one that is not there
         changes, older = await self._admin.changes(project_id=project_id, before_revision=int(before))
         return self._pages.render(
-            request,
-            "audit.html",
-            project_id=project_id,
-            changes=changes,
-            kinds=_KINDS,
-            older=older,
+            request, "audit.html", project_id=project_id, changes=changes, kinds=_KINDS, older=older
         )

@@ -563,7 +563,7 @@ async def test_what_no_handler_can_answer_is_logged_without_its_text_and_ends_th
         raise RuntimeError(canary)
 
     monkeypatch.setattr("httpbridge.dashboard.pages.Pages.render", fail)
-    monkeypatch.setattr("httpbridge.dashboard.middleware.Guard._failure", fail)
+    monkeypatch.setattr("httpbridge.dashboard.middleware.Middlewares._failure", fail)
     host, port = dashboard.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET /sign-in?{canary} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
