@@ -20,9 +20,15 @@ from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.connection import Connection
-from httpbridge.http.listener import Listener, listen
-from httpbridge.http.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
-from httpbridge.ingest.authorizer import Authorizer
+from httpbridge.http.listener import Listener
+from httpbridge.http.server import (
+    CONNECTIONS_MAX,
+    HEALTH_CONNECTIONS_MAX,
+    PublicServer,
+    Readiness,
+    ReadyStatus,
+    ServerLimits,
+)
 from httpbridge.ingest.body_turns import BodyTurns
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.origin_counts import OriginCounts
@@ -80,7 +86,8 @@ async def serve(
         origins.start()
         largest_bytes = 2 * config.body_bytes_max  # as it comes and inflated
         ingest = Ingest(
-            authorizer=Authorizer(validator, origins),
+            validator=validator,
+            count_origin=origins.count,
             rate_limit=RateLimit(config.rate_limit_per_minute, config.bytes_per_minute, now),
             sink=sink,
             now=now,
@@ -93,15 +100,14 @@ async def serve(
             readiness=_readiness(validator, sink),
             now=now,
             monotonic=time.monotonic,
-            keepalive_seconds=config.keepalive_seconds,
-            body_bytes_max=config.body_bytes_max,
-            connections_max=connections_max,
+            limits=ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max),
             trusted_proxies=config.trusted_proxies,
         )
         listeners: list[Listener[Connection]] = []
         try:
             listeners.extend(
-                listen(bound, server, _LISTEN, config.listen, tls, config.trusted_proxies) for bound in sockets
+                Listener(bound, server, _LISTEN, config.listen, tls=tls, trusted_proxies=config.trusted_proxies)
+                for bound in sockets
             )
             started(bound_address(sockets))
             await stop.wait()

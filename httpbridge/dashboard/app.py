@@ -33,7 +33,7 @@ from httpbridge.dashboard.views.audit import Audit
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
 from httpbridge.dashboard.views.sign_in import SignIn
-from httpbridge.http.listener import listen
+from httpbridge.http.listener import Listener
 from httpbridge.log_store.queries import LogQueries
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
@@ -113,7 +113,8 @@ async def serve(
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)
         for bound in sockets:
-            listener = listen(bound, connections, _LISTEN, config.dashboard_listen, tls, config.trusted_proxies)
+            address, proxies = config.dashboard_listen, config.trusted_proxies
+            listener = Listener(bound, connections, _LISTEN, address, tls=tls, trusted_proxies=proxies)
             stack.callback(listener.close)
         started(bound_address(sockets))
         await stop.wait()

@@ -19,11 +19,11 @@ from aiohttp import hdrs, web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from yarl import URL
 
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks, Places, address_group
 from httpbridge.dashboard.middleware import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
-from httpbridge.http.paths import canonical_path
+from httpbridge.http.request import canonical_path
 from httpbridge.http.turns import Turns
 
 CONNECTIONS_MAX = 256
@@ -159,7 +159,7 @@ class Connection(web.RequestHandler):
         if isinstance(exc, ConnectionError):  # who asked is gone, or this was called before
             raise exc
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and exc is not None:
-            _log.error("unexpected_error", error=type(exc).__qualname__, traceback=traceback_without_text(exc))
+            log_unexpected(_log, exc)
         if self.transport is not None and request.writer.output_size == 0:
             self.transport.write(_answer(HTTPStatus(status)))
         raise ConnectionAbortedError
@@ -219,10 +219,6 @@ class Connections(web.Server):
             self._open.remove(connection)
             self._places.release(connection.address)
             self._is_full = self._is_full and self._places.taken >= self._places.places_max // 2
-
-    def failed(self, error: BaseException) -> None:
-        """Log an error that nobody expected, without its text."""
-        _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
 
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let requests be answered for so long, and close all connections."""

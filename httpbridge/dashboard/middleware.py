@@ -17,7 +17,7 @@ from multidict import MultiDictProxy
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import Refusal, RefusedError
 from authsvc.runtime.environment import ConfigurationError
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import CLIENT, client_of
 from httpbridge.dashboard.pages import CSRF_SUBJECT, SESSION, Pages, read_cookie, sentence, set_cookie
@@ -109,9 +109,7 @@ class Middlewares:
                 request.pop(known, None)
             return self._failure(request, 503, "Not set up", str(error))
         except Exception as error:  # noqa: BLE001 - shown as a page that says nothing of it
-            # Neither the path nor the error's text is ours: they may repeat what somebody sent.
-            name, traceback = type(error).__qualname__, traceback_without_text(error)
-            _log.error("unexpected_error", error=name, method=request.method, traceback=traceback)
+            log_unexpected(_log, error, method=request.method)  # not the path, which may repeat what somebody sent
             return self._failure(request, 500, "Something went wrong", "The dashboard's log says what. Try again.")
 
     def _unavailable(self, request: web.Request, template: str, error: Exception) -> web.Response:

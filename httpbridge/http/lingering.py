@@ -1,7 +1,7 @@
 """What is still sent of a refused body is discarded for a while, so that the client can read why. Used by connections.
 
-A connection that is closed while something of it is unread takes the answer back: slow clients would see a broken pipe
-instead of the status (docs/http-api.md).
+A connection that is closed while something of it is unread takes the response back: slow clients would see a broken
+pipe instead of the status (docs/http-api.md).
 """
 
 import asyncio

@@ -15,6 +15,7 @@ import structlog
 
 from authsvc.runtime.environment import Address
 from authsvc.runtime.listening import cannot_listen
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks
 from httpbridge.http.turns import Turns
 
@@ -31,8 +32,6 @@ _RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger("httpbridge")
 
-NOBODY = Networks()
-
 ConnectionT = TypeVar("ConnectionT", bound="Openable")
 
 
@@ -44,7 +43,7 @@ class Openable(Protocol):
 
 
 class Server(Protocol[ConnectionT]):
-    """What answers the requests of connections."""
+    """What responds to the requests of connections."""
 
     def has_room(self, address: str) -> bool:
         """Return whether an address may have one more connection, after making room for it where that is possible."""
@@ -58,23 +57,23 @@ class Server(Protocol[ConnectionT]):
     def closed(self, connection: ConnectionT) -> None:
         """Forget a connection."""
 
-    def failed(self, error: BaseException) -> None:
-        """Log an error that nobody expected."""
-
 
 class Listener(Generic[ConnectionT]):
     """Listens on a socket that is bound, and hands the server what it accepts, until `close`.
 
-    To be made inside the event loop. Raises OSError when the system does not allow to listen.
+    To be made inside the event loop. Raises ConfigurationError, which names the variable that the address is from, when
+    the system does not allow to listen.
     """
 
     def __init__(
         self,
         bound: socket.socket,
         server: Server[ConnectionT],
+        variable: str,
+        address: Address,
         *,
         tls: ssl.SSLContext | None,
-        trusted_proxies: Networks = NOBODY,
+        trusted_proxies: Networks,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = bound
@@ -84,7 +83,10 @@ class Listener(Generic[ConnectionT]):
         self._opening: set[asyncio.Task[object]] = set()
         self._retry: asyncio.TimerHandle | None = None
         bound.setblocking(False)
-        bound.listen(_BACKLOG_CONNECTIONS)
+        try:
+            bound.listen(_BACKLOG_CONNECTIONS)
+        except OSError as error:  # of two processes that bound at the same time, the second to listen
+            raise cannot_listen(variable, address, error.strerror or str(error)) from None
         self._loop.add_reader(bound, self._accept)
 
     def close(self) -> None:
@@ -158,26 +160,11 @@ class Listener(Generic[ConnectionT]):
         elif (error := task.exception()) is not None:
             self._server.closed(connection)
             if not isinstance(error, OSError):  # which TLS's errors are, and the timeout
-                self._server.failed(error)
+                log_unexpected(_log, error)
 
     def _refuse(self, accepted: socket.socket) -> None:
         with accepted, suppress(OSError):
             accepted.setblocking(False)
             if self._tls is None:
                 accepted.send(self._server.refusal())
-                accepted.recv(65536)  # closed with something unread, it would take the answer back
-
-
-def listen(
-    bound: socket.socket,
-    server: Server[ConnectionT],
-    variable: str,
-    address: Address,
-    tls: ssl.SSLContext | None,
-    trusted_proxies: Networks,
-) -> Listener[ConnectionT]:
-    """Listen on a socket that is bound; raise ConfigurationError naming the variable."""
-    try:
-        return Listener(bound, server, tls=tls, trusted_proxies=trusted_proxies)
-    except OSError as error:  # of two processes that bound at the same time, the second to listen
-        raise cannot_listen(variable, address, error.strerror or str(error)) from None
+                accepted.recv(65536)  # closed with something unread, it would take the response back

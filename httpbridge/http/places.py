@@ -1,30 +1,20 @@
 """Places for connections: bounded in all and by address, and whose connection makes room. Asked by `server`."""
 
 from collections import OrderedDict
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
 from authsvc.runtime.networks import Networks, Places
 from httpbridge.http.turns import Caller
 
+if TYPE_CHECKING:
+    from httpbridge.http.connection import Connection
+
 _LOOKS = 64
 """At connections that cannot make room, before a new one is refused."""
 
 _log = structlog.get_logger("httpbridge")
-
-
-class Placed(Protocol):
-    """What a place is taken by."""
-
-    caller: Caller
-    waiting_since: float
-
-    def is_stalled(self) -> bool:
-        """Return whether nothing is done for it but to wait for its client."""
-
-    def evict(self) -> None:
-        """Close it, to make room for another."""
 
 
 class ConnectionPlaces:
@@ -35,9 +25,9 @@ class ConnectionPlaces:
 
     def __init__(self, places_max: int, trusted_proxies: Networks) -> None:
         self._places = Places(places_max, trusted_proxies)
-        self._connections: OrderedDict[Placed, None] = OrderedDict()
+        self._connections: OrderedDict[Connection, None] = OrderedDict()
         """While it is crowded, in the order in which they began to wait for a request."""
-        self._by_caller: dict[Caller, OrderedDict[Placed, None]] = {}
+        self._by_caller: dict[Caller, OrderedDict[Connection, None]] = {}
         self.is_crowded = False
         """Whether `begin_to_wait` has to be called: while there is room no request need pay for it."""
         self._vacated: Caller | None = None
@@ -77,7 +67,7 @@ class ConnectionPlaces:
         victim.evict()
         return True
 
-    def take(self, connection: Placed) -> None:
+    def take(self, connection: "Connection") -> None:
         """Give a connection the place that its caller may have."""
         if self._vacated is connection.caller:
             self._vacated = None
@@ -88,7 +78,7 @@ class ConnectionPlaces:
         if not self.is_crowded and self._places.taken >= self._places.places_max // 2:
             self._put_in_order()
 
-    def release(self, connection: Placed) -> None:
+    def release(self, connection: "Connection") -> None:
         """Take the place of a connection back, if it has one."""
         if connection not in self._connections:
             return
@@ -97,14 +87,14 @@ class ConnectionPlaces:
         if self._places.taken < self._places.places_max // 4:
             self._is_logged = self.is_crowded = False
 
-    def _forget(self, connection: Placed) -> None:
+    def _forget(self, connection: "Connection") -> None:
         del self._connections[connection]
         own = self._by_caller[connection.caller]
         del own[connection]
         if not own:
             del self._by_caller[connection.caller]
 
-    def begin_to_wait(self, connection: Placed) -> None:
+    def begin_to_wait(self, connection: "Connection") -> None:
         """Note that a connection waits for its client's next request from now on."""
         if connection in self._connections:
             self._connections.move_to_end(connection)
@@ -116,7 +106,7 @@ class ConnectionPlaces:
             self.begin_to_wait(connection)
 
 
-def _first_stalled(connections: OrderedDict[Placed, None]) -> Placed | None:
+def _first_stalled(connections: OrderedDict["Connection", None]) -> "Connection | None":
     """Return the first that waits for its client; those before it are put behind the others."""
     for _ in range(min(_LOOKS, len(connections))):
         connection = next(iter(connections))

@@ -13,7 +13,7 @@ from typing import TypeVar
 TURNS_BETWEEN = 8
 """Turns of the event loop from one step to the next.
 
-In so many a small request that has arrived is read, checked and handed to the store, and an answer of the store is
+In so many a small request that has arrived is read, checked and handed to the store, and a response is
 written. On an idle event loop they take some microseconds.
 """
 
