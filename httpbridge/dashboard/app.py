@@ -12,6 +12,7 @@ from functools import partial
 from typing import cast
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
@@ -20,7 +21,7 @@ from authsvc.runtime.environment import Address, Secret
 from authsvc.runtime.listening import bind, bound_address
 from authsvc.runtime.private_files import check_private, load_or_create_token, make_directory
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
-from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
+from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits, Connections
 from httpbridge.dashboard.log_page.page import Logs
 from httpbridge.dashboard.log_page.stream import LogStreams
 from httpbridge.dashboard.login_throttle import LoginThrottle
@@ -58,10 +59,11 @@ async def serve(
     started: Callable[[Address], None],
     *,
     now: Callable[[], datetime] = now,
+    limits: ConnectionLimits = CONNECTION_LIMITS,
 ) -> None:
     """Serve until `stop` is set.
 
-    `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
+    `started` is called once, with the bound address, when requests are served. Raises ConfigurationError when the
     dashboard cannot start as configured. Neither the key service nor the log store has to be there.
     """
     config.check_dashboard_exposure()
@@ -104,12 +106,10 @@ async def serve(
         stack.push_async_callback(application.cleanup)
         await application.setup()
         server = cast(web.Server, application.server)  # there is one since `setup`
-        connections = Connections(
-            server,
-            config.trusted_proxies,
-            connections_max=connections_that_fit(CONNECTIONS_MAX, _OTHER_FILES_MAX),
-            keepalive_seconds=config.keepalive_seconds,
-        )
+        connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
+        keepalive_seconds = config.keepalive_seconds
+        limits = replace(limits, connections_max=connections_max, keepalive_seconds=keepalive_seconds)
+        connections = Connections(server, config.trusted_proxies, limits)
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)
         for bound in sockets:

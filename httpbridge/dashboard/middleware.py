@@ -1,7 +1,4 @@
-"""What stands between the network and every view: security headers, failures as pages, sessions, CSRF tokens.
-
-Built by `app`, as the application's middlewares.
-"""
+"""What stands between the network and every view: security headers, failures as pages, sessions, CSRF tokens."""
 
 import asyncio
 import re
@@ -161,7 +158,7 @@ class Middlewares:
             if request.method in _READING:
                 if _is_stream(request):
                     return web.Response(text=STREAM_OVER, content_type="text/event-stream", charset="utf-8")
-                return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
+                return web.Response(status=303, headers={"Location": _sign_in_location(request.path_qs)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)
         pre_session = read_cookie(request, "pre_session") or ""
@@ -231,6 +228,5 @@ def _is_stream(request: web.Request) -> bool:
     return request.path.endswith("/logs/stream")
 
 
-def sign_in_location(next_path: str) -> str:
-    """Return where to sign in, to go on to a page of ours."""
+def _sign_in_location(next_path: str) -> str:
     return "/sign-in" if next_path == "/" else f"/sign-in?next={quote(next_path, safe='/')}"

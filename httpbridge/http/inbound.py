@@ -1,7 +1,4 @@
-"""What comes on one connection, and when it is parsed: in turns, and held within bounds until then.
-
-`connection` inherits it, and responds to the requests.
-"""
+"""What comes on one connection, and when it is parsed: in turns, and held within bounds until then."""
 
 import asyncio
 

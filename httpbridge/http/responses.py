@@ -1,7 +1,7 @@
-"""The responses of the public API, their bytes prepared ahead. Pure. Used by `server`, `ingest` and what is below them.
+"""The responses of the public API, their bytes prepared ahead. Pure.
 
-What is the same for every request (status line, fixed headers, body) is joined once; a connection
-adds what belongs to one request. Bodies and headers are the public contract's, to the byte.
+What is the same for every request (status line, fixed headers, body) is joined once; a connection adds what belongs to
+one request. Bodies and headers are the public contract's, to the byte.
 """
 
 import json
@@ -35,7 +35,8 @@ class Response:
 _PHRASES = {413: "Content Too Large"}  # RFC 9110; Python's table has it from 3.13 on
 
 
-def _prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
+def prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
+    """Prepare a response with these headers; `cors` is added where a request has an Origin."""
     lines = [
         f"HTTP/1.1 {status} {_PHRASES.get(status, HTTPStatus(status).phrase)}",
         *(f"{name}: {value}" for name, value in headers.items()),
@@ -48,7 +49,7 @@ def json_response(status: int, content: Any, headers: Mapping[str, str] | None =
     """Prepare a response with a JSON body and, besides its type and length, these headers."""
     body = json.dumps(content, ensure_ascii=False).encode()
     fixed = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-    return _prepare(status, fixed | dict(headers or {}), body)
+    return prepare(status, fixed | dict(headers or {}), body)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -87,7 +88,7 @@ def preflight(allowed: str) -> Response:
         "Access-Control-Max-Age": "86400",
         "Vary": "Access-Control-Request-Headers, Access-Control-Request-Private-Network",
     }
-    return _prepare(204, headers, b"", cors=b"")
+    return prepare(204, headers, b"", cors=b"")
 
 
 def preflight_headers(headers: MultiMapping[str]) -> bytes:

@@ -1,7 +1,6 @@
 """The public HTTP server: paths, CORS, errors to responses, request log, readiness, draining.
 
-Built by the composition root and given connections by a `listener`; calls `ingest`. What happens
-on the wire below a request is `connection`'s.
+What happens on the wire below a request is `connection`'s.
 """
 
 import asyncio

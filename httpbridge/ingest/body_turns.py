@@ -32,10 +32,6 @@ class BodyTurns:
         """By project, the next one first."""
         self._is_taken = False
 
-    def of(self, project_id: str) -> "BodyTurn":
-        """Return what a request takes its turns with."""
-        return BodyTurn(self, project_id)
-
     async def take(self, project_id: str, *, has_begun: bool) -> None:
         """Return when it is this request's turn: it may hold the event loop until it awaits something."""
         loop = asyncio.get_running_loop()
@@ -68,7 +64,7 @@ class BodyTurns:
 
 
 class BodyTurn:
-    """One request's turns; made by `BodyTurns.of`."""
+    """One request's turns, of its project."""
 
     __slots__ = ("_has_begun", "_project_id", "_turns")
 

@@ -85,7 +85,7 @@ class Ingest:
                 self._rate_limit.begin_body(key_id, len(body))
                 batch = await self._parse(body, decision, received_at, None)
             else:
-                turn = self._turns.of(decision.project_id)
+                turn = BodyTurn(self._turns, decision.project_id)
                 # The reservation is kept while the body waits for its turns.
                 with bodies.Reservation(self._body_budget, key_id, self._rate_limit.body(key_id)) as reservation:
                     body = await bodies.read(request, self._body_bytes_max, reservation, turn.take)
@@ -104,7 +104,7 @@ class Ingest:
         batch = log_parser.parse_small(body, project_id, key_id, received_at)
         if batch is not None:
             return batch
-        turn = turn or self._turns.of(project_id)
+        turn = turn or BodyTurn(self._turns, project_id)
         return await turn.run(log_parser.parse(body, project_id, key_id, received_at))
 
     def _rate_headers(self, quota: Quota) -> bytes:

@@ -1,4 +1,4 @@
-"""The bar chart over the Logs page: how wide its bars are, and where they stand. Pure; used by `logs`."""
+"""The bar chart over the Logs page: how wide its bars are, and where they stand. Pure."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

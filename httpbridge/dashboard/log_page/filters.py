@@ -1,4 +1,4 @@
-"""The address of a Logs page and what it selects: the filter, each part of it in the query string. Used by `logs`.
+"""The address of a Logs page and what it selects: the filter, each part of it in the query string.
 
 What does not make sense there is said beside its field, and the page shows what it can.
 """
@@ -46,7 +46,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     range: str = DEFAULT_RANGE
     """A key of RANGES, back from now; CUSTOM where there is a `since` or an `until`, and only there."""
     since: str = ""
-    """An instant, or how long ago: see `log_view.parse_since`. Empty in a CUSTOM range: from the beginning."""
+    """An instant, or how long ago: see `parse_since`. Empty in a CUSTOM range: from the beginning."""
     until: str = ""
     """Likewise. Empty: until now."""
     level: tuple[Level, ...] = ()

@@ -1,20 +1,9 @@
 """Project > Settings > API Keys: the key in use, Revoke, the history; and the page that shows an API key once."""
 
-from dataclasses import dataclass
-
 from aiohttp import web
 
 from authsvc.client.admin import AdminClient, Issued, Key, Project
 from httpbridge.dashboard.pages import SESSION, Pages
-
-
-@dataclass(frozen=True, slots=True)
-class PastKey:
-    """A revoked key."""
-
-    key: Key
-    revoker: str
-    """Who issued the next key, which is one step with revoking this one; empty where that is on another page."""
 
 
 def reveal_key(
@@ -47,14 +36,8 @@ class ApiKeys:
     async def _show(self, request: web.Request) -> web.Response:
         project = await self._admin.project(request.match_info["project"])
         keys, older = await self._admin.keys(project.project_id, page_token=request.query.get("page", ""))
-        successors = [None, *keys]
-        past = [
-            PastKey(key, successor.creator if successor else "")
-            for key, successor in zip(keys, successors, strict=False)
-            if key.revoke_time is not None
-        ]
         return self._pages.render(
-            request, "api_keys.html", project_id=project.project_id, key=project.active_key, past=past, older=older
+            request, "api_keys.html", project_id=project.project_id, key=project.active_key, keys=keys, older=older
         )
 
     async def _confirm(self, request: web.Request) -> web.Response:

@@ -1,8 +1,7 @@
 """Project > Settings > Allowed origins: edit the list, try an origin, see whom it would block before it is saved.
 
-The list that is being edited lives in the form: each button sends all of it, and gets
-the page back with what the key service makes of it. Only Save changes anything, and
-only the list that was reviewed.
+The list that is being edited lives in the form: each button sends all of it, and gets the page back with what the key
+service makes of it. Only Save changes anything, and only the list that was reviewed.
 """
 
 import asyncio
@@ -36,13 +35,10 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\]+)(?:[/?#]\S*)?")
 class Seen:
     """An origin that was seen, and what the list in the form makes of it."""
 
-    origin: str
-    allowed: int
-    blocked: int
+    count: SeenOrigin
     was_admitted: bool
     """By the list that is saved."""
     check: OriginCheck
-    is_addable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +159,17 @@ class AllowedOrigins:
             counts, unread = read.origins, read.others
         except (StoreUnavailableError, StoreSetupError) as error:
             store_failure = str(error)
-        filled = draft.filled()[:ENTRIES_MAX]
         tried_origin = origin_of(draft.tried)
         tried = [tried_origin] if tried_origin else []
         check = await self._admin.check_origins(
-            filled, [*tried, *(count.origin for count in counts)], allow_public_suffix=draft.allows_public_suffix
+            draft.filled()[:ENTRIES_MAX],
+            [*tried, *(count.origin for count in counts)],
+            allow_public_suffix=draft.allows_public_suffix,
         )
         before = await self._admin.check_origins(saved, [count.origin for count in counts], allow_public_suffix=True)
+        after = check.origins[len(tried) :]
         seen = [
-            Seen(count.origin, count.allowed, count.blocked, was.is_admitted, one, "://" in count.origin)
-            for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
+            Seen(count, was.is_admitted, one) for count, was, one in zip(counts, before.origins, after, strict=True)
         ]
         return self._pages.render(
             request,

@@ -1,12 +1,11 @@
 """Projects: the list, with what happens in each; and making one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 
 from aiohttp import web
 
-from authsvc.client.admin import AdminClient, Project, Refusal, RefusedError
+from authsvc.client.admin import AdminClient, Refusal, RefusedError
 from httpbridge.dashboard.pages import SESSION, Pages
 from httpbridge.dashboard.views.api_keys import reveal_key
 from httpbridge.errors import StoreUnavailableError
@@ -14,14 +13,6 @@ from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.queries import ACTIVITY_LOGS_MAX, Activity, LogQueries
 
 _PROJECT_ID_CHARACTERS_MAX = 63
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A line of the list; no activity when the log store is unavailable."""
-
-    project: Project
-    activity: Activity | None
 
 
 class Projects:
@@ -62,7 +53,8 @@ class Projects:
         return self._pages.render(
             request,
             "projects.html",
-            rows=[Row(project, activity.get(project.project_id)) for project in projects],
+            projects=projects,
+            activity=activity,
             query=query,
             next_page=next_page,
             store_failure=store_failure,
