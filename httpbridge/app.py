@@ -29,7 +29,6 @@ from httpbridge.http.server import (
     ReadyStatus,
     ServerLimits,
 )
-from httpbridge.ingest.body_turns import BodyTurns
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.origin_counts import OriginCounts
 from httpbridge.ingest.rate_limit import RateLimit
@@ -93,7 +92,6 @@ async def serve(
             now=now,
             body_bytes_max=config.body_bytes_max,
             body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
-            turns=BodyTurns(),
         )
         server = PublicServer(
             ingest=ingest.handle,

@@ -32,7 +32,6 @@ from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.body_turns import BodyTurns
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store.rows import Rows
@@ -138,7 +137,6 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
-        turns=BodyTurns(),
     )
     server = PublicServer(
         ingest=ingest.handle,

@@ -90,20 +90,34 @@ class Turns:
         self._enqueue(caller)
         self._give()
 
-    async def turn(self, address: str) -> None:
-        """Return when an address has a turn, which is over when the event loop has gone on to others."""
+    async def turn(self, address: str, loop_turns: int = 1, *, is_first: bool = False) -> None:
+        """Return when an address has a turn, at once if it can. The turn ends in so many turns of the event loop.
+
+        With `is_first`, it has the next turn of its caller.
+        """
         caller = self.join(address)
+        if self.take(caller):
+            self._end_in(loop_turns, caller)
+            return
         begun: asyncio.Future[None] = self._loop.create_future()
 
         def begin() -> None:
-            self._loop.call_soon(self.end, caller)
-            if not begun.done():  # who waited may have been cancelled
+            if begun.done():  # who waited was cancelled
+                self._end_in(0, caller)
+            else:
                 begun.set_result(None)
+                self._end_in(loop_turns, caller)
 
-        self.wait(caller, begin)
-        try:
-            await begun
-        finally:
+        (caller.waiting.appendleft if is_first else caller.waiting.append)(begin)
+        self._enqueue(caller)
+        self._give()
+        await begun
+
+    def _end_in(self, loop_turns: int, caller: Caller) -> None:
+        if loop_turns:
+            self._loop.call_soon(self._end_in, loop_turns - 1, caller)
+        else:
+            self.end(caller)
             self.leave(caller)
 
     def end(self, caller: Caller) -> None:

@@ -1,5 +1,6 @@
 """POST /ingest/logs: the checks in the contract's order, then the store. Called by `server` for each such request."""
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 
@@ -9,12 +10,14 @@ from multidict import MultiMapping
 from authsvc.client import Decision, Verdict
 from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyValidator
+from authsvc.runtime.networks import Networks
 from httpbridge.errors import BodyTooLargeError, RateLimitedError
 from httpbridge.http import bodies, responses
 from httpbridge.http.request import Request
 from httpbridge.http.responses import Response
+from httpbridge.http.turns import Turns
 from httpbridge.ingest import log_parser
-from httpbridge.ingest.body_turns import BodyTurn, BodyTurns
+from httpbridge.ingest.body_turns import BodyTurn
 from httpbridge.ingest.rate_limit import Quota, RateLimit
 from httpbridge.log_store import LogSink
 from httpbridge.logs import LOGS_MAX, LogBatch
@@ -23,10 +26,10 @@ _OPAQUE_ORIGIN = "null"
 
 
 class Ingest:
-    """Takes batches of logs in. `body_bytes_max` bounds a body as it comes and as it inflates.
+    """Takes batches of logs in. Made inside the event loop.
 
-    `count_origin` is told the project and the origin of each request that has an origin and a valid key, and whether it
-    is allowed.
+    `body_bytes_max` bounds a body as it comes and as it inflates. `count_origin` is told the project and the origin of
+    each request that has an origin and a valid key, and whether it is allowed.
     """
 
     def __init__(
@@ -39,7 +42,6 @@ class Ingest:
         now: Callable[[], datetime],
         body_bytes_max: int,
         body_budget: bodies.Budget,
-        turns: BodyTurns,
     ) -> None:
         self._validator = validator
         self._count_origin = count_origin
@@ -48,7 +50,8 @@ class Ingest:
         self._now = now
         self._body_bytes_max = body_bytes_max
         self._body_budget = body_budget
-        self._turns = turns
+        self.turns = Turns(asyncio.get_running_loop(), Networks(), turns=1, caller_turns=1)
+        """Of large bodies, by project."""
         self._stored = [responses.stored(count) for count in range(LOGS_MAX + 1)]
 
     async def handle(self, request: Request) -> Response:
@@ -85,7 +88,7 @@ class Ingest:
                 self._rate_limit.begin_body(key_id, len(body))
                 batch = await self._parse(body, decision, received_at, None)
             else:
-                turn = BodyTurn(self._turns, decision.project_id)
+                turn = BodyTurn(self.turns, decision.project_id)
                 # The reservation is kept while the body waits for its turns.
                 with bodies.Reservation(self._body_budget, key_id, self._rate_limit.body(key_id)) as reservation:
                     body = await bodies.read(request, self._body_bytes_max, reservation, turn.take)
@@ -104,7 +107,7 @@ class Ingest:
         batch = log_parser.parse_small(body, project_id, key_id, received_at)
         if batch is not None:
             return batch
-        turn = turn or BodyTurn(self._turns, project_id)
+        turn = turn or BodyTurn(self.turns, project_id)
         return await turn.run(log_parser.parse(body, project_id, key_id, received_at))
 
     def _rate_headers(self, quota: Quota) -> bytes:

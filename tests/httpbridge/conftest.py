@@ -21,7 +21,6 @@ from httpbridge.http.bodies import Budget
 from httpbridge.http.connection import Connection
 from httpbridge.http.listener import Listener
 from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.body_turns import BodyTurns
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.logs import LogBatch
@@ -182,7 +181,6 @@ class Bridge:
         self.sink = MemorySink()
         self.origins = CountedOrigins()
         self.readiness = Readiness(ReadyStatus.OK)
-        self.turns = BodyTurns()
         ingest = Ingest(
             validator=cast(KeyValidator, self.validator),
             count_origin=self.origins.count,
@@ -191,8 +189,8 @@ class Bridge:
             now=self.clock.now,
             body_bytes_max=limits.body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
-            turns=self.turns,
         )
+        self.turns = ingest.turns
         self.server = PublicServer(
             ingest=ingest.handle,
             readiness=self._ask_readiness,

@@ -1,4 +1,4 @@
-"""BodyTurns: who may hold the event loop for a dear step, and who is served between two of them."""
+"""BodyTurn: who may hold the event loop for a dear step, and who is served between two of them."""
 
 import asyncio
 import itertools
@@ -6,14 +6,21 @@ from collections.abc import Generator
 
 import pytest
 
-from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurn, BodyTurns
+from httpbridge.http.turns import Turns
+from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurn
+from tests.httpbridge.conftest import NOBODY
+
+
+def body_turns() -> Turns:
+    """Return what a bridge has its large bodies take turns with."""
+    return Turns(asyncio.get_running_loop(), NOBODY, turns=1, caller_turns=1)
 
 
 class Steps:
     """Notes who took each step, and in which turn of the event loop."""
 
     def __init__(self) -> None:
-        self.turns = BodyTurns()
+        self.turns = body_turns()
         self.taken: list[tuple[str, int]] = []
         self.loop_turn = 0
         self._counter = asyncio.create_task(self._count())
@@ -59,7 +66,7 @@ async def test_everybody_else_has_turns_between_two_steps() -> None:
 async def test_projects_take_turns_whatever_the_number_of_their_requests() -> None:
     steps = Steps()
     await steps.run(*[("greedy", "g", 2)] * 8, ("other", "o", 2), ("third", "t", 2))
-    assert steps.names[:10] == "ggotgotgot"
+    assert steps.names[:10] == "gotgotgotg"
     assert steps.names[10:] == "g" * 20
 
 
@@ -84,8 +91,7 @@ async def test_who_goes_away_while_waiting_keeps_nobody_from_their_turn() -> Non
 
 async def test_a_turn_that_is_free_is_taken_at_once() -> None:
     """Without waiting for the event loop: nothing comes between asking and the step."""
-    turns = BodyTurns()
-    coroutine = BodyTurn(turns, "p").take()
+    coroutine = BodyTurn(body_turns(), "p").take()
     with pytest.raises(StopIteration):
         coroutine.send(None)
 
