@@ -57,6 +57,12 @@ _FROM_ANOTHER_SITE = (
     "HTTPBRIDGE_TRUSTED_PROXIES."
 )
 
+_REFUSALS = {
+    404: ("Not found", "There is no such page."),
+    405: ("Not possible", "This page takes no such request."),
+    413: ("Too large", "This is more than a form here can hold."),
+}
+
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger("httpbridge.dashboard")
@@ -118,16 +124,11 @@ class Middlewares:
     def _http(self, request: web.Request, refusal: web.HTTPException) -> web.StreamResponse:
         if refusal.status < 400:
             raise refusal
-        match refusal.status:
-            case 404:
-                return self._failure(request, 404, "Not found", "There is no such page.")
-            case 405:
-                response = self._failure(request, 405, "Not possible", "This page takes no such request.")
-                response.headers["Allow"] = refusal.headers["Allow"]
-                return response
-            case 413:
-                return self._failure(request, 413, "Too large", "This is more than a form here can hold.")
-        return self._failure(request, refusal.status, "Not possible", refusal.text or refusal.reason)
+        title, text = _REFUSALS.get(refusal.status, ("Not possible", refusal.text or refusal.reason))
+        response = self._failure(request, refusal.status, title, text)
+        if hdrs.ALLOW in refusal.headers:
+            response.headers[hdrs.ALLOW] = refusal.headers[hdrs.ALLOW]
+        return response
 
     def _failure(self, request: web.Request, status: int, title: str, text: str) -> web.Response:
         return self._pages.render(request, "failure.html", status=status, title=title, text=text)

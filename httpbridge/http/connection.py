@@ -59,9 +59,9 @@ class Connection(Inbound):
         "_server",
         "_stalled_seconds",
         "_timer",
+        "_waiting_since",
         "_work",
         "opening",
-        "waiting_since",
     )
 
     def __init__(
@@ -83,7 +83,7 @@ class Connection(Inbound):
         self._request: Request | None = None
         """The one that is worked on; None while waiting for the next."""
         self._work: asyncio.Task[None] | None = None
-        self.waiting_since = loop.time()
+        self._waiting_since = loop.time()
         """When it began to wait for its client's next request, by the loop's clock."""
         self._begun_at = 0.0
         """When the request began whose body had not come as a whole, or its responses were not taken any more."""
@@ -143,7 +143,7 @@ class Connection(Inbound):
         super().connection_made(transport)
         tcp_keepalive(transport)
         transport.set_write_buffer_limits(_RESPONSES_BYTES_MAX)
-        self.waiting_since = self._loop.time()
+        self._waiting_since = self._loop.time()
         seconds = self._stalled_seconds if self._is_for_health else self._server.limits.keepalive_seconds
         self._timer = self._loop.call_later(seconds, self._close_if_idle_too_long)
         self._work = self._loop.create_task(self._serve(), name="connection")
@@ -192,9 +192,8 @@ class Connection(Inbound):
         self._request = None
         self._is_head_timed = False
         if not self._queue:
-            self.waiting_since = self._loop.time()
-            if self._places.is_crowded:
-                self._places.begin_to_wait(self)
+            self._waiting_since = self._loop.time()
+            self._places.begin_to_wait(self)
             if self._head_bytes:
                 self._time_head()
 
@@ -285,7 +284,7 @@ class Connection(Inbound):
             if self._is_head_timed or self._is_for_health
             else self._server.limits.keepalive_seconds
         )
-        due = (self.waiting_since if self._is_idle else now) + seconds
+        due = (self._waiting_since if self._is_idle else now) + seconds
         if now >= due or (self._is_head_timed and self._is_idle):
             self.close_if_idle()
         else:

@@ -26,10 +26,8 @@ class ConnectionPlaces:
     def __init__(self, places_max: int, trusted_proxies: Networks) -> None:
         self._places = Places(places_max, trusted_proxies)
         self._connections: OrderedDict[Connection, None] = OrderedDict()
-        """While it is crowded, in the order in which they began to wait for a request."""
+        """In the order in which they began to wait for a request."""
         self._by_caller: dict[Caller, OrderedDict[Connection, None]] = {}
-        self.is_crowded = False
-        """Whether `begin_to_wait` has to be called: while there is room no request need pay for it."""
         self._vacated: Caller | None = None
         """Who has lost a connection to make room for its next."""
         self._is_logged = False
@@ -75,8 +73,6 @@ class ConnectionPlaces:
             self._places.take(connection.caller.address)
         self._connections[connection] = None
         self._by_caller.setdefault(connection.caller, OrderedDict())[connection] = None
-        if not self.is_crowded and self._places.taken >= self._places.places_max // 2:
-            self._put_in_order()
 
     def release(self, connection: "Connection") -> None:
         """Take the place of a connection back, if it has one."""
@@ -85,7 +81,7 @@ class ConnectionPlaces:
         self._places.release(connection.caller.address)
         self._forget(connection)
         if self._places.taken < self._places.places_max // 4:
-            self._is_logged = self.is_crowded = False
+            self._is_logged = False
 
     def _forget(self, connection: "Connection") -> None:
         del self._connections[connection]
@@ -99,11 +95,6 @@ class ConnectionPlaces:
         if connection in self._connections:
             self._connections.move_to_end(connection)
             self._by_caller[connection.caller].move_to_end(connection)
-
-    def _put_in_order(self) -> None:
-        self.is_crowded = True
-        for connection in sorted(self._connections, key=lambda connection: connection.waiting_since):
-            self.begin_to_wait(connection)
 
 
 def _first_stalled(connections: OrderedDict["Connection", None]) -> "Connection | None":
