@@ -25,8 +25,8 @@ from authsvc.runtime.networks import Networks, Places, address_group
 from httpbridge.dashboard.middleware import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
 from httpbridge.http import responses
+from httpbridge.http.fairness import Turns
 from httpbridge.http.request import canonical_path
-from httpbridge.http.turns import Turns
 
 _log = structlog.get_logger("httpbridge.dashboard")
 

@@ -18,11 +18,10 @@ from aiohttp.tcp_helpers import tcp_keepalive
 from authsvc.runtime.logging import log_unexpected
 from httpbridge.errors import BridgeError, ClientGoneError, OverloadedError
 from httpbridge.http import responses
+from httpbridge.http.fairness import Caller, ConnectionPlaces
 from httpbridge.http.inbound import Inbound
 from httpbridge.http.lingering import PROGRESS_BYTES, PROGRESS_SECONDS
-from httpbridge.http.places import ConnectionPlaces
 from httpbridge.http.request import Request
-from httpbridge.http.turns import Caller
 
 if TYPE_CHECKING:
     from httpbridge.http.server import PublicServer

@@ -5,9 +5,9 @@ import asyncio
 from httpbridge.errors import OverloadedError
 from httpbridge.http import responses
 from httpbridge.http.bodies import Budget
+from httpbridge.http.fairness import Caller, Turns
 from httpbridge.http.parsing import AHEAD_MAX, Message, RequestParser
 from httpbridge.http.responses import Response
-from httpbridge.http.turns import Caller, Turns
 
 _PIECE_BYTES = 8 * 1024
 """Parsed at a time, and in one turn at the most of anything but bodies: half a millisecond where it is dearest, in

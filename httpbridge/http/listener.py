@@ -17,7 +17,7 @@ from authsvc.runtime.environment import Address
 from authsvc.runtime.listening import cannot_listen
 from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks
-from httpbridge.http.turns import Turns
+from httpbridge.http.fairness import Turns
 
 TLS_HANDSHAKE_SECONDS = 10.0
 

@@ -23,11 +23,10 @@ from httpbridge import errors
 from httpbridge.http import responses
 from httpbridge.http.bodies import Budget
 from httpbridge.http.connection import Connection
+from httpbridge.http.fairness import ConnectionPlaces, Turns
 from httpbridge.http.lingering import Lingering
-from httpbridge.http.places import ConnectionPlaces
 from httpbridge.http.request import Request, canonical_path, path_of
 from httpbridge.http.responses import Response
-from httpbridge.http.turns import Turns
 
 CONNECTIONS_MAX = 10_000
 """Open at once, those in their TLS handshake included, but for those for health checks.

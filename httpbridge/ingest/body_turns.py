@@ -8,7 +8,7 @@ sixteen steps in a row.
 from collections.abc import Generator
 from typing import TypeVar
 
-from httpbridge.http.turns import Turns
+from httpbridge.http.fairness import Turns
 
 TURNS_BETWEEN = 8
 """Turns of the event loop from one step to the next.

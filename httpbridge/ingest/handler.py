@@ -13,9 +13,9 @@ from authsvc.client.validator import KeyValidator
 from authsvc.runtime.networks import Networks
 from httpbridge.errors import BodyTooLargeError, RateLimitedError
 from httpbridge.http import bodies, responses
+from httpbridge.http.fairness import Turns
 from httpbridge.http.request import Request
 from httpbridge.http.responses import Response
-from httpbridge.http.turns import Turns
 from httpbridge.ingest import log_parser
 from httpbridge.ingest.body_turns import BodyTurn
 from httpbridge.ingest.rate_limit import Quota, RateLimit

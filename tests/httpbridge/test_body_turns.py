@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from httpbridge.http.turns import Turns
+from httpbridge.http.fairness import Turns
 from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurn
 from tests.httpbridge.conftest import NOBODY
 

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from authsvc.runtime.networks import Networks
-from httpbridge.http.turns import CALLER_TURNS, TURNS, Caller, Turns
+from httpbridge.http.fairness import CALLER_TURNS, TURNS, Caller, Turns
 from tests.httpbridge.conftest import BODY, NOBODY, Bridge, request, running_bridge
 
 HEALTH = request("GET", "/health", key=None)
