@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from aiohttp import web
 
@@ -29,16 +30,15 @@ class Projects:
             web.get("/projects", self._list),
             web.get("/projects/new", self._new),
             web.post("/projects/new", self._create),
-            web.get("/projects/{project}", self._project),
-            web.get("/projects/{project}/settings", self._project),
+            web.get("/projects/{project}", partial(self._go_to, "logs")),
+            web.get("/projects/{project}/settings", partial(self._go_to, "settings/keys")),
         ]
 
     async def _home(self, request: web.Request) -> web.Response:
         return self._pages.redirect(request, "/projects")
 
-    async def _project(self, request: web.Request) -> web.Response:
+    async def _go_to(self, section: str, request: web.Request) -> web.Response:
         project = await self._admin.project(request.match_info["project"])
-        section = "settings/keys" if request.path.endswith("/settings") else "logs"
         return self._pages.redirect(request, f"/projects/{project.project_id}/{section}")
 
     async def _list(self, request: web.Request) -> web.Response:
