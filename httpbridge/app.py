@@ -19,7 +19,6 @@ from authsvc.runtime.listening import bind, bound_address
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config, make_state_dir
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.http.connection import Connection
 from httpbridge.http.listener import Listener
 from httpbridge.http.server import (
     CONNECTIONS_MAX,
@@ -101,7 +100,7 @@ async def serve(
             limits=ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max),
             trusted_proxies=config.trusted_proxies,
         )
-        listeners: list[Listener[Connection]] = []
+        listeners: list[Listener] = []
         try:
             listeners.extend(
                 Listener(bound, server, _LISTEN, config.listen, tls=tls, trusted_proxies=config.trusted_proxies)

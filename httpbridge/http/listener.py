@@ -9,7 +9,7 @@ import socket
 import ssl
 from contextlib import suppress
 from functools import partial
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import structlog
 
@@ -32,8 +32,6 @@ _RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger("httpbridge")
 
-ConnectionT = TypeVar("ConnectionT", bound="Openable")
-
 
 class Openable(Protocol):
     """A connection, which a listener opens: a protocol of asyncio."""
@@ -42,23 +40,23 @@ class Openable(Protocol):
     """Its TLS handshake, or what there is without one; cancelled, the connection is not opened."""
 
 
-class Server(Protocol[ConnectionT]):
+class Server(Protocol):
     """What responds to the requests of connections."""
 
     def has_room(self, address: str) -> bool:
         """Return whether an address may have one more connection, after making room for it where that is possible."""
 
-    def __call__(self, address: str) -> ConnectionT:
+    def __call__(self, address: str) -> Openable:
         """Return the protocol of a new connection, which is counted until `closed`."""
 
     def refusal(self) -> bytes:
         """Return what is said to a connection too many."""
 
-    def closed(self, connection: ConnectionT) -> None:
+    def closed(self, connection: Any) -> None:
         """Forget a connection."""
 
 
-class Listener(Generic[ConnectionT]):
+class Listener:
     """Listens on a socket that is bound, and hands the server what it accepts, until `close`.
 
     To be made inside the event loop. Raises ConfigurationError, which names the variable that the address is from, when
@@ -68,7 +66,7 @@ class Listener(Generic[ConnectionT]):
     def __init__(
         self,
         bound: socket.socket,
-        server: Server[ConnectionT],
+        server: Server,
         variable: str,
         address: Address,
         *,
@@ -125,7 +123,7 @@ class Listener(Generic[ConnectionT]):
         self._opening.add(task)
         task.add_done_callback(partial(self._opened, connection, accepted))
 
-    async def _connect(self, connection: ConnectionT, accepted: socket.socket, address: str) -> object:
+    async def _connect(self, connection: Openable, accepted: socket.socket, address: str) -> object:
         accepted.setblocking(False)
         if self._tls is not None:
             try:
@@ -151,7 +149,7 @@ class Listener(Generic[ConnectionT]):
         finally:
             self._loop.remove_reader(accepted)
 
-    def _opened(self, connection: ConnectionT, accepted: socket.socket, task: asyncio.Task[object]) -> None:
+    def _opened(self, connection: Openable, accepted: socket.socket, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)
         connection.opening = None
         if task.cancelled():

@@ -18,7 +18,6 @@ from authsvc.client.verdict_cache import sendable_origin
 from authsvc.runtime.environment import Address
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
-from httpbridge.http.connection import Connection
 from httpbridge.http.listener import Listener
 from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
 from httpbridge.ingest.handler import Ingest
@@ -202,7 +201,7 @@ class Bridge:
         self._trusted_proxies = trusted_proxies
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
-        self.listener: Listener[Connection]
+        self.listener: Listener
         self._clients = AsyncExitStack()
 
     async def _ask_readiness(self) -> Readiness:
