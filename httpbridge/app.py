@@ -17,11 +17,15 @@ from authsvc.runtime.listening import bind, bound_address
 from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.http.connection import Connection
-from httpbridge.http.listener import Listener, listen
-from httpbridge.http.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, Readiness, ReadyStatus
-from httpbridge.ingest.authorizer import Authorizer
-from httpbridge.ingest.body_turns import BodyTurns
+from httpbridge.http.listener import Listener
+from httpbridge.http.server import (
+    CONNECTIONS_MAX,
+    HEALTH_CONNECTIONS_MAX,
+    PublicServer,
+    Readiness,
+    ReadyStatus,
+    ServerLimits,
+)
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.origin_counts import OriginCounts
 from httpbridge.ingest.rate_limit import RateLimit
@@ -80,28 +84,27 @@ async def serve(
         origins.start()
         largest_bytes = 2 * config.body_bytes_max  # as it comes and inflated
         ingest = Ingest(
-            authorizer=Authorizer(validator, origins),
+            validator=validator,
+            count_origin=origins.count,
             rate_limit=RateLimit(config.rate_limit_per_minute, config.bytes_per_minute, now),
             sink=sink,
             now=now,
             body_bytes_max=config.body_bytes_max,
             body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
-            turns=BodyTurns(),
         )
         server = PublicServer(
             ingest=ingest.handle,
             readiness=partial(_readiness, validator, sink),
             now=now,
             monotonic=time.monotonic,
-            keepalive_seconds=config.keepalive_seconds,
-            body_bytes_max=config.body_bytes_max,
-            connections_max=connections_max,
+            limits=ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max),
             trusted_proxies=config.trusted_proxies,
         )
-        listeners: list[Listener[Connection]] = []
+        listeners: list[Listener] = []
         try:
             listeners.extend(
-                listen(bound, server, _LISTEN, config.listen, tls, config.trusted_proxies) for bound in sockets
+                Listener(bound, server, _LISTEN, config.listen, tls=tls, trusted_proxies=config.trusted_proxies)
+                for bound in sockets
             )
             started(bound_address(sockets))
             await stop.wait()

@@ -15,7 +15,7 @@ import structlog
 from authsvc.runtime import library_logging
 from authsvc.runtime.library_logging import traceback_without_text
 
-__all__ = ["LogFormat", "LogLevel", "configure", "traceback_without_text"]
+__all__ = ["LogFormat", "LogLevel", "configure", "log_unexpected", "traceback_without_text"]
 
 
 class LogLevel(StrEnum):
@@ -72,3 +72,8 @@ def _with_fields(_logger: object, _method: str, event: MutableMapping[str, Any])
     if not hasattr(record, library_logging.FIELDS):
         return event
     return {**event, "event": getattr(record, library_logging.EVENT), **getattr(record, library_logging.FIELDS)}
+
+
+def log_unexpected(log: Any, error: BaseException, **fields: object) -> None:
+    """Log an error that nobody foresaw: its type and where it came from, never its text, which may repeat what came."""
+    log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error), **fields)

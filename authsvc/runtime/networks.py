@@ -88,10 +88,11 @@ def forwarded_for(x_forwarded_for: Sequence[str], forwarded: Sequence[str]) -> l
         elements = ",".join(forwarded).split(",")
         pairs = ([pair.strip().partition("=") for pair in element.split(";")] for element in elements)
         listed = [next((value for name, _, value in element if name.lower() == "for"), "") for element in pairs]
-    return [_without_port(text.strip().strip('"')).partition("%")[0] for text in listed]
+    return [without_port(text.strip().strip('"')).partition("%")[0] for text in listed]
 
 
-def _without_port(text: str) -> str:
+def without_port(text: str) -> str:
+    """Return the address in one of these headers without the port that may follow it, and without brackets."""
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0] if text.count(":") == 1 else text

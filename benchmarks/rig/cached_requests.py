@@ -27,12 +27,11 @@ from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Answer
 from authsvc.runtime.logging import LogFormat, LogLevel, configure
+from authsvc.runtime.networks import Networks
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus
-from httpbridge.ingest.authorizer import Authorizer
-from httpbridge.ingest.body_turns import BodyTurns
+from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store.rows import Rows
@@ -95,9 +94,8 @@ class _Store:
         """Do nothing."""
 
 
-class _Origins:
-    def count(self, project_id: str, origin: str, is_allowed: bool) -> None:  # noqa: ARG002
-        raise AssertionError("the requests have no origin")
+def _count_origin(project_id: str, origin: str, is_allowed: bool) -> None:  # noqa: ARG001
+    raise AssertionError("the requests have no origin")
 
 
 class _Transport(asyncio.Transport):
@@ -132,15 +130,22 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         return Readiness(ReadyStatus.OK)
 
     ingest = Ingest(
-        authorizer=Authorizer(_validator(clock.monotonic), _Origins()),
+        validator=_validator(clock.monotonic),
+        count_origin=_count_origin,
         rate_limit=RateLimit(1_000_000, 2**60, clock.now),
         sink=SqlSink(_Store(), monotonic=clock.monotonic, bounds=None),
         now=clock.now,
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
-        turns=BodyTurns(),
     )
-    server = PublicServer(ingest=ingest.handle, readiness=readiness, now=clock.now, monotonic=clock.monotonic)
+    server = PublicServer(
+        ingest=ingest.handle,
+        readiness=readiness,
+        now=clock.now,
+        monotonic=clock.monotonic,
+        limits=ServerLimits(),
+        trusted_proxies=Networks(),
+    )
     return partial(server, "127.0.0.1")
 
 

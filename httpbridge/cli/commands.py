@@ -35,7 +35,7 @@ from httpbridge.config import Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
-from httpbridge.times import parse_since
+from httpbridge.text import parse_since
 
 _log = structlog.get_logger("httpbridge")
 

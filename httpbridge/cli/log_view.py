@@ -1,11 +1,11 @@
 """What `httpbridge logs` prints: stored entries as lines for people, or as JSON.
 
-Called by `cli`; the dashboard's pages read and write times as it does. The queries are the
-reader's (`sinks/sql_reader`); here is how an entry looks. Entries come from anyone with a key, so
-nothing of one may act on the terminal it is shown in: whatever does not print is escaped.
+Entries come from anyone with a key, so nothing of one may act on the terminal it is shown in: whatever does not print
+is escaped.
 """
 
 import asyncio
+import codecs
 import json
 from collections.abc import Awaitable, Callable
 from io import TextIOWrapper
@@ -14,7 +14,7 @@ import msgspec
 
 from authsvc.runtime.commands import writing
 from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
-from httpbridge.times import rfc3339
+from httpbridge.text import printable, rfc3339
 
 FOLLOW_SECONDS = 0.25
 """How often a follower asks for what is new."""
@@ -23,10 +23,10 @@ MESSAGE_CHARACTERS_MAX = 2000
 FIELD_CHARACTERS_MAX = 500
 """Longer texts are cut in lines for people, never in JSON."""
 
-
 _LEVEL_COLORS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 _RESET = "\x1b[0m"
 
+_JSON_ESCAPES = "json-escapes"
 _EXTRA_FIELDS = ("release", "trace_id", "span_id", "request_id", "vercel_id", "context", "metadata")
 
 
@@ -61,9 +61,9 @@ class Output:
 
     def __init__(self, stream: TextIOWrapper, *, is_json: bool, is_flushed: bool) -> None:
         """With `is_flushed` each line is seen at once."""
-        stream.reconfigure(errors="strict" if is_json else "backslashreplace")
+        # JSON has other letters than ASCII's in strings alone.
+        stream.reconfigure(errors=_JSON_ESCAPES if is_json else "backslashreplace", line_buffering=is_flushed)
         self._stream = stream
-        self._is_flushed = is_flushed
         self.is_empty = True
         """Whether nothing was written."""
 
@@ -71,17 +71,20 @@ class Output:
         """Write a line."""
         self.is_empty = False
         with writing():
-            try:
-                self._stream.write(line)
-            except UnicodeEncodeError:  # JSON has other letters than ASCII's in strings alone
-                self._stream.write("".join(char if char.isascii() else _json_escape(char) for char in line))
-            if self._is_flushed:
-                self._stream.flush()
+            self._stream.write(line)
 
     def flush(self) -> None:
         """Write what is still to be written."""
         with writing():
             self._stream.flush()
+
+
+def _json_escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101 - for the type checker
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_JSON_ESCAPES, _json_escaped)
 
 
 def json_line(log: StoredLog) -> str:
@@ -97,9 +100,9 @@ def json_line(log: StoredLog) -> str:
     if log.metadata is not None:
         fields["metadata"] = msgspec.Raw(log.metadata.encode())
     text = msgspec.json.encode(fields).decode()
-    if text.isprintable():
-        return text + "\n"
-    return "".join(char if char.isprintable() else _json_escape(char) for char in text) + "\n"
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else _json_escape(char) for char in text)
+    return text + "\n"
 
 
 def text_line(log: StoredLog, *, color: bool) -> str:
@@ -117,20 +120,6 @@ def text_line(log: StoredLog, *, color: bool) -> str:
         if (value := getattr(log, name)) is not None
     )
     return " ".join(words) + "\n"
-
-
-def printable(text: str, characters_max: int) -> str:
-    """Escape what does not print (control characters, ANSI sequences, line breaks, bidi marks), and cut long texts."""
-    cut = len(text) - characters_max
-    if cut > 0:
-        text = text[:characters_max]
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else _escape(char) for char in text)
-    return f"{text}… ({cut} more characters)" if cut > 0 else text
-
-
-def _escape(char: str) -> str:
-    return char.encode("unicode_escape").decode()
 
 
 def _json_escape(char: str) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import cast
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from authsvc.client.admin import AdminClient
 from authsvc.client.channel import FixedToken, TokenFile
@@ -21,20 +22,20 @@ from authsvc.runtime.environment import Address, Secret
 from authsvc.runtime.listening import bind, bound_address
 from authsvc.runtime.private_files import check_private, load_or_create_token
 from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
-from httpbridge.dashboard.connections import CONNECTIONS_MAX, Connections
+from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits, Connections
 from httpbridge.dashboard.log_page.page import Logs
 from httpbridge.dashboard.log_page.stream import LogStreams
 from httpbridge.dashboard.login_throttle import LoginThrottle
-from httpbridge.dashboard.middleware import Guard, session_id
-from httpbridge.dashboard.pages import DIRECTORY, Pages, Views
+from httpbridge.dashboard.middleware import Middlewares, session_id
+from httpbridge.dashboard.pages import DIRECTORY, Pages
 from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.spent_tokens import Spent
-from httpbridge.dashboard.views.api_keys import ApiKeys, KeyReveal
+from httpbridge.dashboard.views.api_keys import ApiKeys
 from httpbridge.dashboard.views.audit import Audit
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
 from httpbridge.dashboard.views.sign_in import SignIn
-from httpbridge.http.listener import listen
+from httpbridge.http.listener import Listener
 from httpbridge.log_store.queries import LogQueries
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
@@ -54,10 +55,11 @@ async def serve(
     started: Callable[[Address], None],
     *,
     now: Callable[[], datetime] = now,
+    limits: ConnectionLimits = CONNECTION_LIMITS,
 ) -> None:
     """Serve until `stop` is set.
 
-    `started` is called once, with the bound address, when requests are answered. Raises ConfigurationError when the
+    `started` is called once, with the bound address, when requests are served. Raises ConfigurationError when the
     dashboard cannot start as configured. Neither the key service nor the log store has to be there.
     """
     config.check_dashboard_exposure()
@@ -78,32 +80,35 @@ async def serve(
             statement_seconds_max=_STATEMENT_SECONDS_MAX,
         )
         stack.push_async_callback(store.close)
-        pages = Pages(sessions, now)
-        reveal = KeyReveal(pages, config.clients_url())
+        pages = Pages(sessions, config.clients_url(), now)
         queries = LogQueries(store, monotonic=time.monotonic)
-        streams = LogStreams(store, session_id=partial(session_id, sessions), monotonic=time.monotonic)
-        views: list[Views] = [
-            SignIn(sessions, pages, LoginThrottle(time.monotonic)),
-            Projects(admin, queries, pages, reveal, now),
-            Logs(admin, store, queries, streams, pages, config.clients_url(), now),
-            ApiKeys(admin, pages, reveal),
-            AllowedOrigins(admin, store, pages, config.clients_url(), now),
-            Audit(admin, pages),
+        streams = LogStreams(
+            store,
+            session_id=partial(session_id, sessions),
+            markup=pages.macro("log_parts.html", "entry"),
+            monotonic=time.monotonic,
+        )
+        routes = [
+            *SignIn(sessions, pages, LoginThrottle(time.monotonic)).routes,
+            *Projects(admin, queries, pages, now).routes,
+            *Logs(admin, store, queries, streams, pages, now).routes,
+            *ApiKeys(admin, pages).routes,
+            *AllowedOrigins(admin, store, pages, now).routes,
+            *Audit(admin, pages).routes,
         ]
-        application = web.AppRunner(_application(Guard(sessions, pages, config.trusted_proxies), views))
+        application = web.AppRunner(_application(Middlewares(sessions, pages, config.trusted_proxies), routes))
         stack.push_async_callback(application.cleanup)
         await application.setup()
         server = cast(web.Server, application.server)  # there is one since `setup`
-        connections = Connections(
-            server,
-            config.trusted_proxies,
-            connections_max=connections_that_fit(CONNECTIONS_MAX, _OTHER_FILES_MAX),
-            keepalive_seconds=config.keepalive_seconds,
-        )
+        connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
+        keepalive_seconds = config.keepalive_seconds
+        limits = replace(limits, connections_max=connections_max, keepalive_seconds=keepalive_seconds)
+        connections = Connections(server, config.trusted_proxies, limits)
         stack.push_async_callback(connections.shutdown, _SHUTDOWN_SECONDS)
         stack.push_async_callback(streams.close)
         for bound in sockets:
-            listener = listen(bound, connections, _LISTEN, config.dashboard_listen, tls, config.trusted_proxies)
+            address, proxies = config.dashboard_listen, config.trusted_proxies
+            listener = Listener(bound, connections, _LISTEN, address, tls=tls, trusted_proxies=proxies)
             stack.callback(listener.close)
         started(bound_address(sockets))
         await stop.wait()
@@ -124,10 +129,9 @@ def open_sessions(config: Config, now: Callable[[], datetime] = now) -> Sessions
     return Sessions(token, Spent(config.state_dir / "signed-out"), Spent(config.state_dir / "used-links"), now)
 
 
-def _application(guard: Guard, views: list[Views]) -> web.Application:
-    application = web.Application(middlewares=guard.middlewares(), client_max_size=_FORM_BYTES_MAX)
-    application.on_response_prepare.append(guard.add_headers)
+def _application(middlewares: Middlewares, routes: list[web.RouteDef]) -> web.Application:
+    application = web.Application(middlewares=middlewares.in_order, client_max_size=_FORM_BYTES_MAX)
+    application.on_response_prepare.append(middlewares.add_headers)
     application.router.add_static("/static", DIRECTORY / "static")
-    for view in views:
-        application.add_routes(view.routes())
+    application.add_routes(routes)
     return application

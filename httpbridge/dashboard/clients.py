@@ -6,7 +6,7 @@ from typing import Literal
 
 from aiohttp import hdrs, web
 
-from authsvc.runtime.networks import Networks, client_address
+from authsvc.runtime.networks import Networks, client_address, without_port
 
 _NAMES = ("For", "Proto", "Host")
 _SCHEME_PORTS = {"http": ":80", "https": ":443"}
@@ -83,15 +83,9 @@ def _forwarded(request: web.Request) -> tuple[list[str], list[str], list[str]]:
         addresses, schemes, hosts = ([part.strip() for part in text.split(",")] if text else [] for text in lists)
     else:
         addresses, schemes, hosts = ([one.get(name.lower(), "") for one in request.forwarded] for name in _NAMES)
-    return [_without_port(address) for address in addresses], schemes, hosts
+    return [without_port(address) for address in addresses], schemes, hosts
 
 
 def _added(values: list[str], proxies: int) -> str:
     """Return what the outermost of so many proxies added; of fewer values, the first."""
     return values[max(0, len(values) - proxies)] if values else ""
-
-
-def _without_port(address: str) -> str:
-    if address.startswith("["):
-        return address[1:].partition("]")[0]
-    return address.partition(":")[0] if address.count(":") == 1 else address

@@ -1,11 +1,11 @@
 """The dashboard's connections: aiohttp's, but bounded, and but for what is no request. Built by `app`.
 
-aiohttp answers and logs what its parser refuses with the offending bytes, a cookie or a token among them, and says its
+aiohttp logs what its parser refuses and responds with the offending bytes, a cookie or a token among them, and says its
 version. Here such a request gets a fixed text under the headers of every page, and the connection is closed.
 
 aiohttp also counts nothing, and waits for clients as long as they please. Here the places are counted, and whoever has
 no room takes the place of the connection that has waited longest for its client: for the rest of a head or of a body,
-for the next request, or for an answer to be taken. Those on which somebody is signed in go last.
+for the next request, or for a response to be taken. Those on which somebody is signed in go last.
 """
 
 import asyncio
@@ -14,51 +14,59 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, NoReturn, cast
 
+import msgspec
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from yarl import URL
 
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks, Places, address_group
 from httpbridge.dashboard.middleware import SECURITY_HEADERS
 from httpbridge.dashboard.pages import SESSION
-from httpbridge.http.paths import canonical_path
-from httpbridge.http.turns import Turns
-
-CONNECTIONS_MAX = 256
-"""Open at once, those in their TLS handshake included: forty browsers, which open six at a time, and the live tails."""
-
-HEAD_SECONDS_MAX = 20.0
-"""For a head to be whole, from its first byte, or the connection's beginning."""
-
-HEAD_BYTES_MAX = 64 * 1024
-"""Of a head that is not whole; the parser by itself would keep a megabyte."""
-
-ANSWER_SECONDS_MAX = 20.0
-"""A client who takes nothing of an answer for so long is cut off."""
-
-_LOOK_SECONDS = 1.0
+from httpbridge.http import responses
+from httpbridge.http.fairness import Turns
+from httpbridge.http.request import canonical_path
 
 _log = structlog.get_logger("httpbridge.dashboard")
+
+
+class ConnectionLimits(msgspec.Struct, frozen=True):
+    """Bounds of connections, in all and of each."""
+
+    connections_max: int = 256
+    """Open at once, those in their TLS handshake included: forty browsers, which open six at a time, and live tails."""
+    keepalive_seconds: float = 75.0
+    head_seconds_max: float = 20.0
+    """For a head to be whole, from its first byte, or the connection's beginning."""
+    head_bytes_max: int = 64 * 1024
+    """Of a head that is not whole; the parser by itself would keep a megabyte."""
+    response_seconds_max: float = 20.0
+    """A client who takes nothing of a response for so long is cut off."""
+    look_seconds: float = 1.0
+    """Between two looks at who is too slow."""
+
+
+CONNECTION_LIMITS = ConnectionLimits()
 
 
 class Connection(web.RequestHandler):
     """One client's connection."""
 
-    def __init__(self, owner: "Connections", address: str, *, keepalive_seconds: float, logger: logging.Logger) -> None:
+    def __init__(self, server: "Connections", address: str, logger: logging.Logger) -> None:
         super().__init__(
-            owner,
+            server,
             loop=asyncio.get_running_loop(),
             access_log=logger,
             logger=logger,
-            keepalive_timeout=keepalive_seconds,
+            keepalive_timeout=server.limits.keepalive_seconds,
             auto_decompress=False,  # browsers compress no form
         )
         self.address = address
         self.opening: asyncio.Task[object] | None = None
         """Its TLS handshake; set by the listener."""
-        self._owner = owner
+        self._server = server
+        self._limits = server.limits
         self._was_signed_in = False
         self._wire: asyncio.Transport | None = None
         """None before the handshake is done. aiohttp's own is None as soon as it is to be closed."""
@@ -72,7 +80,7 @@ class Connection(web.RequestHandler):
         self._request: web.Request | None = None
         """The one that is worked on."""
         self._has_request = False
-        """Whether a head is whole that is not answered yet."""
+        """Whether a head is whole that has no response yet."""
         self._is_working = False
         self._untaken_bytes = 0
         self._taken_at = 0.0
@@ -96,7 +104,7 @@ class Connection(web.RequestHandler):
         self._head_since, self._head_bytes = None, 0
 
     def finish(self) -> None:
-        """Note that it was answered, but for what its client has not taken."""
+        """Note that it has its response, but for what its client has not taken."""
         self._was_signed_in = self.is_signed_in
         self._request = None
         self._since = self._loop.time()
@@ -113,7 +121,8 @@ class Connection(web.RequestHandler):
             self._taken_at = now
         self._untaken_bytes = untaken_bytes
         head_since = now if self._head_since is None else self._head_since
-        if now - self._taken_at >= ANSWER_SECONDS_MAX or now - head_since >= HEAD_SECONDS_MAX:
+        is_stuck = now - self._taken_at >= self._limits.response_seconds_max
+        if is_stuck or now - head_since >= self._limits.head_seconds_max:
             self.abort()
 
     def abort(self) -> None:
@@ -133,7 +142,7 @@ class Connection(web.RequestHandler):
         """Give its place back."""
         super().connection_lost(exc)
         self._wire = None
-        self._owner.closed(self)
+        self._server.closed(self)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began, and whether it is whole."""
@@ -145,7 +154,7 @@ class Connection(web.RequestHandler):
             return
         self._head_since = self._head_since or self._loop.time()
         self._head_bytes += len(data)
-        if self._head_bytes > HEAD_BYTES_MAX:
+        if self._head_bytes > self._limits.head_bytes_max:
             self.abort()
 
     def handle_error(
@@ -155,32 +164,25 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - repeats what was sent
     ) -> NoReturn:
-        """Answer by the status alone, and end the connection. Neither `message` nor the error's text is ours."""
+        """Respond by the status alone, and end the connection. Neither `message` nor the error's text is ours."""
         if isinstance(exc, ConnectionError):  # who asked is gone, or this was called before
             raise exc
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and exc is not None:
-            _log.error("unexpected_error", error=type(exc).__qualname__, traceback=traceback_without_text(exc))
+            log_unexpected(_log, exc)
         if self.transport is not None and request.writer.output_size == 0:
-            self.transport.write(_answer(HTTPStatus(status)))
+            self.transport.write(_response(HTTPStatus(status)))
         raise ConnectionAbortedError
 
 
 class Connections(web.Server):
-    """Makes connections for a listener, whose requests an application's server answers. Made inside the event loop."""
+    """Makes connections for a listener, whose requests go to an application's server. Made inside the event loop."""
 
-    def __init__(
-        self,
-        application: web.Server,
-        trusted_proxies: Networks,
-        *,
-        connections_max: int,
-        keepalive_seconds: float,
-    ) -> None:
+    def __init__(self, application: web.Server, trusted_proxies: Networks, limits: ConnectionLimits) -> None:
         super().__init__(self._handle, request_factory=application.request_factory)
-        self._answer = application.request_handler
+        self._respond = application.request_handler
         self._logger = _silent()
-        self._keepalive_seconds = keepalive_seconds
-        self._places = Places(connections_max, trusted_proxies)
+        self.limits = limits
+        self._places = Places(limits.connections_max, trusted_proxies)
         self._open: set[Connection] = set()
         """Those that have a place."""
         self._is_full = False
@@ -189,7 +191,7 @@ class Connections(web.Server):
 
     def __call__(self, address: str = "") -> Connection:
         """Return the protocol of a new connection, which has its place until `closed`."""
-        connection = Connection(self, address, keepalive_seconds=self._keepalive_seconds, logger=self._logger)
+        connection = Connection(self, address, self._logger)
         self._places.take(address)
         self._open.add(connection)
         return connection
@@ -211,7 +213,7 @@ class Connections(web.Server):
 
     def refusal(self) -> bytes:
         """Return what is said to a connection too many."""
-        return _answer(HTTPStatus.SERVICE_UNAVAILABLE)
+        return _response(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def closed(self, connection: Connection) -> None:
         """Give a connection's place back, if it has not been given back."""
@@ -220,12 +222,8 @@ class Connections(web.Server):
             self._places.release(connection.address)
             self._is_full = self._is_full and self._places.taken >= self._places.places_max // 2
 
-    def failed(self, error: BaseException) -> None:
-        """Log an error that nobody expected, without its text."""
-        _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
-
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Let requests be answered for so long, and close all connections."""
+        """Let requests have their responses for so long, and close all connections."""
         self._looking.cancel()
         self.pre_shutdown()
         await super().shutdown(timeout)
@@ -240,7 +238,7 @@ class Connections(web.Server):
     def _look(self) -> None:
         for connection in [*self._open]:
             connection.look()
-        self._looking = self._loop.call_later(_LOOK_SECONDS, self._look)
+        self._looking = self._loop.call_later(self.limits.look_seconds, self._look)
 
     async def _handle(self, request: Any) -> web.StreamResponse:
         connection: Connection = request.protocol
@@ -248,11 +246,11 @@ class Connections(web.Server):
         request = _with_canonical_path(request)
         connection.begin(request)
         try:
-            # Otherwise aiohttp answers, past the middlewares, with what it does not know.
+            # Otherwise aiohttp refuses, past the middlewares, what it does not know.
             expected = request.headers.get(hdrs.EXPECT) or "100-continue"
             if expected.lower() != "100-continue":
                 connection.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
-            return await self._answer(request)
+            return await self._respond(request)
         finally:
             connection.finish()
 
@@ -266,16 +264,14 @@ def _with_canonical_path(request: web.Request) -> web.Request:
     return request.clone(rel_url=url)
 
 
-def _answer(status: HTTPStatus) -> bytes:
+def _response(status: HTTPStatus) -> bytes:
     body = f"{status.value} {status.phrase}\n".encode()
-    headers = SECURITY_HEADERS | {
+    headers = {
         "Cache-Control": "no-store",
         "Content-Type": "text/plain; charset=utf-8",
         "Content-Length": str(len(body)),
-        "Connection": "close",
     }
-    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + body
+    return responses.prepare(status.value, SECURITY_HEADERS | headers, body).head + responses.LINE_CLOSE + body
 
 
 def _silent() -> logging.Logger:

@@ -1,7 +1,4 @@
-"""What stands between the network and every view: security headers, failures as pages, sessions, CSRF tokens.
-
-Built by `app`, as the application's middlewares.
-"""
+"""What stands between the network and every view: security headers, failures as pages, sessions, CSRF tokens."""
 
 import asyncio
 import re
@@ -17,10 +14,10 @@ from multidict import MultiDictProxy
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import RefusedError
 from authsvc.runtime.environment import ConfigurationError
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import CLIENT, client_of
-from httpbridge.dashboard.pages import SESSION, VISITOR, Pages, read_cookie, sentence, set_cookie
+from httpbridge.dashboard.pages import CSRF_SUBJECT, SESSION, Pages, read_cookie, sentence, set_cookie
 from httpbridge.dashboard.sessions import SESSION_SECONDS, Session, Sessions
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
@@ -60,25 +57,28 @@ _FROM_ANOTHER_SITE = (
     "HTTPBRIDGE_TRUSTED_PROXIES."
 )
 
+_REFUSALS = {
+    404: ("Not found", "There is no such page."),
+    405: ("Not possible", "This page takes no such request."),
+    413: ("Too large", "This is more than a form here can hold."),
+}
+
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _log = structlog.get_logger("httpbridge.dashboard")
 
 
-class Guard:
-    """The middlewares, outermost first."""
+class Middlewares:
+    """The middlewares; `in_order`, the outermost is first."""
 
     def __init__(self, sessions: Sessions, pages: Pages, trusted_proxies: Networks) -> None:
         self._sessions = sessions
         self._pages = pages
         self._trusted_proxies = trusted_proxies
-
-    def middlewares(self) -> list[Middleware]:
-        """Return them."""
-        return [self._failures, self._site, self._session, self._form]
+        self.in_order: list[Middleware] = [self._failures, self._site, self._session, self._form]
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Add what every answer carries; for the signal `on_response_prepare`, which streams pass too."""
+        """Add what every response carries; for the signal `on_response_prepare`, which streams pass too."""
         response.headers.update(SECURITY_HEADERS)
         if request[CLIENT].is_pinned:
             response.headers["Strict-Transport-Security"] = f"max-age={_HSTS_SECONDS}"
@@ -91,8 +91,8 @@ class Guard:
         request[CLIENT] = client_of(request, self._trusted_proxies)
         try:
             return await handler(request)
-        except web.HTTPException as answer:
-            return self._http(request, answer)
+        except web.HTTPException as refusal:
+            return self._http(request, refusal)
         except KeyServiceUnavailableError as error:
             return self._unavailable(request, "key_service_down.html", error)
         except StoreSlowError as error:
@@ -108,13 +108,11 @@ class Guard:
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
             _log.error("not_set_up", reason=str(error))
             # Without what the dashboard token signs, as that may be the one.
-            for known in (SESSION, VISITOR):
+            for known in (SESSION, CSRF_SUBJECT):
                 request.pop(known, None)
             return self._failure(request, 503, "Not set up", str(error))
         except Exception as error:  # noqa: BLE001 - shown as a page that says nothing of it
-            # Neither the path nor the error's text is ours: they may repeat what somebody sent.
-            name, traceback = type(error).__qualname__, traceback_without_text(error)
-            _log.error("unexpected_error", error=name, method=request.method, traceback=traceback)
+            log_unexpected(_log, error, method=request.method)  # not the path, which may repeat what somebody sent
             return self._failure(request, 500, "Something went wrong", "The dashboard's log says what. Try again.")
 
     def _unavailable(self, request: web.Request, template: str, error: Exception) -> web.Response:
@@ -123,19 +121,14 @@ class Guard:
         project_id = named if _PROJECT_ID.fullmatch(named) else ""
         return self._pages.render(request, template, status=503, project_id=project_id, reason=str(error))
 
-    def _http(self, request: web.Request, answer: web.HTTPException) -> web.StreamResponse:
-        if answer.status < 400:
-            raise answer
-        match answer.status:
-            case 404:
-                return self._failure(request, 404, "Not found", "There is no such page.")
-            case 405:
-                response = self._failure(request, 405, "Not possible", "This page takes no such request.")
-                response.headers["Allow"] = answer.headers["Allow"]
-                return response
-            case 413:
-                return self._failure(request, 413, "Too large", "This is more than a form here can hold.")
-        return self._failure(request, answer.status, "Not possible", answer.text or answer.reason)
+    def _http(self, request: web.Request, refusal: web.HTTPException) -> web.StreamResponse:
+        if refusal.status < 400:
+            raise refusal
+        title, text = _REFUSALS.get(refusal.status, ("Not possible", refusal.text or refusal.reason))
+        response = self._failure(request, refusal.status, title, text)
+        if hdrs.ALLOW in refusal.headers:
+            response.headers[hdrs.ALLOW] = refusal.headers[hdrs.ALLOW]
+        return response
 
     def _failure(self, request: web.Request, status: int, title: str, text: str) -> web.Response:
         return self._pages.render(request, "failure.html", status=status, title=title, text=text)
@@ -153,7 +146,7 @@ class Guard:
         session = self._sessions.read(read_cookie(request, "session"))
         if session is not None:
             request[SESSION] = session
-            request[VISITOR] = session.session_id
+            request[CSRF_SUBJECT] = session.session_id
             response = await handler(request)
             self._refresh(request, response, session)
             return response
@@ -168,16 +161,16 @@ class Guard:
                     return web.Response(text=STREAM_OVER, content_type="text/event-stream", charset="utf-8")
                 # What is none of our pages may be a secret that somebody pasted: it is not repeated.
                 next_path = "/" if request.match_info.http_exception is not None else request.path_qs
-                return web.Response(status=303, headers={"Location": sign_in_location(next_path)})
+                return web.Response(status=303, headers={"Location": _sign_in_location(next_path)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)
-        visitor = read_cookie(request, "visitor") or ""
-        if not visitor.isalnum() or len(visitor) != 32:
-            visitor = secrets.token_hex(16)
-        request[VISITOR] = visitor
+        pre_session = read_cookie(request, "pre_session") or ""
+        if not pre_session.isalnum() or len(pre_session) != 32:
+            pre_session = secrets.token_hex(16)
+        request[CSRF_SUBJECT] = pre_session
         response = await handler(request)
         if not response.prepared:
-            set_cookie(request, response, "visitor", visitor, SESSION_SECONDS)
+            set_cookie(request, response, "pre_session", pre_session, SESSION_SECONDS)
         return response
 
     def _refresh(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
@@ -193,7 +186,7 @@ class Guard:
         if request.method != "POST" or request.path.startswith("/static/"):
             return await handler(request)
         presented = (await _form_of(request)).get("csrf_token", "")
-        if isinstance(presented, str) and self._sessions.is_csrf_token(request[VISITOR], presented):
+        if isinstance(presented, str) and self._sessions.is_csrf_token(request[CSRF_SUBJECT], presented):
             return await handler(request)
         may_send_again = SESSION in request and not request.path.startswith(OPEN_PATHS)  # a token is typed once
         fields = await _fields_to_send_again(request) if may_send_again else []
@@ -242,6 +235,5 @@ def _is_stream(request: web.Request) -> bool:
     return request.path.endswith("/logs/stream")
 
 
-def sign_in_location(next_path: str) -> str:
-    """Return where to sign in, to go on to a page of ours."""
+def _sign_in_location(next_path: str) -> str:
     return "/sign-in" if next_path == "/" else f"/sign-in?next={quote(next_path, safe='/')}"

@@ -1,13 +1,13 @@
-"""Rendering: templates, and what every page gets. Used by `guard` and all views.
+"""Rendering: templates, and what every page gets. A page of a project extends `project.html`, another one `base.html`.
 
-Templates are escaped throughout. A page of a project extends `project.html`, another
-one `base.html`.
+Templates are escaped throughout.
 """
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from aiohttp import web
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,26 +15,24 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from httpbridge.dashboard.clients import CLIENT
+from httpbridge.dashboard.log_page.entries import fields_of, headline
 from httpbridge.dashboard.sessions import NOTICE_SECONDS, Session, Sessions
+from httpbridge.text import rfc3339
 
 DIRECTORY = Path(__file__).parent
-VISITOR = web.RequestKey("visitor", str)
-"""Whom the forms of this request's page are for: the session's id, or on the way in a random one."""
+KEY_VARIABLE = "$DEEPTRACER_KEY"
+"""Stands for a key that is not known; the shell puts it in, named as in `.env.local`."""
+
+CSRF_SUBJECT = web.RequestKey("csrf_subject", str)
+"""Whom the forms of this request's page are for: the id of the session, or of the pre-session on the way in."""
 SESSION = web.RequestKey("session", Session)
-
-
-class Views(Protocol):
-    """A part of the dashboard: its routes, added by the composition root."""
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
+"""Who is signed in; set behind the middlewares."""
 
 
 class Pages:
-    """Makes responses of templates."""
+    """Makes responses of templates. `clients_url` is where clients reach the bridge; `now` gives aware instants."""
 
-    def __init__(self, sessions: Sessions, now: Callable[[], datetime]) -> None:
-        """`now` gives aware instants."""
+    def __init__(self, sessions: Sessions, clients_url: str, now: Callable[[], datetime]) -> None:
         self._sessions = sessions
         self._now = now
         self._environment = Environment(
@@ -44,21 +42,27 @@ class Pages:
             lstrip_blocks=True,
             undefined=StrictUndefined,
         )
-        self._environment.filters["instant"] = instant
-        self._environment.filters["whole_second"] = whole_second
-        self._environment.filters["age"] = self._age
-        self._environment.filters["counted"] = counted
-        self._environment.filters["sentence"] = sentence
+        self._environment.filters |= {
+            "instant": instant,
+            "whole_second": whole_second,
+            "age": self._age,
+            "counted": counted,
+            "sentence": sentence,
+            "rfc3339": rfc3339,
+            "headline": headline,
+            "fields_of": fields_of,
+        }
+        self._environment.globals["curl_line"] = partial(curl_line, clients_url)
 
     def render(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """Return a page. Templates also see `session`, `csrf_token` and `notice`."""
         session = request.get(SESSION)
-        visitor = request.get(VISITOR)
+        subject = request.get(CSRF_SUBJECT)
         # Escaped when it was signed.
         notice = Markup(self._sessions.read_notice(read_cookie(request, "notice")) if session else "")  # noqa: S704
         text = self._environment.get_template(template).render(
             session=session,
-            csrf_token=self._sessions.csrf_token(visitor) if visitor else "",
+            csrf_token=self._sessions.csrf_token(subject) if subject else "",
             notice=notice,
             path=request.path,
             **values,
@@ -67,6 +71,11 @@ class Pages:
         if notice:
             delete_cookie(request, response, "notice")
         return response
+
+    def macro(self, template: str, name: str) -> Callable[..., Markup]:
+        """Return a macro of a template, for part of a page."""
+        macro: Callable[..., Markup] = getattr(self._environment.get_template(template).module, name)
+        return macro
 
     def redirect(self, request: web.Request, location: str, *, notice: str = "") -> web.Response:
         """Return what sends the browser to a page of ours, which shows the notice: the answer to a form.
@@ -85,11 +94,6 @@ class Pages:
             if seconds >= length:
                 return counted(seconds // length, unit)
         return "moments"
-
-
-def session_of(request: web.Request) -> Session:
-    """Return who is signed in; for handlers behind the guard."""
-    return request[SESSION]
 
 
 def read_cookie(request: web.Request, name: str) -> str | None:
@@ -148,3 +152,14 @@ def _datetime(value: datetime | Timestamp) -> datetime:
 def counted(number: int, noun: str) -> str:
     """Return `1 log`, `2 logs`, `1,200 logs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def curl_line(clients_url: str, key: str = KEY_VARIABLE, *, origin: str = "") -> str:
+    """Return the line for a shell that sends a log to the bridge there; `origin` is for one as a page sends it."""
+    return (
+        f"curl -sS -w '\\n' {clients_url}/ingest/logs "
+        f'-H "Authorization: Bearer {key}" '
+        + (f"-H 'Origin: {origin}' " if origin else "")
+        + "-H 'Content-Type: application/json' "
+        """-d '{"service": "hello", "logs": [{"level": "info", "message": "hello, world"}]}'"""
+    )

@@ -1,7 +1,7 @@
 """Who is signed in: sessions, sign-in links and CSRF tokens, all signed with a key derived from the dashboard token.
 
-Nothing is stored but which sessions were signed out and which links used (`spent`), so a changed token ends every
-session, link and form. Used by `middleware` and `sign_in`; the command line makes links.
+Nothing is stored but which sessions were signed out and which links used (`spent_tokens`), so a changed token ends
+every session, link and form. The command line makes links, too.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ from typing import Any
 from itsdangerous import BadData, URLSafeSerializer
 
 from authsvc.runtime.environment import Secret
-from httpbridge.dashboard.invisible_characters import single_spaced
 from httpbridge.dashboard.spent_tokens import Spent
+from httpbridge.text import single_spaced
 
 SESSION_SECONDS = 12 * 3600
 IDLE_SECONDS = 3600
@@ -126,13 +126,13 @@ class Sessions:
         fields = self._read("notice", cookie)
         return "" if fields is None else str(fields["text"])
 
-    def csrf_token(self, visitor: str) -> str:
-        """Return what a form carries to show that it comes from a page that this visitor was shown."""
-        return hmac.new(_key(self._token().reveal()), b"form " + visitor.encode(), hashlib.sha256).hexdigest()
+    def csrf_token(self, subject: str) -> str:
+        """Return what forms carry on pages that this session or pre-session is shown."""
+        return hmac.new(_key(self._token().reveal()), b"form " + subject.encode(), hashlib.sha256).hexdigest()
 
-    def is_csrf_token(self, visitor: str, presented: str) -> bool:
-        """Whether a form comes from a page that this visitor was shown."""
-        return hmac.compare_digest(self.csrf_token(visitor).encode(), presented.encode(errors="replace"))
+    def is_csrf_token(self, subject: str, presented: str) -> bool:
+        """Whether a form comes from such a page."""
+        return hmac.compare_digest(self.csrf_token(subject).encode(), presented.encode(errors="replace"))
 
     def _cookie(self, session_id: str, name: str, until: int) -> str:
         return self._sign("session", until, id=session_id, name=name, seen=self._unix())

@@ -1,1 +1,1 @@
-"""HTTP: connections, requests, bodies and answers, and how much of them anybody may have."""
+"""HTTP: connections, requests, bodies and responses, and how much of them anybody may have."""

@@ -1,27 +1,32 @@
 """Request bodies within bounds: which encodings, how much to read, how far to inflate. Called by `ingest`.
 
-Every limit holds while reading and while inflating, so neither a body without a length nor a
-bomb takes more memory than the limit and one step; and all of them together take no more than
-the process's budget.
+Every limit holds while reading and while inflating: neither a body without a length nor a bomb takes more memory than
+the limit and one step; and all of them together take no more than the process's budget.
 """
 
+import asyncio
 import zlib
 from collections.abc import Awaitable, Callable
-from enum import Enum
 from typing import Self
 
 import structlog
 from aiohttp import hdrs
-from aiohttp.streams import StreamReader
 from multidict import MultiMapping
 
-from httpbridge.errors import BodyRefusedError, BodyTooLargeError, OverloadedError, UnsupportedEncodingError
+from httpbridge.errors import (
+    BodyRefusedError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    OverloadedError,
+    UnsupportedEncodingError,
+)
 from httpbridge.http import magic
+from httpbridge.http.request import Request
 
 BUDGET_BYTES = 256 * 1024 * 1024
 """For bodies that are being read, inflated and parsed, all together: fifty of the largest, as they come and inflated.
 
-A body that came along with its headers takes a share only as it is inflated.
+What came along with its headers takes none of them before it is inflated: the connection bounds it.
 """
 
 KEY_BUDGET_BYTES = BUDGET_BYTES // 8
@@ -44,7 +49,7 @@ Each costs an inflater, even if there is nothing in it.
 _GZIP_WINDOW_BITS = 31
 _ZLIB_WINDOW_BITS = 15
 _RAW_DEFLATE_WINDOW_BITS = -15
-
+_ENCODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 _log = structlog.get_logger("httpbridge")
 
@@ -62,14 +67,6 @@ class Budget:
         self._taken_bytes = 0
         self._taken_bytes_by_key: dict[str, int] = {}
         self._is_logged = False
-
-    def share(self, key_id: str, count_decoded: Callable[[int], None]) -> "Reservation":
-        """Return one request's share, empty at first; a context manager, which gives it back.
-
-        `count_decoded` is told of the bytes that come out of the body, and raises RateLimitedError where it should not
-        be decoded.
-        """
-        return Reservation(self, key_id, count_decoded)
 
     def take(self, count: int, key_id: str) -> None:
         """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
@@ -95,25 +92,24 @@ class Budget:
 
 
 class Reservation:
-    """What one request has taken of the budget."""
+    """What one request has taken of the budget: nothing at first. A context manager, which releases it.
 
-    __slots__ = ("_budget", "_count_decoded", "_key_id", "_taken_bytes")
+    `count_decoded` is told of the bytes that come out of the body, and raises RateLimitedError where it should not be
+    decoded.
+    """
+
+    __slots__ = ("_budget", "_key_id", "_taken_bytes", "count_decoded")
 
     def __init__(self, budget: Budget, key_id: str, count_decoded: Callable[[int], None]) -> None:
         self._budget = budget
         self._key_id = key_id
-        self._count_decoded = count_decoded
+        self.count_decoded = count_decoded
         self._taken_bytes = 0
 
     def take(self, count: int) -> None:
         """Take so many bytes more; raise OverloadedError when fewer are left."""
         self._budget.take(count, self._key_id)
         self._taken_bytes += count
-
-    def take_decoded(self, count: int) -> None:
-        """Take bytes that came out of the body; raise RateLimitedError before the first where the key has none left."""
-        self._count_decoded(count)
-        self.take(count)
 
     def __enter__(self) -> Self:
         return self
@@ -122,84 +118,84 @@ class Reservation:
         self._budget.release(self._taken_bytes, self._key_id)
 
 
-class Encoding(Enum):
-    """How a body is encoded (RFC 9110, 8.4)."""
+async def read(
+    request: Request, bytes_max: int, reservation: Reservation, take_turn: Callable[[], Awaitable[None]]
+) -> bytes:
+    """Return a whole body, decoded, after asking for it where the client waits to be asked; see `decode` for the turns.
 
-    IDENTITY = "identity"
-    GZIP = "gzip"
-    DEFLATE = "deflate"
+    Raises BodyTooLargeError as soon as it is over the limit, as it comes or decoded; UnsupportedEncodingError,
+    OverloadedError, RateLimitedError, BodyTimeoutError, BodyRefusedError; and what the connection does to a body that
+    breaks off: MalformedRequestError (its framing is broken), ClientGoneError.
+    """
+    name = encoding(request.headers)
+    declared = request.headers.get(hdrs.CONTENT_LENGTH)
+    # The parser takes numbers below 2^64 only, but with any zeros before them; `int` refuses more than 4,300 digits.
+    if declared is not None and int(declared[-20:]) > bytes_max:
+        raise BodyTooLargeError
+    if request.payload.is_eof():
+        body = request.payload.read_nowait()
+        if len(body) > bytes_max:
+            raise BodyTooLargeError
+    else:
+        body = await _receive(request, bytes_max, reservation)
+    if name:
+        return await decode(body, name, bytes_max, reservation, take_turn)
+    reservation.count_decoded(len(body))
+    return body
 
 
-_ENCODINGS = {"gzip": Encoding.GZIP, "x-gzip": Encoding.GZIP, "deflate": Encoding.DEFLATE}
+async def _receive(request: Request, bytes_max: int, reservation: Reservation) -> bytes:
+    request.ask_for_body()
+    buffer = bytearray()  # not a list of pieces: a body may come byte by byte
+    try:
+        async with asyncio.timeout(request.body_timeout_seconds):
+            while piece := await request.payload.readany():
+                reservation.take(len(piece))
+                buffer += piece
+                if len(buffer) > bytes_max:
+                    raise BodyTooLargeError
+    except TimeoutError:
+        raise BodyTimeoutError from None
+    return bytes(buffer)
 
 
-def encoding(headers: MultiMapping[str]) -> Encoding:
-    """Return the body's encoding; raise UnsupportedEncodingError for another one, and for several at once."""
+def encoding(headers: MultiMapping[str]) -> str:
+    """Return how a body is encoded (RFC 9110, 8.4): `gzip`, `deflate`, or empty where it is not.
+
+    Raises UnsupportedEncodingError for another encoding, and for several at once.
+    """
     values = headers.getall(hdrs.CONTENT_ENCODING, ())
-    if not values:
-        return Encoding.IDENTITY
     names = [name for value in values for part in value.split(",") if (name := part.strip().lower())]
     applied = [name for name in names if name != "identity"]
     if not applied:
-        return Encoding.IDENTITY
+        return ""
     if len(applied) > 1 or applied[0] not in _ENCODINGS:
         raise UnsupportedEncodingError
     return _ENCODINGS[applied[0]]
 
 
-def refuse_declared_length(headers: MultiMapping[str], bytes_max: int) -> None:
-    """Raise BodyTooLargeError if the headers announce more than that; the HTTP parser has checked the number's form."""
-    declared = headers.get(hdrs.CONTENT_LENGTH)
-    # `int` refuses more than 4,300 digits. The parser takes numbers below 2^64 only, but with any zeros before them.
-    if declared is not None and int(declared[-20:]) > bytes_max:
-        raise BodyTooLargeError
-
-
-def take(payload: StreamReader, bytes_max: int) -> bytes:
-    """Return a raw body that is here already; raise BodyTooLargeError if it is over the limit."""
-    body = payload.read_nowait()
-    if len(body) > bytes_max:
-        raise BodyTooLargeError
-    return body
-
-
-async def read(payload: StreamReader, bytes_max: int, share: Reservation) -> bytes:
-    """Return the whole raw body; raise BodyTooLargeError as soon as it is over the limit, OverloadedError likewise.
-
-    Raises what the connection does to a body that breaks off (ClientGoneError, MalformedRequestError).
-    """
-    buffer = bytearray()  # not a list of pieces: a body may come byte by byte
-    while piece := await payload.readany():
-        share.take(len(piece))
-        buffer += piece
-        if len(buffer) > bytes_max:
-            raise BodyTooLargeError
-    return bytes(buffer)
-
-
 async def decode(
-    body: bytes, encoding: Encoding, bytes_max: int, share: Reservation, take_turn: Callable[[], Awaitable[None]]
+    body: bytes, encoding: str, bytes_max: int, reservation: Reservation, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
-    """Return the body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
+    """Return a body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
 
-    Raises BodyTooLargeError beyond the limit, OverloadedError, and BodyRefusedError for what is not whole.
+    Raises BodyTooLargeError beyond the limit, OverloadedError, RateLimitedError, and BodyRefusedError for what is not
+    whole.
     """
-    if encoding is Encoding.IDENTITY:
-        return body
     try:
-        inflated = await _inflate(body, encoding, bytes_max, share, take_turn)
+        inflated = await _inflate(body, encoding, bytes_max, reservation, take_turn)
     except zlib.error:
-        text = magic.misencoded(body, encoding.value) or f"The body is not valid {encoding.value}"
-        raise BodyRefusedError(text) from None
+        raise BodyRefusedError(magic.misencoded(body, encoding) or f"The body is not valid {encoding}") from None
     if (name := magic.compression(inflated)) is not None:
-        raise BodyRefusedError(f"The body is {name} within {encoding.value}: compress it once")
+        raise BodyRefusedError(f"The body is {name} within {encoding}: compress it once")
     return inflated
 
 
 async def _inflate(
-    body: bytes, encoding: Encoding, bytes_max: int, share: Reservation, take_turn: Callable[[], Awaitable[None]]
+    body: bytes, encoding: str, bytes_max: int, reservation: Reservation, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
-    window_bits = _GZIP_WINDOW_BITS if encoding is Encoding.GZIP else _deflate_window_bits(body)
+    is_gzip = encoding == "gzip"
+    window_bits = _GZIP_WINDOW_BITS if is_gzip else _deflate_window_bits(body)
     inflater = zlib.decompressobj(window_bits)
     members = 1
     output = bytearray()
@@ -209,7 +205,7 @@ async def _inflate(
         piece = b""
         while pending or (len(piece) == _OUTPUT_STEP_BYTES and not inflater.eof):
             if inflater.eof:
-                if encoding is not Encoding.GZIP:
+                if not is_gzip:
                     raise BodyRefusedError("The body goes on after the end of its deflate stream")
                 members += 1
                 if members > MEMBERS_MAX:
@@ -218,7 +214,8 @@ async def _inflate(
             piece = inflater.decompress(pending, _OUTPUT_STEP_BYTES)
             turn_bytes += len(piece) + len(pending)
             pending = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-            share.take_decoded(len(piece))
+            reservation.count_decoded(len(piece))
+            reservation.take(len(piece))
             output += piece
             if len(output) > bytes_max:
                 raise BodyTooLargeError
@@ -226,7 +223,7 @@ async def _inflate(
                 turn_bytes = 0
                 await take_turn()
     if not inflater.eof:
-        text = magic.misencoded(body, encoding.value) or f"The body's {encoding.value} stream ends too early"
+        text = magic.misencoded(body, encoding) or f"The body's {encoding} stream ends too early"
         raise BodyRefusedError(text)
     return bytes(output)
 

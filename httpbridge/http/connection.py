@@ -1,75 +1,50 @@
-"""One client's connection: answers its requests in the order they came. Made by `server`.
+"""One client's connection: responds to its requests in the order they came. Made by `server`.
 
-aiohttp's own connection logs and answers what its parser refuses with the offending bytes, a raw
-key included, starts a task for each request, and builds a request and a response object of a
-hundred attributes each. This one has one task. What it receives is `inbound`'s.
+aiohttp's own connection logs what its parser refuses and responds with the offending bytes, an API key included, starts
+a task for each request, and builds a request and a response object of a hundred attributes each. This one has one task.
+What it receives is `inbound`'s.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
 
+import structlog
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion10
 from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 
+from authsvc.runtime.logging import log_unexpected
 from httpbridge.errors import BridgeError, ClientGoneError, OverloadedError
 from httpbridge.http import responses
-from httpbridge.http.bodies import Budget
+from httpbridge.http.fairness import Caller, ConnectionPlaces
 from httpbridge.http.inbound import Inbound
-from httpbridge.http.lingering import PROGRESS_BYTES, PROGRESS_SECONDS, Lingering
-from httpbridge.http.places import ConnectionPlaces
+from httpbridge.http.lingering import PROGRESS_BYTES, PROGRESS_SECONDS
 from httpbridge.http.request import Request
-from httpbridge.http.responses import Response
-from httpbridge.http.turns import Caller, Turns
+
+if TYPE_CHECKING:
+    from httpbridge.http.server import PublicServer
 
 STALLED_SECONDS_MAX = 75.0
-"""For a head to be whole once it has begun, and for answers to be taken; less where idle connections have less."""
+"""For a head to be whole once it has begun, and for responses to be taken; less where idle connections have less."""
 
 HEALTH_SECONDS = 2.0
 """For a health check on a connection that has no ordinary place."""
 
-_ANSWERS_BYTES_MAX = 16 * 1024
-"""Of answers that the client has not taken; beyond it the next request waits. TLS by itself would hold 512 KiB."""
+_RESPONSES_BYTES_MAX = 16 * 1024
+"""Of responses that the client has not taken; beyond it the next request waits. TLS by itself would hold 512 KiB."""
 
 _LINE_KEEP_ALIVE = b"Connection: keep-alive\r\n\r\n"
 _LINE_NONE = b"\r\n"
 
-
-class ConnectionOwner(Protocol):
-    """What a connection asks of the server that it belongs to."""
-
-    keepalive_seconds: float
-    body_timeout_seconds: float
-    draining: bool
-    turns: Turns
-    held_budget: Budget
-    lingering: Lingering
-
-    def closed(self, connection: "Connection") -> None:
-        """Forget a connection: it is lost, and nothing is worked on for it any more."""
-
-    def date_line(self) -> bytes:
-        """Return the Date header of now, its line ended."""
-
-    def answer(self, request: Request) -> Coroutine[Any, Any, Response]:
-        """Return the answer to a request."""
-
-    def answer_health(self, request: Request) -> Coroutine[Any, Any, Response]:
-        """Return the answer to a request for which there is no ordinary place."""
-
-    def failed(self, error: BaseException) -> None:
-        """Log an error that nobody expected."""
-
-    def malformed(self) -> None:
-        """Log that something was not HTTP."""
+_log = structlog.get_logger("httpbridge")
 
 
 class Connection(Inbound):
-    """The protocol of one connection, and the task that answers its requests.
+    """The protocol of one connection, and the task that responds to its requests.
 
-    With `is_for_health` it answers one request, a health check, and has little time for it.
+    With `is_for_health` it responds to one request, a health check, and has little time for it.
     """
 
     __slots__ = (
@@ -78,37 +53,39 @@ class Connection(Inbound):
         "_is_evicted",
         "_is_for_health",
         "_is_head_timed",
-        "_owner",
         "_places",
         "_request",
+        "_server",
         "_stalled_seconds",
         "_timer",
+        "_waiting_since",
         "_work",
         "opening",
-        "waiting_since",
     )
 
     def __init__(
         self,
-        owner: ConnectionOwner,
+        server: "PublicServer",
         loop: asyncio.AbstractEventLoop,
         caller: Caller,
         places: ConnectionPlaces,
         *,
         is_for_health: bool,
     ) -> None:
-        super().__init__(loop, caller, owner.turns, owner.held_budget)
-        self._owner = owner
+        super().__init__(loop, caller, server.turns, server.held_budget)
+        self._server = server
         self._places = places
         self._is_for_health = is_for_health
-        self._stalled_seconds = min(owner.keepalive_seconds, HEALTH_SECONDS if is_for_health else STALLED_SECONDS_MAX)
+        self._stalled_seconds = min(
+            server.limits.keepalive_seconds, HEALTH_SECONDS if is_for_health else STALLED_SECONDS_MAX
+        )
         self._request: Request | None = None
         """The one that is worked on; None while waiting for the next."""
         self._work: asyncio.Task[None] | None = None
-        self.waiting_since = loop.time()
+        self._waiting_since = loop.time()
         """When it began to wait for its client's next request, by the loop's clock."""
         self._begun_at = 0.0
-        """When the request began whose body had not come as a whole, or its answers were not taken any more."""
+        """When the request began whose body had not come as a whole, or its responses were not taken any more."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_head_timed = False
         """Whether the timer is the one of a head that has begun."""
@@ -120,7 +97,7 @@ class Connection(Inbound):
     # What the server calls.
 
     def close_if_idle(self) -> None:
-        """Close a connection on which no request was read that is not answered."""
+        """Close a connection on which no request waits for its response."""
         if self._is_idle:
             self._close()
 
@@ -147,7 +124,7 @@ class Connection(Inbound):
         return seconds > PROGRESS_SECONDS and received_bytes * PROGRESS_SECONDS < PROGRESS_BYTES * seconds
 
     def evict(self) -> None:
-        """Close it to make room for another; a request whose body is waited for is answered, if that is possible."""
+        """Close it to make room for another, if possible with a response to a request whose body is waited for."""
         self._is_evicted = True
         if self.transport is None:
             if self.opening is not None:
@@ -164,26 +141,26 @@ class Connection(Inbound):
         transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         tcp_keepalive(transport)
-        transport.set_write_buffer_limits(_ANSWERS_BYTES_MAX)
-        self.waiting_since = self._loop.time()
-        seconds = self._stalled_seconds if self._is_for_health else self._owner.keepalive_seconds
+        transport.set_write_buffer_limits(_RESPONSES_BYTES_MAX)
+        self._waiting_since = self._loop.time()
+        seconds = self._stalled_seconds if self._is_for_health else self._server.limits.keepalive_seconds
         self._timer = self._loop.call_later(seconds, self._close_if_idle_too_long)
         self._work = self._loop.create_task(self._serve(), name="connection")
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Let go of it. A request that was read whole is still worked on; nobody will see the answer."""
+        """Let go of it. A request that was read whole is still worked on; nobody will see the response."""
         if not self._payload.is_eof():
             self._payload.set_exception(ClientGoneError())
         super().connection_lost(exc)
         if self._timer is not None:
             self._timer.cancel()
         if self._work is not None:
-            self._work.add_done_callback(lambda _: self._owner.closed(self))
+            self._work.add_done_callback(lambda _: self._server.closed(self))
 
     def eof_received(self) -> bool:
-        """Keep the sending side open for a client that closed its own and waits for the answers.
+        """Keep the sending side open for a client that closed its own and waits for the responses.
 
-        TLS has no such state. Without a request to answer, or when one will never be whole, nothing is left to do.
+        TLS has no such state. Without a request to respond to, or when one will never be whole, nothing is left to do.
         """
         self._is_half_closed = True
         is_tls = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
@@ -194,7 +171,7 @@ class Connection(Inbound):
     # The way of the requests.
 
     async def _serve(self) -> None:
-        """Answer what comes until the connection ends."""
+        """Respond to what comes until the connection ends."""
         try:
             self._begin_to_wait()
             while (message := await self._next()) is not None:
@@ -203,8 +180,8 @@ class Connection(Inbound):
                 self._begin_to_wait()
         except (ConnectionError, BridgeError):
             pass  # the client has gone, or what it still sends of a refused body is broken
-        except Exception as error:  # noqa: BLE001 - a fault of ours: `answer` raises nothing
-            self._owner.failed(error)
+        except Exception as error:  # noqa: BLE001 - a fault of ours: `respond` raises nothing
+            log_unexpected(_log, error)
         finally:
             self._request = None
             self._end_turn()
@@ -214,26 +191,25 @@ class Connection(Inbound):
         self._request = None
         self._is_head_timed = False
         if not self._queue:
-            self.waiting_since = self._loop.time()
-            if self._places.is_crowded:
-                self._places.begin_to_wait(self)
+            self._waiting_since = self._loop.time()
+            self._places.begin_to_wait(self)
             if self._head_bytes:
                 self._time_head()
 
     async def _serve_one(self, message: RawRequestMessage | None, payload: StreamReader) -> bool:
-        """Answer, and discard what is left of the body; return whether the connection goes on."""
-        owner = self._owner
+        """Respond, and discard what is left of the body; return whether the connection goes on."""
+        server = self._server
         if message is None:
             if self._refusal is responses.BAD_REQUEST:
-                owner.malformed()
-            self._write(responses.last_answer(self._refusal, owner.date_line()))
+                _log.debug("request", status=400, reason="not HTTP")  # and nothing of it
+            self._write(responses.last_response(self._refusal, server.date_line()))
             return False
-        self._request = request = Request(self.transport, owner.body_timeout_seconds, message, payload)
+        self._request = request = Request(self.transport, server.limits.body_timeout_seconds, message, payload)
         if not payload.is_eof():
             self._begun_at = self._loop.time()
-        response = await (owner.answer_health(request) if self._is_for_health else owner.answer(request))
-        # Of those that an answer is due to.
-        is_last = (owner.draining or self._is_half_closed) and not self._has_unanswered()
+        response = await (server.respond_to_health(request) if self._is_for_health else server.respond(request))
+        # Of those that a response is due to.
+        is_last = (server.draining or self._is_half_closed) and not self._has_pending()
         goes_on = not (request.closes or request.leaves_body_unasked or is_last or self._is_evicted)
         if not goes_on:
             end = responses.LINE_CLOSE
@@ -243,12 +219,12 @@ class Connection(Inbound):
             end = _LINE_NONE
         head = response.head_cors if request.is_cross_origin else response.head
         body = b"" if request.method == "HEAD" else response.body
-        self._write(b"".join((head, owner.date_line(), request.more_headers, end, body)))
+        self._write(b"".join((head, server.date_line(), request.more_headers, end, body)))
         if self._paused:
             await self._drain()
         if payload.is_eof() or self._is_evicted or self._is_for_health:
             return goes_on and payload.is_eof()
-        return await owner.lingering.discard(payload, self.caller.address) and goes_on
+        return await server.lingering.discard(payload, self.caller.address) and goes_on
 
     def _write(self, data: bytes) -> None:
         if self.transport is None or self.transport.is_closing():
@@ -256,7 +232,7 @@ class Connection(Inbound):
         self.transport.write(data)
 
     async def _drain(self) -> None:
-        """Wait until the client takes its answers; one that does not is cut off."""
+        """Wait until the client takes its responses; one that does not is cut off."""
         self._begun_at = self._loop.time()
         try:
             async with asyncio.timeout(self._stalled_seconds):
@@ -267,7 +243,7 @@ class Connection(Inbound):
 
     @property
     def _is_idle(self) -> bool:
-        return self._request is None and not self._has_unanswered()
+        return self._request is None and not self._has_pending()
 
     def _turn_parsed(self) -> None:
         if self._is_half_closed and not self._has_more:
@@ -300,10 +276,14 @@ class Connection(Inbound):
             self._set_timer(self._stalled_seconds, self._close_if_idle_too_long)
 
     def _close_if_idle_too_long(self) -> None:
-        """Look whether nothing was answered for so long: it bounds slow headers as well as idle connections."""
+        """Look whether there was no response for so long: it bounds slow headers as well as idle connections."""
         now = self._loop.time()
-        seconds = self._stalled_seconds if self._is_head_timed or self._is_for_health else self._owner.keepalive_seconds
-        due = (self.waiting_since if self._is_idle else now) + seconds
+        seconds = (
+            self._stalled_seconds
+            if self._is_head_timed or self._is_for_health
+            else self._server.limits.keepalive_seconds
+        )
+        due = (self._waiting_since if self._is_idle else now) + seconds
         if now >= due or (self._is_head_timed and self._is_idle):
             self.close_if_idle()
         else:

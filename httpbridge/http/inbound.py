@@ -1,22 +1,13 @@
-"""What comes on one connection, and when it is parsed: in turns, and held within bounds until then.
-
-`connection` inherits it, and answers the requests.
-"""
+"""What comes on one connection, and when it is parsed: in turns, and held within bounds until then."""
 
 import asyncio
 
 from httpbridge.errors import OverloadedError
 from httpbridge.http import responses
 from httpbridge.http.bodies import Budget
+from httpbridge.http.fairness import Caller, Turns
 from httpbridge.http.parsing import AHEAD_MAX, Message, RequestParser
 from httpbridge.http.responses import Response
-from httpbridge.http.turns import Caller, Turns
-
-HELD_BYTES_MAX = 256 * 1024 * 1024
-"""Of all connections together: of what came before its turn, and of heads that are not whole."""
-
-CALLER_HELD_BYTES_MAX = HELD_BYTES_MAX // 4
-"""Of one caller."""
 
 _PIECE_BYTES = 8 * 1024
 """Parsed at a time, and in one turn at the most of anything but bodies: half a millisecond where it is dearest, in
@@ -65,7 +56,7 @@ class Inbound(RequestParser):
     def data_received(self, data: bytes) -> None:
         """Parse what came, or keep it until the caller has a turn again.
 
-        What cannot be parsed is answered with a 400, and what follows it is discarded.
+        What cannot be parsed gets a 400, and what follows it is discarded.
         """
         if self._is_broken:
             return
@@ -106,7 +97,7 @@ class Inbound(RequestParser):
                 return message
         return None
 
-    def _has_unanswered(self) -> bool:
+    def _has_pending(self) -> bool:
         """Return whether something came that no request was made of yet, but for part of a head."""
         return bool(self._queue) or self._has_more
 

@@ -1,7 +1,7 @@
 """What is still sent of a refused body is discarded for a while, so that the client can read why. Used by connections.
 
-A connection that is closed while something of it is unread takes the answer back: slow clients would see a broken pipe
-instead of the status (docs/http-api.md).
+A connection that is closed while something of it is unread takes the response back: slow clients would see a broken
+pipe instead of the status (docs/http-api.md).
 """
 
 import asyncio
@@ -39,21 +39,20 @@ class Lingering:
         if not self._places.take(address):
             return False
         try:
-            return await self._discard(payload)
+            await self._discard(payload)
+        except TimeoutError:
+            pass
         finally:
             self._places.release(address)
+        return payload.is_eof()
 
-    async def _discard(self, payload: StreamReader) -> bool:
+    async def _discard(self, payload: StreamReader) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + LINGERING_SECONDS_MAX
         discarded_bytes = counted_bytes = 0
-        try:
-            async with asyncio.timeout(PROGRESS_SECONDS) as timeout:
-                while not payload.is_eof() and discarded_bytes <= self._bytes_max:
-                    discarded_bytes += len(await payload.readany())
-                    if discarded_bytes - counted_bytes >= PROGRESS_BYTES:
-                        counted_bytes = discarded_bytes
-                        timeout.reschedule(min(loop.time() + PROGRESS_SECONDS, end))
-        except TimeoutError:
-            pass
-        return payload.is_eof()
+        async with asyncio.timeout(PROGRESS_SECONDS) as timeout:
+            while not payload.is_eof() and discarded_bytes <= self._bytes_max:
+                discarded_bytes += len(await payload.readany())
+                if discarded_bytes - counted_bytes >= PROGRESS_BYTES:
+                    counted_bytes = discarded_bytes
+                    timeout.reschedule(min(loop.time() + PROGRESS_SECONDS, end))

@@ -9,14 +9,15 @@ import socket
 import ssl
 from contextlib import suppress
 from functools import partial
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import structlog
 
 from authsvc.runtime.environment import Address
 from authsvc.runtime.listening import cannot_listen
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks
-from httpbridge.http.turns import Turns
+from httpbridge.http.fairness import Turns
 
 TLS_HANDSHAKE_SECONDS = 10.0
 
@@ -31,10 +32,6 @@ _RETRY_SECONDS = 1.0
 
 _log = structlog.get_logger("httpbridge")
 
-NOBODY = Networks()
-
-ConnectionT = TypeVar("ConnectionT", bound="Openable")
-
 
 class Openable(Protocol):
     """A connection, which a listener opens: a protocol of asyncio."""
@@ -43,38 +40,38 @@ class Openable(Protocol):
     """Its TLS handshake, or what there is without one; cancelled, the connection is not opened."""
 
 
-class Server(Protocol[ConnectionT]):
-    """What answers the requests of connections."""
+class Server(Protocol):
+    """What responds to the requests of connections."""
 
     def has_room(self, address: str) -> bool:
         """Return whether an address may have one more connection, after making room for it where that is possible."""
 
-    def __call__(self, address: str) -> ConnectionT:
+    def __call__(self, address: str) -> Openable:
         """Return the protocol of a new connection, which is counted until `closed`."""
 
     def refusal(self) -> bytes:
         """Return what is said to a connection too many."""
 
-    def closed(self, connection: ConnectionT) -> None:
+    def closed(self, connection: Any) -> None:
         """Forget a connection."""
 
-    def failed(self, error: BaseException) -> None:
-        """Log an error that nobody expected."""
 
-
-class Listener(Generic[ConnectionT]):
+class Listener:
     """Listens on a socket that is bound, and hands the server what it accepts, until `close`.
 
-    To be made inside the event loop. Raises OSError when the system does not allow to listen.
+    To be made inside the event loop. Raises ConfigurationError, which names the variable that the address is from, when
+    the system does not allow to listen.
     """
 
     def __init__(
         self,
         bound: socket.socket,
-        server: Server[ConnectionT],
+        server: Server,
+        variable: str,
+        address: Address,
         *,
         tls: ssl.SSLContext | None,
-        trusted_proxies: Networks = NOBODY,
+        trusted_proxies: Networks,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket = bound
@@ -84,7 +81,10 @@ class Listener(Generic[ConnectionT]):
         self._opening: set[asyncio.Task[object]] = set()
         self._retry: asyncio.TimerHandle | None = None
         bound.setblocking(False)
-        bound.listen(_BACKLOG_CONNECTIONS)
+        try:
+            bound.listen(_BACKLOG_CONNECTIONS)
+        except OSError as error:  # of two processes that bound at the same time, the second to listen
+            raise cannot_listen(variable, address, error.strerror or str(error)) from None
         self._loop.add_reader(bound, self._accept)
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class Listener(Generic[ConnectionT]):
         self._opening.add(task)
         task.add_done_callback(partial(self._opened, connection, accepted))
 
-    async def _connect(self, connection: ConnectionT, accepted: socket.socket, address: str) -> object:
+    async def _connect(self, connection: Openable, accepted: socket.socket, address: str) -> object:
         accepted.setblocking(False)
         if self._tls is not None:
             try:
@@ -149,7 +149,7 @@ class Listener(Generic[ConnectionT]):
         finally:
             self._loop.remove_reader(accepted)
 
-    def _opened(self, connection: ConnectionT, accepted: socket.socket, task: asyncio.Task[object]) -> None:
+    def _opened(self, connection: Openable, accepted: socket.socket, task: asyncio.Task[object]) -> None:
         self._opening.discard(task)
         connection.opening = None
         if task.cancelled():
@@ -158,26 +158,11 @@ class Listener(Generic[ConnectionT]):
         elif (error := task.exception()) is not None:
             self._server.closed(connection)
             if not isinstance(error, OSError):  # which TLS's errors are, and the timeout
-                self._server.failed(error)
+                log_unexpected(_log, error)
 
     def _refuse(self, accepted: socket.socket) -> None:
         with accepted, suppress(OSError):
             accepted.setblocking(False)
             if self._tls is None:
                 accepted.send(self._server.refusal())
-                accepted.recv(65536)  # closed with something unread, it would take the answer back
-
-
-def listen(
-    bound: socket.socket,
-    server: Server[ConnectionT],
-    variable: str,
-    address: Address,
-    tls: ssl.SSLContext | None,
-    trusted_proxies: Networks,
-) -> Listener[ConnectionT]:
-    """Listen on a socket that is bound; raise ConfigurationError naming the variable."""
-    try:
-        return Listener(bound, server, tls=tls, trusted_proxies=trusted_proxies)
-    except OSError as error:  # of two processes that bound at the same time, the second to listen
-        raise cannot_listen(variable, address, error.strerror or str(error)) from None
+                accepted.recv(65536)  # closed with something unread, it would take the response back

@@ -73,7 +73,7 @@ class RequestParser(BaseProtocol):
         self._is_broken = False
         """What comes is discarded: it is not HTTP, or nobody knows where its next request begins."""
         self._refusal: Response = responses.BAD_REQUEST
-        """What is answered to a message that is None."""
+        """The response to a message that is None."""
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Read on, if it was paused: aiohttp calls this at the end of every body."""
@@ -92,8 +92,7 @@ class RequestParser(BaseProtocol):
     def _parse(self, data: bytes) -> bool:
         """Parse what came, one request after the other; return whether the head of one was whole.
 
-        A request that is whole is in the queue before anything is parsed of the next, so that it is answered even if
-        that is not HTTP.
+        A request that is whole is in the queue before anything is parsed of the next, which may not be HTTP.
         """
         was_whole = self._payload.is_eof()
         is_head_whole = False
@@ -121,7 +120,7 @@ class RequestParser(BaseProtocol):
             self._refuse(responses.BAD_REQUEST)
 
     def _refuse(self, refusal: Response) -> None:
-        """Discard what comes from now on, and have it answered after the requests before it."""
+        """Discard what comes from now on, and respond so after the requests before it."""
         self._is_broken = True
         self._refusal = refusal
         if not self._payload.is_eof():  # it will not go on, and nobody else tells its reader

@@ -1,7 +1,7 @@
-"""The answers of the public API, their bytes prepared ahead. Pure. Used by `server`, `ingest` and what is below them.
+"""The responses of the public API, their bytes prepared ahead. Pure.
 
-What is the same for every request (status line, fixed headers, body) is joined once; a connection
-adds what belongs to one request. Bodies and headers are the public contract's, to the byte.
+What is the same for every request (status line, fixed headers, body) is joined once; a connection adds what belongs to
+one request. Bodies and headers are the public contract's, to the byte.
 """
 
 import json
@@ -22,7 +22,7 @@ _CORS = f"Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: {_EXP
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer but for what depends on the request: Date, Connection, rate limit headers."""
+    """A response but for what depends on the request: Date, Connection, rate limit headers."""
 
     status: int
     head: bytes
@@ -35,7 +35,8 @@ class Response:
 _PHRASES = {413: "Content Too Large"}  # RFC 9110; Python's table has it from 3.13 on
 
 
-def _prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
+def prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
+    """Prepare a response with these headers; `cors` is added where a request has an Origin."""
     lines = [
         f"HTTP/1.1 {status} {_PHRASES.get(status, HTTPStatus(status).phrase)}",
         *(f"{name}: {value}" for name, value in headers.items()),
@@ -45,10 +46,10 @@ def _prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes =
 
 
 def json_response(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
-    """Prepare an answer with a JSON body and, besides its type and length, these headers."""
+    """Prepare a response with a JSON body and, besides its type and length, these headers."""
     body = json.dumps(content, ensure_ascii=False).encode()
     fixed = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-    return _prepare(status, fixed | dict(headers or {}), body)
+    return prepare(status, fixed | dict(headers or {}), body)
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -74,22 +75,20 @@ _HEADER_NAMES_CHARACTERS_MAX = 2048
 """Of the headers that a preflight asks for; those beyond are not allowed."""
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
-
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
 LINE_CLOSE = b"Connection: close\r\n\r\n"
-"""The last header line of an answer after which the connection is closed, and the empty line."""
+"""The last header line of a response after which the connection is closed, and the empty line."""
 
 
 def preflight(allowed: str) -> Response:
-    """Prepare the answer to a preflight of a path with these methods, but for `preflight_headers`."""
+    """Prepare the response to a preflight of a path with these methods, but for `preflight_headers`."""
     headers = {
         "Access-Control-Allow-Origin": "*",
         "Access-Control-Allow-Methods": allowed,
         "Access-Control-Max-Age": "86400",
         "Vary": "Access-Control-Request-Headers, Access-Control-Request-Private-Network",
     }
-    return _prepare(204, headers, b"", cors=b"")
+    return prepare(204, headers, b"", cors=b"")
 
 
 def preflight_headers(headers: MultiMapping[str]) -> bytes:
@@ -108,35 +107,32 @@ def preflight_headers(headers: MultiMapping[str]) -> bytes:
 
 
 def method_not_allowed(allowed: str) -> Response:
-    """Prepare the answer to another method than the one that is allowed."""
+    """Prepare the response to another method than the one that is allowed."""
     return _error(405, "Method not allowed", {"Allow": allowed})
 
 
 def stored(count: int) -> Response:
-    """Prepare the answer to a batch of that many entries."""
+    """Prepare the response to a batch of that many entries."""
     return json_response(200, {"ok": True, "count": count})
 
 
 def refused_body(error: BodyRefusedError) -> Response:
-    """Prepare the answer to a body that breaks a rule."""
+    """Prepare the response to a body that breaks a rule."""
     sentence = " ".join(error.issues[0]).lstrip()
     return json_response(400, {"error": sentence, "issues": [issue._asdict() for issue in error.issues]})
 
 
 def rate_limited(retry_after_seconds: int) -> Response:
-    """Prepare the answer to a request over the limit."""
+    """Prepare the response to a request over the limit."""
     return _error(429, "Rate limit exceeded", {"Retry-After": str(retry_after_seconds)})
 
 
 def rate_headers(limit: int, remaining: int, reset_unix_seconds: int) -> bytes:
     """Return the header lines that tell a caller with a valid key where it stands in this minute."""
-    return b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n" % (
-        limit,
-        remaining,
-        reset_unix_seconds,
-    )
+    lines = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n"
+    return lines % (limit, remaining, reset_unix_seconds)
 
 
-def last_answer(answer: Response, date_line: bytes) -> bytes:
-    """Return an answer to what was not read, after which the connection is closed: it suits pages, too."""
-    return b"".join((answer.head_cors, date_line, LINE_CLOSE, answer.body))
+def last_response(response: Response, date_line: bytes) -> bytes:
+    """Return a response to what was not read, after which the connection is closed: it suits pages, too."""
+    return b"".join((response.head_cors, date_line, LINE_CLOSE, response.body))

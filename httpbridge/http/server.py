@@ -1,7 +1,6 @@
-"""The public HTTP server: paths, CORS, errors to answers, request log, readiness, draining.
+"""The public HTTP server: paths, CORS, errors to responses, request log, readiness, draining.
 
-Built by the composition root and given connections by a `listener`; calls `ingest`. What happens
-on the wire below a request is `connection`'s.
+What happens on the wire below a request is `connection`'s.
 """
 
 import asyncio
@@ -11,48 +10,38 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import formatdate
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import structlog
 from aiohttp import hdrs
 
 from authsvc.client import KeyServiceUnavailableError
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks, client_address, forwarded_for
 from httpbridge import errors
 from httpbridge.http import responses
 from httpbridge.http.bodies import Budget
 from httpbridge.http.connection import Connection
-from httpbridge.http.inbound import CALLER_HELD_BYTES_MAX, HELD_BYTES_MAX
+from httpbridge.http.fairness import ConnectionPlaces, Turns
 from httpbridge.http.lingering import Lingering
-from httpbridge.http.paths import canonical_path, path_of
-from httpbridge.http.places import ConnectionPlaces
-from httpbridge.http.request import Request
+from httpbridge.http.request import Request, canonical_path, path_of
 from httpbridge.http.responses import Response
-from httpbridge.http.turns import Turns
-
-KEEPALIVE_SECONDS = 75.0
-"""For an idle connection: what nginx has."""
-
-BODY_TIMEOUT_SECONDS = 120.0
-"""For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
 
 CONNECTIONS_MAX = 10_000
 """Open at once, those in their TLS handshake included, but for those for health checks.
 
 Each is an open file, and holds no more than `inbound` bounds, so that this bounds what idle and slow clients take:
-part of a head, of a body that is not read yet, of requests that wait for their turn, and answers that are not taken.
+part of a head, of a body that is not read yet, of requests that wait for their turn, and responses that are not taken.
 """
 
 HEALTH_CONNECTIONS_MAX = 64
 """Beyond these, for health checks alone."""
 
-_NOBODY = Networks()
-
 _POLL_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
 
-_ANSWERS: Mapping[type, Response] = {
+_RESPONSES: Mapping[type, Response] = {
     errors.BodyTooLargeError: responses.BODY_TOO_LARGE,
     errors.UnsupportedEncodingError: responses.UNSUPPORTED_ENCODING,
     errors.StoreUnavailableError: responses.STORE_UNAVAILABLE,
@@ -87,18 +76,35 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """Bounds of the server and of each connection."""
+
+    connections_max: int = CONNECTIONS_MAX
+    keepalive_seconds: float = 75.0
+    """For an idle connection: what nginx has."""
+    body_timeout_seconds: float = 120.0
+    """For a body to be whole: 5 MiB in it are 44 kB/s, a slow mobile uplink."""
+    body_bytes_max: int = 5 * 1024 * 1024
+    held_bytes_max: int = 256 * 1024 * 1024
+    """Of all connections together: of what came before its turn, and of heads that are not whole."""
+    caller_held_bytes_max: int = 64 * 1024 * 1024
+    """Of one caller."""
+
+
 class _Route:
-    path: str
-    methods: tuple[str, ...]
-    handler: Handler
-    method_not_allowed: Response
-    preflight: Response
+    def __init__(self, path: str, methods: tuple[str, ...], handler: Handler) -> None:
+        allowed = ", ".join(methods)
+        self.path = path
+        self.methods = methods
+        self.handler = handler
+        self.method_not_allowed = responses.method_not_allowed(allowed)
+        self.preflight = responses.preflight(allowed)
 
 
 class PublicServer:
     """A factory of protocols, and what all of its connections share.
 
-    `ingest` answers POST /ingest/logs; `readiness` is asked at each GET /ready. `now` is aware UTC, `monotonic` in
+    `ingest` responds to POST /ingest/logs; `readiness` is asked at each GET /ready. `now` is aware UTC, `monotonic` in
     seconds. To be made inside the event loop. To stop: `drain()`, close the listener, then await `shutdown()`.
     """
 
@@ -109,21 +115,17 @@ class PublicServer:
         readiness: Callable[[], Awaitable[Readiness]],
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
-        keepalive_seconds: float = KEEPALIVE_SECONDS,
-        body_timeout_seconds: float = BODY_TIMEOUT_SECONDS,
-        body_bytes_max: int = 5 * 1024 * 1024,
-        connections_max: int = CONNECTIONS_MAX,
-        trusted_proxies: Networks = _NOBODY,
+        limits: ServerLimits,
+        trusted_proxies: Networks,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self.keepalive_seconds = keepalive_seconds
-        self.body_timeout_seconds = body_timeout_seconds
+        self.limits = limits
         self.draining = False
         self.turns = Turns(self._loop, trusted_proxies)
-        self.held_budget = Budget(HELD_BYTES_MAX, CALLER_HELD_BYTES_MAX, "unparsed_budget_exhausted")
-        self.lingering = Lingering(connections_max, body_bytes_max, trusted_proxies)
+        self.held_budget = Budget(limits.held_bytes_max, limits.caller_held_bytes_max, "unparsed_budget_exhausted")
+        self.lingering = Lingering(limits.connections_max, limits.body_bytes_max, trusted_proxies)
         self._trusted_proxies = trusted_proxies
-        self._places = ConnectionPlaces(connections_max, trusted_proxies)
+        self._places = ConnectionPlaces(limits.connections_max, trusted_proxies)
         self._health_places = ConnectionPlaces(HEALTH_CONNECTIONS_MAX, trusted_proxies)
         self._connections: set[Connection] = set()
         self._readiness = readiness
@@ -131,17 +133,13 @@ class PublicServer:
         self._monotonic = monotonic
         self._log = structlog.get_logger("httpbridge").bind()
         self._logs_requests = self._log.is_enabled_for(logging.DEBUG)
-        self._date_unix_seconds = 0
-        self._date_line = b""
+        self._health_routes = [
+            _Route("/health", ("GET", "HEAD"), self._health),  # the latter is what some load balancers send
+            _Route("/ready", ("GET", "HEAD"), self._ready),
+        ]
         self._routes = {
-            route.path: route
-            for route in (
-                _route("/ingest/logs", ("POST",), ingest),
-                _route("/health", ("GET", "HEAD"), self._health),  # the latter is what some load balancers send
-                _route("/ready", ("GET", "HEAD"), self._ready),
-            )
+            route.path: route for route in (_Route("/ingest/logs", ("POST",), ingest), *self._health_routes)
         }
-        self._health_routes = [self._routes["/health"], self._routes["/ready"]]
 
     def __call__(self, address: str) -> Connection:
         """Return the protocol of a new connection, which is counted until `closed`."""
@@ -166,16 +164,16 @@ class PublicServer:
 
     def refusal(self) -> bytes:
         """Return what is said to a connection too many."""
-        return responses.last_answer(responses.OVERLOADED, self.date_line())
+        return responses.last_response(responses.OVERLOADED, self.date_line())
 
     def drain(self) -> None:
-        """Send clients away: /ready fails and answers close their connections. New connections are still served."""
+        """Send clients away: /ready fails and responses close their connections. New connections are still served."""
         self.draining = True
 
     async def shutdown(self, timeout_seconds: float) -> None:
-        """Answer every request that was read, and close all connections; return when nothing is left running.
+        """Respond to every request that was read, and close all connections; return when nothing is left running.
 
-        The listener should be closed by then. What is not answered within the timeout is cancelled.
+        The listener should be closed by then. What has no response within the timeout is cancelled.
         """
         self.drain()
         try:
@@ -188,7 +186,7 @@ class PublicServer:
             self._log.warning("requests_cancelled", connections=len(self._connections))
             await asyncio.gather(*(connection.cancel() for connection in self._connections))
 
-    # What each connection asks of its owner.
+    # What connections ask.
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection: it is lost, and nothing is worked on for it any more."""
@@ -200,56 +198,39 @@ class PublicServer:
 
     def date_line(self) -> bytes:
         """Return the Date header of now, its line ended."""
-        unix_seconds = int(self._now().timestamp())
-        if unix_seconds != self._date_unix_seconds:
-            self._date_unix_seconds = unix_seconds
-            self._date_line = f"Date: {formatdate(unix_seconds, usegmt=True)}\r\n".encode("ascii")
-        return self._date_line
+        return _date_line(int(self._now().timestamp()))
 
-    def failed(self, error: BaseException) -> None:
-        """Log an error that nobody expected: its types and where it came from, never its text.
+    def respond(self, request: Request) -> Coroutine[Any, Any, Response]:
+        """Return the response to a request, whatever goes wrong."""
+        return (self._respond_and_log if self._logs_requests else self._respond)(request, self._route_of(request))
 
-        The text may repeat what a client sent.
-        """
-        self._log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
+    async def respond_to_health(self, request: Request) -> Response:
+        """Return the response to a health check, and refuse anything else: there is no place for it."""
+        request.closes = True
+        if self._route_of(request) in self._health_routes and request.method in ("GET", "HEAD"):
+            return await self.respond(request)
+        return responses.OVERLOADED
 
-    def malformed(self) -> None:
-        """Log that something was not HTTP, and nothing of it."""
-        self._log.debug("request", status=400, reason="not HTTP")
+    def _route_of(self, request: Request) -> _Route | None:
+        return self._routes.get(request.target) or self._routes.get(canonical_path(path_of(request.target)))
 
-    def answer(self, request: Request) -> Coroutine[Any, Any, Response]:
-        """Return the answer to a request, whatever goes wrong."""
-        route = self._routes.get(request.target) or self._routes.get(canonical_path(path_of(request.target)))
-        return (self._answer_and_log if self._logs_requests else self._answer)(request, route)
-
-    async def _answer_and_log(self, request: Request, route: _Route | None) -> Response:
+    async def _respond_and_log(self, request: Request, route: _Route | None) -> Response:
         started = self._monotonic()
-        response = await self._answer(request, route)
+        response = await self._respond(request, route)
+        headers = request.headers
+        listed = forwarded_for(headers.getall(hdrs.X_FORWARDED_FOR, ()), headers.getall(hdrs.FORWARDED, ()))
         self._log.debug(
             "request",
             method=request.method,
             path=route.path if route else None,
-            client=self._client_address(request),
+            client=client_address(request.peer, listed, self._trusted_proxies),
             status=response.status,
             milliseconds=round((self._monotonic() - started) * 1000, 3),
             project_id=request.project_id,
         )
         return response
 
-    def _client_address(self, request: Request) -> str:
-        headers = request.headers
-        listed = forwarded_for(headers.getall(hdrs.X_FORWARDED_FOR, ()), headers.getall(hdrs.FORWARDED, ()))
-        return client_address(request.peer, listed, self._trusted_proxies)
-
-    async def answer_health(self, request: Request) -> Response:
-        """Return the answer to a health check, and refuse anything else: there is no place for it."""
-        request.closes = True
-        route = self._routes.get(request.target) or self._routes.get(canonical_path(path_of(request.target)))
-        if route in self._health_routes and request.method in ("GET", "HEAD"):
-            return await self.answer(request)
-        return responses.OVERLOADED
-
-    async def _answer(self, request: Request, route: _Route | None) -> Response:
+    async def _respond(self, request: Request, route: _Route | None) -> Response:
         if route is None or request.method not in route.methods:
             is_preflight = request.method == hdrs.METH_OPTIONS and request.is_cross_origin
             if is_preflight and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
@@ -263,9 +244,9 @@ class PublicServer:
         except Exception as error:  # noqa: BLE001 - the last resort; cancellation is no Exception
             request.closes = request.closes or isinstance(error, _BODY_BROKEN_OFF)
             for kind in type(error).__mro__:
-                if kind in _ANSWERS:
-                    return _ANSWERS[kind]
-            self.failed(error)
+                if kind in _RESPONSES:
+                    return _RESPONSES[kind]
+            log_unexpected(self._log, error)
             return responses.INTERNAL_ERROR
 
     async def _health(self, _request: Request) -> Response:
@@ -282,6 +263,6 @@ class PublicServer:
         return responses.json_response(status, {"status": readiness.status, **reason})
 
 
-def _route(path: str, methods: tuple[str, ...], handler: Handler) -> _Route:
-    allowed = ", ".join(methods)
-    return _Route(path, methods, handler, responses.method_not_allowed(allowed), responses.preflight(allowed))
+@lru_cache(maxsize=1)
+def _date_line(unix_seconds: int) -> bytes:
+    return f"Date: {formatdate(unix_seconds, usegmt=True)}\r\n".encode("ascii")

@@ -7,6 +7,7 @@ as its JSON text, which is known to be valid.
 import re
 from collections.abc import Generator
 from datetime import UTC, datetime, time
+from functools import partial
 
 import msgspec
 from msgspec import Raw
@@ -144,14 +145,9 @@ def text(
     return read
 
 
-def name(raw: Raw, path: str, issues: Issues) -> Generator[None, None, str | None]:
-    """Return what is in a field like `service`; see `text`."""
-    return text(raw, path, issues, characters_min=1, characters_max=NAME_CHARACTERS_MAX)
-
-
-def release(raw: Raw, path: str, issues: Issues) -> Generator[None, None, str | None]:
-    """Return what is in a field like `release`; see `text`."""
-    return text(raw, path, issues, characters_max=RELEASE_CHARACTERS_MAX)
+name = partial(text, characters_min=1, characters_max=NAME_CHARACTERS_MAX)
+"""Returns what is in a field like `service`."""
+release = partial(text, characters_max=RELEASE_CHARACTERS_MAX)
 
 
 def _level(raw: Raw, path: str, issues: Issues) -> Level:

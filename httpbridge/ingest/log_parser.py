@@ -1,8 +1,8 @@
-"""The body of POST /ingest/logs: bytes to a typed batch, with its limits. Pure.
+"""The decoded body of POST /ingest/logs: bytes to a typed batch, with its limits. Pure.
 
-Called by `ingest` with a decoded body. Nearly all of them are small and in order: `parse_small` reads these at once.
-`parse` reads any other in steps, as far as the JSON of a body can be taken apart: msgspec skips what is in an entry,
-and so may hold the interpreter for 5 ms a MiB; all else is a few milliseconds at a time.
+Nearly all are small and in order: `parse_small` reads these at once. `parse` reads any other in steps, as far as the
+JSON of a body can be taken apart: msgspec skips what is in an entry, and may hold the interpreter for 5 ms a MiB; all
+else is a few milliseconds at a time.
 """
 
 from collections.abc import Generator, Iterator
@@ -36,6 +36,9 @@ SMALL_BYTES_MAX = 16 * 1024
 _GROUP_BYTES_MAX = PIECE_BYTES
 _GROUP_ENTRIES_MAX = 64
 """Entries that are read in one step, unless one alone is larger: about a millisecond if each has something rare."""
+
+_SERVICE, _ENVIRONMENT = "unknown", "production"
+"""Where a batch names none; neither is ever empty."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 _Release = Annotated[str, Meta(max_length=RELEASE_CHARACTERS_MAX)]
@@ -92,7 +95,9 @@ def parse_small(body: bytes, project_id: str, key_id: str, received_at: datetime
     The ids and the time of receipt (aware, UTC) are passed through.
     """
     size = len(body)
-    if size > SMALL_BYTES_MAX or NUL_ESCAPE in body or (size > NESTING_MAX and _brackets(body) >= NESTING_MAX):
+    if size > SMALL_BYTES_MAX or NUL_ESCAPE in body:
+        return None
+    if size > NESTING_MAX and body.count(b"{") + body.count(b"[") >= NESTING_MAX:
         return None
     try:
         if not body.isascii():
@@ -103,15 +108,8 @@ def parse_small(body: bytes, project_id: str, key_id: str, received_at: datetime
     entries = _entries(wire.logs)
     if entries is None:
         return None
-    return LogBatch(
-        project_id,
-        key_id,
-        received_at,
-        "unknown" if wire.service is None else wire.service,
-        "production" if wire.environment is None else wire.environment,
-        wire.release,
-        entries,
-    )
+    service, environment = wire.service or _SERVICE, wire.environment or _ENVIRONMENT
+    return LogBatch(project_id, key_id, received_at, service, environment, wire.release, entries)
 
 
 def parse(body: bytes, project_id: str, key_id: str, received_at: datetime) -> Generator[None, None, LogBatch]:
@@ -136,19 +134,8 @@ def parse(body: bytes, project_id: str, key_id: str, received_at: datetime) -> G
         first += len(group)
     issues.refuse()
     yield
-    return LogBatch(
-        project_id,
-        key_id,
-        received_at,
-        "unknown" if service is None else service,
-        "production" if environment is None else environment,
-        release,
-        entries,
-    )
-
-
-def _brackets(body: bytes) -> int:
-    return body.count(b"{") + body.count(b"[")
+    service, environment = service or _SERVICE, environment or _ENVIRONMENT
+    return LogBatch(project_id, key_id, received_at, service, environment, release, entries)
 
 
 def _outline(body: bytes) -> Generator[None, None, _Outline]:
@@ -244,16 +231,8 @@ def _entries(wires: list[_WireEntry]) -> list[LogEntry] | None:
                 return None
         entries.append(
             LogEntry(
-                wire.level,
-                wire.message,
-                timestamp,
-                metadata,
-                wire.trace_id,
-                wire.span_id,
-                wire.request_id,
-                wire.vercel_id,
-                wire.context,
-                wire.release,
+                wire.level, wire.message, timestamp, metadata, wire.trace_id, wire.span_id, wire.request_id,
+                wire.vercel_id, wire.context, wire.release,
             )
-        )
+        )  # fmt: skip
     return entries

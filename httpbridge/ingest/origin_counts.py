@@ -1,8 +1,7 @@
 """How many requests come from which origin, per project and hour: counted here, kept in the log store.
 
-`authorizer` counts each request that has an Origin and a valid key, blocked ones included; `app` runs the
-task that takes the counts to the store. Origins are whatever clients send, so memory is bounded whatever comes,
-and a store that fails costs counts, never a request.
+`handler` counts each request that has an Origin and a valid key, blocked ones included. Origins are whatever clients
+send, so memory is bounded whatever comes, and a store that fails costs counts, never a request.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.origin_store import OriginCount
 
@@ -129,7 +128,7 @@ class OriginCounts:
             try:
                 await self.flush()
             except Exception as error:  # noqa: BLE001 - a defect, and the next ones shall be counted still
-                _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
+                log_unexpected(_log, error)
 
     def _count_new(self, project_id: str, origin: str, is_allowed: bool) -> None:
         key = (project_id, _kept(origin), is_allowed)

@@ -7,7 +7,7 @@ import aiohttp
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from httpbridge.dashboard.log_page.stream import STREAMS_OF_SESSION_MAX
+from httpbridge.dashboard.log_page.stream import STREAM_LIMITS
 from tests.browser.stack import Stack
 from tests.browser.tour import LOGS, send, signed_in
 
@@ -149,7 +149,7 @@ async def test_a_tail_that_a_newer_one_displaced_says_so_and_does_not_come_back(
         session = await open_streams.enter_async_context(
             aiohttp.ClientSession(cookies=cookies, cookie_jar=aiohttp.CookieJar(unsafe=True))
         )
-        for _ in range(STREAMS_OF_SESSION_MAX):
+        for _ in range(STREAM_LIMITS.streams_of_session_max):
             await open_streams.enter_async_context(session.get(f"{stack.url}{LOGS}/stream"))
         await expect(page.locator("#live-state")).to_have_text("You have opened many live tails; this one has ended")
         await page.evaluate(_HIDE, True)
@@ -164,10 +164,9 @@ async def test_a_tail_keeps_the_newest_five_hundred(stack: Stack) -> None:
     """So that a page that is left open does not grow for ever."""
     page = await signed_in(stack)
     await stack.create(page)
-    time = "2026-01-31T08:00:00.000000Z"
-    made = {"timestamp": time, "received_at": time, "level": "info", "service": "shop", "parts": [], "is_short": False}
-    entries = [made | {"id": number, "headline": str(number)} for number in range(510)]
-    bodies = [f"id: 510\ndata: {json.dumps({'entries': entries, 'is_gap': False})}\n\n", "event: over\ndata: \n\n"]
+    entry = '<details class="entry" data-id="{0}"><summary><bdi class="headline">{0}</bdi></summary></details>'
+    html = "".join(entry.format(number) for number in reversed(range(510)))
+    bodies = [f"id: 510\ndata: {json.dumps({'html': html, 'is_gap': False})}\n\n", "event: over\ndata: \n\n"]
 
     async def answer(route: Route) -> None:
         await route.fulfill(body=bodies.pop(0), content_type="text/event-stream")

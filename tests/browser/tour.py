@@ -18,7 +18,7 @@ from playwright.async_api import Page, expect
 
 from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app as dashboard
-from httpbridge.dashboard.login_throttle import ATTEMPTS_PER_ADDRESS_MAX
+from httpbridge.dashboard.login_throttle import FAILURES_PER_ADDRESS_MAX
 from httpbridge.dashboard.views.origins import ENTRIES_MAX
 from httpbridge.log_store.queries import TEXT_ROWS_MAX
 from httpbridge.log_store.tail import ARRIVALS_MAX
@@ -149,7 +149,7 @@ async def guessing(stack: Stack, page: Page) -> AsyncIterator[None]:
     fields: dict[str, str | float | bool] = {"csrf_token": csrf_token, "name": "Eve", "token": "wrong"}
     guesses = [
         asyncio.create_task(page.context.request.post(stack.url + "/sign-in", form=fields))
-        for _ in range(ATTEMPTS_PER_ADDRESS_MAX)
+        for _ in range(FAILURES_PER_ADDRESS_MAX)
     ]
     try:
         await until("guessing is stopped", lambda: "sign_in_attempts_exhausted" in stack.dashboard.stderr)

@@ -198,7 +198,7 @@ class Visitor:
             )),
         ):  # fmt: skip
             await self.get(path)
-        self.answers.append(await self._browser.beginning(self._project + "/logs/stream?after=0", '"entries"'))
+        self.answers.append(await self._browser.beginning(self._project + "/logs/stream?after=0", '"html"'))
 
     async def say_everywhere(self, secret: str) -> None:
         """Put a text into each place that a page might repeat, log or keep; what answers is the sayer's own."""

@@ -7,19 +7,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.api_key import ApiKey, Digest
+from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import sendable_origin
+from authsvc.runtime.environment import Address
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
-from httpbridge.http.connection import Connection
 from httpbridge.http.listener import Listener
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus
-from httpbridge.ingest.authorizer import Authorizer
-from httpbridge.ingest.body_turns import BodyTurns
+from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.logs import LogBatch
@@ -170,51 +170,48 @@ class Bridge:
         *,
         rate_limit: int,
         bytes_per_minute: int,
-        body_bytes_max: int,
         body_budget_bytes: int,
         key_body_budget_bytes: int,
-        keepalive_seconds: float,
-        body_timeout_seconds: float,
-        connections_max: int,
         trusted_proxies: Networks,
+        limits: ServerLimits,
     ) -> None:
         self.clock = FakeClock()
         self.validator = FakeValidator()
         self.sink = MemorySink()
         self.origins = CountedOrigins()
         self.readiness = Readiness(ReadyStatus.OK)
-        self.turns = BodyTurns()
         ingest = Ingest(
-            authorizer=Authorizer(self.validator, self.origins),
+            validator=cast(KeyValidator, self.validator),
+            count_origin=self.origins.count,
             rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.now),
             sink=self.sink,
             now=self.clock.now,
-            body_bytes_max=body_bytes_max,
+            body_bytes_max=limits.body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
-            turns=self.turns,
         )
+        self.turns = ingest.turns
         self.server = PublicServer(
             ingest=ingest.handle,
             readiness=self._ask_readiness,
             now=self.clock.now,
             monotonic=self.clock.monotonic,
-            keepalive_seconds=keepalive_seconds,
-            body_timeout_seconds=body_timeout_seconds,
-            body_bytes_max=body_bytes_max,
-            connections_max=connections_max,
+            limits=limits,
             trusted_proxies=trusted_proxies,
         )
         self._trusted_proxies = trusted_proxies
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
-        self.listener: Listener[Connection]
+        self.listener: Listener
         self._clients = AsyncExitStack()
 
     async def _ask_readiness(self) -> Readiness:
         return self.readiness
 
     def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
-        self.listener = Listener(self.listening, self.server, tls=ssl_context, trusted_proxies=self._trusted_proxies)
+        address = Address("127.0.0.1", self.port)
+        self.listener = Listener(
+            self.listening, self.server, "X", address, tls=ssl_context, trusted_proxies=self._trusted_proxies
+        )
 
     async def stop(self) -> None:
         self.sink.gate.set()
@@ -242,25 +239,20 @@ async def running_bridge(
     *,
     rate_limit: int = 5000,
     bytes_per_minute: int = 2**60,
-    body_bytes_max: int = 5 * 1024 * 1024,
     body_budget_bytes: int = 64 * 1024 * 1024,
     key_body_budget_bytes: int = 64 * 1024 * 1024,
-    keepalive_seconds: float = 60.0,
-    body_timeout_seconds: float = 60.0,
-    connections_max: int = 10_000,
     trusted_proxies: Networks = NOBODY,
     ssl_context: ssl.SSLContext | None = None,
+    **limits: Any,
 ) -> AsyncIterator[Bridge]:
+    """Run a bridge; `limits` are those of ServerLimits."""
     bridge = Bridge(
         rate_limit=rate_limit,
         bytes_per_minute=bytes_per_minute,
-        body_bytes_max=body_bytes_max,
         body_budget_bytes=body_budget_bytes,
         key_body_budget_bytes=key_body_budget_bytes,
-        keepalive_seconds=keepalive_seconds,
-        body_timeout_seconds=body_timeout_seconds,
-        connections_max=connections_max,
         trusted_proxies=trusted_proxies,
+        limits=ServerLimits(**{"keepalive_seconds": 60.0, "body_timeout_seconds": 60.0} | limits),
     )
     bridge.start(ssl_context)
     try:

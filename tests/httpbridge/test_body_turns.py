@@ -1,4 +1,4 @@
-"""BodyTurns: who may hold the event loop for a dear step, and who is served between two of them."""
+"""BodyTurn: who may hold the event loop for a dear step, and who is served between two of them."""
 
 import asyncio
 import itertools
@@ -6,14 +6,21 @@ from collections.abc import Generator
 
 import pytest
 
-from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurns
+from httpbridge.http.fairness import Turns
+from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurn
+from tests.httpbridge.conftest import NOBODY
+
+
+def body_turns() -> Turns:
+    """Return what a bridge has its large bodies take turns with."""
+    return Turns(asyncio.get_running_loop(), NOBODY, turns=1, caller_turns=1)
 
 
 class Steps:
     """Notes who took each step, and in which turn of the event loop."""
 
     def __init__(self) -> None:
-        self.turns = BodyTurns()
+        self.turns = body_turns()
         self.taken: list[tuple[str, int]] = []
         self.loop_turn = 0
         self._counter = asyncio.create_task(self._count())
@@ -33,7 +40,7 @@ class Steps:
     async def run(self, *asking: tuple[str, str, int]) -> list[str]:
         """Run steps for each: project, name, how many besides the last one."""
         results = await asyncio.gather(
-            *(self.turns.of(project_id).run(self.of(name, count)) for project_id, name, count in asking)
+            *(BodyTurn(self.turns, project_id).run(self.of(name, count)) for project_id, name, count in asking)
         )
         self._counter.cancel()
         return results
@@ -59,7 +66,7 @@ async def test_everybody_else_has_turns_between_two_steps() -> None:
 async def test_projects_take_turns_whatever_the_number_of_their_requests() -> None:
     steps = Steps()
     await steps.run(*[("greedy", "g", 2)] * 8, ("other", "o", 2), ("third", "t", 2))
-    assert steps.names[:10] == "ggotgotgot"
+    assert steps.names[:10] == "gotgotgotg"
     assert steps.names[10:] == "g" * 20
 
 
@@ -71,21 +78,20 @@ async def test_a_request_that_has_begun_goes_on_before_others_of_its_project_beg
 
 async def test_who_goes_away_while_waiting_keeps_nobody_from_their_turn() -> None:
     steps = Steps()
-    gone = [asyncio.create_task(steps.turns.of(project_id).run(steps.of("x", 1))) for project_id in "ppq"]
+    gone = [asyncio.create_task(BodyTurn(steps.turns, project_id).run(steps.of("x", 1))) for project_id in "ppq"]
     await asyncio.sleep(0)  # the first has its turn, the others wait
-    stays = asyncio.create_task(steps.turns.of("q").run(steps.of("s", 1)))
+    stays = asyncio.create_task(BodyTurn(steps.turns, "q").run(steps.of("s", 1)))
     await asyncio.sleep(0)
     for task in gone:
         task.cancel()
     assert await stays == "s"
-    await steps.turns.of("p").take()
+    await BodyTurn(steps.turns, "p").take()
     assert steps.names == "xss"
 
 
 async def test_a_turn_that_is_free_is_taken_at_once() -> None:
     """Without waiting for the event loop: nothing comes between asking and the step."""
-    turns = BodyTurns()
-    coroutine = turns.of("p").take()
+    coroutine = BodyTurn(body_turns(), "p").take()
     with pytest.raises(StopIteration):
         coroutine.send(None)
 
@@ -99,6 +105,8 @@ async def test_a_step_that_fails_ends_its_request_alone() -> None:
 
     steps = Steps()
     outcomes = await asyncio.gather(
-        steps.turns.of("p").run(failing()), steps.turns.of("p").run(steps.of("a", 2)), return_exceptions=True
+        BodyTurn(steps.turns, "p").run(failing()),
+        BodyTurn(steps.turns, "p").run(steps.of("a", 2)),
+        return_exceptions=True,
     )
     assert list(outcomes) == [failure, "a"]

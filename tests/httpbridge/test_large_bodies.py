@@ -23,21 +23,21 @@ class GatedTurns:
 
     def __init__(self, bridge: Bridge, *, free: int = 0, held: int = 1) -> None:
         """`is_held` is set once so many are held back."""
-        self._take = bridge.turns.take
+        self._turn = bridge.turns.turn
         self._free = free
         self._held = held
         self.asked = 0
         self.is_held = asyncio.Event()
         self.gate = asyncio.Event()
-        bridge.turns.take = self.take  # type: ignore[method-assign]
+        bridge.turns.turn = self.turn  # type: ignore[method-assign, assignment]
 
-    async def take(self, project_id: str, *, has_begun: bool) -> None:
+    async def turn(self, project_id: str, loop_turns: int = 1, *, is_first: bool = False) -> None:
         self.asked += 1
         if self.asked == self._free + self._held:
             self.is_held.set()
         if self.asked > self._free:
             await self.gate.wait()
-        await self._take(project_id, has_begun=has_begun)
+        await self._turn(project_id, loop_turns, is_first=is_first)
 
 
 @pytest.mark.parametrize("is_gzip", [True, False])

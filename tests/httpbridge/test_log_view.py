@@ -11,12 +11,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from httpbridge.cli.log_view import json_line, printable, show_logs, text_line
+from httpbridge.cli.log_view import json_line, show_logs, text_line
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
 from httpbridge.logs import Level, LogEntry
-from httpbridge.times import parse_since
+from httpbridge.text import parse_since, printable
 from tests.contract.test_log_sink import RECEIVED_AT, batch, sink_on
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from authsvc.runtime.networks import Networks
-from httpbridge.http.turns import CALLER_TURNS, TURNS, Caller, Turns
+from httpbridge.http.fairness import CALLER_TURNS, TURNS, Caller, Turns
 from tests.httpbridge.conftest import BODY, NOBODY, Bridge, request, running_bridge
 
 HEALTH = request("GET", "/health", key=None)
@@ -142,14 +142,10 @@ async def test_what_is_dear_to_parse_is_parsed_in_pieces_between_which_others_ha
     assert turns >= len(data) / 16_384
 
 
-async def test_what_waits_for_its_turn_is_bounded_for_all_and_for_each_address(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_waits_for_its_turn_is_bounded_for_all_and_for_each_address() -> None:
     """Heads that never end, and what follows them in the same segment: who holds too much is told to come again."""
-    monkeypatch.setattr("httpbridge.http.server.HELD_BYTES_MAX", 200_000)
-    monkeypatch.setattr("httpbridge.http.server.CALLER_HELD_BYTES_MAX", 100_000)
     partial = b"GET /health HTTP/1.1\r\nHost: x\r\n" + (b"X: " + b"y" * 8000 + b"\r\n") * 5
-    async with running_bridge() as bridge:
+    async with running_bridge(held_bytes_max=200_000, caller_held_bytes_max=100_000) as bridge:
         held = [await bridge.connect(source="127.0.0.2") for _ in range(2)]
         for client in held:
             client.send(partial)
@@ -169,11 +165,8 @@ async def test_what_waits_for_its_turn_is_bounded_for_all_and_for_each_address(
         assert (await again.answer()).status == 200
 
 
-async def test_a_connection_that_ends_while_it_waits_gives_back_all_that_it_held(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("httpbridge.http.server.CALLER_HELD_BYTES_MAX", 100_000)
-    async with running_bridge() as bridge:
+async def test_a_connection_that_ends_while_it_waits_gives_back_all_that_it_held() -> None:
+    async with running_bridge(caller_held_bytes_max=100_000) as bridge:
         for _ in range(20):
             client = await bridge.connect()
             client.send(b"GET /health HTTP/1.1\r\nHost: x\r\n" + (b"X: " + b"y" * 8000 + b"\r\n") * 5)

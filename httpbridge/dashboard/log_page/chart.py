@@ -1,4 +1,4 @@
-"""The bar chart over the Logs page: how wide its bars are, and where they stand. Pure; used by `logs`."""
+"""The bar chart over the Logs page: how wide its bars are, and where they stand. Pure."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -47,7 +47,7 @@ class Column(msgspec.Struct, frozen=True):
     start: datetime
     end: datetime | None
     """None for the newest bar of a range that goes on."""
-    counts: dict[str, int]
+    counts: dict[Level, int]
     total: int
     is_complete: bool
 
@@ -120,7 +120,7 @@ def chart(
             number * BAR_WIDTH,
             bar.start,
             None if is_open and bar is bars[-1] else bar.end,
-            {level.value: count for level, count in bar.counts.items()},
+            bar.counts,
             sum(bar.counts.values()),
             is_complete=bar.start >= counted_since,
         )

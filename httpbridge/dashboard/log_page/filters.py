@@ -1,4 +1,4 @@
-"""The address of a Logs page and what it selects: the filter, each part of it in the query string. Used by `logs`.
+"""The address of a Logs page and what it selects: the filter, each part of it in the query string.
 
 What does not make sense there is said beside its field, and the page shows what it can.
 """
@@ -12,7 +12,7 @@ from multidict import MultiMapping
 
 from httpbridge.log_store.log_rows import LogFilter, Position
 from httpbridge.logs import Level
-from httpbridge.times import parse_since, rfc3339
+from httpbridge.text import parse_since, rfc3339
 
 RANGES = {
     "15m": "Last 15 minutes",
@@ -46,7 +46,7 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     range: str = DEFAULT_RANGE
     """A key of RANGES, back from now; CUSTOM where there is a `since` or an `until`, and only there."""
     since: str = ""
-    """An instant, or how long ago: see `log_view.parse_since`. Empty in a CUSTOM range: from the beginning."""
+    """An instant, or how long ago: see `parse_since`. Empty in a CUSTOM range: from the beginning."""
     until: str = ""
     """Likewise. Empty: until now."""
     level: tuple[Level, ...] = ()
@@ -82,12 +82,17 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def url(self, **more: Any) -> str:
-        """Return the query string of this page, `?` and all; `more` replaces fields, or adds such as `before`."""
+        """Return the query string of this page, `?` and all; `more` replaces fields, or adds such as `before`.
+
+        Aware UTC instants are written as such.
+        """
         fields = msgspec.structs.asdict(self) | more
         if fields["since"] or fields["until"] or fields["range"] in (DEFAULT_RANGE, CUSTOM):
             del fields["range"]
-        given = {name: value for name, value in fields.items() if value}
-        return "?" + urlencode(given, doseq=True) if given else "?"
+        given = {
+            name: rfc3339(value) if isinstance(value, datetime) else value for name, value in fields.items() if value
+        }
+        return "?" + urlencode(given, doseq=True)
 
     @property
     def is_narrow(self) -> bool:

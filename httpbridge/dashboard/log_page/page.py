@@ -15,7 +15,6 @@ from aiohttp import web
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient
 from httpbridge.dashboard.log_page import chart as log_chart
-from httpbridge.dashboard.log_page.entries import entry_of
 from httpbridge.dashboard.log_page.filters import (
     AHEAD_MAX,
     CUSTOM,
@@ -29,20 +28,16 @@ from httpbridge.dashboard.log_page.filters import (
 )
 from httpbridge.dashboard.log_page.stream import LogStreams
 from httpbridge.dashboard.pages import Pages
-from httpbridge.dashboard.views.curl_line import curl_line
 from httpbridge.log_store.log_rows import LogFilter
 from httpbridge.log_store.queries import ENTRIES_NUMBERED_MAX, LogQueries
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.tail import Mark, newest_mark
 from httpbridge.logs import Level
-from httpbridge.times import rfc3339
 
 _PROJECT_SECONDS_MAX = 1.0
 """How long logs wait for the key service, which they do not need."""
 
-
 _AROUND = timedelta(minutes=1)
-
 _AHEAD_MINUTES = AHEAD_MAX // timedelta(minutes=1)
 
 
@@ -65,22 +60,17 @@ class Logs:
         queries: LogQueries,
         streams: LogStreams,
         pages: Pages,
-        clients_url: str,
         now: Callable[[], datetime],
     ) -> None:
-        """Read `store` by way of the queries; `clients_url` is where clients send; `now` gives aware instants."""
+        """Read `store` by way of the queries; `now` gives aware instants."""
         self._admin = admin
         self._store = store
         self._queries = queries
         self._streams = streams
         self._pages = pages
-        self._clients_url = clients_url
         self._now = now
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
         path = "/projects/{project}/logs"
-        return [
+        self.routes = [
             web.get(path, self._show),
             web.get(path + "/stream", self._stream, allow_head=False),
             web.get(path + "/{id:[0-9]{1,18}}", self._entry),
@@ -127,15 +117,12 @@ class Logs:
             services=[name for name in services if name.isprintable()],
             environments=[name for name in environments if name.isprintable()],
             chart=asking_chart.result() if asking_chart is not None else None,
-            entries=[entry_of(row) for row in page.rows],
             page=page,
             older=older,
             newest=query.url() if before is not None else "",
             stream=f"/projects/{project_id}/logs/stream{query.url(after=str(mark))}" if is_live else "",
             has_any=has_any,
             is_open=is_open,
-            curl_line=curl_line(self._clients_url),
-            rfc3339=rfc3339,
         )
 
     async def _chart(self, selection: LogFilter, now: datetime, *, is_open: bool) -> log_chart.Chart | None:
@@ -153,8 +140,8 @@ class Logs:
         selection = msgspec.structs.replace(selection, since=since)
         countable_since = await self._queries.countable_since(selection)
         if countable_since is not None:
-            selection = msgspec.structs.replace(selection, since=countable_since)
             since = countable_since
+            selection = msgspec.structs.replace(selection, since=since)
         shown_until = max(now, since) if is_open else until
         starts = log_chart.edges(since, shown_until)
         bars = await self._queries.bars(selection, [*starts, until])
@@ -166,14 +153,13 @@ class Logs:
         claims = []
         if is_open and selection.until is not None:
             number = await self._queries.number(LogFilter(project_id=project_id, since=selection.until))
-            url = LogQuery(range=CUSTOM, since=rfc3339(selection.until)).url()
+            url = LogQuery(range=CUSTOM).url(since=selection.until)
             claims.append(Claim(f"to be from the future, over {_AHEAD_MINUTES} minutes from now", number, url))
         if selection.since is None and (selection.until is None or selection.until > PLAUSIBLE_SINCE):
             number = await self._queries.number(LogFilter(project_id=project_id, until=PLAUSIBLE_SINCE))
-            url = LogQuery(range=CUSTOM, until=rfc3339(PLAUSIBLE_SINCE)).url()
-            claims.append(
-                Claim(f"to be older than the year {PLAUSIBLE_SINCE.year}, where the chart begins", number, url)
-            )
+            url = LogQuery(range=CUSTOM).url(until=PLAUSIBLE_SINCE)
+            text = f"to be older than the year {PLAUSIBLE_SINCE.year}, where the chart begins"
+            claims.append(Claim(text, number, url))
         return [claim for claim in claims if claim.number]
 
     async def _entry(self, request: web.Request) -> web.Response:
@@ -181,10 +167,8 @@ class Logs:
         row = await self._queries.row(project_id, int(request.match_info["id"]))
         if row is None:
             raise web.HTTPNotFound
-        entry = entry_of(row, is_alone=True)
-        return self._pages.render(
-            request, "log_entry.html", project_id=project_id, entry=entry, around=_around(row.log.timestamp)
-        )
+        around = _around(row.log.timestamp)
+        return self._pages.render(request, "log_entry.html", project_id=project_id, row=row, around=around)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         project_id = await self._project_id(request)
@@ -210,6 +194,6 @@ class Logs:
 def _around(instant: datetime) -> str:
     """Return the query string of the entries around an instant; empty at the ends of time."""
     try:
-        return LogQuery(range=CUSTOM, since=rfc3339(instant - _AROUND), until=rfc3339(instant + _AROUND)).url()
+        return LogQuery(range=CUSTOM).url(since=instant - _AROUND, until=instant + _AROUND)
     except OverflowError:
         return ""

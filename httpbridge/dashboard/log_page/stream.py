@@ -1,7 +1,7 @@
-"""Live tail: server-sent events of what arrives in a project. Used by `logs`; `app` closes it.
+"""Live tail: server-sent events of what arrives in a project. Used by `page`; `app` closes it.
 
-One event a look that found something, with the entries as JSON, oldest first; its id is the mark where the next
-look begins, so a browser that connects again misses nothing. Streams are few, each looks once a second, and a reader
+One event a poll that found something, with the markup of the entries, newest first; its id is the mark where the next
+poll begins, so a browser that connects again misses nothing. Streams are few, each polls once a second, and a reader
 who does not take what it asked for is disconnected.
 """
 
@@ -14,34 +14,34 @@ import structlog
 from aiohttp import web
 
 from authsvc.runtime.environment import ConfigurationError
-from httpbridge.dashboard.log_page.entries import entry_of
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.log_rows import LogFilter
+from httpbridge.log_store.log_rows import LogFilter, LogRow
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.tail import LogTail, Mark
 
-STREAMS_MAX = 32
-"""And one more for a moment: one that was displaced and has not ended yet."""
-
-STREAMS_OF_SESSION_MAX = 8
-"""Whoever opens one more ends the oldest of the same session, and nobody else's."""
-
-LOOK_SECONDS = 1.0
-
-HEARTBEAT_SECONDS = 15.0
-"""Between two signs of life: shorter than proxies wait, and so long is a reader who went away noticed at the latest."""
-
-WRITE_SECONDS_MAX = 10.0
-"""A reader who takes nothing for so long is disconnected."""
-
 _RETRY_MILLISECONDS = 2000
+_DISPLACED = "event: displaced\ndata: \n\n"
+"""Says that the session has a newer stream instead, so that the page does not take it back."""
 
 _log = structlog.get_logger("httpbridge.dashboard")
 
 
-_DISPLACED = "event: displaced\ndata: \n\n"
-"""Says that the session has a newer stream instead, so that the page does not take it back."""
+class StreamLimits(msgspec.Struct, frozen=True):
+    """Bounds of live tails."""
+
+    streams_max: int = 32
+    """And one more for a moment: one that was displaced and has not ended yet."""
+    streams_of_session_max: int = 8
+    """Whoever opens one more ends the oldest of the same session, and nobody else's."""
+    poll_seconds: float = 1.0
+    heartbeat_seconds: float = 15.0
+    """Between two signs of life: shorter than proxies wait; a reader who went away is noticed as fast."""
+    write_seconds_max: float = 10.0
+    """A reader who takes nothing for so long is disconnected."""
+
+
+STREAM_LIMITS = StreamLimits()
 
 
 class _Stream:
@@ -61,28 +61,25 @@ class _Stream:
 
 
 class LogStreams:
-    """All open streams. `session_id` is that of a request as long as its session holds; `monotonic` is in seconds."""
+    """All open streams. `session_id` is that of a request as long as its session holds; `monotonic` is in seconds.
+
+    `markup` makes an entry's, escaped.
+    """
 
     def __init__(
         self,
         store: ReadStore,
         *,
         session_id: Callable[[web.Request], str | None],
+        markup: Callable[[LogRow], str],
         monotonic: Callable[[], float],
-        look_seconds: float = LOOK_SECONDS,
-        heartbeat_seconds: float = HEARTBEAT_SECONDS,
-        write_seconds_max: float = WRITE_SECONDS_MAX,
-        streams_max: int = STREAMS_MAX,
-        streams_of_session_max: int = STREAMS_OF_SESSION_MAX,
+        limits: StreamLimits = STREAM_LIMITS,
     ) -> None:
         self._store = store
         self._session_id = session_id
+        self._markup = markup
         self._monotonic = monotonic
-        self._look_seconds = look_seconds
-        self._heartbeat_seconds = heartbeat_seconds
-        self._write_seconds_max = write_seconds_max
-        self._streams_max = streams_max
-        self._streams_of_session_max = streams_of_session_max
+        self._limits = limits
         self._streams: dict[_Stream, str | None] = {}
         """With their sessions, the oldest first."""
         self._is_closing = False
@@ -106,7 +103,7 @@ class LogStreams:
         session_id = self._session_id(request)
         stream = _Stream(request.transport)
         displaced = self._to_displace(session_id)
-        if self.open - (displaced is not None) >= self._streams_max:
+        if self.open - (displaced is not None) >= self._limits.streams_max:
             return web.Response(status=503, headers={"Retry-After": "5"}, text="Too many live tails are open.")
         if displaced is not None:
             displaced.displace()
@@ -131,7 +128,7 @@ class LogStreams:
     def _to_displace(self, session_id: str | None) -> _Stream | None:
         """Return the session's oldest stream where it has as many as it may."""
         of_session = [one for one, whose in self._streams.items() if whose == session_id and not one.is_displaced]
-        return of_session[0] if len(of_session) >= self._streams_of_session_max else None
+        return of_session[0] if len(of_session) >= self._limits.streams_of_session_max else None
 
     async def _follow(self, request: web.Request, response: web.StreamResponse, tail: LogTail, stream: _Stream) -> None:
         await self._write(response, f"retry: {_RETRY_MILLISECONDS}\n\n")
@@ -149,22 +146,22 @@ class LogStreams:
                 is_lost = True
             else:
                 if arrivals.rows or arrivals.is_gap or is_lost:
-                    entries = [entry_of(row) for row in arrivals.rows]
-                    data = _json({"entries": entries, "is_gap": arrivals.is_gap})
+                    html = "".join(self._markup(row) for row in reversed(arrivals.rows))
+                    data = _json({"html": html, "is_gap": arrivals.is_gap})
                     event = f"id: {arrivals.mark}\ndata: {data}\n\n"
-                elif self._monotonic() - written_at >= self._heartbeat_seconds:
+                elif self._monotonic() - written_at >= self._limits.heartbeat_seconds:
                     event = f"id: {arrivals.mark}\n\n"  # without data it moves the mark, and nothing else
                 is_lost = False
             if event:
                 await self._write(response, event)
                 written_at = self._monotonic()
             with suppress(TimeoutError):
-                await asyncio.wait_for(stream.ending.wait(), self._look_seconds)
+                await asyncio.wait_for(stream.ending.wait(), self._limits.poll_seconds)
         if stream.is_displaced:
             await self._write(response, _DISPLACED)
 
     async def _write(self, response: web.StreamResponse, text: str) -> None:
-        async with asyncio.timeout(self._write_seconds_max):
+        async with asyncio.timeout(self._limits.write_seconds_max):
             await response.write(text.encode())
 
 

@@ -1,65 +1,8 @@
-// The Logs page: the choice of time, and live tail. Entries that arrive are put on top of the list, looking as the server's
-// template makes them. Their texts only ever become text. What the server sends is harmless but for markup; see
-// log_entries.py.
+// The Logs page: the choice of time, and live tail. Entries arrive as the markup that the page's template makes of them,
+// escaped there, and are put on top of the list.
 "use strict";
 
 const ENTRIES_MAX = 500;
-
-function element(name, properties, ...children) {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key in made) made[key] = value;
-    else made.setAttribute(key, value);
-  }
-  made.append(...children);
-  return made;
-}
-
-function timeOf(instant, form = "full") {
-  const made = element("time", { dateTime: instant, title: instant }, instant);
-  made.dataset.form = form;
-  return made;
-}
-
-function fieldOf(name, ...content) {
-  return element("div", {}, element("dt", {}, name), element("dd", {}, ...content));
-}
-
-function partOf(part, entry) {
-  const label = `${part.name} of entry ${entry.id}`;
-  const text = part.is_block
-    ? element("pre", { tabIndex: 0, role: "region", "aria-label": label, dir: "auto" }, part.text)
-    : element("bdi", {}, part.text);
-  if (!part.missing) return fieldOf(part.name, text);
-  const more = `${part.missing.toLocaleString("en")} more characters are not shown here.`;
-  return fieldOf(part.name, text, element("p", { className: "hint" }, more));
-}
-
-function entryOf(entry, base) {
-  const made = element(
-    "details",
-    { className: `entry level-${entry.level}` },
-    element(
-      "summary", {}, timeOf(entry.timestamp, "precise"), " ",
-      element("span", { className: `level level-${entry.level}` }, entry.level), " ",
-      element("bdi", { className: "service" }, entry.service), " ",
-      element("bdi", { className: "headline" }, entry.headline),
-    ),
-    element(
-      "dl", { className: "fields" },
-      fieldOf("time", timeOf(entry.timestamp), " ", element("span", { className: "muted" }, entry.timestamp)),
-      ...entry.parts.map((part) => partOf(part, entry)),
-      fieldOf("received", timeOf(entry.received_at)),
-    ),
-    element(
-      "p", { className: "by-itself" },
-      element("a", { href: `${base}/${entry.id}` }, entry.is_short ? "See more of this entry" : "This entry by itself"),
-    ),
-  );
-  made.dataset.id = entry.id;
-  showLocalTimes(made);
-  return made;
-}
 
 // Presets and times of one's own exclude each other. What is empty, or as it would be anyway, is not in the address.
 function prepareTimeChoice() {
@@ -94,7 +37,6 @@ function prepareLiveTail() {
   const list = document.getElementById("entries");
   const gap = document.getElementById("live-gap");
   const address = new URL(live.dataset.stream, location.href);
-  const base = address.pathname.replace(/\/stream$/, "");
   let source = null;
   let isWaiting = false;
 
@@ -112,10 +54,13 @@ function prepareLiveTail() {
 
   function add(event) {
     address.searchParams.set("after", event.lastEventId);  // where to go on after a pause
-    const { entries, is_gap } = JSON.parse(event.data);
-    const fresh = entries.filter((entry) => !list.querySelector(`[data-id="${entry.id}"]`));
+    const { html, is_gap } = JSON.parse(event.data);
+    const arrived = document.createElement("template");
+    arrived.innerHTML = html;
+    showLocalTimes(arrived.content);
+    const fresh = [...arrived.content.children].filter((entry) => !list.querySelector(`[data-id="${entry.dataset.id}"]`));
     if (fresh.length) document.querySelector("main > .empty")?.remove();  // it says that there is nothing
-    list.prepend(...fresh.reverse().map((entry) => entryOf(entry, base)));
+    list.prepend(...fresh);
     while (list.children.length > ENTRIES_MAX) list.lastElementChild.remove();
     if (is_gap) gap.hidden = false;
     show("Live", "Pause");
@@ -126,7 +71,7 @@ function prepareLiveTail() {
     show("Connecting", "Pause");
     source.addEventListener("open", () => show("Live", "Pause"));
     source.addEventListener("message", add);
-    source.addEventListener("trouble", () => show("The log store is out of reach; trying again", "Pause"));
+    source.addEventListener("trouble", () => show("The log store is unavailable; trying again", "Pause"));
     source.addEventListener("over", () => stop("Your session is over; reload the page to sign in", "Live tail"));
     source.addEventListener("displaced", () => stop("You have opened many live tails; this one has ended", "Live tail"));
     source.addEventListener("error", () => {

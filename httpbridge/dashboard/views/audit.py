@@ -18,10 +18,7 @@ class Audit:
     def __init__(self, admin: AdminClient, pages: Pages) -> None:
         self._admin = admin
         self._pages = pages
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
-        return [web.get("/audit", self._show), web.get("/projects/{project}/audit", self._show)]
+        self.routes = [web.get("/audit", self._show), web.get("/projects/{project}/audit", self._show)]
 
     async def _show(self, request: web.Request) -> web.Response:
         project_id = request.match_info.get("project", "")

@@ -1,8 +1,7 @@
 """Project > Settings > Allowed origins: edit the list, try an origin, see whom it would block before it is saved.
 
-The list that is being edited lives in the form: each button sends all of it, and gets
-the page back with what the key service makes of it. Only Save changes anything, and
-only the list that was reviewed.
+The list that is being edited lives in the form: each button sends all of it, and gets the page back with what the key
+service makes of it. Only Save changes anything, and only the list that was reviewed.
 """
 
 import asyncio
@@ -18,8 +17,7 @@ from markupsafe import Markup
 from multidict import MultiMapping
 
 from authsvc.client.admin import AdminClient, OriginCheck, OriginsCheck, Propagation
-from httpbridge.dashboard.pages import Pages, counted, instant, session_of, whole_second
-from httpbridge.dashboard.views.curl_line import curl_line
+from httpbridge.dashboard.pages import SESSION, Pages, counted, instant, whole_second
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.origin_store import SeenOrigin, seen_origins
@@ -37,13 +35,10 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\]+)(?:[/?#]\S*)?")
 class Seen:
     """An origin that was seen, and what the list in the form makes of it."""
 
-    origin: str
-    allowed: int
-    blocked: int
+    count: SeenOrigin
     was_admitted: bool
     """By the list that is saved."""
     check: OriginCheck
-    is_addable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +75,16 @@ class Draft:
 class AllowedOrigins:
     """`/projects/{project}/settings/origins`."""
 
-    def __init__(
-        self, admin: AdminClient, store: ReadStore, pages: Pages, clients_url: str, now: Callable[[], datetime]
-    ) -> None:
-        """Read which origins were seen in `store`; `clients_url` is where clients send; `now` gives aware instants."""
+    def __init__(self, admin: AdminClient, store: ReadStore, pages: Pages, now: Callable[[], datetime]) -> None:
+        """Read which origins were seen in `store`; `now` gives aware instants."""
         self._admin = admin
         self._store = store
         self._pages = pages
-        self._clients_url = clients_url
         self._now = now
         self._saving: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """By project: one save at a time, so that of two people the second is compared with what the first saved."""
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
         path = "/projects/{project}/settings/origins"
-        return [web.get(path, self._show), web.post(path, self._edit)]
+        self.routes = [web.get(path, self._show), web.post(path, self._edit)]
 
     async def _show(self, request: web.Request) -> web.Response:
         project = await self._admin.project(request.match_info["project"])
@@ -145,7 +134,7 @@ class AllowedOrigins:
             return await self._page(request, saved, shown, is_stale=is_stale, focus="review")
         project_id = request.match_info["project"]
         stored = await self._admin.set_origins(
-            project_id, normalised, allow_public_suffix=draft.allows_public_suffix, caller=session_of(request).name
+            project_id, normalised, allow_public_suffix=draft.allows_public_suffix, caller=request[SESSION].name
         )
         saying = Markup("This was saved already. ") if stored.already_set else Markup("Saved. ")
         return self._pages.redirect(request, request.path, notice=saying + _by_when(stored.propagation))
@@ -170,17 +159,16 @@ class AllowedOrigins:
             counts, unread = read.origins, read.others
         except (StoreUnavailableError, StoreSetupError) as error:
             store_failure = str(error)
-        filled = draft.filled()[:ENTRIES_MAX]
         tried_origin = origin_of(draft.tried)
         tried = [tried_origin] if tried_origin else []
         check = await self._admin.check_origins(
-            filled, [*tried, *(count.origin for count in counts)], allow_public_suffix=draft.allows_public_suffix
+            draft.filled()[:ENTRIES_MAX],
+            [*tried, *(count.origin for count in counts)],
+            allow_public_suffix=draft.allows_public_suffix,
         )
         before = await self._admin.check_origins(saved, [count.origin for count in counts], allow_public_suffix=True)
-        seen = [
-            Seen(count.origin, count.allowed, count.blocked, was.admitted, one, "://" in count.origin)
-            for count, was, one in zip(counts, before.origins, check.origins[len(tried) :], strict=True)
-        ]
+        after = check.origins[len(tried) :]
+        seen = [Seen(count, was.admitted, one) for count, was, one in zip(counts, before.origins, after, strict=True)]
         return self._pages.render(
             request,
             "origins.html",
@@ -202,7 +190,6 @@ class AllowedOrigins:
             # What was edited since is to be reviewed anew.
             is_reviewed=draft.reviewed == "\n".join(draft.entries),
             is_changed=draft.reviewed != "\n".join(saved),
-            curl_line=curl_line(self._clients_url, origin="https://app.example.com"),
             is_stale=is_stale,
             store_failure=store_failure,
             focus=focus,

@@ -1,16 +1,14 @@
 """Signing in, with the dashboard token or a link, and out."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 import structlog
 from aiohttp import web
 
 from httpbridge.dashboard.clients import CLIENT
-from httpbridge.dashboard.login_throttle import LoginThrottle, TooManyAttemptsError
+from httpbridge.dashboard.login_throttle import LoginThrottle, ThrottledError
 from httpbridge.dashboard.middleware import LINK_PATH
-from httpbridge.dashboard.pages import Pages, delete_cookie, read_cookie, session_of, set_cookie
+from httpbridge.dashboard.pages import SESSION, Pages, delete_cookie, read_cookie, set_cookie
 from httpbridge.dashboard.sessions import LINK_SECONDS, NAME_CHARACTERS_MAX, SESSION_SECONDS, Sessions, parse_name
 
 _DEAD_LINK = "This link is too old, or not whole. Sign in here, or have another one made."
@@ -28,21 +26,11 @@ _log = structlog.get_logger("httpbridge.dashboard")
 class SignIn:
     """`/sign-in`, `/sign-in/link` and `/sign-out`."""
 
-    def __init__(
-        self,
-        sessions: Sessions,
-        pages: Pages,
-        attempts: LoginThrottle,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    ) -> None:
+    def __init__(self, sessions: Sessions, pages: Pages, throttle: LoginThrottle) -> None:
         self._sessions = sessions
         self._pages = pages
-        self._attempts = attempts
-        self._sleep = sleep
-
-    def routes(self) -> list[web.RouteDef]:
-        """Return them."""
-        return [
+        self._throttle = throttle
+        self.routes = [
             web.get("/sign-in", self._show),
             web.post("/sign-in", self._sign_in),
             web.get(LINK_PATH, self._show_link),
@@ -63,15 +51,11 @@ class SignIn:
             return self._page(request, status=400, name=kept, name_error=str(error), next_path=next_path)
         address = request[CLIENT].address
         if self._sessions.is_token(str(form.get("token", ""))):
-            self._attempts.succeeded(address)
+            self._throttle.succeeded(address)
             return self._begin(request, name, own_path(next_path))
         try:
-            with self._attempts.failed(address) as seconds:
-                _log.warning("sign_in_refused", address=address)
-                await self._sleep(seconds)
-        except TooManyAttemptsError as error:
-            if error.untold:
-                _log.warning("sign_in_attempts_exhausted", address=address, attempts=error.untold)
+            await self._throttle.failed(address)
+        except ThrottledError as error:
             response = self._page(request, status=429, name=name, token_error=_MANY_WRONG_TOKENS, next_path=next_path)
             response.headers["Retry-After"] = str(error.retry_after_seconds)
             return response
@@ -115,7 +99,7 @@ class SignIn:
         return response
 
     async def _sign_out(self, request: web.Request) -> web.Response:
-        self._sessions.end(session_of(request))
+        self._sessions.end(request[SESSION])
         response = self._pages.redirect(request, "/sign-in")
         delete_cookie(request, response, "session")
         return response
@@ -126,27 +110,10 @@ class SignIn:
         set_cookie(request, response, "session", self._sessions.begin(name), SESSION_SECONDS)
         return response
 
-    def _page(
-        self,
-        request: web.Request,
-        *,
-        status: int = 200,
-        name: str = "",
-        name_error: str = "",
-        token_error: str = "",
-        link_error: str = "",
-        next_path: str = "",
-    ) -> web.Response:
-        return self._pages.render(
-            request,
-            "sign_in.html",
-            status=status,
-            name=name,
-            name_error=name_error,
-            token_error=token_error,
-            link_error=link_error,
-            next_path=own_path(next_path),
-        )
+    def _page(self, request: web.Request, *, status: int = 200, next_path: str = "", **values: str) -> web.Response:
+        """Return the form; `values` are the name, and what is wrong: `name_error`, `token_error`, `link_error`."""
+        shown = {"name": "", "name_error": "", "token_error": "", "link_error": ""} | values
+        return self._pages.render(request, "sign_in.html", status=status, next_path=own_path(next_path), **shown)
 
 
 def own_path(path: str) -> str:

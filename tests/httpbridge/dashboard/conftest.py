@@ -16,6 +16,7 @@ from authsvc.runtime import clock
 from authsvc.runtime.environment import Address
 from httpbridge.config import Config
 from httpbridge.dashboard import app
+from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits
 from tests.authsvc.conftest import running as running_key_service
 
 TOKEN = "the-token-of-the-dashboard-of-tests"
@@ -182,7 +183,12 @@ class Dashboard:
 
 @asynccontextmanager
 async def running(
-    state_dir: Path, key_service: Address, now: Callable[[], datetime] = clock.now, /, **variables: str
+    state_dir: Path,
+    key_service: Address,
+    now: Callable[[], datetime] = clock.now,
+    limits: ConnectionLimits = CONNECTION_LIMITS,
+    /,
+    **variables: str,
 ) -> AsyncIterator[Dashboard]:
     """Run a dashboard with this environment; raise what stops it from starting."""
     environ = {
@@ -193,7 +199,8 @@ async def running(
     } | variables
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(app.serve(Config.from_environment(environ), stop, started.set_result, now=now))
+    config = Config.from_environment(environ)
+    task = asyncio.create_task(app.serve(config, stop, started.set_result, now=now, limits=limits))
     waiting: list[asyncio.Future[Any]] = [task, started]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if task.done():

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import Client, client_of
-from httpbridge.dashboard.log_page.stream import STREAMS_MAX, LogStreams
+from httpbridge.dashboard.log_page.stream import STREAM_LIMITS, LogStreams
 from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
@@ -92,16 +92,16 @@ async def test_under_https_cookies_are_secure_and_of_this_host_and_browsers_are_
     async with running(tmp_path, NOWHERE, **files) as dashboard, aiohttp.ClientSession() as session:
         url = dashboard.url.replace("http://", "https://") + "/sign-in"
         async with session.get(url, ssl=context) as answer:
-            visitor = answer.headers["Set-Cookie"]
+            pre_session = answer.headers["Set-Cookie"]
             assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
             page = Answer(answer, await answer.text())
         fields = {"csrf_token": page.csrf_token, "name": "Ann", "token": TOKEN}
-        headers = {"Cookie": visitor.partition(";")[0]}
+        headers = {"Cookie": pre_session.partition(";")[0]}
         async with session.post(url, ssl=context, data=fields, headers=headers, allow_redirects=False) as answer:
             assert answer.status == 303
             (signed_in,) = [one for one in answer.headers.getall("Set-Cookie") if "dashboard_session" in one]
         port = dashboard.url.rpartition(":")[2]
-        for cookie, name in ((visitor, "visitor"), (signed_in, "session")):
+        for cookie, name in ((pre_session, "pre_session"), (signed_in, "session")):
             assert cookie.startswith(f"__Host-dashboard_{name}_{port}=")
             attributes = {part.strip() for part in cookie.split(";")[1:]}
             assert attributes == {"HttpOnly", "Max-Age=43200", "Path=/", "SameSite=Strict", "Secure"}
@@ -246,7 +246,7 @@ async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) ->
         used = browser.session
         clock.advance(IDLE_SECONDS - 1)
         assert await browser.beginning("/projects/demo/logs/stream?after=0", "retry")
-        with patch.object(LogStreams, "open", STREAMS_MAX):
+        with patch.object(LogStreams, "open", STREAM_LIMITS.streams_max):
             assert (await browser.get("/projects/demo/logs/stream?after=0")).status == 503
         assert browser.session == used
         clock.advance(1)

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import trustme
 from aiohttp import web
 from structlog.testing import capture_logs
 
+from authsvc.runtime.clock import now
 from httpbridge.dashboard.clients import CLIENT
-from httpbridge.dashboard.connections import CONNECTIONS_MAX
+from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits
 from httpbridge.dashboard.pages import Pages
 from tests.httpbridge.dashboard.conftest import TOKEN, Browser, Dashboard, running
 from tests.httpbridge.dashboard.test_sign_in import NOWHERE
@@ -74,14 +75,15 @@ async def strangers(dashboard: Dashboard) -> AsyncIterator[Refusals]:
         yield Refusals(dashboard, stack)
 
 
-@asynccontextmanager
-async def small(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int = 16, /, **variables: str
-) -> AsyncIterator[Dashboard]:
+def small(tmp_path: Path, places: int = 16, /, **variables: str) -> AbstractAsyncContextManager[Dashboard]:
     """Run a dashboard with few places: 16, of which 12 are free for all, and one more is for each address."""
-    monkeypatch.setattr("httpbridge.dashboard.app.CONNECTIONS_MAX", places)
-    async with running(tmp_path, NOWHERE, **variables) as dashboard:
-        yield dashboard
+    return running(tmp_path, NOWHERE, now, ConnectionLimits(connections_max=places), **variables)
+
+
+def impatient(tmp_path: Path) -> AbstractAsyncContextManager[Dashboard]:
+    """Run a dashboard that waits neither for heads nor for responses to be taken."""
+    limits = ConnectionLimits(head_seconds_max=0.3, response_seconds_max=0.3, look_seconds=0.05)
+    return running(tmp_path, NOWHERE, now, limits)
 
 
 async def request_of_a_person(dashboard: Dashboard, path: str) -> bytes:
@@ -99,7 +101,7 @@ async def test_people_sign_in_while_strangers_hold_more_connections_than_there_a
 ) -> None:
     """From an address of their own, and from that of the strangers."""
     async with running(tmp_path, NOWHERE) as dashboard, strangers(dashboard) as them:
-        held = [await them.open(sent) for _ in range(CONNECTIONS_MAX + 50)]
+        held = [await them.open(sent) for _ in range(CONNECTION_LIMITS.connections_max + 50)]
         for address in ("127.0.0.2", "127.0.0.1"):
             connector = aiohttp.TCPConnector(local_addr=(address, 0))
             async with aiohttp.ClientSession(connector=connector) as session:
@@ -112,10 +114,10 @@ async def test_people_sign_in_while_strangers_hold_more_connections_than_there_a
 
 
 async def test_who_has_waited_longest_makes_room_and_people_who_are_signed_in_do_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     async with (
-        small(tmp_path, monkeypatch) as dashboard,
+        small(tmp_path) as dashboard,
         strangers(dashboard) as them,
         Browser(dashboard.url) as browser,
     ):
@@ -138,10 +140,8 @@ async def test_who_has_waited_longest_makes_room_and_people_who_are_signed_in_do
 
 
 @pytest.mark.parametrize("path", ["/projects/%6eew", "//projects/new", "/projects/new/"])
-async def test_who_is_signed_in_and_spells_a_path_oddly_makes_room_last_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    async with small(tmp_path, monkeypatch) as dashboard, strangers(dashboard) as them:
+async def test_who_is_signed_in_and_spells_a_path_oddly_makes_room_last_too(tmp_path: Path, path: str) -> None:
+    async with small(tmp_path) as dashboard, strangers(dashboard) as them:
         request = await request_of_a_person(dashboard, path)
         person = await them.open(request)
         assert await person.status() == 200
@@ -154,11 +154,11 @@ async def test_who_is_signed_in_and_spells_a_path_oddly_makes_room_last_too(
 
 
 async def test_an_address_with_its_share_takes_places_from_itself_and_the_others_from_whoever_waits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Once three quarters are taken. A proxy that is trusted speaks for many, and has no share."""
     async with (
-        small(tmp_path, monkeypatch, HTTPBRIDGE_TRUSTED_PROXIES="127.0.0.9") as dashboard,
+        small(tmp_path, HTTPBRIDGE_TRUSTED_PROXIES="127.0.0.9") as dashboard,
         strangers(dashboard) as them,
     ):
         of_proxy = [await them.open(UNFINISHED, address="127.0.0.9") for _ in range(13)]
@@ -175,10 +175,10 @@ async def test_an_address_with_its_share_takes_places_from_itself_and_the_others
 
 
 async def test_what_the_dashboard_works_on_is_not_cut_off_and_whoever_has_no_room_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """Live tails, here."""
-    async with small(tmp_path, monkeypatch, 4) as dashboard, strangers(dashboard) as them:
+    async with small(tmp_path, 4) as dashboard, strangers(dashboard) as them:
         request = await request_of_a_person(dashboard, "/projects/demo/logs/stream?after=0")
         tails = [await them.open(request) for _ in range(3)]
         for tail in tails:
@@ -201,7 +201,7 @@ async def test_silent_tls_handshakes_make_room(tmp_path: Path, monkeypatch: pyte
     context = ssl.create_default_context()
     ca.configure_trust(context)
     files = {"HTTPBRIDGE_TLS_CERT": str(cert), "HTTPBRIDGE_TLS_KEY": str(key)}
-    async with small(tmp_path, monkeypatch, **files) as dashboard, strangers(dashboard) as them:
+    async with small(tmp_path, **files) as dashboard, strangers(dashboard) as them:
         silent = [await them.open() for _ in range(30)]
         async with aiohttp.ClientSession() as session:
             url = dashboard.url.replace("http://", "https://") + "/sign-in"
@@ -222,12 +222,11 @@ async def test_silent_tls_handshakes_make_room(tmp_path: Path, monkeypatch: pyte
     ids=["silent", "unfinished", "a second one", "endless"],
 )
 async def test_a_head_that_is_not_finished_in_time_ends_the_connection(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes, ...]
+    tmp_path: Path, parts: tuple[bytes, ...]
 ) -> None:
-    if len(parts[0]) < 65536:
-        monkeypatch.setattr("httpbridge.dashboard.connections.HEAD_SECONDS_MAX", 0.3)
-        monkeypatch.setattr("httpbridge.dashboard.connections._LOOK_SECONDS", 0.05)
-    async with running(tmp_path, NOWHERE) as dashboard, strangers(dashboard) as them:
+    is_endless = len(parts[0]) > 65536  # refused for its length, however much time there is
+    run = running(tmp_path, NOWHERE) if is_endless else impatient(tmp_path)
+    async with run as dashboard, strangers(dashboard) as them:
         stranger = await them.open()
         for part in parts:
             stranger.send(part)
@@ -236,13 +235,9 @@ async def test_a_head_that_is_not_finished_in_time_ends_the_connection(
         await stranger.ended()
 
 
-async def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_head_that_comes_a_byte_at_a_time_is_not_waited_for(tmp_path: Path) -> None:
     """Each byte is no new beginning."""
-    monkeypatch.setattr("httpbridge.dashboard.connections.HEAD_SECONDS_MAX", 0.3)
-    monkeypatch.setattr("httpbridge.dashboard.connections._LOOK_SECONDS", 0.05)
-    async with running(tmp_path, NOWHERE) as dashboard, strangers(dashboard) as them:
+    async with impatient(tmp_path) as dashboard, strangers(dashboard) as them:
         stranger = await them.open(UNFINISHED)
         ending = asyncio.create_task(stranger.ended())
         while not ending.done():
@@ -259,10 +254,8 @@ async def test_a_connection_without_a_next_request_is_closed(tmp_path: Path) -> 
         await stranger.ended()
 
 
-async def test_who_takes_no_answers_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("httpbridge.dashboard.connections.ANSWER_SECONDS_MAX", 0.3)
-    monkeypatch.setattr("httpbridge.dashboard.connections._LOOK_SECONDS", 0.05)
-    async with running(tmp_path, NOWHERE) as dashboard, strangers(dashboard) as them:
+async def test_who_takes_no_responses_is_cut_off(tmp_path: Path) -> None:
+    async with impatient(tmp_path) as dashboard, strangers(dashboard) as them:
         stranger = await them.open()
         stranger.writer.transport.pause_reading()  # type: ignore[attr-defined]
         with suppress(ConnectionError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -12,7 +13,10 @@ import pytest
 import sqlalchemy as sa
 from aiohttp import web
 
-from httpbridge.dashboard.log_page.stream import LogStreams
+from httpbridge.config import Config
+from httpbridge.dashboard.app import open_sessions
+from httpbridge.dashboard.log_page.stream import LogStreams, StreamLimits
+from httpbridge.dashboard.pages import Pages
 from httpbridge.log_store.log_rows import LogFilter
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import SqlSink
@@ -23,6 +27,11 @@ from tests.httpbridge.dashboard.conftest import Dashboard
 
 LARGE = [LogEntry(Level.INFO, "x" * 4000, metadata="{" + '"k":1,' * 600 + '"k":1}') for _ in range(100)]
 """More than a connection takes of which nothing is read, if it is sent a few times."""
+
+
+def headlines(event: dict[str, str]) -> list[str]:
+    """Return the lines of the entries of an event, the newest first."""
+    return re.findall(r'<bdi class="headline">(.*?)</bdi>', json.loads(event["data"])["html"])
 
 
 class Events:
@@ -48,7 +57,7 @@ class Events:
             event = await self.next()
             assert event, "the stream ended"
             if "data" in event:
-                return [entry["headline"] for entry in json.loads(event["data"])["entries"]]
+                return headlines(event)
 
     async def ended(self) -> list[dict[str, str]]:
         """Wait for the end; return what came before it."""
@@ -68,8 +77,13 @@ class Streams:
         """Released for each that was answered to its end, refused ones included."""
         self.transport: asyncio.Transport | None = None
         """Of the newest request."""
+        sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_DASHBOARD_TOKEN": "x" * 32}))
         self.served = LogStreams(
-            store, session_id=self._session_id, monotonic=self.clock, **({"look_seconds": 0.005} | options)
+            store,
+            session_id=self._session_id,
+            markup=Pages(sessions, "http://bridge", lambda: datetime.now(UTC)).macro("log_parts.html", "entry"),
+            monotonic=self.clock,
+            limits=StreamLimits(**({"poll_seconds": 0.005} | options)),
         )
         self.url = ""
         self._stack = AsyncExitStack()
@@ -136,10 +150,11 @@ async def test_entries_arrive_once_and_a_new_stream_goes_on_where_the_last_one_e
         assert (await events.next())["retry"].isdigit()
         await sink.write(batch("a", "b\x1b[31m<b>"))
         event = await events.next()
-        first, second = json.loads(event["data"])["entries"]
-        assert (first["headline"], second["headline"]) == ("a", "b\\x1b[31m<b>")
-        assert (first["id"], event["id"]) == (2, "3")
-        assert {part["name"] for part in first["parts"]} == {"message", "service", "environment", "key_id"}
+        assert headlines(event) == ["b\\x1b[31m&lt;b&gt;", "a"]
+        html = json.loads(event["data"])["html"]
+        assert (re.findall(r'data-id="(\d+)"', html), event["id"]) == (["3", "2"], "3")
+        named = {"time", "message", "service", "environment", "key_id", "received"}
+        assert set(re.findall(r"<dt>(.*?)</dt>", html)) == named
         await sink.write(batch("c"))
         assert await events.messages() == ["c"]
         again = await streams.open(after=int(event["id"]))
@@ -176,7 +191,7 @@ async def test_one_stream_too_many_of_a_session_ends_its_oldest_and_nobody_elses
     sqlite_url: str, sink: SqlSink
 ) -> None:
     """At once, with a word that tells the page not to come back; also where there is no room for another session's."""
-    async with streams_on(sqlite_url, streams_max=3, streams_of_session_max=2, look_seconds=1000) as streams:
+    async with streams_on(sqlite_url, streams_max=3, streams_of_session_max=2, poll_seconds=1000) as streams:
         other = await streams.open(session_id="Bob")
         first, second = await streams.open(), await streams.open()
         third = await streams.open()
@@ -203,7 +218,7 @@ async def test_a_stream_ends_with_the_session_of_its_cookie(sqlite_url: str, sin
 
 
 async def test_streams_end_when_the_dashboard_does(sqlite_url: str, sink: SqlSink) -> None:
-    async with streams_on(sqlite_url, look_seconds=1000) as streams:
+    async with streams_on(sqlite_url, poll_seconds=1000) as streams:
         events = [await streams.open() for _ in range(3)]
         await streams.served.close()
         for stream in events:
@@ -247,7 +262,7 @@ async def test_a_displaced_stream_that_has_not_ended_yet_takes_a_place(
         return Arrivals([], Mark(0), is_gap=False)
 
     monkeypatch.setattr(LogTail, "look", look)
-    async with streams_on(sqlite_url, streams_max=1, streams_of_session_max=1, look_seconds=1000) as streams:
+    async with streams_on(sqlite_url, streams_max=1, streams_of_session_max=1, poll_seconds=1000) as streams:
         first, second, third = [await streams.open() for _ in range(3)]
         assert [one.response.status for one in (first, second, third)] == [200, 200, 503]
         answering.set()
@@ -271,7 +286,7 @@ async def test_trouble_with_the_store_is_said_once_and_then_it_goes_on(sqlite_ur
         async with engine.begin() as connection:
             await connection.execute(sa.text("ALTER TABLE away RENAME TO logs"))
         await engine.dispose()
-        assert json.loads((await events.next())["data"])["entries"] == []  # it is back
+        assert headlines(await events.next()) == []  # it is back
         await sink.write(batch("b"))
         assert await events.messages() == ["b"]
 
@@ -305,7 +320,7 @@ async def test_the_dashboard_streams_what_the_filter_admits_until_one_signs_out(
                 assert await events.messages() == ["3"]
                 assert (await browser.submit("/projects", "/sign-out")).status == 303
                 await write("4")
-                assert '"4"' not in str(await events.ended())
+                assert "html" not in str(await events.ended())
             async with session.get(path, headers={"Last-Event-ID": "3"}) as response:
                 assert await Events(response).ended() == [{"event": "over", "data": ""}]
         async with aiohttp.ClientSession() as session, session.get(path, allow_redirects=False) as response:

@@ -563,7 +563,7 @@ async def test_what_no_handler_can_answer_is_logged_without_its_text_and_ends_th
         raise RuntimeError(canary)
 
     monkeypatch.setattr("httpbridge.dashboard.pages.Pages.render", fail)
-    monkeypatch.setattr("httpbridge.dashboard.middleware.Guard._failure", fail)
+    monkeypatch.setattr("httpbridge.dashboard.middleware.Middlewares._failure", fail)
     host, port = dashboard.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET /sign-in?{canary} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -699,3 +699,11 @@ async def test_without_the_log_store_keys_and_origins_are_managed_all_the_same(b
     assert "Not known. There is no log store at" in (await browser.get(ORIGINS)).words
     review = await browser.submit(ORIGINS, ORIGINS, action="review", entry=["shop.example"], base="")
     assert "Whom it would block is not known. There is no log store at" in review.words
+
+
+async def test_a_project_leads_to_its_logs_and_its_settings_to_the_key(browser: Browser) -> None:
+    """Also where it is called like a page."""
+    for name in ("demo", "settings"):
+        assert (await browser.create(name)).status == 200
+        for path, section in (("", "logs"), ("/settings", "settings/keys")):
+            assert (await browser.get(f"/projects/{name}{path}")).location == f"/projects/{name}/{section}"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -16,14 +16,14 @@ from authsvc.runtime.networks import Networks
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
 from httpbridge.dashboard.login_throttle import (
-    ATTEMPTS_MAX,
-    ATTEMPTS_PER_ADDRESS_MAX,
+    FAILURES_MAX,
+    FAILURES_PER_ADDRESS_MAX,
     WAITING_MAX,
     WINDOW_SECONDS,
     LoginThrottle,
-    TooManyAttemptsError,
+    ThrottledError,
 )
-from httpbridge.dashboard.middleware import Guard
+from httpbridge.dashboard.middleware import Middlewares
 from httpbridge.dashboard.pages import Pages
 from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS, SESSION_SECONDS
 from httpbridge.dashboard.spent_tokens import KEPT_MAX, Spent
@@ -57,7 +57,7 @@ async def test_an_address_of_no_page_is_not_repeated(dashboard: Dashboard, path:
 
 async def test_a_cookie_that_is_no_text_is_no_session(dashboard: Dashboard) -> None:
     host, port = dashboard.url.removeprefix("http://").split(":")
-    for name in (b"dashboard_session", b"dashboard_visitor", b"dashboard_notice"):
+    for name in (b"dashboard_session", b"dashboard_pre_session", b"dashboard_notice"):
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /projects HTTP/1.1\r\nHost: x\r\nCookie: " + name + b"=\xff\r\n\r\n")
         assert (await reader.readline()).split()[1] == b"303"
@@ -96,7 +96,7 @@ async def test_wrong_tokens_are_limited_and_the_right_one_is_taken_all_the_same(
         return asyncio.create_task(browser.post("/sign-in", csrf_token=csrf_token, name="Eve", token=token))
 
     # At once: those whose answers are waited for count as well.
-    attempts = [attempt("wrong") for _ in range(ATTEMPTS_PER_ADDRESS_MAX + 1)]
+    attempts = [attempt("wrong") for _ in range(FAILURES_PER_ADDRESS_MAX + 1)]
     async with asyncio.timeout(10):
         while not any(one.done() and one.result().status == 429 for one in attempts):
             await asyncio.wait([one for one in attempts if not one.done()], return_when=asyncio.FIRST_COMPLETED)
@@ -115,10 +115,9 @@ async def test_wrong_tokens_are_limited_and_the_right_one_is_taken_all_the_same(
 async def signing_in(tmp_path: Path, sleep: Callable[[float], Awaitable[None]]) -> AsyncIterator[Browser]:
     """Serve the way in alone, with a clock that stands still."""
     sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_DASHBOARD_TOKEN": TOKEN}))
-    pages = Pages(sessions, FakeClock().now)
-    guard = Guard(sessions, pages, Networks())
-    application = web.Application(middlewares=guard.middlewares())
-    application.add_routes(SignIn(sessions, pages, LoginThrottle(FakeClock().monotonic), sleep).routes())
+    pages = Pages(sessions, "http://bridge", FakeClock().now)
+    application = web.Application(middlewares=Middlewares(sessions, pages, Networks()).in_order)
+    application.add_routes(SignIn(sessions, pages, LoginThrottle(FakeClock().monotonic, sleep)).routes)
     async with TestServer(application) as server, Browser(str(server.make_url("")).rstrip("/")) as browser:
         yield browser
 
@@ -147,67 +146,86 @@ async def test_the_log_says_who_signed_in_and_from_where(dashboard: Dashboard) -
     assert (event["name"], event["address"]) == ("Zoë", "127.0.0.1")
 
 
-def wait_of(attempts: LoginThrottle, address: str) -> float:
-    """Fail once, and return for how long to wait; nobody waits."""
-    with attempts.failed(address) as seconds:
-        return seconds
+class Failing:
+    """Wrong tokens, of which nobody waits; `seconds` is how long each would have."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.seconds: list[float] = []
+        self.throttle = LoginThrottle(self.clock.monotonic, self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+    async def wait_of(self, address: str) -> float:
+        await self.throttle.failed(address)
+        return self.seconds[-1]
 
 
-def test_each_attempt_waits_longer_until_there_is_none_left() -> None:
-    clock = FakeClock()
-    attempts = LoginThrottle(clock.monotonic)
-    waits = [wait_of(attempts, "192.0.2.1") for _ in range(ATTEMPTS_PER_ADDRESS_MAX)]
+async def test_each_attempt_waits_longer_until_there_is_none_left() -> None:
+    failing = Failing()
+    waits = [await failing.wait_of("192.0.2.1") for _ in range(FAILURES_PER_ADDRESS_MAX)]
     assert waits == [0, 0.25, 0.5, 1, 2, 4, 4, 4, 4, 4]
-    with pytest.raises(TooManyAttemptsError) as refused:
-        wait_of(attempts, "192.0.2.1")
+    with pytest.raises(ThrottledError) as refused:
+        await failing.wait_of("192.0.2.1")
     assert refused.value.retry_after_seconds == WINDOW_SECONDS
-    assert wait_of(attempts, "192.0.2.2") == 0
-    attempts.succeeded("192.0.2.1")
-    assert wait_of(attempts, "192.0.2.1") == 0
+    assert await failing.wait_of("192.0.2.2") == 0
+    failing.throttle.succeeded("192.0.2.1")
+    assert await failing.wait_of("192.0.2.1") == 0
 
 
-def test_one_subscriber_of_ipv6_is_one_address() -> None:
-    attempts = LoginThrottle(FakeClock().monotonic)
-    for number in range(ATTEMPTS_PER_ADDRESS_MAX):
-        wait_of(attempts, f"2001:db8::{number:x}")
-    with pytest.raises(TooManyAttemptsError):
-        wait_of(attempts, "2001:db8::ffff:1")
-    assert wait_of(attempts, "2001:db8:0:1::1") == 0
+async def test_one_subscriber_of_ipv6_is_one_address() -> None:
+    failing = Failing()
+    for number in range(FAILURES_PER_ADDRESS_MAX):
+        await failing.wait_of(f"2001:db8::{number:x}")
+    with pytest.raises(ThrottledError):
+        await failing.wait_of("2001:db8::ffff:1")
+    assert await failing.wait_of("2001:db8:0:1::1") == 0
 
 
-def test_attempts_from_everywhere_are_limited_too() -> None:
-    attempts = LoginThrottle(FakeClock().monotonic)
-    for number in range(ATTEMPTS_MAX):
-        wait_of(attempts, f"address {number}")
-    with pytest.raises(TooManyAttemptsError):
-        wait_of(attempts, "another")
+async def test_attempts_from_everywhere_are_limited_too() -> None:
+    failing = Failing()
+    for number in range(FAILURES_MAX):
+        await failing.wait_of(f"address {number}")
+    with pytest.raises(ThrottledError):
+        await failing.wait_of("another")
 
 
-def test_few_wrong_answers_are_waited_for_at_a_time_as_each_keeps_a_connection() -> None:
-    attempts = LoginThrottle(FakeClock().monotonic)
-    with ExitStack() as waiting:
+async def test_few_wrong_answers_are_waited_for_at_a_time_as_each_keeps_a_connection() -> None:
+    gate = asyncio.Event()
+    waiting = asyncio.Semaphore(0)
+
+    async def sleep(_seconds: float) -> None:
+        waiting.release()
+        await gate.wait()
+
+    throttle = LoginThrottle(FakeClock().monotonic, sleep)
+    async with asyncio.TaskGroup() as tasks:
         for number in range(WAITING_MAX):
-            waiting.enter_context(attempts.failed(f"address {number}"))
-        with pytest.raises(TooManyAttemptsError):
-            wait_of(attempts, "another")
-    assert wait_of(attempts, "one more") == 0
+            tasks.create_task(throttle.failed(f"address {number}"))
+            await waiting.acquire()
+        with pytest.raises(ThrottledError):
+            await throttle.failed("another")
+        gate.set()
+    await throttle.failed("one more")
 
 
-def test_of_refused_attempts_the_log_has_their_number_once_a_minute() -> None:
+async def test_of_refused_attempts_the_log_has_their_number_once_a_minute() -> None:
     """They cost a stranger nothing, so they must not fill a disk."""
-    clock = FakeClock()
-    attempts = LoginThrottle(clock.monotonic)
+    failing = Failing()
 
-    def untold() -> int:
-        with pytest.raises(TooManyAttemptsError) as refused:
-            wait_of(attempts, "a")
-        return refused.value.untold
+    async def logged(refusals: int) -> list[int]:
+        with capture_logs() as events:
+            for _ in range(refusals):
+                with pytest.raises(ThrottledError):
+                    await failing.wait_of("a")
+        return [event["attempts"] for event in events if event["event"] == "sign_in_attempts_exhausted"]
 
-    for _ in range(ATTEMPTS_PER_ADDRESS_MAX):
-        wait_of(attempts, "a")
-    assert [untold() for _ in range(5)] == [1, 0, 0, 0, 0]
-    clock.advance(60)
-    assert [untold() for _ in range(2)] == [5, 0]
+    for _ in range(FAILURES_PER_ADDRESS_MAX):
+        await failing.wait_of("a")
+    assert await logged(5) == [1]
+    failing.clock.advance(60)
+    assert await logged(2) == [5]
 
 
 async def test_signing_out_ends_the_session_wherever_its_cookie_was_copied_to(dashboard: Dashboard) -> None:
