@@ -1,4 +1,4 @@
-"""One question at a time of a `KeyClient`, over a stream where there is one, and what its tests begin with."""
+"""One lookup at a time of a `KeyClient`, over a stream where there is one, and what its tests begin with."""
 
 import asyncio
 
@@ -33,7 +33,7 @@ async def open_stream(client: KeyClient, service: FakeKeyService) -> None:
 
 
 async def asking(client: KeyClient, service: FakeKeyService, key: ApiKey = KEY) -> asyncio.Task[Verdict]:
-    """Begin a question, and return once the service has it."""
+    """Begin a lookup, and return once the service has it."""
     count = len(service.calls) + 1
     task = asyncio.create_task(ask(client, key))
     await service.arrived(count)
@@ -41,7 +41,7 @@ async def asking(client: KeyClient, service: FakeKeyService, key: ApiKey = KEY) 
 
 
 async def until_reached(client: KeyClient) -> None:
-    """Return once a question is answered: the channel's back-off is at most a second."""
+    """Return once a lookup is answered: the channel's back-off is at most a second."""
     async with asyncio.timeout(10):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Streams that end, hang or are given up: the question is asked again or fails in time, and no answer goes astray."""
+"""Streams that end, hang or are given up: the lookup is made again or fails in time, and no answer goes astray."""
 
 import asyncio
 import socket
@@ -64,7 +64,7 @@ async def test_while_calls_fail_no_stream_is_tried(service: FakeKeyService, clie
 async def test_a_stream_that_ends_in_place_of_an_answer_is_no_fault(
     service: FakeKeyService, client: KeyClient, status: grpc.StatusCode, unhandled: list[dict[str, Any]]
 ) -> None:
-    """The question is asked again by a call, and the next one opens another stream."""
+    """The lookup is made again by a call, and the next one opens another stream."""
     await open_stream(client, service)
     service.stream_end = status
     assert await ask(client, OTHER) is INVALID
@@ -263,7 +263,7 @@ async def test_a_caller_that_is_cancelled_as_its_answer_comes_leaves_none_behind
 
 
 async def test_restarts_of_the_key_service_itself_are_no_fault(tmp_path: Path, clock: Clock) -> None:
-    """Streams end when it stops, and with the next question there are others."""
+    """Streams end when it stops, and with the next lookup there are others."""
     listen, client, key = "127.0.0.1:0", None, KEY
     for number in range(3):
         async with running(tmp_path / "state", AUTHSVC_LISTEN=listen) as real:
