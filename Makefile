@@ -1,10 +1,12 @@
 # `make run` and `make test` work on a fresh clone: they set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup proto released fmt lint type audit test bench cost migrate run lock clean
+.PHONY: help setup proto released fmt lint type audit test test-full bench cost migrate run lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+COMPILE := $(BIN)/uv pip compile pyproject.toml --extra server --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 PROTOS := key_service project_service operations_service
 
 help: ## list the targets
@@ -40,10 +42,11 @@ fmt: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/buf format -w protos
 
-lint: $(STAMP) ## ruff, import-linter, buf lint and breaking
+lint: $(STAMP) ## ruff, import-linter, codespell, buf lint and breaking
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
@@ -54,8 +57,15 @@ type: $(STAMP) ## mypy, strict
 audit: $(STAMP) ## look for known vulnerabilities of what the lock files pin
 	@$(BIN)/python scripts/audit.py
 
-test: $(STAMP) ## run every test, or those that TESTS names
-	$(BIN)/pytest $(TESTS)
+# Tests wait a good part of their time, so there are more workers than processors.
+WORKERS ?= $(shell echo $$(($$(nproc) * 2)))
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+test: $(STAMP) ## run every test in its short form, or those that TESTS names
+	$(PYTEST) $(TESTS)
+
+test-full: $(STAMP) ## run every test with all seeds, rounds and variants, or those that TESTS names
+	$(PYTEST) --long $(TESTS)
 
 bench: $(STAMP) ## measure against the targets, and write docs/performance.md: fifteen minutes, and needs wrk
 	$(BIN)/python -m benchmarks
@@ -69,11 +79,9 @@ migrate: $(STAMP) ## bring the key service's database to this version's schema
 run: $(STAMP) ## start everything on loopback; print a link to the dashboard and a curl line that works
 	@$(BIN)/python scripts/run.py
 
-lock: $(STAMP) ## resolve the dependencies anew into the lock files
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements-dev.lock
-	$(BIN)/uv pip compile pyproject.toml --constraint requirements-dev.lock --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements.lock
+lock: $(STAMP) ## update the lock files to the newest versions
+	$(COMPILE) --group dev --upgrade -o requirements-dev.lock
+	$(COMPILE) --constraint requirements-dev.lock -o requirements.lock
 
 clean: ## remove .venv and caches; state in var/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

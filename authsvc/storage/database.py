@@ -1,6 +1,6 @@
 """The connection to the key service's database: SQLite or PostgreSQL, and how each begins a transaction.
 
-`store` and `lease_store` share one Database; `app` and the command line open it.
+`key_store` and `lease_store` share one Database; `app` and the command line open it.
 """
 
 import asyncio
@@ -126,7 +126,7 @@ class Database:
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection on which each statement stands for itself."""
+        """Give a connection on which each statement is a transaction of its own."""
         async with self._in_view(), _connected(self._statements) as connection:
             if not self.is_sqlite:
                 await separate(connection)
@@ -164,7 +164,7 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back.
 
-        Where it raises StoreLostError at the end, it was committed to what nobody may ever find.
+        If it raises StoreLostError at the end, it was committed to a file that nobody may ever find.
         """
         async with self._turn, self._in_view(), _connected(self._writing) as connection:
             await connection.begin()
@@ -193,7 +193,7 @@ class Database:
     async def listen(self, channel: str, notified: Callable[[], None]) -> None:
         """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost.
 
-        At once, and without a call, behind a pooler, where no session is ours to be notified.
+        Behind a pooler, where no session is ours to be notified, return at once, without a call.
         """
         async with self.statement() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection

@@ -88,7 +88,7 @@ class LeaseStore:
             return rows, await self._read_state(connection)
 
     async def sweep(self, keep_seconds: float) -> None:
-        """Delete leases that expired longer ago than this, several leases, so that no late keep-alive meets none."""
+        """Delete leases that expired longer ago than this: several leases, so that a late keep-alive finds its row."""
         async with self._database.writing() as connection:
             expired = await self._read_clock(connection) - timedelta(seconds=keep_seconds)
             await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))
@@ -184,5 +184,5 @@ def _row(keep_alive: KeepAlive, state: StoreState, expire_time: datetime) -> dic
         "expire_time": expire_time,
         "renew_time": state.time,
         "is_released": keep_alive.is_release,
-        "since_revision": state.revision,  # of a row that there is already it stays what it is
+        "since_revision": state.revision,  # an existing row keeps its own
     }

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from authsvc.errors import StoreLostError, StoreOverwrittenError, StoreRefusedError
+from authsvc.errors import StoreLostError, StoreOverwrittenError, StoreRefusedError, StoreUnavailableError
 from authsvc.runtime.sqlite_files import FileOverwrittenError, FilesLostError, SqliteFiles
 
 _BUSY_TIMEOUT_SECONDS = 5
@@ -68,20 +68,23 @@ class SqliteFile:
                 self._anchor = self._open()
 
     def check(self) -> None:
-        """Raise StoreLostError when what is read or written now is not what the next start would find."""
+        """Raise StoreLostError when what is read or written now is not what the next start would find.
+
+        Raises StoreUnavailableError where nobody can tell now.
+        """
         if self._anchor is None:
             return
+        lost: StoreLostError | None = None
         try:
             self._files.check()
         except FilesLostError as error:
-            kind = StoreOverwrittenError if isinstance(error, FileOverwrittenError) else StoreLostError
-            self._lost = kind(str(error))
-            self.standing.is_lost = True
-            raise self._lost from None
-        finally:
-            self._look_again_at = self._monotonic() + _LATELY_SECONDS
-        self._lost = None
-        self.standing.is_lost = False
+            lost = (StoreOverwrittenError if isinstance(error, FileOverwrittenError) else StoreLostError)(str(error))
+        except (sqlite3.OperationalError, OSError) as error:
+            raise StoreUnavailableError(f"{self.path} cannot be read: {error}") from error
+        self._lost, self.standing.is_lost = lost, lost is not None
+        self._look_again_at = self._monotonic() + _LATELY_SECONDS
+        if lost is not None:
+            raise lost
 
     def check_lately(self) -> None:
         """Do the same for reads, for which a look of a moment ago does."""
@@ -105,14 +108,15 @@ class SqliteFile:
             self._files.close()
 
     def _open(self) -> sqlite3.Connection:
-        if reason := self._files.lone_wal():
-            raise StoreRefusedError(reason)
+        if lone_wal := self._files.lone_wal():
+            raise StoreRefusedError(lone_wal)
         self.path.touch(mode=0o600)
         anchor = sqlite3.connect(
             _uri(self.path), timeout=_BUSY_TIMEOUT_SECONDS, isolation_level=None, uri=True, check_same_thread=False
         )
         try:
-            anchor.execute("PRAGMA journal_mode=WAL")
+            # To the end, where it is written: a driver drops the failure of a statement that it leaves before that.
+            anchor.execute("PRAGMA journal_mode=WAL").fetchall()
             anchor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # which opens its WAL
             anchor.execute("PRAGMA busy_timeout=0")  # from now on it is used in the event loop
             self._files.note(anchor)

@@ -1,4 +1,4 @@
-"""The tables of projects, keys and changes, as `store` and `lease_store` ask them.
+"""The tables of projects, keys and changes, as `key_store` and `lease_store` query them.
 
 Written for queries; `migrations` makes the tables, with constraints and indexes. A test compares the two.
 """

@@ -1,6 +1,6 @@
 """What the dashboard's queries select by and return: filters, positions, rows cut to size.
 
-Used by `log_queries`, `log_tail` and the dashboard's pages of logs.
+Used by `queries`, `tail` and the dashboard's pages of logs.
 
 A stored text may have 5 MiB, and a page a hundred rows, so texts are cut in the database.
 """

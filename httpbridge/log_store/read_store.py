@@ -1,7 +1,7 @@
 """A read-only way into the log store: one address, a few connections, errors told in the bridge's words.
 
-Under `sql_reader` (the command `logs`), `log_queries` and `origin_store` (the dashboard). Nothing is held
-between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
+Under `reader` (the command `logs`), `queries` and `origin_store` (the dashboard). Nothing is held between two
+statements, so that nobody who reads keeps the WAL growing or dead rows alive.
 """
 
 import math

@@ -182,6 +182,8 @@ class SqliteStore:
                 self._files.check()
             except FilesLostError as error:
                 raise StoreUnavailableError(str(error)) from None
+            except (sqlite3.Error, OSError) as error:
+                raise StoreUnavailableError(str(self._translated(error))) from None
 
     def _check_room(self) -> None:
         disk = os.statvfs(self._path.parent)
@@ -213,7 +215,7 @@ class SqliteStore:
             self._files.check_main()  # again: it may have been replaced meanwhile
         except FilesLostError as error:
             raise StoreUnavailableError(str(error)) from None
-        except (sqlite3.Error, UnicodeEncodeError) as error:
+        except (sqlite3.Error, OSError, UnicodeEncodeError) as error:
             failure = self._translated(error)
             if not isinstance(failure, BatchRefusedError) or not _rolled_back(connection):
                 # A new connection knows nothing of the old one's trouble.
@@ -294,7 +296,8 @@ class SqliteStore:
 def _set_durable(driver: sqlite3.Connection, _record: object) -> None:
     """Set up a new connection, and read back what its durability rests on."""
     if driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        driver.execute("PRAGMA journal_mode=WAL")
+        # To the end, where it is written: the driver drops the failure of a statement that it leaves before that.
+        driver.execute("PRAGMA journal_mode=WAL").fetchall()
     driver.execute("PRAGMA synchronous=FULL")
     driver.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
     driver.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back

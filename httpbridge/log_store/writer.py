@@ -1,6 +1,6 @@
 """The one process that writes to a SQLite log store for several workers: `httpbridge log-writer`.
 
-`cli` runs it. Workers send it their groups of rows (`remote_store`), which it commits, again in groups: as with one
+`cli` runs it. Workers send it their groups of rows (`writer_client`), which it commits, again in groups: as with one
 process, one connection writes logs and another one counts of origins, and no others wait for SQLite's lock.
 """
 

@@ -1,6 +1,7 @@
 """A key database that is no longer the file that was opened: nothing is read from it, or promised of it."""
 
 import asyncio
+import errno
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -248,6 +249,37 @@ async def test_once_the_file_is_back_all_goes_on(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EIO, "Input/output error"), sqlite3.OperationalError("disk I/O error")]
+)
+async def test_a_disk_that_fails_is_no_lost_database(
+    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Nobody can tell then: it is an outage, and over as soon as the file can be read again."""
+
+    def fail(*_: object) -> bytes:
+        raise fault
+
+    with capture_logs() as logs:
+        async with serving(tmp_path, database) as service:
+            api_key = (await issue(service)).api_key
+            with monkeypatch.context() as disk:
+                disk.setattr("authsvc.runtime.sqlite_files.os.pread", fail)
+                assert await refused(issue(service, "other")) == (Code.UNAVAILABLE, "the database cannot answer now")
+                await until_true("no key is read either", lambda: is_unavailable(service, api_key))
+                await until_true("it is told", lambda: is_told(logs, "database_lost"))
+            await issue(service, "other")
+            assert await verdict(service, api_key) == pb.VERDICT_ALLOWED
+            await until_true("it is told", lambda: is_told(logs, "database_back"))
+    [said] = events(logs, "database_lost", "call_failed")
+    assert (said["error"], said["reason"].startswith(f"{database} cannot be read: ")) == (type(fault).__name__, True)
+    assert b'"is_spoilt":false' in (tmp_path / "state" / BOOKMARK).read_bytes()
+
+
+async def is_told(logs: list[Any], event: str) -> bool:
+    return bool(events(logs, event))
+
+
 async def test_what_is_committed_to_a_file_that_goes_meanwhile_is_not_said_to_be(
     tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,11 +372,7 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
             await issue(service, "another")
             back_up(backup, database)
             copy_wal(database)
-
-            async def is_told() -> bool:
-                return bool(events(logs, "revisions_lost"))
-
-            await until_true("it is told", is_told)
+            await until_true("it is told", lambda: is_told(logs, "revisions_lost"))
             assert await verdict(service, first) == pb.VERDICT_ALLOWED
             assert not (await revoke(service, wait_seconds=0)).propagation.effective
             copy_wal(database)
@@ -499,7 +527,7 @@ async def test_a_postgresql_database_that_is_made_anew_is_unavailable_until_it_i
     """Dropped under the service's connections: an outage, not a fault of the service; and then another epoch."""
     name = "anew"
     url = postgres_server.url(name)
-    postgres_server.sql(f"CREATE DATABASE {name}")
+    postgres_server.sql(f"CREATE DATABASE {name} TEMPLATE migrated")
     try:
         with capture_logs() as logs:
             async with replica(tmp_path / "state", url) as service:
@@ -525,7 +553,7 @@ async def test_a_postgresql_database_that_is_made_anew_is_unavailable_until_it_i
 async def test_health_tells_of_an_outage_of_postgresql_and_of_its_end(
     tmp_path: Path, private_postgres: PostgresServer
 ) -> None:
-    async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
+    async with replica(tmp_path / "state", private_postgres.url("migrated")) as service:
         watch = health_of(service).Watch(health_pb2.HealthCheckRequest(service=PROBED[1]))
         assert (await watch.read()).status == Status.SERVING
         await asyncio.to_thread(private_postgres.stop)
