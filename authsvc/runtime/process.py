@@ -7,7 +7,7 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
@@ -72,17 +72,16 @@ def ignore_other_signals() -> None:
 
 def ignore_stop_signals() -> None:
     """Let SIGTERM and SIGINT pass, from now on."""
-    hook, sys.unraisablehook = sys.unraisablehook, _say_nothing
-    try:
-        for number in _STOP_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        _say_nothing(None)  # a call, at which Python looks for one that came in this very instant, and would report it
-    finally:
-        sys.unraisablehook = hook
+    report = sys.unraisablehook
 
+    def pass_over(it: Any) -> None:
+        # One that came in this very instant, perhaps to another thread, is ignored as well, and Python would say so.
+        if "ignored due to race condition" not in str(it.exc_value):
+            report(it)
 
-def _say_nothing(_: object) -> None:
-    pass
+    sys.unraisablehook = pass_over
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def stop_at_signals() -> asyncio.Event:
