@@ -39,12 +39,13 @@ def table(report: Mapping[str, Any]) -> Iterator[str]:
     """Make the lines of the table from coverage's report in JSON."""
     packages: dict[str, Counter[str]] = {}
     for name, module in report["files"].items():
-        package = packages.setdefault(str(Path(name).parent), Counter())
-        package.update({count: module["summary"][count] for count in _COUNTS})
+        if module["summary"]["num_statements"]:
+            package = packages.setdefault(str(Path(name).parent), Counter())
+            package.update({count: module["summary"][count] for count in _COUNTS})
     yield _ROW.format("package", "statements", "branches", "covered")
     for name, package in [*sorted(packages.items()), ("total", report["totals"])]:
         statements, covered_statements, branches, covered_branches = (package[count] for count in _COUNTS)
-        share = (covered_statements + covered_branches) / max(1, statements + branches)
+        share = (covered_statements + covered_branches) / (statements + branches)
         yield _ROW.format(name, statements, branches, f"{share:.1%}")
 
 

@@ -47,6 +47,11 @@ def test_owners_share_by_weight(weights: dict[str, int]) -> None:
             assert max(taken.values()) - taken[owner] <= max(weights.values()) + weight + 2 * TURN
 
 
+def test_owners_of_items_heavier_than_a_group_take_turns() -> None:
+    queue = filled(*[(owner, 100) for owner in "AB" for _ in range(20)])
+    assert "".join(owner for group in groups_of(queue) for owner, _ in group) == "AB" * 20
+
+
 def test_what_an_owner_has_waiting_does_not_count_but_its_turns() -> None:
     """Many that wait for long do not come before one that has just come."""
     queue = filled(*[("A", TURN)] * 100)

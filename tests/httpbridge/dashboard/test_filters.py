@@ -162,7 +162,9 @@ def test_a_position_comes_back_from_its_text() -> None:
     position = Position(NOW.replace(microsecond=1), 10**18 - 1)
     assert position_text(position) == "2026-11-23T12:00:00.000001Z_999999999999999999"
     assert read_position(position_text(position)) == position
-    assert read_position("2026-11-23T13:00:00+01:00_7") == Position(NOW, 7)
+    elsewhere = read_position("2026-11-23T13:00:00+01:00_7")
+    assert elsewhere == Position(NOW, 7)
+    assert elsewhere.timestamp.tzinfo is UTC
 
 
 @pytest.mark.parametrize(
