@@ -1,6 +1,6 @@
 # `make run` and `make test` work on a fresh clone: they set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup proto released fmt lint type audit test test-full bench cost migrate run lock clean
+.PHONY: help setup proto released fmt lint type audit test test-full coverage mutation bench cost migrate run lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -67,6 +67,16 @@ test: $(STAMP) ## run every test in its short form, or those that TESTS names
 test-full: $(STAMP) ## run every test with all seeds, rounds and variants, or those that TESTS names
 	$(PYTEST) --long $(TESTS)
 
+coverage: $(STAMP) ## run the tests, likewise, and show what they cover; fails below the floor in pyproject.toml
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(TESTS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/python scripts/coverage_table.py
+
+mutation: $(STAMP) ## break the pure modules in every small way, and show what no test notices
+	$(BIN)/mutmut run
+	@$(BIN)/mutmut results
+
 bench: $(STAMP) ## measure against the targets, and write docs/performance.md: fifteen minutes, and needs wrk
 	$(BIN)/python -m benchmarks
 
@@ -84,4 +94,4 @@ lock: $(STAMP) ## update the lock files to the newest versions
 	$(COMPILE) --constraint requirements-dev.lock -o requirements.lock
 
 clean: ## remove .venv and caches; state in var/ stays
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage* htmlcov mutants *.egg-info

@@ -132,10 +132,11 @@ def test_those_that_have_confirmed_before_are_named_first_and_of_them_the_last_t
 def test_it_is_effective_by_the_clock_read_after_the_last_check() -> None:
     """Rule 10: with nothing pending."""
     propagation = Propagation(9, [_row("a", 8, 30.0)], _state())
-    propagation.update([_row("a", 9, 40.0)], _state(2.0))
+    renewed = _row("a", 9, 40.0)
+    propagation.update([renewed], _state(2.0))
     assert propagation.is_effective
     assert propagation.effective_by == _at(2.0)
-    assert list(propagation.confirmed) == ["a"]
+    assert propagation.confirmed == {"a": renewed}
 
 
 def test_it_is_effective_by_the_latest_expiry_that_is_pending() -> None:

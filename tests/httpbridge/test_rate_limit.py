@@ -72,6 +72,35 @@ def test_bytes_end_a_keys_minute_as_requests_do(clock: FakeClock) -> None:
     limit.begin_body("a", 1)
 
 
+def test_the_last_bytes_may_be_used_and_then_no_body_begins(clock: FakeClock) -> None:
+    """Whether it comes at once or in pieces, which add up."""
+    limit = RateLimit(5, BYTES, clock.now)
+    limit.take("a")
+    count = limit.body("a")
+    count(1)
+    count(BYTES - 2)
+    assert limit.peek("a").admitted
+    count(1)
+    assert not limit.peek("a").admitted
+    with pytest.raises(RateLimitedError):
+        limit.begin_body("a", 1)
+    with pytest.raises(RateLimitedError):
+        limit.body("a")(1)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_key_has_one_body_a_minute_however_low_the_limit(clock: FakeClock, at_once: bool) -> None:
+    limit = RateLimit(5, 1, clock.now)
+    for _ in range(2):
+        assert limit.take("a").admitted
+        if at_once:
+            limit.begin_body("a", BYTES)
+        else:
+            limit.body("a")(BYTES)
+        assert not limit.take("a").admitted
+        clock.advance(60)
+
+
 def test_a_body_that_begins_in_one_minute_and_ends_in_the_next_counts_for_both(clock: FakeClock) -> None:
     limit = RateLimit(5, BYTES, clock.now)
     limit.take("a")
@@ -79,7 +108,9 @@ def test_a_body_that_begins_in_one_minute_and_ends_in_the_next_counts_for_both(c
     count(BYTES)
     clock.advance(60)
     limit.take("a")
-    count(BYTES)
+    count(BYTES - 1)
+    assert limit.peek("a").admitted
+    count(1)
     assert not limit.peek("a").admitted
 
 

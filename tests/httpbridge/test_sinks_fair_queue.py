@@ -32,6 +32,7 @@ def groups_of(queue: FairQueue[Item]) -> list[list[Item]]:
     [
         pytest.param({"A": 1, "B": 2, "C": 3, "D": TURN}, id="light"),
         pytest.param({"A": 11, "B": 35, "C": 200, "D": GROUP}, id="heavy"),
+        pytest.param({"A": 100, "B": 150}, id="heavier than a group"),
         pytest.param({"A": 200, "B": 3, "C": 45, "D": 10}, id="both"),
     ],
 )
@@ -46,6 +47,11 @@ def test_owners_share_by_weight(weights: dict[str, int]) -> None:
             assert max(taken.values()) - taken[owner] <= max(weights.values()) + weight + 2 * TURN
 
 
+def test_owners_of_items_heavier_than_a_group_take_turns() -> None:
+    queue = filled(*[(owner, 100) for owner in "AB" for _ in range(20)])
+    assert "".join(owner for group in groups_of(queue) for owner, _ in group) == "AB" * 20
+
+
 def test_what_an_owner_has_waiting_does_not_count_but_its_turns() -> None:
     """Many that wait for long do not come before one that has just come."""
     queue = filled(*[("A", TURN)] * 100)
@@ -53,6 +59,26 @@ def test_what_an_owner_has_waiting_does_not_count_but_its_turns() -> None:
     for owner in "BC":
         queue.add((owner, 1), 1, owner)
     assert sorted(owner for owner, _ in queue.next_group()) == ["A", "B", "C"]
+
+
+def test_what_waits_is_counted_after_each_group() -> None:
+    items = [(owner, weight) for weight in (1, 2, 3, 50) for _ in range(10) for owner in "ABC"]
+    queue = filled(*items)
+    left = Counter(items)
+    while group := queue.next_group():
+        left -= Counter(group)
+        weights = {owner: sum(weight * left[owner, weight] for weight in (1, 2, 3, 50)) for owner in "ABC"}
+        assert {owner: queue.weight_of(owner) for owner in "ABC"} == weights
+        assert queue.weight == sum(weights.values())
+        assert queue.items == left.total()
+    assert not left
+
+
+def test_a_turn_may_be_longer_than_a_group() -> None:
+    queue: FairQueue[int] = FairQueue(Bounds(turn_weight=10, commit_weight_max=5))
+    for number in range(8):
+        queue.add(number, 1, "A")
+    assert [queue.next_group(), queue.next_group()] == [[0, 1, 2, 3, 4], [5, 6, 7]]
 
 
 @pytest.mark.parametrize("owners", ["A", "AB", "ABCDEFGH"])
@@ -92,6 +118,13 @@ def test_who_fills_the_room_leaves_some_to_others(bounds: Bounds) -> None:
             for owner in held:
                 held[owner] += queue.add(owner, 1, owner)
         assert held == {"A": 200, "B": 200}
+
+
+@pytest.mark.parametrize(("room", "accepted"), [(3, [1, 1, 0]), (4, [2, 1, 0])])
+@pytest.mark.parametrize("bound", ["queued_weight_max", "queued_items_max"])
+def test_who_leaves_as_much_free_as_it_has_is_taken(bound: str, room: int, accepted: list[int]) -> None:
+    queue: FairQueue[str] = FairQueue(Bounds(**{bound: room}))
+    assert [sum(queue.add(owner, 1, owner) for _ in range(room)) for owner in "ABC"] == accepted
 
 
 def test_an_empty_queue_takes_what_is_too_heavy_for_it() -> None:

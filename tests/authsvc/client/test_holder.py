@@ -32,6 +32,17 @@ class _Bridge:
         self.cache.put(_OTHER, None, _INVALID, 100.0)
 
 
+def test_it_has_no_lease_until_one_comes() -> None:
+    """Its first keep-alive is waited for, and repeated, as later ones are."""
+    holder = Holder("id", "name", VerdictCache(), lease_seconds_max=7.0)
+    assert not holder.is_live(0.0)
+    _, keep_alive = holder.open(99.0)
+    assert keep_alive.lease_seconds_max == 7.0
+    assert not holder.is_live(99.0)
+    assert holder.give_up_at() == 99.0 + ANSWER_SECONDS_MAX
+    assert holder.renew_at() == 99.0 + RENEW_SECONDS_MAX
+
+
 def test_it_begins_without_an_epoch_and_is_reset() -> None:
     """The first keep-alive acknowledges nothing; what follows the reset acknowledges it at once (rule 6)."""
     bridge = _Bridge()
