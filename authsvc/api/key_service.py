@@ -25,8 +25,8 @@ from authsvc.origins import OriginEntryError, normalise_list
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.key_cache import Index, IndexedKey
 from authsvc.revocation.watch import Watch
-from authsvc.storage.key_store import ActiveKey, Key, KeyStore, NewKey, Revision, Revoked
-from authsvc.storage.lease_rows import INDEX_ID_PREFIX
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.records import INDEX_ID_PREFIX, ActiveKey, Key, NewKey, Revision, Revoked
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 

@@ -12,8 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.client.api_key import PREFIX
 from authsvc.errors import InvalidArgumentError
-from authsvc.storage.key_store import Key
-from authsvc.storage.lease_rows import LeaseRow
+from authsvc.storage.records import Key, LeaseRow
 from authsvc.v1 import key_service_pb2 as pb
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the type checker only

@@ -23,9 +23,10 @@ from authsvc.errors import (
 from authsvc.revocation.change_feed import REMEDY, ChangeFeed, Outage
 from authsvc.revocation.holder_bounds import Holders
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
-from authsvc.storage.key_store import KeyStore, Revision
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.runtime.gather import Gather
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import LeaseRow, Revision, StoreState
 
 _log = structlog.get_logger("authsvc")
 
@@ -51,14 +52,13 @@ _LEASES_KEPT = 5
 
 
 class LeaseGranter:
-    """Renews leases. Like group commit: all that wait go into one transaction, and the next follows when it is done."""
+    """Renews leases. All that wait go into one transaction, but one for each holder."""
 
     def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float) -> None:
         self._leases = leases
         self._feed = feed
         self._lease_seconds = lease_seconds
-        self._waiting: list[tuple[KeepAlive, asyncio.Future[StoreState]]] = []
-        self._wake = asyncio.Event()
+        self._grants = Gather(self._grant, group_size_max=_GROUP_MAX, key=lambda keep_alive: keep_alive.holder_id)
         self._outage = Outage("leases_lost", "leases_back")
         self._lost_in_epoch = ""
         """Where it has been logged that a holder knows more."""
@@ -66,16 +66,17 @@ class LeaseGranter:
     async def renew(self, keep_alive: KeepAlive) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
 
-        Raises HolderGoneError for a holder that released its lease (rule 7), RevisionsLostError, StoreUnavailableError.
+        Raises HolderReleasedError for a holder that released its lease (rule 7), RevisionsLostError,
+        StoreUnavailableError.
         """
         if self._feed.has_lost_revisions and not keep_alive.is_release:
             raise RevisionsLostError(_LOST)
         if keep_alive.applied_revision > self._feed.revision and keep_alive.epoch == self._feed.epoch:
             await self._check(keep_alive)  # mostly the feed has only not heard of it yet
-        done: asyncio.Future[StoreState] = asyncio.get_running_loop().create_future()
-        self._waiting.append((keep_alive, done))
-        self._wake.set()
-        return await done
+        refused, state = await self._grants.ask(keep_alive)
+        if keep_alive.holder_id in refused:
+            raise HolderReleasedError("this holder released its lease; a new one needs a new id")
+        return state
 
     async def _check(self, keep_alive: KeepAlive) -> None:
         state = await self._leases.state()
@@ -88,42 +89,22 @@ class LeaseGranter:
                 )
             raise RevisionsLostError(_LOST)
 
-    async def run(self) -> None:
-        """Renew what waits, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            group: dict[str, tuple[KeepAlive, asyncio.Future[StoreState]]] = {}
-            later = []
-            for entry in self._waiting:
-                if entry[0].holder_id in group or len(group) == _GROUP_MAX:
-                    later.append(entry)
-                    self._wake.set()
-                else:
-                    group[entry[0].holder_id] = entry
-            self._waiting = later
-            await self._grant(group)
-
-    async def _grant(self, group: dict[str, tuple[KeepAlive, asyncio.Future[StoreState]]]) -> None:
-        refused: set[str] = set()
-        outcome: StoreState | Exception
+    async def _grant(self, keep_alives: list[KeepAlive]) -> tuple[set[str], StoreState]:
+        """Return the ids of those who were refused, and the state."""
         try:
-            refused = await self._leases.renew([keep_alive for keep_alive, _ in group.values()], self._lease_seconds)
-            outcome = await self._leases.state()  # rule 1: a later transaction
-            self._outage.worked()
+            refused = await self._leases.renew(keep_alives, self._lease_seconds)
+            state = await self._leases.state()  # rule 1: a later transaction
         except Exception as error:  # noqa: BLE001 - see Outage
-            outcome = error
             self._outage.failed(error)
-        self._feed.leases_renewed()
-        for holder_id, (_, done) in group.items():
-            if done.done():
-                continue  # its stream has ended
-            if holder_id in refused:
-                done.set_exception(HolderReleasedError("this holder released its lease; a new one needs a new id"))
-            elif isinstance(outcome, Exception):
-                done.set_exception(StoreUnavailableError("no lease can be renewed"))
-            else:
-                done.set_result(outcome)
+            raise StoreUnavailableError("no lease can be renewed") from None
+        finally:
+            self._feed.leases_renewed()
+        self._outage.worked()
+        return refused, state
+
+    async def close(self) -> None:
+        """Renew no more."""
+        await self._grants.close()
 
 
 class LeaseReader:
@@ -136,48 +117,34 @@ class LeaseReader:
         """After a look, `leases_moved` of the feed beats within a poll's time, for those who still wait."""
         self._leases = leases
         self._feed = feed
-        self._waiting: list[asyncio.Future[tuple[list[LeaseRow], StoreState]]] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._reads: Gather[None, tuple[list[LeaseRow], StoreState]] = Gather(self._read)
         self._poll: asyncio.TimerHandle | None = None
         self._outage = Outage("lease_reads_lost", "lease_reads_back")
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
         """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError."""
-        done: asyncio.Future[tuple[list[LeaseRow], StoreState]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(done)
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read())
-        return await done
+        return await self._reads.ask(None)
 
-    async def _read(self) -> None:
-        while self._waiting:
-            group, self._waiting = self._waiting, []
-            outcome = None
-            try:
-                outcome = await self._leases.rows()
-                self._outage.worked()
-            except StoreUnavailableError:
-                pass  # the feed has said so
-            except Exception as error:  # noqa: BLE001 - see Outage
-                self._outage.failed(error)
-            for done in group:
-                if done.done():
-                    continue  # its caller waits no longer
-                if outcome is None:
-                    done.set_exception(StoreUnavailableError("the leases cannot be read"))
-                else:
-                    done.set_result(outcome)
+    async def _read(self, _: list[None]) -> tuple[list[LeaseRow], StoreState]:
+        try:
+            found = await self._leases.rows()
+            self._outage.worked()
+            return found
+        except StoreUnavailableError:
+            raise  # the feed has said so
+        except Exception as error:  # noqa: BLE001 - see Outage
+            self._outage.failed(error)
+            raise StoreUnavailableError("the leases cannot be read") from None
+        finally:
             if self._poll is not None:
                 self._poll.cancel()
             self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)
 
     async def close(self) -> None:
         """Look no more."""
+        await self._reads.close()
         if self._poll is not None:
             self._poll.cancel()
-        if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.wait([self._reading])
 
 
 class Watch:
@@ -210,10 +177,10 @@ class Watch:
         """Grant leases, follow changes and sweep, until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._granter.run())
                 tasks.create_task(self._feed.run())
                 tasks.create_task(self._sweep())
         finally:
+            await self._granter.close()
             await self._reader.close()
 
     def close(self) -> None:
@@ -228,7 +195,7 @@ class Watch:
 
         `address` is the holder's; None for one of our own, which is not bounded.
         Raises StreamEndedError when the service stops, its database begins a new epoch, or nothing is asked;
-        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderGoneError,
+        InvalidArgumentError for a second holder's request, TooManyHoldersError, SlowHolderError, HolderReleasedError,
         RevisionsLostError, StoreUnavailableError.
         """
         try:

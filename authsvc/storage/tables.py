@@ -5,7 +5,7 @@ Written for queries; `migrations` makes the tables, with constraints and indexes
 
 import sqlalchemy as sa
 
-from authsvc.storage.database import Instant
+from authsvc.runtime.sql import UtcDateTime
 
 METADATA = sa.MetaData()
 COUNTER = sa.Table(
@@ -20,7 +20,7 @@ projects = sa.Table(
     METADATA,
     sa.Column("project_id", sa.String(63), primary_key=True),
     sa.Column("origins", sa.JSON, nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
 )
 keys = sa.Table(
     "keys",
@@ -29,8 +29,8 @@ keys = sa.Table(
     sa.Column("project_id", sa.String(63), nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.Column("create_revision", sa.BigInteger, nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
-    sa.Column("revoke_time", Instant),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("revoke_time", UtcDateTime),
 )
 changes = sa.Table(
     "changes",
@@ -40,5 +40,5 @@ changes = sa.Table(
     sa.Column("project_id", sa.String(63), nullable=False),
     sa.Column("invalidated_digests", sa.JSON, nullable=False),
     sa.Column("caller", sa.String(128), nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
 )

@@ -105,7 +105,7 @@ def log_writer(path: Path, place: Place) -> None:
         stop = asyncio.Event()
         make_state_dir(config)
         with Link(place, stop.set) as link:
-            await serve_writer(config.sink_url(), path, stop, link.ready)
+            await serve_writer(config.store_url(), path, stop, link.ready)
 
     _run(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
@@ -115,7 +115,7 @@ def log_writer(path: Path, place: Place) -> None:
 
 async def _run_workers(config: Config, started: Callable[[Address], None]) -> None:
     """Run several workers. SQLite has one writer at a time, so they leave that to a process of its own."""
-    if not config.sink_url().startswith("sqlite"):
+    if not config.store_url().startswith("sqlite"):
         await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, ("worker",), started)
         return
     with _socket_directory() as directory:
@@ -216,7 +216,7 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             _run(
                 config,
                 log_view.show_logs(
-                    config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+                    config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
                 ),
             )
             output.flush()

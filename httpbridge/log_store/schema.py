@@ -5,36 +5,15 @@ only ever grows, so the sink creates it itself and records its version: a bridge
 a store that a newer version made.
 """
 
-from datetime import UTC, datetime
-
 import sqlalchemy as sa
 
+from authsvc.runtime.sql import UtcDateTime
 from httpbridge.log_store import StoreSetupError
 
 SCHEMA_VERSION = 2
 """1: logs. 2: origin_counts, too."""
 
 tables = sa.MetaData()
-
-
-class UtcDateTime(sa.TypeDecorator[datetime]):
-    """An instant, aware and in UTC: TIMESTAMPTZ in PostgreSQL, text with microseconds in SQLite."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Leave the offset out where the database has no room for it."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Say that it is UTC."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.replace(tzinfo=UTC)
-
 
 logs = sa.Table(
     "logs",

@@ -6,9 +6,8 @@ is a 503 for all in it, and is never sent again: it may have been committed.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,6 @@ import msgspec
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.log_store.origin_store import OriginCount
 from httpbridge.log_store.rows import Rows
-from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.sqlite_store import SqliteStore
 
 _AWAY = "the log writer is not running"
@@ -56,31 +54,21 @@ class AddCounts(msgspec.Struct, frozen=True, tag="counts", array_like=True):
     now: datetime
 
 
-class Outcome(StrEnum):
-    """What became of a message."""
-
-    DONE = "done"
-    REFUSED = "refused"
-    UNAVAILABLE = "unavailable"
-
-
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """The writer's answer to one message; the reason is for the log."""
+    """The writer's answer to one message: nothing once it is done, or else why not, for the log."""
 
-    outcome: Outcome
-    reason: str = ""
+    reason: str | None = None
+    is_refusal: bool = False
 
 
 Message = WriteRows | Probe | Check | AddCounts
 
 
-def remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
-    """Return the sink whose writer listens on `path`, in the running event loop; connected when it is first used."""
-    return SqlSink(RemoteStore(path), monotonic=monotonic, bounds=None)
-
-
 class RemoteStore:
-    """What the SQL sink needs of a store: two conversations with the writer, as it commits heavy and light groups."""
+    """The store whose writer listens on `path`; connected when it is first used.
+
+    In two conversations, as the writer commits heavy and light groups.
+    """
 
     encode_instant = staticmethod(SqliteStore.encode_instant)
 
@@ -91,18 +79,18 @@ class RemoteStore:
         """Nothing: the writer has opened the file."""
 
     async def commit(self, group: list[Rows]) -> None:
-        """See `sql.Store`."""
+        """See `sink.Store`."""
         rows = [row for batch in group for row in batch.rows]
         projects = {batch.project_id for batch in group}
         project_id = projects.pop() if len(projects) == 1 else ""
         await self._ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
 
     async def probe(self) -> None:
-        """See `sql.Store`."""
+        """See `sink.Store`."""
         await self._ask(Probe())
 
     async def check(self) -> None:
-        """See `sql.Store`."""
+        """See `sink.Store`."""
         await self._ask(Check())
 
     async def close(self) -> None:
@@ -165,10 +153,8 @@ class _WriterConnection:
             except BaseException:
                 self.close()  # whoever asks next must not get this one's answer
                 raise
-        if answer.outcome is Outcome.REFUSED:
-            raise BatchRefusedError(answer.reason)
-        if answer.outcome is Outcome.UNAVAILABLE:
-            raise StoreUnavailableError(answer.reason)
+        if answer.reason is not None:
+            raise (BatchRefusedError if answer.is_refusal else StoreUnavailableError)(answer.reason)
 
     def close(self) -> None:
         """Hang up."""

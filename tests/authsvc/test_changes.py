@@ -17,8 +17,9 @@ from authsvc.migrations import upgrade
 from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation.change_feed import ChangeFeed, Notifier
 from authsvc.storage.database import Database
-from authsvc.storage.key_store import KeyStore, NewKey
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import NewKey
 from tests.authsvc.client.fake_key_service import until
 from tests.postgres import PostgresServer
 

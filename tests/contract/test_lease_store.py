@@ -19,12 +19,12 @@ from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
+from authsvc.runtime.sql import UtcDateTime
 from authsvc.storage import database as database_module
-from authsvc.storage import lease_store as lease_store_module
-from authsvc.storage.database import Database
-from authsvc.storage.key_store import CHANNEL, KeyStore, NewKey
-from authsvc.storage.lease_rows import LeaseRow
+from authsvc.storage.database import CHANNEL, Database
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import LeaseRow, NewKey
 from tests.postgres import PostgresServer, blocked
 
 LEASE_SECONDS = 60.0
@@ -112,10 +112,11 @@ async def test_holders_from_before_it_was_said_count_as_there_always(database_ur
     """A service of the version before has written them."""
     database = Database(database_url)
     await database.migrate(lambda connection: upgrade(connection, "0002"))
-    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_released": False}
+    old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_gone": False}
+    times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
+    columns = (*map(sa.column, old), *(sa.column(name, UtcDateTime) for name in times))
     async with database.writing() as connection:
-        times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
-        await connection.execute(lease_store_module._leases.insert().values(old | times))
+        await connection.execute(sa.table("leases", *columns).insert().values(old | times))
     await database.close()
     async with opened(database_url) as (_, leases):
         found = await row(leases)
