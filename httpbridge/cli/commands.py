@@ -196,7 +196,7 @@ def _stored_text(_context: click.Context, _parameter: click.Parameter, value: st
 def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
     """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
-    from httpbridge.log_store.reader import Selection  # noqa: PLC0415
+    from httpbridge.log_store.log_rows import LogFilter  # noqa: PLC0415
 
     config = _config()
     start = None
@@ -205,7 +205,8 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             start = parse_since(since, datetime.now(UTC))
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--since") from None
-    selection = Selection(project, start, Level(level) if level else None)
+    levels = frozenset([Level(level)] if level else ())
+    selection = LogFilter(project_id=project, since=start, levels=levels)
 
     if not isinstance(sys.stdout, TextIOWrapper):
         fail("standard output is closed", REFUSED)

@@ -1,7 +1,7 @@
 """What `httpbridge logs` prints: stored entries as lines for people, or as JSON.
 
 Called by `cli`; the dashboard's pages read and write times as it does. The queries are the
-reader's (`sinks/sql_reader`); here is how an entry looks. Entries come from anyone with a key, so
+reader's (`log_store/reader`); here is how an entry looks. Entries come from anyone with a key, so
 nothing of one may act on the terminal it is shown in: whatever does not print is escaped.
 """
 
@@ -15,7 +15,9 @@ import msgspec
 
 from authsvc.runtime.standard_streams import discard
 from httpbridge.errors import BridgeError
-from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
+from httpbridge.log_store.log_rows import LogFilter, StoredLog
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.reader import read
 from httpbridge.times import rfc3339
 
 FOLLOW_SECONDS = 0.25
@@ -34,7 +36,7 @@ _EXTRA_FIELDS = ("release", "trace_id", "span_id", "request_id", "vercel_id", "c
 
 async def show_logs(
     url: str,
-    selection: Selection,
+    selection: LogFilter,
     *,
     follow: bool,
     as_json: bool,
@@ -47,12 +49,12 @@ async def show_logs(
     With `follow`, go on until cancelled. `color` is for terminals. Raises StoreSetupError
     when there is no store, and StoreUnavailableError when it cannot be read.
     """
-    reader = open_sql_reader(url)
+    store = ReadStore(url)
     try:
-        async for log in reader.read(selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
+        async for log in read(store, selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
             write(json_line(log) if as_json else text_line(log, color=color))
     finally:
-        await reader.close()
+        await store.close()
 
 
 class OutputError(BridgeError):
