@@ -1,7 +1,4 @@
-"""The tables of projects, keys and changes, as `store` and `lease_store` ask them.
-
-Written for queries; `migrations` makes the tables, with constraints and indexes. A test compares the two.
-"""
+"""The tables of projects, keys and changes, for queries; a test compares them with what `migrations` makes."""
 
 import sqlalchemy as sa
 

@@ -63,7 +63,7 @@ class SeenOrigins(msgspec.Struct, frozen=True):
 
 
 class OriginStore:
-    """Adds counts to the table `origin_counts`, which the sink has made, at the sink's address."""
+    """Adds counts to the table `origin_counts`, which the log store's sink has made."""
 
     def __init__(self, url: str, check: Callable[[], Awaitable[None]] | None = None) -> None:
         """Connect at the first write. `check` raises StoreUnavailableError while the sink's store takes no writes.

@@ -1,8 +1,6 @@
-"""The log store in PostgreSQL: one connection, rows through COPY.
+"""The log store in PostgreSQL: one connection, which SQLAlchemy makes, with the schema.
 
-The SQL sink's store for `postgresql:` addresses. SQLAlchemy makes the connection and the
-schema; rows go through the driver's COPY, a single statement and so one transaction that
-is committed before the driver says it is done.
+Rows go through the driver's COPY, a single statement, and so a transaction that is committed before it says it is done.
 """
 
 import asyncio
@@ -44,11 +42,7 @@ class PostgresStore:
         return instant
 
     async def open(self) -> None:
-        """Connect, and create the tables.
-
-        Raises StoreSetupError when the server answers and the store cannot be used as it
-        is set up, and StoreUnavailableError when the server cannot be reached.
-        """
+        """See `sink.Store`."""
         async with self._lent():
             pass
 

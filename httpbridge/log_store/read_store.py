@@ -1,6 +1,6 @@
 """A read-only way into the log store: one address, a few connections, errors told in the bridge's words.
 
-Under `sql_reader` (the command `logs`), `log_queries` and `origin_store` (the dashboard). Nothing is held
+Under `reader` (the command `logs`), `queries`, `tail` and `origin_store` (the dashboard). Nothing is held
 between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
 """
 
@@ -44,10 +44,9 @@ class StoreSlowError(StoreUnavailableError):
 
 
 class ReadStore:
-    """The store at a sink's address (`sqlite:///FILE` or `postgresql://…`); it connects when it is first used.
+    """The store at an address (`sqlite:///FILE` or `postgresql://…`); it connects when it is first used.
 
-    Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once, and
-    `statement_seconds_max` how long the store works at each statement.
+    Raises StoreSetupError for another kind of address. `statement_seconds_max` is for each statement.
     """
 
     def __init__(self, url: str, *, connections_max: int = 1, statement_seconds_max: float | None = None) -> None:

@@ -1,8 +1,7 @@
-"""The tables of the SQL log store, and what both databases need around them.
+"""The tables of the SQL log store.
 
-Used by the two stores, which create them, and by those who read or write them. The schema is small and
-only ever grows, so the sink creates it itself and records its version: a bridge refuses
-a store that a newer version made.
+The schema is small and only ever grows, so the stores create it themselves and record its version: a bridge refuses a
+store that a newer version made.
 """
 
 import sqlalchemy as sa

@@ -1,8 +1,4 @@
-"""The SQL sink: logs in the table `logs` of a SQLite file or of PostgreSQL.
-
-The composition root opens it with `open_sql_sink`. It ties together the rows of a
-batch, group commit and one of the two stores, and knows whether the store takes writes.
-"""
+"""The SQL sink: rows of batches, group commit and a store, and whether that takes writes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -56,11 +52,8 @@ class Store(Protocol):
 async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
     """Open the sink for `sqlite:///path` or `postgresql://…`, in the running event loop.
 
-    Creates the tables that are missing. A store that is unavailable now is no error:
-    services start in any order, and `check` says so until it is back. Raises
-    StoreSetupError for what waiting does not mend: another kind of address, a path
-    that cannot be opened, a refused password, a setting that is not durable, a store of
-    a newer version.
+    A store that is unavailable now is no error: services start in any order, and `check` says so until it is back.
+    Raises StoreSetupError for what waiting does not mend.
     """
     store = store_at(url)
     sink = SqlSink(store, monotonic=monotonic, bounds=bounds)

@@ -1,10 +1,8 @@
 """The log store in a SQLite file: one connection that writes, used by one thread of its own; another for checkpoints.
 
-The SQL sink's store for `sqlite:` addresses. SQLAlchemy makes the connection and the
-schema; rows go through the driver itself, many rows a statement. `executemany` gives
-the interpreter lock away and fights for it again at every row: while the event loop was
-busy beside it, 500 rows took it 30 ms, and these statements 13 ms (10 ms either way on an
-idle interpreter).
+Rows go through the driver itself, many a statement. `executemany` gives the interpreter lock away and fights for it
+again at every row: while the event loop was busy beside it, 500 rows took it 30 ms, and these statements 13 ms (10 ms
+either way on an idle interpreter).
 """
 
 import asyncio
@@ -92,11 +90,7 @@ class SqliteStore:
         return f"{text[:10]} {text[11:26]}" if instant.microsecond else f"{text[:10]} {text[11:19]}.000000"
 
     async def open(self) -> None:
-        """Open the file and create the tables.
-
-        Raises StoreSetupError when the file cannot be used, and StoreUnavailableError
-        when it cannot be used now (locked, disk full).
-        """
+        """See `sink.Store`; unavailable is what is locked, or on a full disk."""
         await self._in_thread(self._open)
 
     async def commit(self, group: list[Rows]) -> None:
