@@ -30,7 +30,7 @@ from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store import LogSink
 from httpbridge.log_store.origin_store import OriginStore
 from httpbridge.log_store.sink import SqlSink, open_sql_sink
-from httpbridge.log_store.writer_client import RemoteOriginStore, RemoteStore
+from httpbridge.log_store.writer_client import RemoteStore
 from httpbridge.tls import key_service_tls, server_tls
 
 _LISTEN = "HTTPBRIDGE_LISTEN"
@@ -74,7 +74,7 @@ async def serve(
         sink = await _open_sink(config, log_writer)
         stack.push_async_callback(sink.close)
         origins = OriginCounts(
-            OriginStore(config.store_url(), sink.check) if log_writer is None else RemoteOriginStore(log_writer),
+            OriginStore(config.store_url(), sink.check) if log_writer is None else RemoteStore(log_writer),
             now=now,
         )
         stack.push_async_callback(origins.close)

@@ -1,6 +1,6 @@
 """How far this service had come in its database, in a file of the state directory: what a start compares that with.
 
-`app` and `changes` use it. A database that was put back to a backup, or that is not there any more, looks like any
+A database that was put back to a backup, or that is not there any more, looks like any
 other to a process that has seen nothing else. Of several processes on one state directory each writes what it has seen.
 """
 

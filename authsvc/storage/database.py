@@ -1,7 +1,4 @@
-"""The connection to the key service's database: SQLite or PostgreSQL, and how each begins a transaction.
-
-`store` and `lease_store` share one Database; `app` and the command line open it.
-"""
+"""The connection to the key service's database: SQLite or PostgreSQL, and how each begins a transaction."""
 
 import asyncio
 import sqlite3

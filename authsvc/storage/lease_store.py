@@ -57,7 +57,7 @@ class LeaseStore:
         self._counter = database.prepared_reads(_COUNTER_ROW) if self._is_sqlite else None
 
     async def renew(self, keep_alives: Sequence[KeepAlive], lease_seconds: float) -> set[str]:
-        """Commit the leases of different holders, and return which holders were refused, being gone."""
+        """Commit the leases of different holders, and return which were refused, having released theirs."""
         async with self._database.writing() as connection:
             state = await self._read_state(connection)
             rows = [
@@ -81,7 +81,7 @@ class LeaseStore:
             return await self._read_state(connection)
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
-        """Read all leases that are not gone, and after them the state, whose clock is not too early then (rule 10)."""
+        """Read all leases that are not released, and then the state, whose clock is not too early then (rule 10)."""
         async with self._database.statement() as connection:
             found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_released)))
             rows = [LeaseRow(**row._mapping) for row in found]

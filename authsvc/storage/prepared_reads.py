@@ -1,9 +1,8 @@
 """One statement that is run very often, prepared, on a connection of its own and past SQLAlchemy.
 
-`store` looks keys up with it, and on SQLite `lease_store` the revision; `database` makes
-the reader and closes it. Through SQLAlchemy such a read costs over half a millisecond, and
-its database a hundredth of that. Whatever it fails with, the read is tried again by a
-fallback over the pool, which knows all errors; the next read is prepared again.
+`key_store` looks keys up with it, and on SQLite `lease_store` the revision. Through SQLAlchemy such a read costs over
+half a millisecond, and its database a hundredth of that. Whatever it fails with, the read is tried again by a fallback
+over the pool, which knows all errors; the next read is prepared again.
 """
 
 import asyncio

@@ -19,7 +19,7 @@ CHANGES_BEHIND_MAX = 10_000
 
 
 INDEX_ID_PREFIX = "index-"
-"""Of the holder ids of the service's own indexes (`index`), which no caller may use."""
+"""Of the holder ids of the service's own key caches (`key_cache`), which no caller may use."""
 
 
 @dataclass(frozen=True, slots=True)

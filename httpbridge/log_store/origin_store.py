@@ -1,7 +1,6 @@
 """How often each origin was seen, by project and hour: written by the bridge, read by the dashboard.
 
-Called by `origin_counts`, which counts, and by `dashboard/origins`. The writer has a connection of its
-own, so that whatever keeps it waiting keeps no log waiting.
+The writer has a connection of its own, so that whatever keeps it waiting keeps no log waiting.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

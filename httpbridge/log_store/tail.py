@@ -1,6 +1,6 @@
 """What arrives in a project, in the order of arrival: the source of the dashboard's live tail.
 
-Called by `dashboard/log_stream`, one LogTail a stream. Arrival is by `id`, not by `timestamp`, which clients choose.
+One LogTail a stream. Arrival is by `id`, not by `timestamp`, which clients choose.
 """
 
 import re

@@ -17,8 +17,6 @@ from httpbridge.log_store.origin_store import OriginCount
 from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.sqlite_store import SqliteStore
 
-_AWAY = "the log writer is not running"
-
 ANSWER_SECONDS_MAX = 10.0
 """For an answer, connecting included: the writer itself waits for less, so it hangs."""
 
@@ -65,15 +63,15 @@ Message = WriteRows | Probe | Check | AddCounts
 
 
 class RemoteStore:
-    """The store whose writer listens on `path`; connected when it is first used.
+    """The store whose writer listens on `path`, over two connections, as it commits heavy and light groups.
 
-    In two conversations, as the writer commits heavy and light groups.
+    They are made when they are needed. Counts of origins need an instance of their own: no log waits for them.
     """
 
     encode_instant = staticmethod(SqliteStore.encode_instant)
 
     def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
-        self._conversations = [_WriterConnection(path, answer_seconds_max) for _ in range(2)]
+        self._connections = [_WriterConnection(path, answer_seconds_max) for _ in range(2)]
 
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
@@ -85,6 +83,10 @@ class RemoteStore:
         project_id = projects.pop() if len(projects) == 1 else ""
         await self._ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
 
+    async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
+        """See `origin_counts.OriginCounterStore`."""
+        await self._ask(AddCounts(list(counts), now))
+
     async def probe(self) -> None:
         """See `sink.Store`."""
         await self._ask(Probe())
@@ -95,26 +97,11 @@ class RemoteStore:
 
     async def close(self) -> None:
         """Hang up."""
-        for conversation in self._conversations:
-            conversation.close()
+        for connection in self._connections:
+            connection.close()
 
     async def _ask(self, message: Message) -> None:
-        await min(self._conversations, key=_WriterConnection.is_busy).ask(message)
-
-
-class RemoteOriginStore:
-    """Adds counts of origins by way of the writer, in a conversation of its own: no log waits for them."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = _WriterConnection(path, ANSWER_SECONDS_MAX)
-
-    async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
-        """See `origin_counts.OriginCounterStore`."""
-        await self._writer.ask(AddCounts(list(counts), now))
-
-    async def close(self) -> None:
-        """Hang up."""
-        self._writer.close()
+        await min(self._connections, key=_WriterConnection.is_busy).ask(message)
 
 
 class _WriterConnection:
@@ -142,16 +129,13 @@ class _WriterConnection:
             try:
                 async with asyncio.timeout(self._answer_seconds_max):
                     answer = await self._exchange(data)
-            except TimeoutError:
-                self.close()
-                raise StoreUnavailableError(
-                    f"no answer from the log writer in {self._answer_seconds_max:g} s"
-                ) from None
-            except (OSError, asyncio.IncompleteReadError):
-                self.close()
-                raise StoreUnavailableError(_AWAY) from None
-            except BaseException:
+            except BaseException as error:
                 self.close()  # whoever asks next must not get this one's answer
+                if isinstance(error, TimeoutError):
+                    seconds = f"{self._answer_seconds_max:g} s"
+                    raise StoreUnavailableError(f"no answer from the log writer in {seconds}") from None
+                if isinstance(error, OSError | asyncio.IncompleteReadError):
+                    raise StoreUnavailableError("the log writer is not running") from None
                 raise
         if answer.reason is not None:
             raise (BatchRefusedError if answer.is_refusal else StoreUnavailableError)(answer.reason)
