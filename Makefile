@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+COMPILE := $(BIN)/uv pip compile pyproject.toml --extra server --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet
 PROTOS := key_service project_service operations_service
 
 help: ## list the targets
@@ -40,10 +42,11 @@ fmt: $(STAMP) ## format the code
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/buf format -w protos
 
-lint: $(STAMP) ## ruff, import-linter, buf lint and breaking
+lint: $(STAMP) ## ruff, import-linter, codespell, buf lint and breaking
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 	$(BIN)/buf format --diff --exit-code protos
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against protos/released.binpb
@@ -69,11 +72,9 @@ migrate: $(STAMP) ## bring the key service's database to this version's schema
 run: $(STAMP) ## start everything on loopback; print a link to the dashboard and a curl line that works
 	@$(BIN)/python scripts/run.py
 
-lock: $(STAMP) ## resolve the dependencies anew into the lock files
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --upgrade \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements-dev.lock
-	$(BIN)/uv pip compile pyproject.toml --constraint requirements-dev.lock --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --quiet -o requirements.lock
+lock: $(STAMP) ## update the lock files to the newest versions
+	$(COMPILE) --group dev --upgrade -o requirements-dev.lock
+	$(COMPILE) --constraint requirements-dev.lock -o requirements.lock
 
 clean: ## remove .venv and caches; state in var/ stays
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

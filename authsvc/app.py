@@ -44,10 +44,16 @@ from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
+from authsvc.v1 import project_service_pb2 as project_pb2
 from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
 
-_SERVICES = tuple(service.full_name for service in pb.DESCRIPTOR.services_by_name.values())
+_SERVICES = tuple(
+    service.full_name
+    for proto in (pb, project_pb2, operations_pb2)
+    for service in proto.DESCRIPTOR.services_by_name.values()
+)
 # The largest request is a batch of 256 keys and origins of 300 characters, at most 4 bytes each.
 _MESSAGE_BYTES_MAX = 512 * 1024
 _WAITING_CALLS_MAX = 10_000

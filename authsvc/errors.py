@@ -1,10 +1,10 @@
-"""What can go wrong in the key service. `interceptors` maps each to its gRPC status.
+"""What can go wrong in the key service. `faults` maps each to its gRPC status.
 
     KeyServiceError
     ├── InvalidArgumentError    INVALID_ARGUMENT
     ├── NotFoundError           NOT_FOUND
     ├── AlreadyExistsError      ALREADY_EXISTS
-    ├── HolderGoneError         FAILED_PRECONDITION
+    ├── HolderReleasedError     FAILED_PRECONDITION
     ├── RevisionsLostError      FAILED_PRECONDITION
     ├── SlowHolderError         RESOURCE_EXHAUSTED
     ├── TooManyHoldersError     RESOURCE_EXHAUSTED
@@ -35,11 +35,11 @@ class AlreadyExistsError(KeyServiceError):
 
 
 class HolderReleasedError(KeyServiceError):
-    """A holder that released its lease renews its lease."""
+    """A holder asks for a lease after it released its own."""
 
 
 class RevisionsLostError(KeyServiceError):
-    """A holder has applied changes that the database does not know: commits were lost, and the epoch not renewed."""
+    """A holder has applied changes that the database does not have: commits were lost, without a new epoch."""
 
 
 class SlowHolderError(KeyServiceError):
@@ -75,4 +75,4 @@ class StoreOverwrittenError(StoreLostError):
 
 
 class StoreRefusedError(StoreUnavailableError):
-    """The database turns the service away, and waiting does not mend it."""
+    """The database rejects the service, and waiting does not help."""

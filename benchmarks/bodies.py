@@ -6,10 +6,9 @@ from benchmarks.rig.report import Pace, Report, Table, run
 LARGE_BYTES = 5 * 1024 * 1024
 SMALL_BYTES = 256 * 1024
 HOW = """\
-Bodies of 5 MiB and of 256 KiB are read as the bridge reads them, step by step; between two steps, every other request
-has its turn. Each body is dear in a way of its own: what has to be mended, skipped or decoded most. The last step
-includes making the rows of up to 1,000 entries. Times are of the processor, for each step the rounds'
-shortest."""
+Bodies of 5 MiB and of 256 KiB are parsed as the bridge parses them, step by step; between two steps, other requests
+have their turn. Each body is expensive in its own way: it has the most to mend, to skip or to decode. The last step
+includes making the rows of up to 1,000 entries. Times are processor time, for each step the shortest of all rounds."""
 
 
 async def main(pace: Pace) -> Report:

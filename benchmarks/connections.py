@@ -1,4 +1,4 @@
-"""What do idle connections and slow bodies do to other traffic, and how many are there at the most?"""
+"""What do idle connections and slow bodies do to other traffic, and how many can there be?"""
 
 import asyncio
 import sys
@@ -24,11 +24,12 @@ LARGE, LARGE_BYTES = 80, 4_000_000
 SHARE_OF_PEAK = 4
 
 HOW = """\
-Three bridges: one has 4,000 connections that send nothing, and 1,000 that send a byte of a body each second; one has 80
-that sent 4 MB of a body of 5 MB, and go on with a byte each second; the last has none. Batches of one log with a cached
-key arrive at each, in turn, at a fixed rate of a quarter of the peak, stored in SQLite. Bodies together are bounded by
-256 MiB: of the large ones some are refused. Then more connections are opened to the first bridge than it takes. That
-idle connections and slow bodies are ended (after 75 and 120 seconds) is not waited for here; tests do."""
+There are three bridges: one with 4,000 connections that send nothing and 1,000 that send a byte of a body each
+second; one with 80 that have sent 4 MB of a body of 5 MB and continue with a byte each second; and one with none.
+Batches of one log with a cached key arrive at each in turn, at a fixed rate of a quarter of the peak, stored in
+SQLite. All bodies together may take 256 MiB, so some of the large ones are refused. Then more connections are opened
+to the first bridge than it accepts. Idle connections and slow bodies are ended after 75 and 120 seconds; tests check
+that, and this does not wait for it."""
 
 
 async def main(pace: Pace) -> Report:
@@ -91,7 +92,7 @@ async def main(pace: Pace) -> Report:
         "connections",
         [("number", ",.0f")],
         [
-            ("open at the most", [float(accepted)]),
+            ("open at most", [float(accepted)]),
             ("refused at once, with 503", [float(refused)]),
             ("bytes of memory each", [held_bytes]),
             ("bodies of 4 MB held", [float(large)]),

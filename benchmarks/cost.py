@@ -81,7 +81,7 @@ def _instructions(counts: Path) -> int:
 
 
 def verdict(measured: Cost, recorded: Cost) -> str | None:
-    """Return why a change is too dear, or None."""
+    """Return why a change costs too much, or None."""
     factor = measured.ratio / recorded.ratio
     if factor <= FACTOR_MAX:
         return None

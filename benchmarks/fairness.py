@@ -1,4 +1,4 @@
-"""What does one key's traffic, as dear as it may be, do to another key's?"""
+"""What does one key's most expensive traffic do to another key's?"""
 
 import asyncio
 import json
@@ -43,23 +43,23 @@ DEAREST = {
     "1,000 texts of escapes": _logs(1000, r"\u00e9" * 800),
     "1,000 short texts": _logs(1000, "x"),
 }
-"""Bodies by what makes them dear: bytes, pages of the store, decoding, rows."""
+"""Bodies by what makes them expensive: bytes, pages of the store, decoding, rows."""
 
-QUIET = "nothing besides"
-AS_MANY = "as many of 1 kB besides"
+QUIET = "nothing else"
+AS_MANY = "as many of 1 kB"
 
 HOW = """\
-Requests of 1 kB with one key arrive at a fixed rate, 100 a second, and are stored in SQLite; latencies count from when
-they were due. Besides, 16 connections with another key send a body of up to 5 MB over and over, as fast as they are
-answered: as gzip, which makes some kB of it. The limit of bytes a minute is off, so that this goes on for ever; with it
-as it is by default, it ends within seconds, until the next minute. Each kind of body is dear in another way. What it is
-compared with is as many requests of 1 kB with that key, at the rate at which the large ones of the quickest kind were
-stored. The target is about the worst kind; it is missed, too, when a request of the other key fails. After each turn
-the disk is waited for."""
+Requests of 1 kB with one key arrive at a fixed rate, 100 a second, and are stored in SQLite; latencies count from
+when they were due. Meanwhile 16 connections with another key keep sending a body of up to 5 MB, as fast as they are
+answered: as gzip, which compresses it to some kB. The limit of bytes a minute is off, so that this does not end; with
+the default limit it ends within seconds, until the next minute. Each kind of body is expensive in another way. The
+baseline is requests of 1 kB with that key, at the rate at which the large ones of the quickest kind were stored. The
+target is about the worst kind; it is also missed when a request of the other key fails. After each turn, the
+benchmark waits for the disk."""
 
 
 class Beside:
-    """The other key's traffic, and what is sent besides."""
+    """The other key's traffic, and the rest."""
 
     def __init__(self, rig: Rig, bridge: Server, seconds: float) -> None:
         self._rig = rig
@@ -137,7 +137,7 @@ async def main(pace: Pace) -> Report:
         quantiles = [median(getattr(each, field) for each in latencies) for field in ("p50", "p90", "p99", "max")]
         failed = float(sum(each.failed for each in latencies))
         rows.append((name, [median(besides for _, besides in rounds), failed, *quantiles, ratios.get(name)]))
-    columns = [("besides/s", ",.1f"), ("failed", ".0f"), ("p50 ms", ".2f"), ("p90 ms", ".2f"), ("p99 ms", ".2f")]
+    columns = [("others/s", ",.1f"), ("failed", ".0f"), ("p50 ms", ".2f"), ("p90 ms", ".2f"), ("p99 ms", ".2f")]
     columns += [("max ms", ".1f"), ("p99, to as many of 1 kB", ".2f")]
     failed = sum(each.failed for name in DEAREST for each, _ in results[name])
     flaw = f"{failed} requests failed" if failed else None

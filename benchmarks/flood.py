@@ -1,4 +1,4 @@
-"""What do floods of requests that are refused do to the traffic of good keys, and to others who ask the key service?"""
+"""What do floods of refused requests do to the traffic of good keys, and to other callers of the key service?"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -18,9 +18,9 @@ from benchmarks.rig.wrk import Traffic, VoidError
 SHARE_OF_PEAK = 10
 """Cached traffic is one part in so many of what the bridge could serve."""
 OTHERS_SHARE_OF_PEAK = 4
-"""What is sent besides, at a fixed rate."""
+"""Other traffic, at a fixed rate."""
 CONNECTIONS = 32
-"""Of what is sent besides, without a rate."""
+"""Of the other traffic, without a rate."""
 KEYS_A_SECOND_MAX = 20_000
 GOOD_KEYS = 20
 LIMIT_PER_MINUTE = 2_000
@@ -33,25 +33,25 @@ WRK_STARTS_SECONDS = 0.5
 Seen = tuple[Latencies, float]
 """What became of the cached traffic, and how many other requests a second were answered."""
 
-QUIET = "nothing besides"
-SERVED, FLOOD = "a good key besides", "unknown keys besides"
+QUIET = "nothing else"
+SERVED, FLOOD = "a good key, at a fixed rate", "unknown keys, at a fixed rate"
 SERVED_FULL, FLOOD_FULL = "a good key, as fast as answered", "unknown keys, as fast as answered"
 MALFORMED_FULL = "a malformed key, as fast as answered"
 ORIGIN_FULL = "a blocked origin, as fast as answered"
 LIMIT_FULL = "a key over its limit, as fast as answered"
 
 HOW = """\
-Batches of one log with cached keys, twenty in turn, arrive at a fixed rate, a tenth of what the bridge could serve, and
-are stored in SQLite; latencies count from when they were due. Besides, well-formed keys arrive that nobody issued, each
-another one, at a fixed rate of a quarter of what the bridge could serve; or, for comparison, as many requests with good
-keys. The other rows have no rate: 32 connections send whenever they are answered, so the bridge's core is always busy.
-What is refused without a question to the key service is refused so fast that the load's core is busy, too: there, what
-floods gives way to what sends the cached traffic, which would be late otherwise. The target compares the flood of
-unknown keys without a rate with no flood; it is missed, too, when a request of the cached traffic fails, or less than
-99 % of its rate is served. The key service runs on the load's core. Memory is the bridge's resident set after each
-flood of unknown keys. At last another caller asks the key service for a good key, 200 times a second, with `Validate`,
-while unknown keys flood the bridge and while nothing does; its latencies count from when a call was due, too, and have
-a timer's millisecond in them."""
+Batches of one log with cached keys, twenty in turn, arrive at a fixed rate, a tenth of what the bridge could serve,
+and are stored in SQLite; latencies count from when they were due. In addition, well-formed keys that nobody issued
+arrive, each a different one, at a fixed rate of a quarter of what the bridge could serve; or, for comparison, as many
+requests with good keys. The other rows have no rate: 32 connections send whenever they are answered, so the bridge's
+core is always busy. What is refused without a call to the key service is refused so fast that the load's core is
+busy, too. There, the flood yields to the cached traffic, which would be late otherwise. The target compares the flood
+of unknown keys without a rate with no flood. It is also missed when a request of the cached traffic fails, or when
+less than 99 % of its rate is served. The key service runs on the load's core. Memory is the bridge's resident set
+after each flood of unknown keys. Finally, another caller asks the key service about a good key, 200 times a second,
+with `Validate`, with and without unknown keys flooding the bridge. Its latencies, too, count from when a call was
+due, and include a timer's millisecond."""
 
 
 class Traffics:
@@ -60,7 +60,7 @@ class Traffics:
     def __init__(self, rig: Rig, bridge: Server, unknown: Iterator[str], per_second: float, seconds: int) -> None:
         """`per_second` is what the bridge could serve; `seconds` is how long the cached traffic is watched.
 
-        What is sent besides goes on for a second more; of `unknown`, no key is sent twice.
+        The other traffic goes on for a second more; of `unknown`, no key is sent twice.
         """
         self._rig = rig
         self._bridge = bridge
@@ -193,7 +193,7 @@ async def main(pace: Pace) -> Report:
             (name, [other, cached, failed, p50, median(tails[name]), ratio(tails[name], tails[QUIET]), against])
         )
     columns = [("others/s", ",.0f"), ("cached/s", ",.0f"), ("failed", ".0f"), ("p50 ms", ".2f"), ("p99 ms", ".2f")]
-    columns += [("p99, to nothing besides", ".2f"), ("to a good key", ".2f")]
+    columns += [("p99, to nothing else", ".2f"), ("to a good key", ".2f")]
     growth = resident[-1] / resident[0]
     memory = Table(
         "memory of the bridge",

@@ -22,9 +22,10 @@ HOW = """\
 wrk sends over 32 connections (8 with 1,000 logs), with one key whose verdict is cached. Bare aiohttp is a
 `web.Application` on uvloop whose handler reads the body and answers with `json_response`; "nothing stored" is the
 bridge with a sink that forgets. The bridge has a core to itself; PostgreSQL shares the other one with wrk.
-`executemany` alone is Python's `sqlite3` writing the rows of as many requests, prepared, into the same table with the
-same durability and as rare checkpoints (`wal_autocheckpoint=4096`), in transactions as large as the bridge's are on
-average, on the bridge's core. The wall clock is the fairer one here: who stores waits for the disk."""
+`executemany` alone is Python's `sqlite3` writing the rows of as many requests, prepared in advance, into the same
+table with the same durability and equally rare checkpoints (`wal_autocheckpoint=4096`), in transactions as large as
+the bridge's are on average, on the bridge's core. The wall clock is the fairer measure here, because storing waits
+for the disk."""
 
 
 async def main(pace: Pace) -> Report:

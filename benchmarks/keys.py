@@ -1,4 +1,4 @@
-"""What does a key more cost: in the store of the key service, and in the cache of a bridge?"""
+"""What does one more key cost, in the key service's store and in a bridge's cache?"""
 
 import asyncio
 import subprocess
@@ -30,13 +30,13 @@ STRIDE = 7919
 Ask: TypeAlias = Callable[[], Awaitable[Throughput]]
 
 HOW = """\
-Key services with a thousand keys and with a million are asked by a client with 32 calls in flight. First for the same
-thousand keys in turn, which the index of each holds. Then for keys that it does not hold: all of the million in turn,
-each for the first time; and, as a thousand are soon asked for, those of a service whose index has room for one key, so
-that it looks each up in its database as if for the first time. Last for unknown keys, each another, which no index
-holds either. Ratios are of the service's processor time a call. The memory of a verdict is what a process grows by when
-its cache takes 50,000 verdicts of a bridge, divided by their number; the minimal entry is a dictionary's with the
-digest as key and a tuple of two texts."""
+A client with 32 calls in flight asks key services with a thousand keys and with a million. First it asks for the same
+thousand keys in turn, which each service has in its key cache. Then it asks for keys that are not there: at the large
+service for all of the million in turn, each for the first time. A thousand keys are soon used up, so the small
+service has a key cache with room for one key, and looks each up in its database as if for the first time. Last come
+unknown keys, each a different one, which no key cache has either. Ratios are of the service's processor time for a
+call. The memory of a verdict is what a process grows by when its cache takes 50,000 verdicts of a bridge, divided by
+their number; the minimal entry is a dictionary's with the digest as key and a tuple of two texts."""
 
 
 async def main(pace: Pace) -> Report:

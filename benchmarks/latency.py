@@ -15,10 +15,10 @@ SECONDS_A_ROUND = 2
 """Times the pace: checkpoints of SQLite's log come every few seconds."""
 
 HOW = """\
-The peak is the most that wrk reaches over 32 connections with batches of one log. Then requests arrive at half of
-that rate, evenly, whatever becomes of those before; each latency is counted from the instant when the request was
-due, so that waiting for a free connection counts, too (no coordinated omission). A request that failed has no latency:
-with one, or with less than 99 % of the rate served, the target is missed. PostgreSQL shares the core of the load."""
+The peak is the most that wrk reaches over 32 connections with batches of one log. Then requests arrive evenly at half
+of that rate, whatever becomes of those before. Each latency counts from the instant when the request was due, so that
+it includes waiting for a free connection (no coordinated omission). A failed request has no latency: if there is one,
+or if less than 99 % of the rate is served, the target is missed. PostgreSQL shares the core of the load."""
 
 
 async def main(pace: Pace) -> Report:

@@ -1,4 +1,4 @@
-"""How fast are requests taken in whose keys' verdicts are not cached?"""
+"""How fast are requests taken in when their keys' verdicts are not cached?"""
 
 from functools import partial
 from itertools import count
@@ -19,12 +19,12 @@ KEYS_A_SECOND_MAX = 15_000
 """More than can be served: every request of a round has a key of its own."""
 
 HOW = """\
-wrk sends batches of one log, each with another key. Keys never seen before are in the key service's database only;
-expired verdicts are those of a bridge that caches none, of a thousand keys that the key service has answered for.
-Both services share one core, and so do the two of the baseline; nothing is stored but in the last row. At 32
-connections the ratio is of the processor time of both, at one it is of the wall clock: that one is about waiting. Two
-rows more show there what each of ours adds to the baseline, the other one being bare; the bridge of these opens no
-stream of changes."""
+wrk sends batches of one log, each with another key. Keys never seen before are only in the key service's database;
+expired verdicts are those of a bridge that caches none, for a thousand keys that the key service has answered for
+before. Both services share one core, and so do the two of the baseline. Only the last row stores anything. At 32
+connections the ratio is of the processor time of both; at one it is of the wall clock, since that one is about
+waiting. There, two more rows show what each of our services adds to the baseline while the other one is bare; the
+bridge in these opens no stream of changes."""
 
 
 async def main(pace: Pace) -> Report:

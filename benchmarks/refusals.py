@@ -1,4 +1,4 @@
-"""What does refusing a request cost, against serving one without any check?"""
+"""What does refusing a request cost, compared with serving one without any check?"""
 
 from functools import partial
 from typing import Any
@@ -15,9 +15,9 @@ MALFORMED, UNKNOWN = "malformed key, 401", "unknown key, cached, 401"
 ORIGIN, LIMIT = "blocked origin, 403", "over the limit, 429"
 
 HOW = """\
-wrk sends the same batch of one log over 32 connections, every one refused for the same reason: all are, and requests
-before and after each round have the status that is meant. The ratio that is judged is of processor time: wrk is nearly
-as busy as a server that refuses, and slows it down by the wall clock."""
+wrk sends the same batch of one log over 32 connections, and every one is refused for the same reason; requests before
+and after each round check the status. The ratio that is judged is of processor time: wrk is nearly as busy as a
+server that refuses, and slows it down by the wall clock."""
 
 
 async def main(pace: Pace) -> Report:

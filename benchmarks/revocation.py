@@ -30,18 +30,18 @@ RESOLUTION = 0.03
 """What cannot be told from nothing, if the same bridge measured twice differs by no more than that."""
 
 HOW = """\
-Keys are revoked while a bridge is under load with them over 8 connections, and so many Watch streams are open: the
-bridge's, and those of holders that only watch. Times are in milliseconds from the call of Revoke.
+Keys are revoked while a bridge is under load with them over 8 connections, with the given number of Watch streams
+open: the bridge's, and those of holders that only watch. Times are in milliseconds from the call of Revoke.
 
-Then wrk sends batches of one log, which nothing stores, to two bridges in turn: one as it is, and one without the
-lease protocol, which opens no stream and uses its cache as if it always had a lease; first while nothing changes, then
-while another project's key is revoked ten times a second. These changes are made in both bridges' turns: the key
-service is on the load's core, where its work makes requests come in other groups, which changes what a request costs
-whoever serves it by more than a change does. Turns take a second, there are sixteen rounds, and the bridge without the
-protocol has two turns in each: with changes, where these two rows differ by more than 3 % in processor time a request,
-which is what is judged, the comparison is void, as it is with fewer than nine changes a second. A cost below 3 % cannot
-be measured here. Each ratio is that of the medians beside it. Requests a second are resolved only to the difference
-between the two rows without Watch."""
+Then wrk sends batches of one log, which are not stored, to two bridges in turn: one as it is, and one without the
+lease protocol, which opens no stream and uses its cache as if it always had a lease. This happens first while nothing
+changes, then while another project's key is revoked ten times a second. The changes are made in both bridges' turns:
+the key service is on the load's core, and its work there changes how requests are grouped, which affects the cost of
+a request more than a change itself does. Turns take a second, there are sixteen rounds, and the bridge without the
+protocol has two turns in each. What is judged is processor time a request, with changes. The comparison is void if
+these two turns differ by more than 3 % in it, or if there are fewer than nine changes a second. So a cost below 3 %
+cannot be measured here. Each ratio is that of the medians beside it. Requests a second are resolved only to the
+difference between the two rows without Watch."""
 
 
 async def main(pace: Pace) -> Report:

@@ -8,11 +8,11 @@ from benchmarks.rig.services import Rig
 
 ROWS = 500
 HOW = """\
-One process writes batches of 500 entries, each in a commit of its own, four in flight; the driver's bulk path
+One process writes batches of 500 entries, each in its own commit, four in flight. The driver's bulk path
 (`sqlite3.executemany` in a transaction, asyncpg's `COPY`) writes the rows that the sink made of the same batch, made
-ahead, into the same table with the same index and the same durability. Both copy SQLite's log into the database after
-16 MiB (`wal_autocheckpoint=4096`). The sink's figures include making the rows of log entries. PostgreSQL has the other
-core. Ratios are of rows a second."""
+in advance, into the same table with the same index and the same durability. Both copy SQLite's WAL into the database
+after 16 MiB (`wal_autocheckpoint=4096`). The sink's figures include making rows of log entries. PostgreSQL has the
+other core. Ratios are of rows a second."""
 
 
 async def main(pace: Pace) -> Report:

@@ -11,9 +11,9 @@ from benchmarks.rig.traffic import body, key
 
 ROUNDS_A_ROUND = 2
 HOW = """\
-The wall clock from the start of the process: to the answer to Validate, with an empty state directory and with one in
-use; and to the 200 for a first batch that a bridge stored, the key service running already. Each alone, on the
-servers' core."""
+The wall clock from the start of the process: to the answer to Validate, with an empty state directory and with one
+that was used before; and to the 200 for a first batch that a bridge stored, while the key service is already running.
+Each runs alone, on the servers' core."""
 
 
 async def main(pace: Pace) -> Report:

@@ -28,11 +28,10 @@ NEW_A_SECOND_MAX = 30_000
 
 HOW = """\
 A client on grpc.aio keeps 32 calls in flight to the server, which has a core to itself. The bare echo is grpc.aio on
-uvloop answering with the same messages, made ahead. Found keys are a thousand in turn; unknown ones are each another.
-On streams, it has 32 of `StreamValidate` open to either, and asks for one key at a time on each. The key service's
-threads take turns (`SCHED_BATCH`); a second echo shows what that is worth by itself.
-The ratio that is judged is of the server's processor time: the client is as dear as the server, so that the wall clock
-measures both."""
+uvloop, answering with the same messages, made in advance. Found keys are a thousand in turn; unknown ones are all
+different. On streams, the client has 32 of `StreamValidate` open, and asks for one key at a time on each. The key
+service's threads take turns (`SCHED_BATCH`); a second echo shows what that alone is worth. The ratio that is judged
+is of the server's processor time: the client costs as much as the server, so that the wall clock measures both."""
 
 
 async def main(pace: Pace) -> Report:

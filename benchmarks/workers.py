@@ -1,4 +1,4 @@
-"""What do two workers of a bridge cost a request more than one?"""
+"""How much more does a request cost with two workers of a bridge than with one?"""
 
 from functools import partial
 
@@ -12,9 +12,8 @@ from benchmarks.rig.wrk import Traffic, throughput
 ONE, TWO = "one worker", "two workers"
 
 HOW = """\
-wrk sends batches of one log over 64 connections; nothing is stored. Both bridges may use both cores, which the load
-uses, too, so that requests a second say little: the ratio is of processor time, of the workers and their parent
-together."""
+wrk sends batches of one log over 64 connections; nothing is stored. Both bridges may use both cores. The load uses
+them, too, so requests a second say little: the ratio is of processor time, of the workers and their parent together."""
 
 
 async def main(pace: Pace) -> Report:

@@ -28,6 +28,8 @@ _BRIDGE_METHODS = frozenset(
 )
 _UNTIMED_METHODS = frozenset(f"/authsvc.v1.KeyService/{name}" for name in ("Validate", "BatchValidate"))
 """They wait for nothing but a look-up, each of whose steps has a time limit: a timer costs as much as their work."""
+_PROMPT_METHODS = _BRIDGE_METHODS | {"/authsvc.v1.KeyService/Revoke"}
+"""What revocations and cached verdicts rest on."""
 _STREAM_VALIDATE = "/authsvc.v1.KeyService/StreamValidate"
 _WATCH = "/authsvc.v1.KeyService/Watch"
 _NEVER = float("inf")
@@ -79,17 +81,23 @@ class CallGuard(grpc.GenericRpcHandler):
         }
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add the guarded services to a server, each method by itself.
+        """Add to a server what others' floods must not delay, each method by itself.
 
-        gRPC hands over one call after the other of each method that it knows of, so that a flood of one keeps no caller
-        of another waiting.
+        gRPC hands over one call after the other, of each such method and of all others together. Each costs every call
+        of any method: grpc.aio waits for all of them at once, anew for each call.
         """
         for name, handlers in self._services.items():
-            server.add_registered_method_handlers(name, handlers)
+            server.add_registered_method_handlers(
+                name,
+                {method: handler for method, handler in handlers.items() if f"/{name}/{method}" in _PROMPT_METHODS},
+            )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
-        """Return the handler for a call of a method that nobody serves. gRPC would refuse it too, but not bound it."""
+        """Return the handler of another method, also of one that nobody serves: gRPC would refuse but not bound it."""
         method: str = handler_call_details.method
+        _, service, name = method.split("/", 2) if method.count("/") == 2 else ("", "", "")
+        if (handler := self._services.get(service, {}).get(name)) is not None:
+            return handler
 
         async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
             is_strangers = self._callers.role(context) is None
@@ -244,7 +252,7 @@ class CallGuard(grpc.GenericRpcHandler):
             await context.send_initial_metadata(())
 
     async def _refuse(self, method: str, context: Any, caller: Caller, refusal: "_Refusal") -> NoReturn:
-        if self._strangers.is_released(caller):
+        if self._strangers.is_closing(caller):
             raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
         fields = {"method": method, "status": refusal.status.name}
         async with self._strangers.refusing(caller, is_stranger=refusal.is_strangers, **fields):

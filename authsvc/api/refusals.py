@@ -48,7 +48,7 @@ class Refusals:
         self._refused.flush()
         self._closed.flush()
 
-    def is_released(self, caller: Caller) -> bool:
+    def is_closing(self, caller: Caller) -> bool:
         """Whether nobody waits for an answer on a caller's connection any more."""
         return caller.connection in self._closing
 

@@ -92,7 +92,7 @@ class KeyValidator:
 
         `name` is a label for operators, by default the host and process id. At most `calls_max`
         calls are under way at once, each about up to 256 keys; `waiting_max` keys that are known to be
-        good, and as many others, wait for the next ones (see `questions`). Raises ConfigurationError
+        good, and as many others, wait for the next ones (see `pending_lookups`). Raises ConfigurationError
         when a TLS file cannot be used, ValueError for an address that is not HOST:PORT, for a token
         that cannot be sent and for less than 2 calls.
         """

@@ -48,13 +48,13 @@ class Notifier:
 
 
 class Outage:
-    """Logs that something which is tried again and again begins to fail, and why, and that it works again: once each.
+    """Logs that something which is retried begins to fail, and why, and that it works again: once each.
 
     Whatever the error is: one that nobody foresaw must not end the service, and every replica with it.
     """
 
     def __init__(self, lost: str, back: str, tell: Callable[[bool], None] = lambda _: None) -> None:
-        """Take the names of the two events, written out: who meets one in a log looks for it in the code.
+        """Take the names of the two events, written out: whoever meets one in a log searches the code for it.
 
         `tell` is told whenever one of them is logged, of whether it works.
         """
@@ -103,7 +103,7 @@ class ChangeFeed:
         self.epoch = ""
         self.revision = 0
         self.has_lost_revisions = False
-        """The database has gone back within an epoch: what holders have applied is known to nobody, until a new one.
+        """The database has gone back within an epoch: until there is a new one, nobody knows what holders have applied.
 
         Also when it has gone on since, and other changes have the numbers of those that were lost.
         """
@@ -135,7 +135,7 @@ class ChangeFeed:
         self._note()
 
     def lose_unless_new(self, revision: int, known: int) -> None:
-        """Take note of a mutation that got the revision, where `known` was this process's before it began."""
+        """Take note of a mutation that got the revision; `known` was this process's revision before it began."""
         if revision <= known and not self.has_lost_revisions:
             _log.error("revisions_lost", after=revision - 1, known=known, remedy=REMEDY)
             self.has_lost_revisions = True
@@ -159,7 +159,7 @@ class ChangeFeed:
         self._tell_others()
 
     def leases_renewed(self) -> None:
-        """Wake who waits for leases, here and elsewhere: this process has committed some."""
+        """Wake everyone who waits for leases, here and elsewhere: this process has committed some."""
         self.leases_moved.notify_all()
         self._tell_others()
 

@@ -85,7 +85,7 @@ class Propagation:
         return not self.pending
 
     def named(self, count_max: int) -> list[LeaseRow]:
-        """Return pending holders: those that have confirmed a change before first, and of them the last to expire."""
+        """Return pending holders: first those that have confirmed a change before, the last to expire first."""
         return nlargest(
             count_max, self.pending.values(), key=lambda row: (row.has_confirmed(self._epoch), row.expire_time)
         )

@@ -1,8 +1,8 @@
 """What a database's URL means, for both services: `sqlite:///FILE`, or `postgresql://…` as libpq reads it.
 
 Nothing is connected here; `postgres` does that. What libpq knows and our driver cannot do is refused, by the
-parameter's name: to start without it would be to start with something else than what was asked for. No error repeats
-a value, as each may be a part of a password that was not percent-encoded.
+parameter's name: starting without it would not be what was asked for. No error repeats a value, as each may be a part
+of a password that was not percent-encoded.
 
 The grammar and the parameters are those of PostgreSQL 18: https://www.postgresql.org/docs/18/libpq-connect.html
 """
@@ -205,7 +205,7 @@ def _seconds(text: str) -> float:
 
 
 def _checked_tls(tls: dict[str, str]) -> dict[str, str]:
-    """Have `sslrootcert=system` mean the strictest `sslmode`, and none that is weaker."""
+    """Make `sslrootcert=system` imply the strictest `sslmode`; refuse a weaker one."""
     if tls.get("sslrootcert") == "system" and tls.setdefault("sslmode", "verify-full") != "verify-full":
         raise SetupError("the parameter sslrootcert can be system with sslmode verify-full only")
     if tls.get("sslnegotiation") == "direct" and tls.get("sslmode") not in ("require", "verify-ca", "verify-full"):

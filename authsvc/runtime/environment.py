@@ -127,7 +127,7 @@ class ListenAddress(Address):
 
     @property
     def is_every_interface(self) -> bool:
-        """Whether it is no address to connect to: every one of the machine, of one family at least."""
+        """Whether it is every interface, of one family at least, and so not an address to connect to."""
         return self.host in _OF_THIS_MACHINE
 
     def to_connect(self) -> Address:

@@ -36,7 +36,7 @@ class LogFormat(StrEnum):
 
 
 def configure(level: LogLevel, log_format: LogFormat, worker: str | None = None) -> None:
-    """Log to standard error from `level` on; each event says which worker it is of, where there are several."""
+    """Log to standard error from `level` on; where there are several workers, each event names its own."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -13,13 +13,13 @@ _Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 _IP: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _SUBSCRIBER_PREFIX = 64
-"""Of IPv6: what one subscriber gets at least (RFC 6177), who can use any address of it."""
+"""For IPv6: the least that one subscriber gets (RFC 6177), who can use any address in it."""
 
 _FREE_SHARE = 3 / 4
-"""Of the places, which anybody may take. Of the rest an address gets none that has more than its share."""
+"""The part of the places that anybody may take. An address that has more than its share gets none of the rest."""
 
 _ADDRESS_SHARE = 1 / 16
-"""Of the places: what one address may have once the free ones are taken."""
+"""The part of the places that one address may have once the free ones are taken."""
 
 
 def _ip(text: str) -> _IP | None:
@@ -81,7 +81,7 @@ class Networks:
 
 
 def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Networks) -> str:
-    """Return the address that a request comes from: the last one that no trusted proxy has.
+    """Return the address that a request comes from: the last one that is not a trusted proxy's.
 
     `peer` is the connection's, `forwarded_for` what X-Forwarded-For lists (or Forwarded's `for`), in its order. What a
     stranger sends in them is not believed: each is looked at only where the one after it is a trusted proxy.

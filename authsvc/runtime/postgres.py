@@ -1,9 +1,9 @@
 """Connections to PostgreSQL, for the stores of both services: SQLAlchemy's, and the driver's own.
 
 Behind a pooler that lends a server's session for a transaction only (PgBouncer with `pool_mode=transaction`, and its
-like), a session's state is another client's a moment later. So there, and only there, nothing is prepared, and settings
-are made for each transaction; nobody can LISTEN. Each connection finds out by itself: behind a pooler, the process that
-the server runs is not the one that was announced when the connection was made.
+like), a session's state may be another client's a moment later. So there, and only there, nothing is prepared, and
+settings are made for each transaction; nobody can LISTEN. Each connection finds out by itself: behind a pooler, the
+process that the server runs is not the one that was announced when the connection was made.
 """
 
 import ssl
@@ -57,7 +57,7 @@ class Connection(asyncpg.Connection):
 
     @asynccontextmanager
     async def settled(self) -> AsyncIterator[None]:
-        """Have the settings hold for what is done within; behind a pooler, a transaction is made of it for that."""
+        """Apply the settings to what is done within; behind a pooler, that takes a transaction."""
         if not self.is_pooled:
             yield
             return

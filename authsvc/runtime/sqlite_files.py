@@ -66,9 +66,9 @@ class SqliteFiles:
         return None
 
     def note(self, connection: sqlite3.Connection) -> None:
-        """Take note of what a connection has open, which has read already, and is the last one to be closed.
+        """Note what a connection has open that has read already and will be the last one to be closed.
 
-        Again with the next one after that, since the last one takes the WAL with it: the file has to be the same.
+        Do so again with the connection after it, since the last one takes the WAL with it: the file must be the same.
         Raises FilesLostError, OSError.
         """
         self._connection = connection
@@ -90,12 +90,15 @@ class SqliteFiles:
             self._wal_fd = os.open(self.wal_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def check(self) -> None:
-        """Raise FilesLostError when one of the files is not, or no longer, what was opened, or has other content."""
+        """Raise FilesLostError when one of the files is not, or no longer, what was opened, or has other content.
+
+        Raises OSError or sqlite3.OperationalError where nobody can tell now: the disk fails, or has no room.
+        """
         self._changed = None
         self.check_paths()
 
     def check_paths(self) -> None:
-        """Do the same, but look at the file's content only where it was written to: costs a third."""
+        """Do the same, but look at the file's content only where it was written to: that costs a third."""
         status = self.check_main()
         for path, opened in self._sides.items():
             if file_identity(path) != opened:
@@ -106,13 +109,11 @@ class SqliteFiles:
                 self._check_content()
                 self._changed = changed
             magic = os.pread(self._wal_fd, _MAGIC_BYTES, 0) if self._wal_fd >= 0 else b""
-        except sqlite3.OperationalError as error:
-            raise FilesLostError(f"{self.path} cannot be read: {error}") from None
+        except sqlite3.OperationalError:
+            raise
         except sqlite3.DatabaseError as error:
             raise FileOverwrittenError(f"{self.path} was overwritten while it was open: {error}") from None
-        except OSError as error:
-            raise FilesLostError(f"{self.path} cannot be read: {error.strerror}") from None
-        if magic and magic not in _WAL_MAGIC:
+        if len(magic) == _MAGIC_BYTES and magic not in _WAL_MAGIC:  # shorter, SQLite had no room to begin it
             raise FileOverwrittenError(f"{self.wal_path} was overwritten while it was open")
 
     def check_main(self) -> os.stat_result:
@@ -137,9 +138,9 @@ class SqliteFiles:
             self._stored = self._stored_min = stored
 
     def settle(self) -> None:
-        """Keep another file, which was put in the place of this one, from getting this one's WAL with the next start.
+        """Keep another file that was put in the place of this one from getting this one's WAL at the next start.
 
-        Called before the connection is closed. What the WAL has goes to its own file, wherever that is by now.
+        Called before the connection is closed. The WAL goes into its own file, wherever that is by now.
         """
         if self.is_open and file_identity(self.path) not in (None, self._main):
             with suppress(sqlite3.Error):

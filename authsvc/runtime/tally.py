@@ -1,4 +1,4 @@
-"""Logging what comes in numbers: once in a while, with the addresses that it comes from."""
+"""Logging events that come in large numbers: once in a while, with the addresses that they come from."""
 
 from collections import Counter
 from collections.abc import Callable

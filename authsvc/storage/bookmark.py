@@ -1,7 +1,7 @@
-"""How far this service had come in its database, in a file of the state directory: what a start compares that with.
+"""How far this service had come in its database: a file in the state directory, which a start compares with it.
 
-A database that was put back to a backup, or that is not there any more, looks like any
-other to a process that has seen nothing else. Of several processes on one state directory each writes what it has seen.
+To a process that has just started, a restored backup or an empty database looks like any other. If several processes
+share a state directory, each writes what it has seen.
 """
 
 import os
@@ -25,11 +25,11 @@ class Seen(msgspec.Struct, frozen=True):
     file_number: int = 0
     wal_number: int = 0
     is_spoilt: bool = False
-    """It was overwritten while it was open: what SQLite made of it is of two histories."""
+    """It was overwritten while it was open: what SQLite made of it mixes two histories."""
 
 
 class Bookmark:
-    """The file, replaced at each change. Without it, or where it cannot be written, a start finds out less."""
+    """The file, replaced at each change. Without it, or where it cannot be written, a start notices less."""
 
     def __init__(self, state_dir: Path, file: Path | None) -> None:
         """`file` is SQLite's."""

@@ -131,7 +131,7 @@ class Database:
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection on which each statement stands for itself."""
+        """Give a connection on which each statement is a transaction of its own."""
         async with self._in_view(), _connected(self._statements) as connection:
             if not self.is_sqlite:
                 await separate(connection)
@@ -169,7 +169,7 @@ class Database:
     async def writing(self) -> AsyncIterator[AsyncConnection]:
         """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back.
 
-        Where it raises StoreLostError at the end, it was committed to what nobody may ever find.
+        If it raises StoreLostError at the end, it was committed to a file that nobody may ever find.
         """
         async with self._turn, self._in_view(), _connected(self._writing) as connection:
             await connection.begin()
@@ -203,7 +203,7 @@ class Database:
     async def listen(self, channel: str, notified: Callable[[], None]) -> None:
         """Call `notified` at each notification of PostgreSQL, and once at first; return when the connection is lost.
 
-        At once, and without a call, behind a pooler, where no session is ours to be notified.
+        Behind a pooler, where no session is ours to be notified, return at once, without a call.
         """
         assert self._postgres is not None  # noqa: S101 - for the type checker
         async with _available():

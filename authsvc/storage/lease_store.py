@@ -88,7 +88,7 @@ class LeaseStore:
             return rows, await self._read_state(connection)
 
     async def sweep(self, keep_seconds: float) -> None:
-        """Delete leases that expired longer ago than this, several leases, so that no late keep-alive meets none."""
+        """Delete leases that expired longer ago than this: several leases, so that a late keep-alive finds its row."""
         async with self._database.writing() as connection:
             expired = (await self._read_state(connection)).time - timedelta(seconds=keep_seconds)
             await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))

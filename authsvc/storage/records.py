@@ -19,7 +19,7 @@ CHANGES_BEHIND_MAX = 10_000
 
 
 INDEX_ID_PREFIX = "index-"
-"""Of the holder ids of the service's own key caches (`key_cache`), which no caller may use."""
+"""How the holder ids of the service's own key caches begin (`key_cache`); no caller may use them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class LeaseRow:
 
     @property
     def is_index(self) -> bool:
-        """Whether the holder is a replica's own index."""
+        """Whether the holder is a replica's own key cache."""
         return self.holder_id.startswith(INDEX_ID_PREFIX)
 
     def has_confirmed(self, epoch: str) -> bool:
         """Whether the holder has applied, in the current epoch, a change that was made since it came.
 
-        That takes as long as such a change does to be made: whoever has but stolen the bridge token can invent holders
-        by the thousand, and few that have.
+        Whoever has only stolen the bridge token can invent holders by the thousand, but few that have: each takes as
+        long as it takes for such a change to be made.
         """
         return self.is_index or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
 

@@ -12,7 +12,7 @@ from threading import Lock
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from authsvc.errors import StoreLostError, StoreOverwrittenError, StoreRefusedError
+from authsvc.errors import StoreLostError, StoreOverwrittenError, StoreRefusedError, StoreUnavailableError
 from authsvc.runtime.sql import sqlite_engine, sqlite_uri
 from authsvc.runtime.sqlite_files import FileOverwrittenError, FilesLostError, SqliteFiles
 
@@ -67,7 +67,8 @@ class SqliteFile:
             seconds = _BUSY_TIMEOUT_SECONDS
             anchor = sqlite3.connect(self._uri, seconds, isolation_level=None, uri=True, check_same_thread=False)
             try:
-                anchor.execute("PRAGMA journal_mode=WAL")
+                # To the end, where it is written: a driver drops the failure of a statement that it leaves before.
+                anchor.execute("PRAGMA journal_mode=WAL").fetchall()
                 anchor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # which opens its WAL
                 anchor.execute("PRAGMA busy_timeout=0")  # from now on it is used in the event loop
                 self._files.note(anchor)
@@ -77,18 +78,23 @@ class SqliteFile:
             self._anchor = anchor
 
     def check(self) -> None:
-        """Raise StoreLostError when what is read or written now is not what the next start would find."""
+        """Raise StoreLostError when what is read or written now is not what the next start would find.
+
+        Raises StoreUnavailableError where nobody can tell now.
+        """
         if self._anchor is None:
             return
+        lost: StoreLostError | None = None
         try:
             self._files.check()
         except FilesLostError as error:
-            kind = StoreOverwrittenError if isinstance(error, FileOverwrittenError) else StoreLostError
-            self.lost = kind(str(error))
-            raise self.lost from None
-        finally:
-            self._look_again_at = self._monotonic() + _LATELY_SECONDS
-        self.lost = None
+            lost = (StoreOverwrittenError if isinstance(error, FileOverwrittenError) else StoreLostError)(str(error))
+        except (sqlite3.OperationalError, OSError) as error:
+            raise StoreUnavailableError(f"{self.path} cannot be read: {error}") from error
+        self.lost = lost
+        self._look_again_at = self._monotonic() + _LATELY_SECONDS
+        if lost is not None:
+            raise lost
 
     def check_lately(self) -> None:
         """Do the same for reads, for which a look of a moment ago does."""

@@ -13,22 +13,22 @@ DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 _INTRODUCTION = """\
 # Performance
 
-Written by `make bench`, which measures all of this anew in about fifteen minutes; `python -m benchmarks NAME…` answers
-some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a baseline
-that does the least that could be called the same work, in the same rounds: every contender has a turn in each round,
-every other round backwards, and a ratio is the median of the rounds', unless a question says otherwise. Servers have
-one core; load and PostgreSQL have the other. All figures are of one run: what is met in one may be missed in the next,
-so a target counts as met when it is in two runs of three.
+Written by `make bench`, which measures all of this in about fifteen minutes; `python -m benchmarks NAME…` answers
+only some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a
+baseline that does the least that could be called the same work, in the same rounds. Every contender has a turn in
+each round, every other round runs backwards, and a ratio is the median over the rounds unless a question says
+otherwise. Servers have one core; load and PostgreSQL have the other. All figures are of one run. A target that is met
+in one run may be missed in the next, so it counts as met when it is met in two runs of three.
 
-Where a target is about refusals, misses, calls or keys, the ratio that is judged is of the servers' processor time for
-one answer, and the wall clock's stands beside it. The two are equal only where both servers are busy all of the time.
-Here the load has one core, too: a client of gRPC works as hard as its server, and wrk nearly as hard as a server that
-refuses, so that by the wall clock the faster of two servers waits for its load. What a server waits for, such as a
-disk, is not in its processor time: where that matters, the wall clock is judged.
+Where a target is about refusals, misses, calls or keys, the ratio that is judged is of the servers' processor time
+for one answer, with the wall clock's beside it. The two are equal only where both servers are always busy. Here the
+load, too, has only one core. A gRPC client works as hard as its server, and wrk nearly as hard as a server that
+refuses, so by the wall clock the faster of two servers waits for its load. What a server waits for, such as a disk,
+is not in its processor time: where that matters, the wall clock is judged.
 
-`make cost`, a part of the checks, counts instructions instead, which other work on the machine hardly changes: it fails
-when a cached ingest request, from aiohttp's parser to group commit, takes 1.3 × what `benchmarks/cost.json` records, as
-a ratio to the bare handler's. That is $cost.
+`make cost`, a part of the checks, counts instructions instead, which hardly depend on other work on the machine. It
+fails when a cached ingest request, from aiohttp's parser to group commit, takes 1.3 × what `benchmarks/cost.json`
+records, as a ratio to the bare handler's. That is $cost.
 """
 
 
@@ -42,7 +42,7 @@ def write(reports: Mapping[str, Report], facts: Sequence[tuple[str, str]], today
         _table([("", ""), *facts]),
     ]
     for name, report in reports.items():
-        parts.append(f"## {report.lookup}\n\n`python -m benchmarks.{name}`. {report.how}\n")
+        parts.append(f"## {report.question}\n\n`python -m benchmarks.{name}`. {report.how}\n")
         parts += [_table(table.lines()) for table in report.tables]
     return "\n".join(parts)
 

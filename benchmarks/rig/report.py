@@ -61,7 +61,7 @@ class Table(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The answer to one question."""
 
-    lookup: str
+    question: str
     how: str
     """How it was measured: a paragraph."""
     tables: list[Table]
@@ -130,6 +130,6 @@ def run(main: Callable[[Pace], Awaitable[Report]]) -> None:
     name = Path(sys.argv[0]).stem
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-    print(f"\n{report.lookup}\n")
+    print(f"\n{report.question}\n")
     for table in report.tables:
         print(show(table.lines()) + "\n")

@@ -19,7 +19,7 @@ class Target:
     """One row of the contract. `name` is where a report has what was measured; `unit` follows the number."""
 
     name: str
-    lookup: str
+    question: str
     """The module that measures it."""
     what: str
     baseline: str
@@ -110,7 +110,7 @@ def rows(reports: Mapping[str, Report]) -> list[tuple[str, ...]]:
     """
     lines: list[tuple[str, ...]] = []
     for target in TARGETS:
-        report = reports.get(target.lookup)
+        report = reports.get(target.question)
         if report is None:
             continue
         value = report.measured[target.name]

@@ -1,4 +1,4 @@
-"""Who asks, and by which address of ours: what the connection says, or a trusted proxy. Made by `guard`."""
+"""Who asks, and at which address of ours: what the connection says, or a trusted proxy. Made by `middleware`."""
 
 from dataclasses import dataclass
 from itertools import takewhile

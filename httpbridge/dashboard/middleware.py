@@ -166,7 +166,9 @@ class Guard:
             if request.method in _READING:
                 if _is_stream(request):
                     return web.Response(text=STREAM_OVER, content_type="text/event-stream", charset="utf-8")
-                return web.Response(status=303, headers={"Location": sign_in_location(request.path_qs)})
+                # What is none of our pages may be a secret that somebody pasted: it is not repeated.
+                next_path = "/" if request.match_info.http_exception is not None else request.path_qs
+                return web.Response(status=303, headers={"Location": sign_in_location(next_path)})
             fields = await _fields_to_send_again(request)
             return self._pages.render(request, "session_over.html", status=403, fields=fields)
         visitor = read_cookie(request, "visitor") or ""
@@ -213,6 +215,10 @@ async def _form_of(request: web.Request) -> MultiDictProxy[str | bytes | bytearr
         raise web.HTTPRequestTimeout(text="The form took too long to arrive.") from None
     except (ValueError, web.RequestPayloadError):  # not UTF-8, not gzip
         raise refusal from None
+    except RuntimeError:
+        if request.transport is not None:
+            raise
+        raise refusal from None  # aiohttp's word for a sender that has gone; nobody reads it
 
 
 async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:

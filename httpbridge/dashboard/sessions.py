@@ -1,7 +1,7 @@
 """Who is signed in: sessions, sign-in links and CSRF tokens, all signed with a key derived from the dashboard token.
 
 Nothing is stored but which sessions were signed out and which links used (`spent`), so a changed token ends every
-session, link and form. Used by `guard` and `sign_in`; the command line makes links.
+session, link and form. Used by `middleware` and `sign_in`; the command line makes links.
 """
 
 import hashlib

@@ -1,9 +1,8 @@
 """What the dashboard asks of the stored logs: pages, histograms, facets, activity, one row.
 
-What arrives is `tail`'s. Every query names one
-project and a stretch of its entries, which the index bounds, and looks at a bounded number of rows. What
-the index does not know (level, service, text) is searched stretch by stretch under a budget of rows and
-seconds; where that is used up, the answer says how far it got, and the next one goes on there.
+What arrives is `tail`'s. Every query names one project and a stretch of its entries, which the index bounds, and looks
+at a bounded number of rows. What the index does not know (level, service, text) is searched stretch by stretch under a
+budget of rows and seconds; where that is used up, the answer says how far it got, and the next one goes on there.
 """
 
 from collections import Counter

@@ -149,7 +149,8 @@ class SqliteStore:
         )
         try:
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-                connection.execute("PRAGMA journal_mode=WAL")
+                # To the end, where it is written: the driver drops the failure of a statement that it leaves before.
+                connection.execute("PRAGMA journal_mode=WAL").fetchall()
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
             connection.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
@@ -164,8 +165,8 @@ class SqliteStore:
         if self._connection is not None:
             try:
                 self._files.check()
-            except FilesLostError as error:
-                raise StoreUnavailableError(str(error)) from None
+            except (FilesLostError, sqlite3.Error, OSError) as error:
+                raise StoreUnavailableError(str(self._translated(error))) from None
 
     def _check_room(self) -> None:
         disk = os.statvfs(self._path.parent)
@@ -195,7 +196,7 @@ class SqliteStore:
             self._files.check_main()  # again: it may have been replaced meanwhile
         except FilesLostError as error:
             raise StoreUnavailableError(str(error)) from None
-        except (sqlite3.Error, UnicodeEncodeError) as error:
+        except (sqlite3.Error, OSError, UnicodeEncodeError) as error:
             failure = self._translated(error)
             if not isinstance(failure, BatchRefusedError) or not _rolled_back(connection):
                 # A new connection knows nothing of the old one's trouble.

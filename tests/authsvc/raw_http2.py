@@ -131,7 +131,7 @@ class Flood:
         message = reflection_pb2.ServerReflectionRequest(file_containing_symbol="authsvc.v1.KeyService")
         text = message.SerializeToString()
         self._writer.write(frame(HEADERS, END_HEADERS, self._stream, headers(_REFLECTION)))
-        self._writer.write(frame(DATA, 0, self._stream, b"\0" + len(text).to_bytes(4) + text) * 1000)
+        self._writer.write(frame(DATA, 0, self._stream, b"\0" + len(text).to_bytes(4) + text) * 3000)
 
     async def until_closed(self) -> None:
         """Return when the service has closed the connection."""

@@ -1,6 +1,7 @@
 """A key database that is no longer the file that was opened: nothing is read from it, or promised of it."""
 
 import asyncio
+import errno
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
@@ -247,6 +248,37 @@ async def test_once_the_file_is_back_all_goes_on(
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EIO, "Input/output error"), sqlite3.OperationalError("disk I/O error")]
+)
+async def test_a_disk_that_fails_is_no_lost_database(
+    tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Nobody can tell then: it is an outage, and over as soon as the file can be read again."""
+
+    def fail(*_: object) -> bytes:
+        raise fault
+
+    with capture_logs() as logs:
+        async with serving(tmp_path, database) as service:
+            api_key = (await issue(service)).api_key
+            with monkeypatch.context() as disk:
+                disk.setattr("authsvc.runtime.sqlite_files.os.pread", fail)
+                assert await refused(issue(service, "other")) == (Code.UNAVAILABLE, "the database cannot answer now")
+                await until_true("no key is read either", lambda: is_unavailable(service, api_key))
+                await until_true("it is told", lambda: is_told(logs, "database_lost"))
+            await issue(service, "other")
+            assert await verdict(service, api_key) == pb.VERDICT_ALLOWED
+            await until_true("it is told", lambda: is_told(logs, "database_back"))
+    [said] = events(logs, "database_lost", "call_failed")
+    assert (said["error"], said["reason"].startswith(f"{database} cannot be read: ")) == (type(fault).__name__, True)
+    assert b'"is_spoilt":false' in (tmp_path / "state" / BOOKMARK).read_bytes()
+
+
+async def is_told(logs: list[Any], event: str) -> bool:
+    return bool(events(logs, event))
+
+
 async def test_what_is_committed_to_a_file_that_goes_meanwhile_is_not_said_to_be(
     tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,11 +371,7 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
             await issue(service, "another")
             back_up(backup, database)
             copy_wal(database)
-
-            async def is_told() -> bool:
-                return bool(events(logs, "revisions_lost"))
-
-            await until_true("it is told", is_told)
+            await until_true("it is told", lambda: is_told(logs, "revisions_lost"))
             assert await verdict(service, first) == pb.VERDICT_ALLOWED
             assert not (await revoke(service, wait_seconds=0)).propagation.effective
             copy_wal(database)

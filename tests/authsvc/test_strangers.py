@@ -210,7 +210,7 @@ async def test_a_refusal_waits_for_its_turn_and_whoever_has_a_token_for_none(
     async with running(tmp_path / "state", NEVER) as service, flood(service) as stranger:
         stranger.call(method, 3, **metadata)
         await until_refused(logged, 3)
-        answer = asyncio.create_task(read_until(stranger.reader, HEADERS))
+        answer = asyncio.create_task(read_until(stranger.reader, HEADERS, END_HEADERS | END_STREAM))
         for _ in range(100):
             await validate(service)
             await service.projects.ListProjects(project_pb2.ListProjectsRequest(), metadata=service.token())
@@ -293,6 +293,29 @@ async def test_a_trusted_proxys_callers_are_told_apart_and_it_keeps_its_connecti
             await proxy.until_closed()
     seen = {line["address"] for line in logged if line["event"] == "calls_refused"}
     assert seen == ({"192.0.2.7", "2001:db8::7"} if is_trusted else {"127.0.0.1"})
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [replace(NEVER, refused_calls_max=16), CallLimits(turns_per_second=0.001, turn_seconds_max=3000)],
+    ids=["more than have a place", "more than will have a turn"],
+)
+async def test_a_trusted_proxys_caller_who_is_refused_too_often_waits_and_costs_no_connection(
+    tmp_path: Path, logged: list[Any], limits: CallLimits
+) -> None:
+    """Others share it; and what is refused at once is asked again at once."""
+    async with (
+        running(tmp_path / "state", limits, AUTHSVC_TRUSTED_PROXIES="127.0.0.2") as service,
+        flood(service, "127.0.0.2") as proxy,
+    ):
+        proxy.call(VALIDATE, 20, **{"x-forwarded-for": "192.0.2.7"})
+        await until_refused(logged, 20)
+        answer = asyncio.create_task(read_until(proxy.reader, HEADERS, END_HEADERS | END_STREAM))
+        for _ in range(100):
+            await validate(service)
+        assert not answer.done()
+        answer.cancel()
+    assert not [line for line in logged if line["event"] == "connections_closed"]
 
 
 async def test_a_flood_of_one_method_leaves_others_their_turn(service: Service) -> None:

@@ -29,8 +29,8 @@ def reports(measured: Mapping[str, float | None], **more: dict[str, Any]) -> dic
     return {name: report(dict(measured), **more) for name in QUESTIONS}
 
 
-def test_every_target_has_a_lookup_that_the_run_asks() -> None:
-    assert {target.lookup for target in TARGETS} <= set(QUESTIONS)
+def test_every_target_has_a_question_that_the_run_asks() -> None:
+    assert {target.question for target in TARGETS} <= set(QUESTIONS)
     for name in QUESTIONS:
         assert importlib.import_module(f"benchmarks.{name}").__doc__, name
 
@@ -46,10 +46,10 @@ def test_a_target_is_met_up_to_its_number_and_no_further(target: Target) -> None
         assert line[-1] == expected
 
 
-def test_targets_of_lookups_that_failed_are_left_out() -> None:
+def test_targets_of_questions_that_failed_are_left_out() -> None:
     answered = reports(GOOD)
     del answered["startup"]
-    assert len(rows(answered)) == len([target for target in TARGETS if target.lookup != "startup"])
+    assert len(rows(answered)) == len([target for target in TARGETS if target.question != "startup"])
 
 
 def test_the_document_has_every_target_in_order_and_every_table() -> None:

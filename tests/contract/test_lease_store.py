@@ -19,8 +19,8 @@ from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import StoreUnavailableError
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
-from authsvc.runtime.sql import UtcDateTime
 from authsvc.storage import database as database_module
+from authsvc.storage import lease_store as lease_store_module
 from authsvc.storage.database import CHANNEL, Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
@@ -113,10 +113,12 @@ async def test_holders_from_before_it_was_said_count_as_there_always(database_ur
     database = Database(database_url)
     await database.migrate(lambda connection: upgrade(connection, "0002"))
     old = {"holder_id": "holder-1", "name": "bridge", "epoch": "e", "acknowledged_revision": 5, "is_gone": False}
-    times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
-    columns = (*map(sa.column, old), *(sa.column(name, UtcDateTime) for name in times))
+    renamed = {"is_released": "is_gone"}
+    columns = (sa.column(renamed.get(column.name, column.name), column.type) for column in lease_store_module._leases.c)
+    table = sa.table("leases", *columns)
     async with database.writing() as connection:
-        await connection.execute(sa.table("leases", *columns).insert().values(old | times))
+        times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
+        await connection.execute(table.insert().values(old | times))
     await database.close()
     async with opened(database_url) as (_, leases):
         found = await row(leases)

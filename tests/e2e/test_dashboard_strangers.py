@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,14 @@ FORM = (
 PAGE = b"GET /sign-in HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-class Refusals:
-    """Connections that are opened again as soon as they are closed."""
+class Strangers:
+    """Connections, of which those that were closed are opened again with each wave."""
 
     def __init__(self, service: Service, sent: bytes) -> None:
         self._host, _, port = service.address.rpartition(":")
         self._port = int(port)
         self._sent = sent
+        self._wave = asyncio.Event()
         self.opened = 0
 
     @asynccontextmanager
@@ -39,20 +40,30 @@ class Refusals:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes), outcomes
+
+    def come_again(self) -> None:
+        self._wave.set()
+        self._wave = asyncio.Event()
 
     async def _hold(self) -> None:
         while True:
-            with suppress(OSError):
+            wave = self._wave
+            try:
                 reader, writer = await asyncio.open_connection(self._host, self._port)
-                try:
-                    self.opened += 1
-                    writer.write(self._sent)
-                    while await reader.read(65536):
-                        writer.write(self._sent if self._sent == PAGE else b"x")
-                finally:
-                    writer.close()
-            await asyncio.sleep(0.5)
+            except OSError:
+                continue
+            self.opened += 1
+            try:
+                writer.write(self._sent)
+                while await reader.read(65536):
+                    writer.write(self._sent if self._sent == PAGE else b"x")
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+            await wave.wait()
 
 
 @pytest.mark.parametrize("sent", [HEAD, FORM, PAGE], ids=["heads without end", "forms without end", "pages in a row"])
@@ -73,8 +84,10 @@ async def test_a_person_signs_in_at_a_dashboard_whose_files_strangers_would_use_
         return len([*Path(f"/proc/{dashboard.pid}/fd").iterdir()])
 
     await visit("127.0.0.2")
-    async with Refusals(dashboard, sent).attacking():
+    strangers = Strangers(dashboard, sent)
+    async with strangers.attacking():
         for _ in range(3):
+            strangers.come_again()
             await visit("127.0.0.2")
         assert open_files() < FILES_MAX
     await visit("127.0.0.1")

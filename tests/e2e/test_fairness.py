@@ -78,7 +78,8 @@ async def test_one_key_does_not_make_another_wait_for_all_of_its_large_bodies(
     finally:
         for task in senders:
             task.cancel()
-        await asyncio.gather(*senders, return_exceptions=True)
+        outcomes = await asyncio.gather(*senders, return_exceptions=True)
+    assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes), outcomes
     counts = {f"{sender} {status}": count for (sender, status), count in sorted(Counter(answered).items())}
     stored = [sender for sender, status in answered if status == 200]
     between = [len(list(run)) for sender, run in groupby(stored) if sender == "greedy"]

@@ -238,10 +238,17 @@ def test_too_few_open_files(system: System, command: str) -> None:
 
 @pytest.mark.parametrize(
     ("blocks", "status", "message"),
-    [(0, 2, "authsvc: .*/admin-token: File too large"), (2, 3, "authsvc: the database cannot answer now: ")],
+    [
+        (0, 2, "authsvc: .*/admin-token: File too large"),
+        (2, 3, "authsvc: the database cannot answer now: "),
+        (8, 3, "authsvc: the database cannot answer now: "),
+    ],
 )
 def test_a_disk_without_room(system: System, blocks: int, status: int, message: str) -> None:
-    """As far as a limit of what a file may have, in blocks of 512 bytes, stands in for it."""
+    """As far as a limit of what a file may have, in blocks of 512 bytes, stands in for it.
+
+    What the service itself could not write is no file that somebody overwrote.
+    """
     done = limited(system, f"ulimit -f {blocks}", "authsvc serve")
     assert (done.returncode, done.stdout) == (status, "")
     assert re.fullmatch(f"{message}.*\n", done.stderr)

@@ -1,4 +1,4 @@
-"""A log store that takes no writes is a 503, and the bridge recovers when it does again."""
+"""Stores that take no writes: a 503 of the bridge, UNAVAILABLE of the key service, until they do again."""
 
 import re
 import resource
@@ -6,6 +6,7 @@ import sqlite3
 import sys
 from contextlib import closing
 
+import grpc
 import pytest
 
 from tests.e2e.http_exchange import Answer, get, post
@@ -55,6 +56,24 @@ async def test_a_full_disk_is_a_503_and_over_when_there_is_room_again(system: Sy
     assert messages(system.state_dir) == ["before/0", "after/0", "after/1"]
     assert "log_store_lost" in bridge.stderr
     assert "log_store_back" in bridge.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the files of a running process")
+@pytest.mark.parametrize("room_bytes", [2, 30, 5000])
+async def test_a_full_disk_is_no_key_database_that_somebody_overwrote(system: System, room_bytes: int) -> None:
+    """Whatever is cut short: the mark that a WAL begins with, the rest of its header, or a page."""
+    service = await system.key_service()
+    with closing(sqlite3.connect(system.state_dir / "authsvc.db")) as other:
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall() == [(0, 0, 0)]
+    _, hard = resource.prlimit(service.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (room_bytes, hard))
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError, match="the database cannot answer now"):
+            system.issue("refused")
+    assert (system.state_dir / "authsvc.db-wal").stat().st_size == room_bytes
+    resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert system.issue("stored")
+    assert "database_lost" not in service.stderr
 
 
 async def test_a_database_that_another_process_locks_is_a_503_until_it_lets_go(system: System) -> None:

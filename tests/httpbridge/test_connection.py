@@ -359,8 +359,7 @@ async def test_of_a_head_that_does_not_end_little_is_taken(bridge: Bridge, start
 async def test_of_a_head_that_comes_at_once_little_is_taken(bridge: Bridge) -> None:
     client = await bridge.connect()
     client.send(with_key(HEAD, b"\r\n" + FIELD * 90 + b"\r\n"))
-    with suppress(ConnectionError):  # what was not read any more makes the system break it
-        assert (await client.answer()).status == 400
+    assert (await client.answer()).status == 400
     assert bridge.validator.asked == []
 
 
@@ -729,6 +728,7 @@ FRAGMENTS += [
 def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
     events: list[EventDict], caplog: pytest.LogCaptureFixture
 ) -> None:
+    answered: list[bool] = []
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
         bridge = runner.run(stack.enter_async_context(running_bridge()))
@@ -737,10 +737,10 @@ def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
             client = await bridge.connect()
             client.send(b"".join(pieces))
             client.writer.write_eof()
-            with suppress(ConnectionError):
-                answers = await client.rest()
-                assert not answers or answers.startswith(b"HTTP/1.1 ")
-                assert b" 500 " not in answers
+            answers = await client.rest()
+            assert not answers or answers.startswith(b"HTTP/1.1 ")
+            assert b" 500 " not in answers
+            answered.append(bool(answers))
 
         @given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=5), max_size=20))
         @settings(max_examples=150, deadline=None)
@@ -751,6 +751,7 @@ def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
             check()
         finally:
             runner.run(stack.aclose())
+    assert any(answered)
     assert [record for record in caplog.records if record.levelno > logging.DEBUG] == []
     assert {event["log_level"] for event in events} <= {"debug"}
 

@@ -8,7 +8,14 @@ import pytest
 
 from tests.httpbridge.conftest import BODY, KEY, SECOND_KEY, Bridge, request, running_bridge
 
-LARGE = b'{"logs": [%b]}' % b",".join([b'{"level": "info", "message": "%b"}' % (b"x" * 2000)] * 1000)
+
+def _large(message: bytes, more: bytes = b"") -> bytes:
+    return b'{"logs": [%b]}' % b",".join([b'{"level": "info", "message": "%b"%b}' % (message, more)] * 1000)
+
+
+LARGE = _large(b"x" * 2000)
+ESCAPES = _large(rb"\ud83d\u000a" * 166)
+LEAP_SECONDS = _large(b"x" * 1900, b', "timestamp": "2016-12-31T23:59:60.%bZ"' % (b"9" * 40))
 
 
 class GatedTurns:
@@ -50,12 +57,13 @@ async def test_a_small_request_waits_for_no_turn(bridge: Bridge, is_gzip: bool) 
     assert len(bridge.sink.batches[2].entries) == 1000
 
 
-async def test_small_requests_are_answered_between_two_steps_of_large_ones(bridge: Bridge) -> None:
+@pytest.mark.parametrize("body", [LARGE, ESCAPES, LEAP_SECONDS], ids=["long texts", "escapes", "leap seconds"])
+async def test_small_requests_are_answered_between_two_steps_of_large_ones(bridge: Bridge, body: bytes) -> None:
     """Of sixteen large bodies, each of which needs dozens of steps, none holds up a small request for many."""
     turns = GatedTurns(bridge, free=5, held=16)
     large = [await bridge.connect() for _ in range(16)]
     for client in large:
-        client.send(request(body=LARGE))
+        client.send(request(body=body))
     await turns.is_held.wait()
     small = await bridge.connect()
     turns.gate.set()

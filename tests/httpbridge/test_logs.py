@@ -3,9 +3,10 @@
 import gzip
 import json
 import re
+import sys
 import tracemalloc
 import zlib
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -615,6 +616,45 @@ def test_a_large_body_is_read_in_many_steps(message: str, entries: int, steps_mi
     steps = parse(body, project_id="demo", key_id="key-1", received_at=RECEIVED_AT)
     with nullcontext() if "loud" not in last else pytest.raises(BodyRefusedError):
         assert sum(1 for _ in steps) >= steps_min
+
+
+ESCAPES = r"\ud83d\u000a" * 200
+STEP_CALLS_MAX = 5000
+"""Of functions, in Python or in C: so many take a few milliseconds, and what each may cost is bounded in bytes."""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"message": "m", "timestamp": "2016-12-31T23:59:60Z"',
+        '"message": "m", "timestamp": "2016-12-31T23:59:60.%sZ"' % ("9" * 40),
+        '"message": "m", "timestamp": "2026-01-01T00:00:00.%s+23:59"' % ("1" * 60),
+        '"message": "m", "timestamp": "yesterday"',
+        f'"message": "{ESCAPES}"',
+        f'"message": "m", "context": "{ESCAPES}", "trace_id": "{ESCAPES}"',
+        f'"message": "m", "metadata": {{"{ESCAPES}": "{ESCAPES}"}}',
+    ],
+    ids=["leap seconds", "long leap seconds", "long fractions", "no timestamps", "message", "fields", "metadata"],
+)
+def test_a_step_does_little_whatever_all_entries_have(fields: str) -> None:
+    """What msgspec does not read at once is read entry by entry."""
+    log = f'{{"level": "info", {fields}}}'
+    body = f'{{"logs": [{",".join([log] * 1000)}]}}'.encode()
+    steps = parse(body, project_id="demo", key_id="key-1", received_at=RECEIVED_AT)
+    calls = most = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        with suppress(BodyRefusedError):
+            for _ in steps:
+                calls, most = 0, max(most, calls)
+    finally:
+        sys.setprofile(None)
+    assert 0 < max(most, calls) < STEP_CALLS_MAX
 
 
 def test_a_small_body_is_read_in_few_steps() -> None:

@@ -1,6 +1,7 @@
 """The SQL sink on SQLite: its durability settings, locks, full disks and its WAL."""
 
 import asyncio
+import errno
 import sqlite3
 import subprocess
 import sys
@@ -125,6 +126,33 @@ async def test_a_full_disk_is_unavailable_until_there_is_room(sqlite_url: str) -
     assert lines[0].startswith("refused")
     assert lines[1:] == ["stored", "check refused"]
     assert await stored_messages(sqlite_url) == ["before", "small", "after"]
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EIO, "Input/output error"), sqlite3.OperationalError("disk I/O error")]
+)
+async def test_a_disk_that_fails_is_unavailable_until_it_is_read_again(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    """Nobody can tell then whether somebody overwrote the file."""
+
+    def fail(*_: object) -> bytes:
+        raise fault
+
+    clock = Clock()
+    async with sink_on(sqlite_url, monotonic=clock) as sink:
+        await sink.write(batch("before"))
+        with monkeypatch.context() as disk:
+            disk.setattr("authsvc.runtime.sqlite_files.os.pread", fail)
+            with pytest.raises(StoreUnavailableError, match=r"/output error|disk I/O error"):
+                await sink.write(batch("refused"))
+            clock.seconds += 10
+            with pytest.raises(StoreUnavailableError, match=r"/output error|disk I/O error"):
+                await sink.check()
+        clock.seconds += 10
+        await sink.check()
+        await sink.write(batch("after"))
+    assert await stored_messages(sqlite_url) == ["before", "after"]
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])

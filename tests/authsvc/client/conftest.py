@@ -49,8 +49,9 @@ async def validator(service: FakeKeyService, address: Address, clock: Clock) -> 
 
 @pytest.fixture
 def one_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have clients open a single channel, so that the second question already finds a stream."""
+    """Have clients open a single channel, so that the second question already finds a stream, however slow it is."""
     monkeypatch.setattr(key_client_module, "_CHANNELS", 1)
+    monkeypatch.setattr(key_client_module, "_FIRST_ANSWER_SECONDS", 30.0)
 
 
 @pytest.fixture(scope="session")

@@ -124,7 +124,8 @@ class Stream:
             return self._end.result() if self._end.done() else grpc.StatusCode.OK
         finally:
             self.is_over.set()
-            reading.cancel()
+            async with self._writing:  # gRPC takes no status while a message is under way
+                reading.cancel()
             await asyncio.wait([reading])
 
 
@@ -188,7 +189,8 @@ class FakeKeyService:
             await context.abort(self.streams_refused, "the test says so")
         await self._check(context)
         self.batch_streams_open += 1
-        answering = asyncio.create_task(self._answer_batches(messages, context))
+        writing = asyncio.Lock()
+        answering = asyncio.create_task(self._answer_batches(messages, context, writing))
         ending = asyncio.create_task(self._batch_streams_end.wait())
         waiting: list[asyncio.Future[Any]] = [answering, ending]
         try:
@@ -196,13 +198,16 @@ class FakeKeyService:
             end = await answering if answering.done() else self._batch_streams_status
         finally:
             self.batch_streams_open -= 1
-            for task in waiting:
-                task.cancel()
+            async with writing:  # gRPC takes no status while a message is under way
+                for task in waiting:
+                    task.cancel()
             await asyncio.wait(waiting)
         if end is not grpc.StatusCode.OK:
             await context.abort(end, "the test says so")
 
-    async def _answer_batches(self, messages: AsyncIterator[bytes], context: Any) -> grpc.StatusCode:
+    async def _answer_batches(
+        self, messages: AsyncIterator[bytes], context: Any, writing: asyncio.Lock
+    ) -> grpc.StatusCode:
         async for message in messages:
             request = pb2.StreamValidateRequest.FromString(message)
             await self._arrive("stream", request.requests, context)
@@ -210,7 +215,8 @@ class FakeKeyService:
             if self.stream_end is not None:
                 return self.stream_end
             response = pb2.StreamValidateResponse(responses=self._answers(request.requests))
-            await context.write(response.SerializeToString() if self.stream_bytes is None else self.stream_bytes)
+            async with writing:
+                await context.write(response.SerializeToString() if self.stream_bytes is None else self.stream_bytes)
         return grpc.StatusCode.OK
 
     def end_batch_streams(self, status: grpc.StatusCode) -> None:

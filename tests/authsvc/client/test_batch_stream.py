@@ -38,7 +38,7 @@ def service() -> FakeKeyService:
 
 @pytest.fixture
 async def client(address: Address, clock: Clock, one_channel: None) -> AsyncIterator[KeyClient]:
-    client = KeyClient(address, TOKEN, None, clock)
+    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=30.0)
     yield client
     await client.close()
 

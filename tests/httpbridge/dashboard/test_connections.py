@@ -84,6 +84,15 @@ async def small(
         yield dashboard
 
 
+async def request_of_a_person(dashboard: Dashboard, path: str) -> bytes:
+    """Sign in, and return what asks for a path then."""
+    browser = await dashboard.browser()
+    session = f"dashboard_session_{dashboard.url.rpartition(':')[2]}={browser.session}"
+    await browser.close()
+    host = dashboard.url.removeprefix("http://")
+    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\nCookie: {session}\r\n\r\n".encode()
+
+
 @pytest.mark.parametrize("sent", [b"", UNFINISHED, SLOW_FORM], ids=["silent", "unfinished head", "unfinished form"])
 async def test_people_sign_in_while_strangers_hold_more_connections_than_there_are_places(
     tmp_path: Path, sent: bytes
@@ -128,6 +137,22 @@ async def test_who_has_waited_longest_makes_room_and_people_who_are_signed_in_do
         ]
 
 
+@pytest.mark.parametrize("path", ["/projects/%6eew", "//projects/new", "/projects/new/"])
+async def test_who_is_signed_in_and_spells_a_path_oddly_makes_room_last_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    async with small(tmp_path, monkeypatch) as dashboard, strangers(dashboard) as them:
+        request = await request_of_a_person(dashboard, path)
+        person = await them.open(request)
+        assert await person.status() == 200
+        first, *_ = [await them.open(UNFINISHED) for _ in range(11)]
+        answered = await them.open(WHOLE)
+        assert await answered.status() == 200
+        await first.ended()
+        person.send(request)
+        assert await person.status() == 200
+
+
 async def test_an_address_with_its_share_takes_places_from_itself_and_the_others_from_whoever_waits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,13 +178,8 @@ async def test_what_the_dashboard_works_on_is_not_cut_off_and_whoever_has_no_roo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Live tails, here."""
-    path = "/projects/demo/logs/stream?after=0"
     async with small(tmp_path, monkeypatch, 4) as dashboard, strangers(dashboard) as them:
-        browser = await dashboard.browser()
-        session = f"dashboard_session_{dashboard.url.rpartition(':')[2]}={browser.session}".encode()
-        await browser.close()
-        host = dashboard.url.removeprefix("http://").encode()
-        request = b"GET " + path.encode() + b" HTTP/1.1\r\nHost: " + host + b"\r\nCookie: " + session + b"\r\n\r\n"
+        request = await request_of_a_person(dashboard, "/projects/demo/logs/stream?after=0")
         tails = [await them.open(request) for _ in range(3)]
         for tail in tails:
             assert await tail.status() == 200

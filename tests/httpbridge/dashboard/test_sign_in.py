@@ -46,6 +46,15 @@ async def test_the_token_and_a_name_sign_in_and_lead_to_the_page_that_was_asked_
     assert "Ann" in (await browser.get(signed_in.location)).words
 
 
+@pytest.mark.parametrize("path", ["/dt_c0ffee", "/dt_c0ffee?t=dt_c0ffee", "/projects/demo/logs/1/dt_c0ffee"])
+async def test_an_address_of_no_page_is_not_repeated(dashboard: Dashboard, path: str) -> None:
+    """It may be a secret that somebody pasted."""
+    browser = await dashboard.browser(is_signed_in=False)
+    asked = await browser.get(path)
+    assert (asked.status, asked.location) == (303, "/sign-in")
+    assert "c0ffee" not in f"{asked.headers}{asked.text}"
+
+
 async def test_a_cookie_that_is_no_text_is_no_session(dashboard: Dashboard) -> None:
     host, port = dashboard.url.removeprefix("http://").split(":")
     for name in (b"dashboard_session", b"dashboard_visitor", b"dashboard_notice"):
