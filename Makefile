@@ -1,6 +1,6 @@
 # `make run` and `make test` work on a fresh clone: they set up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup proto released fmt lint type audit test bench cost migrate run lock clean
+.PHONY: help setup proto released fmt lint type audit test test-full bench cost migrate run lock clean
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -57,8 +57,15 @@ type: $(STAMP) ## mypy, strict
 audit: $(STAMP) ## look for known vulnerabilities of what the lock files pin
 	@$(BIN)/python scripts/audit.py
 
-test: $(STAMP) ## run every test, or those that TESTS names
-	$(BIN)/pytest $(TESTS)
+# Tests wait a good part of their time, so there are more workers than processors.
+WORKERS ?= $(shell echo $$(($$(nproc) * 2)))
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist worksteal
+
+test: $(STAMP) ## run every test in its short form, or those that TESTS names
+	$(PYTEST) $(TESTS)
+
+test-full: $(STAMP) ## run every test with all seeds, rounds and variants, or those that TESTS names
+	$(PYTEST) --long $(TESTS)
 
 bench: $(STAMP) ## measure against the targets, and write docs/performance.md: fifteen minutes, and needs wrk
 	$(BIN)/python -m benchmarks

@@ -18,6 +18,7 @@ import asyncpg
 import pytest
 
 from tests.postgres import START_SECONDS_MAX, PostgresServer
+from tests.scratch import SCRATCH
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 SESSIONS = 4
@@ -37,7 +38,7 @@ class PgBouncer:
             (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(missing)
         self.port = port or 6432
         self._process: subprocess.Popen[bytes] | None = None
-        self.directory = Path(tempfile.mkdtemp(prefix="pgb-", dir="/tmp"))  # as PostgresServer
+        self.directory = Path(tempfile.mkdtemp(prefix="pgb-", dir=SCRATCH))  # as PostgresServer
         self._user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         if self._user is not None:
             os.chown(self.directory, self._user, -1)

@@ -9,6 +9,7 @@ PostgreSQL refuses to run as root. The fixtures are in `conftest`.
 
 import asyncio
 import importlib.util
+import itertools
 import os
 import pwd
 import shutil
@@ -16,6 +17,8 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -27,16 +30,25 @@ START_SECONDS_MAX = 60
 class PostgresServer:
     """One server with its data; `start` and `stop` may be called again and again."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: Path | None = None, parent: Path = Path("/tmp")) -> None:
+        """Begin with a copy of the data of another one that was stopped, or with none, which takes seconds.
+
+        `nobody` must reach the parent directory, whose path is short: that of a socket may have 104 characters.
+        """
         self._process: subprocess.Popen[bytes] | None = None
-        # Under /tmp whatever TMPDIR says: a socket's path may have 104 characters, and `nobody` must reach it.
-        self._directory = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+        self._directory = Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
         self._data = self._directory / "data"
         self._user: int | None = None
         if os.geteuid() == 0:
             self._user = pwd.getpwnam("nobody").pw_uid
             os.chown(self._directory, self._user, -1)
         self._bin = self._binaries()
+        if data is None:
+            self._initialize()
+        else:
+            subprocess.run(["cp", "-a", data, self._data], check=True)
+
+    def _initialize(self) -> None:
         # A zone other than UTC shows code that relies on the server's.
         settings = ["synchronous_commit=on", "fsync=on", "timezone=America/New_York", "unix_socket_permissions=0777"]
         options = [word for setting in settings for word in ("--set", setting)]
@@ -98,6 +110,10 @@ class PostgresServer:
         (self._data / "standby.signal").touch()
         self.start()
 
+    def keep(self, directory: Path) -> None:
+        """Leave a copy of its data, to begin others with; `stop` it first."""
+        subprocess.run(["cp", "-a", self._data, directory], check=True)
+
     def close(self) -> None:
         """Stop it and delete its data."""
         self.stop()
@@ -141,6 +157,18 @@ class PostgresServer:
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stderr}")
         return str(done.stdout.strip())
+
+
+_database_numbers = itertools.count(1)
+
+
+@contextmanager
+def fresh_database(server: PostgresServer, template: str) -> Iterator[str]:
+    """Make a copy of a database; give its address, and drop it in the end."""
+    name = f"test_{next(_database_numbers)}"
+    server.sql(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield server.url(name)
+    server.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def database_name(url: str) -> str:

@@ -17,6 +17,7 @@ from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
 from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
+from tests.migrated import make_state_dir
 
 _SEEN_SECONDS_MAX = 10.0
 
@@ -40,7 +41,9 @@ class Service:
 
 @asynccontextmanager
 async def running(state_dir: Path, limits: CallLimits | None = None, /, **variables: str) -> AsyncIterator[Service]:
-    """Run a service with this environment; raise what stops it from starting."""
+    """Run a service with this environment; raise what stops it from starting. A new one finds a migrated database."""
+    if "AUTHSVC_DATABASE_URL" not in variables:
+        make_state_dir(state_dir)
     environ = {"AUTHSVC_LISTEN": "127.0.0.1:0", "AUTHSVC_STATE_DIR": str(state_dir)} | variables
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()

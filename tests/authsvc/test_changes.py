@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from authsvc.client.lease_messages import ChangeEvent
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
-from authsvc.migrations import upgrade
 from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation.change_feed import ChangeFeed, Notifier
 from authsvc.storage.database import Database
@@ -68,7 +67,6 @@ async def replica(
     url: str, *, runs: bool = True, tell_others: Callable[[], None] = lambda: None
 ) -> AsyncIterator[Replica]:
     database = Database(url)
-    await database.migrate(upgrade)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
     feed = ChangeFeed(database, store, leases, time.monotonic, tell_others)
     await feed.open()
@@ -84,30 +82,32 @@ async def replica(
 
 
 async def test_what_another_process_commits_is_found_by_polling(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Alone: notifications may be lost, and SQLite has none."""
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(changes_module, "CHANNEL", "another")
-    async with replica(database_url) as here, replica(database_url, runs=False) as there:
+    async with replica(migrated_url) as here, replica(migrated_url, runs=False) as there:
         for revision in (1, 2, 3):
             await there.mutate()
             await here.reached(revision)
 
 
-async def test_what_another_replica_commits_is_notified(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_another_replica_commits_is_notified(
+    migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without waiting for the next poll."""
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
-    async with replica(postgres_url) as here, replica(postgres_url, runs=False) as there:
+    async with replica(migrated_postgres_url) as here, replica(migrated_postgres_url, runs=False) as there:
         for revision in (1, 2, 3):
             await there.mutate()
             await here.reached(revision)
 
 
-async def test_what_this_process_commits_is_found_at_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_this_process_commits_is_found_at_once(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
     monkeypatch.setattr(changes_module, "CHANNEL", "another")
-    async with replica(database_url) as here:
+    async with replica(migrated_url) as here:
         for revision in (1, 2, 3):
             await here.mutate()
             here.feed.wake()
@@ -115,13 +115,13 @@ async def test_what_this_process_commits_is_found_at_once(database_url: str, mon
 
 
 async def test_what_another_worker_tells_of_is_found_at_once_and_told_to_nobody_else(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
     told: list[str] = []
     async with (
-        replica(sqlite_url, tell_others=lambda: told.append("by here")) as here,
-        replica(sqlite_url, tell_others=lambda: told.append("by there"), runs=False) as there,
+        replica(migrated_sqlite_url, tell_others=lambda: told.append("by here")) as here,
+        replica(migrated_sqlite_url, tell_others=lambda: told.append("by there"), runs=False) as there,
     ):
         for revision in (1, 2, 3):
             await there.mutate()
@@ -135,14 +135,14 @@ async def test_what_another_worker_tells_of_is_found_at_once_and_told_to_nobody_
 
 
 async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From memory, and for those further behind from the database."""
     monkeypatch.setattr(changes_module, "_PAGE", 7)
     monkeypatch.setattr(changes_module, "CHANGES_BEHIND_MAX", 20)
-    async with replica(sqlite_url) as there:
+    async with replica(migrated_sqlite_url) as there:
         await there.mutate(10)
-        async with replica(sqlite_url) as here:
+        async with replica(migrated_sqlite_url) as here:
             assert here.feed.revision == 10
             await here.mutate(30)
             here.feed.wake()
@@ -151,18 +151,18 @@ async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(
                 assert await here.follow(revision) == list(range(revision + 1, 41))
 
 
-async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_alike(sqlite_url: str) -> None:
-    async with replica(sqlite_url) as here:
+async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_alike(migrated_sqlite_url: str) -> None:
+    async with replica(migrated_sqlite_url) as here:
         api_key = generate_api_key()
         await here.store.issue(ProjectId("demo"), [], NewKey(generate_key_id(), api_key.digest), "tester")
         here.feed.wake()
         await here.reached(1)
-        async with replica(sqlite_url) as late:
+        async with replica(migrated_sqlite_url) as late:
             assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (api_key.digest,))]
 
 
-async def test_a_new_epoch_starts_the_feed_afresh(sqlite_url: str) -> None:
-    async with replica(sqlite_url) as here:
+async def test_a_new_epoch_starts_the_feed_afresh(migrated_sqlite_url: str) -> None:
+    async with replica(migrated_sqlite_url) as here:
         await here.mutate()
         here.feed.wake()
         await here.reached(1)
@@ -182,12 +182,12 @@ async def another_history(there: Replica, revision: int) -> None:
 
 
 async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though its revision was never seen to be lower: what follows does not follow what holders have applied."""
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
     with capture_logs() as logs:
-        async with replica(database_url) as here, replica(database_url, runs=False) as there:
+        async with replica(migrated_url) as here, replica(migrated_url, runs=False) as there:
             await there.mutate(2)
             await here.reached(2)
             await another_history(there, 2)
@@ -205,12 +205,12 @@ async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one
 
 
 async def test_after_an_outage_the_last_change_has_to_be_the_one_that_was(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the same number: nothing would follow it to be noticed by."""
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
     with capture_logs() as logs:
-        async with replica(sqlite_url) as here, replica(sqlite_url, runs=False) as there:
+        async with replica(migrated_sqlite_url) as here, replica(migrated_sqlite_url, runs=False) as there:
             await there.mutate(2)
             await here.reached(2)
             for number, is_another in enumerate((False, True), 1):
@@ -236,7 +236,7 @@ async def test_a_lost_database_is_said_once_and_what_was_committed_meanwhile_is_
     """Polling and listening both come back, however many of the pool's connections died."""
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(changes_module, "_LISTEN_AGAIN_SECONDS", 0.01)
-    url = private_postgres.url("postgres")
+    url = private_postgres.url("migrated")
     with capture_logs() as logs:
         async with replica(url) as here:
             for number in (1, 2):

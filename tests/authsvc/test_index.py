@@ -259,7 +259,7 @@ async def test_without_its_database_it_answers_to_the_end_of_its_lease(
     private_postgres: PostgresServer, tmp_path: Path
 ) -> None:
     """And then no more: what it does not know it never makes up."""
-    async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
+    async with replica(tmp_path / "state", private_postgres.url("migrated")) as service:
         api_key, unknown = (await issue(service)).api_key, generate_api_key().reveal()
         await warm(service, api_key)
         await asyncio.to_thread(private_postgres.stop)

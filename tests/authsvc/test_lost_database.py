@@ -526,7 +526,7 @@ async def test_a_postgresql_database_that_is_made_anew_is_unavailable_until_it_i
     """Dropped under the service's connections: an outage, not a fault of the service; and then another epoch."""
     name = "anew"
     url = postgres_server.url(name)
-    postgres_server.sql(f"CREATE DATABASE {name}")
+    postgres_server.sql(f"CREATE DATABASE {name} TEMPLATE migrated")
     try:
         with capture_logs() as logs:
             async with replica(tmp_path / "state", url) as service:
@@ -552,7 +552,7 @@ async def test_a_postgresql_database_that_is_made_anew_is_unavailable_until_it_i
 async def test_health_tells_of_an_outage_of_postgresql_and_of_its_end(
     tmp_path: Path, private_postgres: PostgresServer
 ) -> None:
-    async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
+    async with replica(tmp_path / "state", private_postgres.url("migrated")) as service:
         watch = health_of(service).Watch(health_pb2.HealthCheckRequest(service=PROBED[1]))
         assert (await watch.read()).status == Status.SERVING
         await asyncio.to_thread(private_postgres.stop)

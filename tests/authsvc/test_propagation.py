@@ -326,11 +326,14 @@ async def test_a_confirmation_ends_the_wait_without_polling(service: Service, mo
 
 
 async def test_a_holder_at_another_replica_is_told_and_heard_without_polling(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
     monkeypatch.setattr(watch_module, "_POLL_SECONDS", NEVER)
-    async with replica(tmp_path / "a", postgres_url) as here, replica(tmp_path / "b", postgres_url) as there:
+    async with (
+        replica(tmp_path / "a", migrated_postgres_url) as here,
+        replica(tmp_path / "b", migrated_postgres_url) as there,
+    ):
         watchers = [Watcher(there, name="there"), Watcher(here, name="here")]
         for watcher in watchers:
             await watcher.attach()
@@ -361,7 +364,7 @@ async def test_a_database_that_is_lost_while_a_call_waits_costs_it_nothing_but_t
     private_postgres: PostgresServer, tmp_path: Path
 ) -> None:
     """The change is committed, and its API key is shown this once."""
-    async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
+    async with replica(tmp_path / "state", private_postgres.url("migrated")) as service:
         watcher = Watcher(service)
         await watcher.attach()
         waiting = asyncio.create_task(issue(service, wait_seconds=1.0))
@@ -376,7 +379,7 @@ async def test_a_database_that_is_lost_while_a_call_waits_costs_it_nothing_but_t
 
 
 async def test_a_database_that_is_lost_before_the_holders_were_read_leaves_the_longest_lease(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the database's clock, whatever the service's own says."""
 
@@ -385,7 +388,7 @@ async def test_a_database_that_is_lost_before_the_holders_were_read_leaves_the_l
 
     monkeypatch.setattr(LeaseStore, "rows", lost)
     monkeypatch.setattr(app_module, "now", lambda: datetime(2026, 1, 1, tzinfo=UTC))
-    async with replica(tmp_path / "state", postgres_url) as service:
+    async with replica(tmp_path / "state", migrated_postgres_url) as service:
         before = datetime.now(UTC)
         answer = await issue(service, wait_seconds=0)
         assert answer.api_key.startswith("dt_")
@@ -533,12 +536,12 @@ async def test_only_the_first_look_at_the_leases_may_outlast_the_wait(
 
 
 async def test_a_database_that_hangs_does_not_outlast_the_caller(
-    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Someone has locked the leases: the API key comes all the same, before the caller gives up."""
     monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
-    async with replica(tmp_path / "state", postgres_url) as service:
-        database = Database(postgres_url)
+    async with replica(tmp_path / "state", migrated_postgres_url) as service:
+        database = Database(migrated_postgres_url)
         async with database.writing() as connection:
             await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
             answer = await issue(service, wait_seconds=0.2, timeout=1.5)
@@ -549,12 +552,14 @@ async def test_a_database_that_hangs_does_not_outlast_the_caller(
         assert (await revoke(service)).propagation.effective
 
 
-async def test_a_slow_look_at_the_leases_is_waited_for_beyond_the_wait(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_slow_look_at_the_leases_is_waited_for_beyond_the_wait(
+    migrated_postgres_url: str, tmp_path: Path
+) -> None:
     """An answer that names nobody is of little use to who has time."""
-    async with replica(tmp_path / "state", postgres_url) as service:
+    async with replica(tmp_path / "state", migrated_postgres_url) as service:
         watcher = Watcher(service)
         await watcher.attach()
-        database = Database(postgres_url)
+        database = Database(migrated_postgres_url)
         async with database.writing() as connection:
             await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")
             waiting = asyncio.create_task(issue(service, wait_seconds=0))

@@ -342,7 +342,7 @@ async def test_without_its_database_keys_have_no_verdict_and_the_stream_goes_on(
     private_postgres: PostgresServer, tmp_path: Path
 ) -> None:
     """What needs no look at it is answered all the same."""
-    async with replica(tmp_path / "state", private_postgres.url("postgres")) as service:
+    async with replica(tmp_path / "state", private_postgres.url("migrated")) as service:
         api_key = (await issue(service)).api_key
         batches = Batches(service)
         assert await batches.verdicts(api_key, "no key") == [pb.VERDICT_ALLOWED, pb.VERDICT_INVALID_KEY]

@@ -22,7 +22,6 @@ from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
 from authsvc.keys import generate_api_key
-from authsvc.migrations import upgrade
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.runtime.clock import boot_clock
@@ -407,7 +406,7 @@ async def test_a_new_epoch_ends_the_streams_and_resets_the_holders(tmp_path: Pat
 async def test_a_lost_database_ends_the_streams_that_renew_and_they_come_back(
     private_postgres: PostgresServer, tmp_path: Path
 ) -> None:
-    url = private_postgres.url("postgres")
+    url = private_postgres.url("migrated")
     async with replica(tmp_path / "state", url) as service:
         watcher = Watcher(service)
         await watcher.attach()
@@ -429,12 +428,12 @@ async def test_a_lost_database_ends_the_streams_that_renew_and_they_come_back(
 
 
 async def test_no_error_of_the_database_ends_the_service(
-    postgres_server: PostgresServer, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres_server: PostgresServer, migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever it is: each of the endless tasks says so once, goes on, and says when it is over."""
     monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
-    name = str(sa.make_url(postgres_url).database)
-    async with replica(tmp_path / "state", postgres_url) as service:
+    name = str(sa.make_url(migrated_postgres_url).database)
+    async with replica(tmp_path / "state", migrated_postgres_url) as service:
         with capture_logs() as logs:
 
             def said(*events: str) -> bool:
@@ -493,7 +492,7 @@ def set_kind(service: Service, kind: str) -> None:
 
 
 async def test_thousands_of_keep_alives_are_committed_in_groups(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that came meanwhile would be one long transaction, which each of them waits for."""
     groups: list[int] = []
@@ -504,8 +503,7 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
         return await renew(self, keep_alives, lease_seconds)
 
     monkeypatch.setattr(LeaseStore, "renew", counted)
-    database = Database(database_url)
-    await database.migrate(upgrade)
+    database = Database(migrated_url)
     leases = LeaseStore(database, app_module.now, 5.0)
     feed = ChangeFeed(database, KeyStore(database, app_module.now), leases, boot_clock)
     await feed.open()
@@ -519,12 +517,12 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
     await database.close()
 
 
-async def test_leases_are_renewed_while_mutations_wait(postgres_url: str, tmp_path: Path) -> None:
+async def test_leases_are_renewed_while_mutations_wait(migrated_postgres_url: str, tmp_path: Path) -> None:
     """Somebody, such as a backup, has locked the counter's row: no holder may lose its lease by that."""
-    async with replica(tmp_path / "state", postgres_url) as service:
+    async with replica(tmp_path / "state", migrated_postgres_url) as service:
         watcher = Watcher(service)
         await watcher.attach()
-        database = Database(postgres_url)
+        database = Database(migrated_postgres_url)
         async with database.writing() as connection:
             await connection.exec_driver_sql("SELECT 1 FROM revision_counter FOR UPDATE")
             waiting = [asyncio.create_task(issue(service, f"p{number}", wait_seconds=0)) for number in range(3)]
@@ -536,14 +534,16 @@ async def test_leases_are_renewed_while_mutations_wait(postgres_url: str, tmp_pa
         await database.close()
 
 
-async def test_a_grant_carries_what_was_committed_before_its_lease_was(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_grant_carries_what_was_committed_before_its_lease_was(
+    migrated_postgres_url: str, tmp_path: Path
+) -> None:
     """Rule 1: who revokes between the two reads would not see the lease, and its holder not the revocation."""
     async with (
-        replica(tmp_path / "a", postgres_url) as here,
-        replica(tmp_path / "b", postgres_url) as there,
+        replica(tmp_path / "a", migrated_postgres_url) as here,
+        replica(tmp_path / "b", migrated_postgres_url) as there,
     ):
         watcher = Watcher(here)
-        database = Database(postgres_url)
+        database = Database(migrated_postgres_url)
         async with database.writing() as connection:
             await connection.exec_driver_sql("LOCK TABLE leases IN EXCLUSIVE MODE")  # reading goes on
             await watcher.renew()
@@ -553,11 +553,11 @@ async def test_a_grant_carries_what_was_committed_before_its_lease_was(postgres_
         await database.close()
 
 
-async def test_a_statement_that_is_cancelled_costs_one_look(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_statement_that_is_cancelled_costs_one_look(migrated_postgres_url: str, tmp_path: Path) -> None:
     """As by an operator, or a `statement_timeout`."""
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    async with replica(tmp_path / "state", postgres_url) as service:
-        database = Database(postgres_url)
+    async with replica(tmp_path / "state", migrated_postgres_url) as service:
+        database = Database(migrated_postgres_url)
         with capture_logs() as logs:
             async with database.writing() as connection:
                 await connection.exec_driver_sql("LOCK TABLE revision_counter IN ACCESS EXCLUSIVE MODE")

@@ -10,8 +10,6 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
-from authsvc.app import migrate
-from authsvc.config import Config
 from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
 
@@ -114,7 +112,6 @@ async def revoke(
 
 @asynccontextmanager
 async def replica(state_dir: Path, url: str) -> AsyncIterator[Service]:
-    """Run a service on a PostgreSQL database, which is migrated if need be."""
-    await migrate(Config.from_environment({"AUTHSVC_DATABASE_URL": url, "AUTHSVC_STATE_DIR": str(state_dir)}))
+    """Run a service on a PostgreSQL database that is migrated."""
     async with running(state_dir, AUTHSVC_DATABASE_URL=url) as service:
         yield service

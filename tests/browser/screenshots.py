@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from playwright.async_api import Page
 
-from tests.browser.stack import CHROMIUM, FORMS, MISSING, running
+from tests.browser.stack import CHROMIUM, FORMS, MISSING, browsing, running
 from tests.browser.tour import WALKS
 
 IN_README = "logs"
@@ -33,7 +33,7 @@ async def take_all(directory: Path, names: Sequence[str]) -> None:
     pages = 0
     for walk in (walk for walk in WALKS if not names or walk.__name__ in names):
         with TemporaryDirectory() as state, redirect_stdout(StringIO()):  # what the processes wrote is for tests
-            async with running(Path(state)) as stack:
+            async with browsing() as browser, running(Path(state), browser) as stack:
                 number = 0
                 async for name, page in walk(stack):
                     number += 1

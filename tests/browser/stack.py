@@ -131,15 +131,21 @@ async def elsewhere() -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def running(directory: Path) -> AsyncIterator[Stack]:
+async def browsing() -> AsyncIterator[Browser]:
+    """Start the browser, for any number of stacks: each has windows of its own."""
+    async with (
+        async_playwright() as playwright,
+        await playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS) as browser,
+    ):
+        yield browser
+
+
+@asynccontextmanager
+async def running(directory: Path, browser: Browser) -> AsyncIterator[Stack]:
     """Start everything; afterwards no page may have complained, and no process either."""
     system = System(directory)
     try:
-        async with (
-            async_playwright() as playwright,
-            await playwright.chromium.launch(executable_path=CHROMIUM, args=_ARGUMENTS) as browser,
-            AsyncExitStack() as exit_stack,
-        ):
+        async with AsyncExitStack() as exit_stack:
             stack = Stack(system, browser, exit_stack)
             await stack.start()
             yield stack

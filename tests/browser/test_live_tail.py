@@ -4,11 +4,14 @@ import json
 from contextlib import AsyncExitStack
 
 import aiohttp
+import pytest
 from playwright.async_api import Page, Route, expect
 
 from httpbridge.dashboard.log_page.stream import STREAMS_OF_SESSION_MAX
 from tests.browser.stack import Stack
 from tests.browser.tour import LOGS, send, signed_in
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
 
 _HIDE = """(hidden) => {
   Object.defineProperty(document, "hidden", { value: hidden, configurable: true });

@@ -15,6 +15,8 @@ from tests.browser.stack import FORMS, RAW_KEY, Stack, elsewhere
 from tests.browser.tour import ORIGINS, haystack, until_shown
 from tests.browser.tour import send as post_logs
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")  # that of the browser
+
 # What the JavaScript SDK does, to the header.
 _SEND = """async ([url, key, message]) => {
   const response = await fetch(`${url}/ingest/logs`, {
@@ -510,7 +512,7 @@ async def test_a_preset_and_times_of_ones_own_exclude_each_other(stack: Stack) -
     await expect(page).to_have_url(re.compile(r"/logs\??$"))
 
 
-@pytest.mark.parametrize("form", ["light", "narrow"])
+@pytest.mark.parametrize("form", ["narrow", pytest.param("light", marks=pytest.mark.long)])
 async def test_who_chooses_custom_goes_on_with_its_beginning(stack: Stack, form: str) -> None:
     """On narrow screens, too, where the times are folded away."""
     page = await stack.page(viewport=FORMS[form][1])

@@ -42,7 +42,6 @@ class Clock:
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[KeyStore]:
     database = Database(url)
-    await database.migrate(upgrade)
     try:
         yield KeyStore(database, Clock())
     finally:
@@ -50,8 +49,8 @@ async def opened(url: str) -> AsyncIterator[KeyStore]:
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator[KeyStore]:
-    async with opened(database_url) as store:
+async def store(migrated_url: str) -> AsyncIterator[KeyStore]:
+    async with opened(migrated_url) as store:
         yield store
 
 
@@ -128,9 +127,9 @@ async def test_lookups_at_once_each_get_their_own_answer(store: KeyStore) -> Non
         assert found == (key and (key.key_id, project_id))
 
 
-async def test_a_lookup_sees_whatever_was_committed_before_it(store: KeyStore, database_url: str) -> None:
+async def test_a_lookup_sees_whatever_was_committed_before_it(store: KeyStore, migrated_url: str) -> None:
     """Here or by another process: a read leaves no snapshot behind."""
-    async with opened(database_url) as other:
+    async with opened(migrated_url) as other:
         for number in range(10):
             api_key, _ = await issue(other if number % 2 else store, ProjectId(f"p{number}"))
             revision, active = await lookup(store, api_key)
@@ -262,11 +261,11 @@ async def test_pages_of_projects_and_keys_join_without_gap_or_repeat(store: KeyS
 
 
 async def test_twenty_revocations_at_once_leave_one_active_key_and_a_row_each(
-    store: KeyStore, database_url: str
+    store: KeyStore, migrated_url: str
 ) -> None:
     """Two stores on one database, as two replicas of the service."""
     await issue(store)
-    async with opened(database_url) as other:
+    async with opened(migrated_url) as other:
         await asyncio.gather(*(s.revoke(DEMO, None, new_key()[1], "tester") for s in [store, other] * 10))
     keys = await store.keys(DEMO, before=None, limit=100)
     assert len(keys) == 21
@@ -275,9 +274,9 @@ async def test_twenty_revocations_at_once_leave_one_active_key_and_a_row_each(
     assert [change.revision for change in changes] == list(range(1, 22))
 
 
-async def test_twenty_revocations_of_one_key_at_once_revoke_it_once(store: KeyStore, database_url: str) -> None:
+async def test_twenty_revocations_of_one_key_at_once_revoke_it_once(store: KeyStore, migrated_url: str) -> None:
     _, key = await issue(store)
-    async with opened(database_url) as other:
+    async with opened(migrated_url) as other:
         outcomes = await asyncio.gather(
             *(s.revoke(DEMO, key.key_id, new_key()[1], "tester") for s in [store, other] * 10)
         )
@@ -285,8 +284,8 @@ async def test_twenty_revocations_of_one_key_at_once_revoke_it_once(store: KeySt
     assert len(await store.keys(DEMO, before=None, limit=100)) == 2
 
 
-async def test_twenty_issues_of_one_new_project_at_once_make_one_key(store: KeyStore, database_url: str) -> None:
-    async with opened(database_url) as other:
+async def test_twenty_issues_of_one_new_project_at_once_make_one_key(store: KeyStore, migrated_url: str) -> None:
+    async with opened(migrated_url) as other:
         outcomes = await asyncio.gather(*(issue(s) for s in [store, other] * 10), return_exceptions=True)
     refused = [outcome for outcome in outcomes if isinstance(outcome, AlreadyExistsError)]
     assert len(refused) == 19
@@ -294,11 +293,11 @@ async def test_twenty_issues_of_one_new_project_at_once_make_one_key(store: KeyS
 
 
 async def test_the_database_itself_refuses_a_second_active_key_and_a_repeated_digest(
-    store: KeyStore, database_url: str
+    store: KeyStore, migrated_url: str
 ) -> None:
     api_key, _ = await issue(store)
     await issue(store, ProjectId("other"))
-    database = Database(database_url)
+    database = Database(migrated_url)
     insert = sa.text(
         "INSERT INTO keys (key_id, project_id, digest, create_revision, create_time, revoke_time) "
         "VALUES ('key_x', 'demo', :digest, 99, :time, :revoked)"
@@ -321,8 +320,8 @@ async def test_a_repeated_digest_rolls_the_whole_mutation_back(store: KeyStore) 
     assert (await lookup(store, api_key))[0] == 1
 
 
-async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore, database_url: str) -> None:
-    database = Database(database_url)
+async def test_migrations_make_the_tables_that_the_store_queries(store: KeyStore, migrated_url: str) -> None:
+    database = Database(migrated_url)
     async with database.engine.connect() as connection:
         made = await connection.run_sync(
             lambda sync: {
@@ -357,14 +356,16 @@ def _hold_write_lock(
 
 
 async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("authsvc.storage.sqlite._BUSY_TIMEOUT_SECONDS", 0.05)
-    async with opened(sqlite_url) as store:
+    async with opened(migrated_sqlite_url) as store:
         api_key, _ = await issue(store)
         context = multiprocessing.get_context("spawn")
         held, free = context.Event(), context.Event()
-        process = context.Process(target=_hold_write_lock, args=(sqlite_url.removeprefix("sqlite:///"), held, free))
+        process = context.Process(
+            target=_hold_write_lock, args=(migrated_sqlite_url.removeprefix("sqlite:///"), held, free)
+        )
         process.start()
         try:
             assert await asyncio.to_thread(held.wait, 60)
@@ -380,7 +381,7 @@ async def test_a_locked_sqlite_file_is_unavailable_and_then_works_again(
 async def test_a_postgresql_that_went_away_is_unavailable_and_one_that_came_back_is_used(
     private_postgres: PostgresServer,
 ) -> None:
-    async with opened(private_postgres.url("postgres")) as store:
+    async with opened(private_postgres.url("migrated")) as store:
         api_key, _ = await issue(store)
         await asyncio.to_thread(private_postgres.stop)
         with pytest.raises(StoreUnavailableError):

@@ -25,6 +25,7 @@ from authsvc.storage.database import CHANNEL, Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import LeaseRow, NewKey
+from tests.migrated import put_migrated
 from tests.postgres import PostgresServer, blocked
 
 LEASE_SECONDS = 60.0
@@ -38,7 +39,6 @@ def now() -> datetime:
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[tuple[Database, LeaseStore]]:
     database = Database(url)
-    await database.migrate(upgrade)
     try:
         yield database, LeaseStore(database, now, MARGIN_SECONDS)
     finally:
@@ -46,8 +46,8 @@ async def opened(url: str) -> AsyncIterator[tuple[Database, LeaseStore]]:
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Database]:
-    async with opened(database_url) as (database, _):
+async def database(migrated_url: str) -> AsyncIterator[Database]:
+    async with opened(migrated_url) as (database, _):
         yield database
 
 
@@ -120,7 +120,8 @@ async def test_holders_from_before_it_was_said_count_as_there_always(database_ur
         times = {"expire_time": now() + timedelta(seconds=60), "renew_time": now()}
         await connection.execute(table.insert().values(old | times))
     await database.close()
-    async with opened(database_url) as (_, leases):
+    async with opened(database_url) as (database, leases):
+        await database.migrate(upgrade)
         found = await row(leases)
         assert (found.holder_id, found.acknowledged_revision, found.since_revision) == ("holder-1", 5, 0)
         assert await leases.renew([keep_alive(6, epoch="e")], LEASE_SECONDS) == set()
@@ -202,9 +203,9 @@ async def test_the_state_says_where_the_changes_stand_and_what_can_be_resumed(
     assert state.time > first.time
 
 
-async def test_the_clock_is_read_after_the_rows(postgres_url: str) -> None:
+async def test_the_clock_is_read_after_the_rows(migrated_postgres_url: str) -> None:
     """So that what is found expired has expired, and `effective_by` is not before the check that it is of."""
-    async with opened(postgres_url) as (database, leases):
+    async with opened(migrated_postgres_url) as (database, leases):
         await leases.renew([keep_alive(1)], LEASE_SECONDS)
         async with database.writing() as connection:
             await connection.execute(sa.text("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE"))
@@ -215,10 +216,16 @@ async def test_the_clock_is_read_after_the_rows(postgres_url: str) -> None:
         assert rows[0].renew_time <= state.time
 
 
-async def test_replicas_that_renew_the_same_holders_in_another_order_do_not_deadlock(postgres_url: str) -> None:
+async def test_replicas_that_renew_the_same_holders_in_another_order_do_not_deadlock(
+    migrated_postgres_url: str,
+) -> None:
     """Both meet at a row that is locked, from whichever side they come to it."""
     ids = ["a" * 16, "b" * 16, "c" * 16]
-    async with opened(postgres_url) as (_, one), opened(postgres_url) as (_, other), opened(postgres_url) as (third, _):
+    async with (
+        opened(migrated_postgres_url) as (_, one),
+        opened(migrated_postgres_url) as (_, other),
+        opened(migrated_postgres_url) as (third, _),
+    ):
         await one.renew([keep_alive(1, id_) for id_ in ids], LEASE_SECONDS)
         async with third.writing() as connection:
             await connection.execute(sa.text("SELECT 1 FROM leases WHERE holder_id = :id FOR UPDATE"), {"id": ids[1]})
@@ -253,10 +260,10 @@ async def test_a_new_epoch_keeps_the_revision_and_stands_in_for_leases_that_were
     assert rows[0].expire_time - rows[0].renew_time == timedelta(seconds=LEASE_SECONDS + MARGIN_SECONDS)
 
 
-async def test_two_replicas_renew_the_same_holders_at_once(database_url: str, leases: LeaseStore) -> None:
+async def test_two_replicas_renew_the_same_holders_at_once(migrated_url: str, leases: LeaseStore) -> None:
     """Whatever order they come in: neither deadlocks, and the greatest acknowledgement stays."""
     ids = [f"holder-{number:02}" for number in range(40)]
-    async with opened(database_url) as (_, other):
+    async with opened(migrated_url) as (_, other):
         for round_ in range(10):
             await asyncio.gather(
                 leases.renew([keep_alive(2 * round_, id_) for id_ in ids], LEASE_SECONDS),
@@ -265,8 +272,10 @@ async def test_two_replicas_renew_the_same_holders_at_once(database_url: str, le
             assert {row.acknowledged_revision for row in (await leases.rows())[0]} == {2 * round_ + 1}
 
 
-async def test_keep_alives_and_mutations_are_heard_by_other_replicas_once_they_are_committed(postgres_url: str) -> None:
-    async with opened(postgres_url) as (database, leases), opened(postgres_url) as (other, _):
+async def test_keep_alives_and_mutations_are_heard_by_other_replicas_once_they_are_committed(
+    migrated_postgres_url: str,
+) -> None:
+    async with opened(migrated_postgres_url) as (database, leases), opened(migrated_postgres_url) as (other, _):
         heard: asyncio.Queue[None] = asyncio.Queue()
         listening = asyncio.create_task(other.listen(CHANNEL, lambda: heard.put_nowait(None)))
         await heard.get()  # it listens
@@ -281,7 +290,7 @@ async def test_keep_alives_and_mutations_are_heard_by_other_replicas_once_they_a
 
 
 async def test_listening_ends_with_the_connection(private_postgres: PostgresServer) -> None:
-    async with opened(private_postgres.url("postgres")) as (database, leases):
+    async with opened(private_postgres.url("migrated")) as (database, leases):
         heard = asyncio.Event()
         listening = asyncio.create_task(database.listen(CHANNEL, heard.set))
         await heard.wait()
@@ -317,15 +326,11 @@ async def test_listening_ends_when_the_server_is_released_without_a_word(
     await database.close()
 
 
-def test_a_reader_that_is_cancelled_while_it_connects_leaves_no_connection_behind(sqlite_url: str) -> None:
+def test_a_reader_that_is_cancelled_while_it_connects_leaves_no_connection_behind(migrated_sqlite_url: str) -> None:
     """SQLite's driver has a thread for each: one that is left meets a closed event loop when the process ends."""
 
-    async def migrate() -> None:
-        async with opened(sqlite_url):
-            pass
-
     async def cancel_after(turns: int) -> None:
-        database = Database(sqlite_url)
+        database = Database(migrated_sqlite_url)
         leases = LeaseStore(database, now, MARGIN_SECONDS)
         reading = [asyncio.create_task(leases.state()) for _ in range(3)]
         for _ in range(turns):
@@ -338,15 +343,14 @@ def test_a_reader_that_is_cancelled_while_it_connects_leaves_no_connection_behin
     failed: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "excepthook", lambda args: failed.append(args.exc_value))
-        asyncio.run(migrate())
         for turns in [*range(60)] * 2:
             asyncio.run(cancel_after(turns))
     assert failed == []
 
 
-async def test_the_state_has_what_another_process_committed_before(database_url: str) -> None:
+async def test_the_state_has_what_another_process_committed_before(migrated_url: str) -> None:
     """Rule 1: a lease is granted with a revision that was read after its commit."""
-    async with opened(database_url) as (_, leases), opened(database_url) as (other, _):
+    async with opened(migrated_url) as (_, leases), opened(migrated_url) as (other, _):
         before = await leases.state()
         for number in range(1, 4):
             await mutate(other, f"project-{number}")
@@ -356,6 +360,7 @@ async def test_the_state_has_what_another_process_committed_before(database_url:
 
 async def test_a_lock_that_passes_costs_the_state_a_moment(tmp_path: Path) -> None:
     """On SQLite, where a reader waits for nothing else: it is read anew the usual way, which waits."""
+    put_migrated(tmp_path / "keys.db")
     url = f"sqlite:///{tmp_path / 'keys.db'}"
     async with opened(url) as (_, leases):
         before = await leases.state()

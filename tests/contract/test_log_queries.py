@@ -175,7 +175,7 @@ def ascii_lower(text: str) -> str:
     return "".join(char.lower() if char.isascii() else char for char in text)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     entries=_ENTRIES, chosen=_FILTERS, page_rows=st.integers(1, 8), stretch=st.integers(1, 6), budget=st.integers(1, 9)
 )

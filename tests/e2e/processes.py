@@ -19,8 +19,10 @@ import grpc
 
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from tests.migrated import make_state_dir
 
 BIN = Path(sys.executable).parent
+_AS_INSTALLED = Path(__file__).parent / "as_installed"
 NOT_KEPT = ("AUTHSVC_", "HTTPBRIDGE_", "MAKE", "MFLAGS", "PYTHON")
 DEADLINE_SECONDS = 40.0
 _POLL_SECONDS = 0.01
@@ -56,7 +58,7 @@ def clean_environment() -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_KEPT)}
     # Warnings of a service, such as a socket it forgot, are printed, and found when it is stopped.
-    return kept | {"PYTHONWARNINGS": "default"}
+    return kept | {"PYTHONWARNINGS": "default", "PYTHONPATH": str(_AS_INSTALLED)}
 
 
 class Service:
@@ -188,7 +190,9 @@ class System:
         return [service for service in self._services if service.is_running]
 
     async def key_service(self, **variables: str) -> Service:
-        """Start `authsvc`; commands and bridges started later find it."""
+        """Start `authsvc`, on a database that is migrated already; commands and bridges started later find it."""
+        if "AUTHSVC_DATABASE_URL" not in self.variables | variables:
+            make_state_dir(self.state_dir)
         service = self.launch("authsvc", **variables)
         await service.started()
         self.variables |= {"AUTHSVC_ADDRESS": service.address, "HTTPBRIDGE_KEY_SERVICE": service.address}

@@ -45,7 +45,7 @@ async def test_after_kill_9_of_the_bridge_every_batch_with_a_200_is_stored_whole
     check_stored([message for message in messages(system.state_dir) if message != "hello"], sent)
 
 
-@pytest.mark.parametrize("cache_ttl_seconds", ["0", "0.1"])
+@pytest.mark.parametrize("cache_ttl_seconds", ["0", pytest.param("0.1", marks=pytest.mark.long)])
 async def test_kill_9_of_authsvc_never_makes_a_valid_key_invalid(system: System, cache_ttl_seconds: str) -> None:
     """While it is away answers are 200 or 503, and it is found again without a restart of the bridge."""
     key_service = await system.key_service()

@@ -128,7 +128,7 @@ async def killed_whenever(cluster: Cluster, life: Life, _database: asyncpg.Conne
 
 
 async def test_a_revocation_whose_replica_is_killed_is_committed_or_not_and_a_retry_makes_it_hold(
-    postgres_url: str, system: System, measured: Measured
+    postgres_url: str, system: System, measured: Measured, is_long: bool
 ) -> None:
     """The bridges are attached to the other replica, which is where the caller tries again, with the key's id."""
     cluster = await start_cluster(system, postgres_url)
@@ -137,11 +137,12 @@ async def test_a_revocation_whose_replica_is_killed_is_committed_or_not_and_a_re
     database = await asyncpg.connect(postgres_url)
     traffic = Traffic()
     committed = []
+    kills = [killed_before_the_commit, killed_while_it_waits, killed_whenever, killed_whenever]
     async with cluster.administrator(cluster.last) as survivor:
         life = await survivor.issue("demo")
         ring = Ring(life.key, retired_max=2)
         async with traffic.flowing(addresses, ring):
-            for kill in [killed_before_the_commit, killed_while_it_waits] * 3 + [killed_whenever] * 6:
+            for kill in kills * (3 if is_long else 1):
                 spare = asyncio.create_task(system.key_service())
                 await answered_by_all(traffic, bridges, life.key)
                 await kill(cluster, life, database, bridges[0])

@@ -70,8 +70,19 @@ def check_not_done(system: System, *command: str) -> None:
     assert re.fullmatch(r"authsvc: the key service is unavailable: .*moved, removed or replaced.*\n", done.stderr)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("lose", [remove, move, replace, overwrite])
+@pytest.mark.parametrize(
+    ("lose", "workers"),
+    [
+        (remove, 2),
+        (move, 1),
+        (replace, 1),
+        (overwrite, 2),
+        pytest.param(remove, 1, marks=pytest.mark.long),
+        pytest.param(move, 2, marks=pytest.mark.long),
+        pytest.param(replace, 2, marks=pytest.mark.long),
+        pytest.param(overwrite, 1, marks=pytest.mark.long),
+    ],
+)
 async def test_no_change_is_said_to_be_made_and_the_bridge_says_that_it_is_not_ready(
     system: System, lose: Callable[[Path, Path], None], workers: int
 ) -> None:

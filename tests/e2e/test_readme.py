@@ -245,6 +245,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
     await run.interrupt()
 
 
+@pytest.mark.long
 async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone, has_grpcurl: bool) -> None:
     """HTTPS and mutual TLS, then TLS without client certificates; the greeting's lines fit as well."""
     operations = (clone.directory / "docs" / "operations.md").read_text()
@@ -274,6 +275,7 @@ async def test_every_command_of_the_tls_section_works_as_it_stands(clone: Clone,
         await run.press_ctrl_c()
 
 
+@pytest.mark.long
 async def test_make_run_works_whatever_the_umask_and_its_state_is_private(clone: Clone) -> None:
     """In a clone that was made with it, so that everybody can write to the directory around."""
     clone.directory.chmod(0o777)
@@ -294,6 +296,7 @@ async def test_make_run_with_a_misspelt_variable_says_so_and_starts_nothing(clon
     assert not (clone.directory / "var").exists()
 
 
+@pytest.mark.long
 async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_it(clone: Clone) -> None:
     """Whether the key or its file is gone; the lines with a key of one's own fit until then."""
     run = clone.make_run(**LISTENS)
@@ -327,6 +330,7 @@ async def test_make_run_without_the_demo_key_says_why_and_what_it_advises_mends_
     await run.interrupt()
 
 
+@pytest.mark.long
 async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: Clone, tmp_path: Path) -> None:
     """Its commands are pasted into another shell, which has of the variables no more than the secrets."""
     secrets = {
@@ -359,7 +363,7 @@ async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: 
     await run.interrupt()
 
 
-@pytest.mark.parametrize("ends", ["Ctrl-C", "authsvc", "httpbridge"])
+@pytest.mark.parametrize("ends", ["Ctrl-C", "authsvc", pytest.param("httpbridge", marks=pytest.mark.long)])
 async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: Clone, ends: str) -> None:
     """The bridge is not ready, since what it takes for the key service never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -378,7 +382,7 @@ async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: C
     assert GREETED not in run.output
 
 
-@pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
+@pytest.mark.parametrize("name", ["authsvc", pytest.param("httpbridge", marks=pytest.mark.long)])
 async def test_make_run_says_which_service_ended(clone: Clone, name: str) -> None:
     run = clone.make_run(**LISTENS)
     await run.greeted()

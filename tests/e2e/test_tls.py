@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.http_exchange import Connection, get, post, request
-from tests.e2e.processes import System
+from tests.e2e.processes import System, until
 from tests.e2e.stored_logs import messages
 
 HOSTS = ("localhost", "127.0.0.1")
@@ -77,7 +77,11 @@ async def test_logs_pass_over_https_and_mutual_tls(system: System, servers: Auth
     assert (key_service.is_tls, bridge.is_tls) == (True, True)
     api_key = system.run("authsvc", "issue", "demo").stdout.strip()
     trust = servers.client_context()
-    assert (await get(bridge.address, "/ready", trust)).status == 200
+
+    async def is_ready() -> bool:
+        return (await get(bridge.address, "/ready", trust)).status == 200
+
+    await until("the bridge is ready", is_ready)
     assert (await post(bridge.address, api_key, tls=trust)).status == 200
     assert (await post(bridge.address, "dt_" + "0" * 24, tls=trust)).status == 401
     assert messages(system.state_dir) == ["hello"]

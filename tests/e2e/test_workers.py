@@ -27,7 +27,7 @@ from tests.measured import Measured, distribution
 SENDERS = 12
 """Connections, of which the system gives each worker some: all to one of two in one of 2,048 cases."""
 
-REVOCATIONS = 30
+REVOCATIONS, REVOCATIONS_LONG = 10, 60
 
 TWO = {"AUTHSVC_WORKERS": "2", "HTTPBRIDGE_WORKERS": "2"}
 
@@ -155,7 +155,7 @@ async def test_a_log_writer_that_is_killed_costs_503s_and_no_acknowledged_log(sy
     ("number", "to"),
     [
         (signal.SIGTERM, "its parent"),
-        (signal.SIGINT, "its parent"),
+        pytest.param(signal.SIGINT, "its parent", marks=pytest.mark.long),
         (signal.SIGTERM, "each of its processes"),
     ],
 )
@@ -294,7 +294,7 @@ async def test_workers_store_in_postgresql_each_for_itself(postgres_url: str, sy
     check_stored(stored, load.sent)
 
 
-async def test_no_200_begins_after_revoke_returned(system: System, measured: Measured) -> None:
+async def test_no_200_begins_after_revoke_returned(system: System, measured: Measured, is_long: bool) -> None:
     """The administrator's call reaches one worker of the key service, and the bridge's workers watch any of them."""
     cluster = await start_cluster(system)
     bridge = await cluster.bridge("bridge")
@@ -304,7 +304,7 @@ async def test_no_200_begins_after_revoke_returned(system: System, measured: Mea
         life = await administrator.issue("demo")
         ring = Ring(life.key)
         async with traffic.flowing([bridge.address], ring, senders=SENDERS):
-            for _ in range(REVOCATIONS):
+            for _ in range(REVOCATIONS_LONG if is_long else REVOCATIONS):
                 key = life.key
                 await until(
                     "the key is taken from the caches",

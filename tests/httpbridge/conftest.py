@@ -297,18 +297,25 @@ def request(
 class LoopClock:
     """The event loop's clock, which can be put forward: what waits for that time is done in the next turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, time: Callable[[], float]) -> None:
+        self._time = time
         self._ahead_seconds = 0.0
+
+    def __call__(self) -> float:
+        return self._time() + self._ahead_seconds
 
     def advance(self, seconds: float) -> None:
         self._ahead_seconds += seconds
 
-    def ahead_of(self, time: Callable[[], float]) -> Callable[[], float]:
-        return lambda: time() + self._ahead_seconds
+    def stop(self) -> None:
+        """Let no time pass from now on unless it is put forward, however slow the machine is."""
+        now = self._time()
+        self._time = lambda: now
 
 
 @pytest.fixture
 async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
-    loop, clock = asyncio.get_running_loop(), LoopClock()
-    monkeypatch.setattr(loop, "time", clock.ahead_of(loop.time))
+    loop = asyncio.get_running_loop()
+    clock = LoopClock(loop.time)
+    monkeypatch.setattr(loop, "time", clock)
     return clock

@@ -201,7 +201,7 @@ def test_any_body_is_refused_or_stored_faithfully(sqlite_url: str, postgres_url:
         @example(
             b'{"logs":[{"level":"info","message":"","metadata":{"\xed\xa0\xbd\\ude00":1,"\\ud83d":2}}]}', "gzip", True
         )
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=300)
         def check(body: bytes, encoding: str, is_announced: bool) -> None:
             runner.run(post(bridge, body, encoding, encoding if is_announced else "identity"))
             taken.extend(bridge.sink.batches)
@@ -230,7 +230,7 @@ LARGE_TEXTS = st.lists(
 @given(st.lists(LARGE_TEXTS, min_size=3, max_size=3), st.sampled_from(["", " ", "\n\t"]))
 @example(["\\\\" * (PIECE_BYTES // 2 - 2) + r"\u00e9", "\\\\" * (PIECE_BYTES // 2 - 2) + r"\ud83d\ude00", "x"], "")
 @example(["x" * (PIECE_BYTES - 7) + r"\ud83d\ude00", r"\ud83d" * 100_000 + r"\ude00", "x"], "")
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_large_body_is_read_as_another_reader_does(texts: list[str], space: str) -> None:
     message, key, value = texts
     body = f"""{space}{{"x": "{value}", "logs": [{{"level": "info", "message": "{message}" }}{space},

@@ -169,11 +169,15 @@ JSON = b' {"logs": []}'
         (Encoding.DEFLATE, JSON, "not valid deflate: it looks like JSON, which needs no Content-Encoding"),
         (Encoding.DEFLATE, JSON[1:], "not valid deflate: it looks like JSON, which needs no Content-Encoding"),
         (Encoding.GZIP, zlib.compress(JSON), "not valid gzip: it looks like deflate, as which the header should"),
-        (Encoding.DEFLATE, gzip.compress(JSON), "not valid deflate: it looks like gzip, as which the header should"),
+        (
+            Encoding.DEFLATE,
+            gzip.compress(JSON, mtime=0),
+            "not valid deflate: it looks like gzip, as which the header should",
+        ),
         (Encoding.GZIP, b"\x28\xb5\x2f\xfd....", "not valid gzip: it looks like zstd, which is not decoded here"),
         (Encoding.GZIP, b"what is this", "not valid gzip"),
-        (Encoding.GZIP, gzip.compress(gzip.compress(JSON)), "gzip within gzip: compress it once"),
-        (Encoding.GZIP, gzip.compress(zlib.compress(JSON)), "deflate within gzip: compress it once"),
+        (Encoding.GZIP, gzip.compress(gzip.compress(JSON, mtime=0), mtime=0), "gzip within gzip: compress it once"),
+        (Encoding.GZIP, gzip.compress(zlib.compress(JSON), mtime=0), "deflate within gzip: compress it once"),
         (Encoding.DEFLATE, zlib.compress(b"\x28\xb5\x2f\xfd...."), "zstd within deflate: compress it once"),
     ],
 )

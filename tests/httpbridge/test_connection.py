@@ -15,7 +15,7 @@ from typing import cast
 import pytest
 import structlog
 import trustme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from httpbridge.http.connection import Connection
@@ -743,7 +743,6 @@ def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
             answered.append(bool(answers))
 
         @given(st.lists(st.sampled_from(FRAGMENTS) | st.binary(max_size=5), max_size=20))
-        @settings(max_examples=150, deadline=None)
         def check(pieces: list[bytes]) -> None:
             runner.run(send(pieces))
 

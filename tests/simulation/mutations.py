@@ -385,6 +385,8 @@ class Mutation:
     what: str
     expected: Kind
     protocol: Protocol
+    first_seed: int = 0
+    """Those before it show nothing, so the short form leaves them out. Where that has changed, it takes longer."""
 
 
 def _valid_only(holder_id: str, name: str, verdicts: Verdicts, clock: Clock) -> Holder:
@@ -402,7 +404,7 @@ def _holder(kind: type[Holder]) -> Protocol:
 _SAFETY, _PROGRESS = Kind.SAFETY, Kind.PROGRESS
 
 MUTATIONS = (
-    Mutation("1", "revision read before the lease is committed", _SAFETY, Protocol(replica=RevisionBeforeCommit)),
+    Mutation("1", "revision read before the lease is committed", _SAFETY, Protocol(replica=RevisionBeforeCommit), 91),
     Mutation("1", "grant sent before the lease is committed", _SAFETY, Protocol(replica=GrantBeforeCommit)),
     Mutation("2", "lease counts from the grant's arrival", _SAFETY, Protocol(holder=CountsFromArrival)),
     Mutation("2", "liveness by a timer", _SAFETY, Protocol(process=LivenessByTimer)),
@@ -410,7 +412,9 @@ MUTATIONS = (
     Mutation("3", "lease counts before the holder caught up", _SAFETY, _holder(CountsAtOnce)),
     Mutation("4", "fills not fenced", _SAFETY, Protocol(process=UnfencedFills)),
     Mutation("4", "fills not fenced by the epoch", _SAFETY, Protocol(process=UnfencedEpoch)),
-    Mutation("4", "an index's answer kept in an epoch that is not its own", _SAFETY, Protocol(process=EpochWhenAsked)),
+    Mutation(
+        "4", "an index's answer kept in an epoch that is not its own", _SAFETY, Protocol(process=EpochWhenAsked), 295
+    ),
     Mutation("4", "index labels with the current revision", _SAFETY, Protocol(index=IndexLabelsCurrent)),
     Mutation("4", "fills of an index not fenced", _SAFETY, Protocol(index=UnfencedIndex)),
     Mutation("4", "revision read after the verdict", _SAFETY, Protocol(replica=RevisionAfterVerdict)),
@@ -427,6 +431,7 @@ MUTATIONS = (
         "reset from a replica's poll lowers the applied revision",
         _SAFETY,
         Protocol(holder=_make(ResetsLower), replica=ResetsFromPoll),
+        50,
     ),
     Mutation("6", "epoch not renewed when commits were lost", _SAFETY, Protocol(database=SameEpoch)),
     Mutation("6", "lost leases not waited for", _SAFETY, Protocol(database=NobodyStandsIn)),
@@ -437,13 +442,14 @@ MUTATIONS = (
     Mutation("7", "no release unless a stream is open", _PROGRESS, Protocol(process=SilentDuringBackOff)),
     Mutation("7", "keep-alives after release granted", _PROGRESS, Protocol(database=ComesBackAfterRelease)),
     Mutation("8", "holder id shared by processes", _SAFETY, Protocol(process=SharedHolderId)),
-    Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream)),
-    Mutation("9", "acknowledged revision goes down", _PROGRESS, Protocol(database=AcknowledgesLower)),
+    Mutation("8", "sequences per stream, abandoned streams heard", _SAFETY, _holder(SequencesPerStream), 65),
+    Mutation("9", "acknowledged revision goes down", _PROGRESS, Protocol(database=AcknowledgesLower), 84),
     Mutation(
         "9",
         "late keep-alive goes back to no epoch",
         _PROGRESS,
         Protocol(database=GoesBackToNoEpoch, process=RepeatsItself),
+        168,
     ),
     Mutation("10", "clock read before the leases", _SAFETY, Protocol(replica=ClockBeforeRows)),
     Mutation("10", "earliest expiry instead of the latest", _SAFETY, Protocol(propagation=EarliestExpiry)),

@@ -569,7 +569,7 @@ async def test_closing_ends_the_wait_for_a_call_too(service: FakeKeyService, nar
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
-    address: Address, clock: Clock, turns: int
+    address: Address, clock: Clock, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> None:
     """Calls that fail without a connection begin one after the other, one in each turn of the event loop."""
 
@@ -580,6 +580,9 @@ async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
         def forget(self) -> None:
             raise NotImplementedError
 
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)  # however slow the machine is, none waits too long
     validator = KeyValidator(address, BrokenToken(), clock=clock)
     asking = asked(validator, keys(0, 2048))
     for _ in range(turns):
