@@ -31,8 +31,8 @@ from httpbridge.ingest.origin_counts import OriginCounts
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store import LogSink
 from httpbridge.log_store.origin_store import OriginStore
-from httpbridge.log_store.sink import open_sql_sink
-from httpbridge.log_store.writer_client import RemoteOriginStore, remote_sink
+from httpbridge.log_store.sink import SqlSink, open_sql_sink
+from httpbridge.log_store.writer_client import RemoteStore
 from httpbridge.tls import key_service_tls, server_tls
 
 _LISTEN = "HTTPBRIDGE_LISTEN"
@@ -78,7 +78,8 @@ async def serve(
         sink = await _open_sink(config, log_writer)
         stack.push_async_callback(sink.close)
         origins = OriginCounts(
-            OriginStore(config.sink_url(), sink.check) if log_writer is None else RemoteOriginStore(log_writer), now=now
+            OriginStore(config.store_url(), sink.check) if log_writer is None else RemoteStore(log_writer),
+            now=now,
         )
         stack.push_async_callback(origins.close)
         origins.start()
@@ -139,6 +140,6 @@ def _validator(config: Config) -> KeyValidator:
 
 async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
     if log_writer is not None:
-        return remote_sink(log_writer, monotonic=time.monotonic)
+        return SqlSink(RemoteStore(log_writer), monotonic=time.monotonic)
     config.make_store_dir()
-    return await open_sql_sink(config.sink_url(), monotonic=time.monotonic)
+    return await open_sql_sink(config.store_url(), monotonic=time.monotonic)

@@ -61,7 +61,7 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     def _url(self, address: ListenAddress) -> str:
         return f"{'https' if self.tls_cert else 'http'}://{address.to_connect()}"
 
-    def sink_url(self) -> str:
+    def store_url(self) -> str:
         """Return the log store's URL: the one that is set, or that of the file `logs.db` in the state directory."""
         if self.log_store_url:
             return self.log_store_url.reveal()

@@ -31,9 +31,9 @@ async def test_the_databases_are_in_the_state_directory_whatever_its_name(tmp_pa
     state = str(tmp_path / name / "state")
     await migrate(KeyServiceConfig.from_environment({"AUTHSVC_STATE_DIR": state}))
     bridge = BridgeConfig.from_environment({"HTTPBRIDGE_STATE_DIR": state})
-    sink = await open_sql_sink(bridge.sink_url(), monotonic=FakeClock().monotonic)
+    sink = await open_sql_sink(bridge.store_url(), monotonic=FakeClock().monotonic)
     await sink.check()
-    store = ReadStore(bridge.sink_url())
+    store = ReadStore(bridge.store_url())
     store.check_exists()
     await store.close()
     await sink.close()
@@ -52,7 +52,7 @@ def test_a_relative_state_directory_is_one_whatever_its_name(
     monkeypatch.chdir(tmp_path)
     for url in (
         KeyServiceConfig(state_dir=Path(name)).store_url(),
-        BridgeConfig(state_dir=Path(name)).sink_url(),
+        BridgeConfig(state_dir=Path(name)).store_url(),
     ):
         assert url.startswith(f"sqlite:///{tmp_path}/")
 

@@ -17,7 +17,8 @@ from authsvc.keys import KeyId, ProjectId, generate_api_key, generate_key_id, pa
 from authsvc.origins import OriginEntryError, normalise_list
 from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.watch import Watch
-from authsvc.storage.key_store import Key, KeyStore, NewKey, Revision, Revoked, Snapshot
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.records import Key, NewKey, Revision, Revoked, Snapshot
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 

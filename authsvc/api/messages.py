@@ -11,8 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from authsvc.client.api_key import PREFIX
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.errors import InvalidArgumentError
-from authsvc.storage.key_store import ActiveKey, Key
-from authsvc.storage.lease_rows import INDEX_ID_PREFIX, LeaseRow
+from authsvc.storage.records import INDEX_ID_PREFIX, ActiveKey, Key, LeaseRow
 from authsvc.v1 import key_service_pb2 as pb
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the type checker only

@@ -8,9 +8,9 @@ from authsvc.api.messages import Context
 from authsvc.client.api_key import Digest
 from authsvc.errors import InvalidArgumentError
 from authsvc.keys import KeyId, parse_project_id
-from authsvc.storage.key_store import Change, ChangeKind, KeyStore, Revision
-from authsvc.storage.lease_rows import LeaseRow
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import Change, ChangeKind, LeaseRow, Revision
 from authsvc.v1 import operations_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2_grpc as pb_grpc
 

@@ -17,7 +17,8 @@ from authsvc.origins import (
     normalise_entry,
     public_suffix_reason,
 )
-from authsvc.storage.key_store import KeyStore, Project, Revision
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.records import Project, Revision
 from authsvc.v1 import key_service_pb2 as key_pb
 from authsvc.v1 import project_service_pb2 as pb
 from authsvc.v1 import project_service_pb2_grpc as pb_grpc

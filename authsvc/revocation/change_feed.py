@@ -18,10 +18,10 @@ from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
 from authsvc.runtime.clock import happens
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.storage.bookmark import Bookmark
-from authsvc.storage.database import Database
-from authsvc.storage.key_store import CHANNEL, Change, KeyStore, Revision
-from authsvc.storage.lease_rows import CHANGES_BEHIND_MAX, StoreState
+from authsvc.storage.database import CHANNEL, Database
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import CHANGES_BEHIND_MAX, Change, Revision, StoreState
 
 _POLL_SECONDS = 0.25
 _PAGE = 500

@@ -26,8 +26,8 @@ from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import happens
-from authsvc.storage.key_store import ActiveKey, KeyStore, Snapshot
-from authsvc.storage.lease_rows import INDEX_ID_PREFIX
+from authsvc.storage.key_store import KeyStore
+from authsvc.storage.records import INDEX_ID_PREFIX, ActiveKey, Snapshot
 
 LEASE_SECONDS_MAX = 5.0
 _KEYS_MAX = 50_000
@@ -99,7 +99,6 @@ class KeyCache:
     def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
         """`name` is a label for operators; `clock`, in seconds, counts while the machine is suspended (rule 12)."""
         self._store = store
-        self._standing = store.standing
         self._watch = watch
         self._name = name
         self._clock = clock
@@ -129,7 +128,7 @@ class KeyCache:
                 self._wanted.set()
             self._uses, self._counted_from = 0, now
         holder = self._holder
-        if not holder.is_live(now) or self._standing.is_lost:
+        if not holder.is_live(now) or self._store.is_lost:
             return None
         try:
             return holder.epoch, holder.applied_revision, self._known.get(digest)

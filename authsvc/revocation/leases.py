@@ -8,7 +8,7 @@ from datetime import datetime
 from heapq import nlargest
 
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.storage.records import LeaseRow, StoreState
 
 CHANGE_AGE_SECONDS_MAX = 3600.0
 """Likewise one whose next change is older: its verdicts have expired long ago."""

@@ -6,17 +6,17 @@ The rules are those of docs/watch-protocol.md, by number.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TypeAlias
 
 import structlog
 
 from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import HolderReleasedError, RevisionsLostError, StoreUnavailableError, TooManyHoldersError
 from authsvc.revocation.change_feed import REMEDY, ChangeFeed, Outage
+from authsvc.runtime.gather import Gather
 from authsvc.runtime.networks import Networks, Places
 from authsvc.runtime.tally import Tally
-from authsvc.storage.lease_rows import LeaseRow, StoreState
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import LeaseRow, StoreState
 
 _log = structlog.get_logger("authsvc")
 
@@ -26,18 +26,15 @@ _GROUP_MAX = 500
 _POLL_SECONDS = 0.05
 """Between two looks at the leases, which other processes may renew without a notification."""
 
-_Waiting: TypeAlias = tuple[KeepAlive, asyncio.Future[StoreState]]
-
 
 class Lessor:
-    """Renews leases. Like group commit: all that wait go into one transaction, and the next follows when it is done."""
+    """Renews leases. All that wait go into one transaction, but one for each holder."""
 
     def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float) -> None:
         self._leases = leases
         self._feed = feed
         self._lease_seconds = lease_seconds
-        self._waiting: list[_Waiting] = []
-        self._wake = asyncio.Event()
+        self._grants = Gather(self._grant, group_size_max=_GROUP_MAX, key=lambda keep_alive: keep_alive.holder_id)
         self._outage = Outage("leases_lost", "leases_back")
         self._lost_in_epoch = ""
         """Where it has been logged that a holder knows more."""
@@ -52,10 +49,14 @@ class Lessor:
             raise RevisionsLostError(LOST)
         if keep_alive.applied_revision > self._feed.revision and keep_alive.epoch == self._feed.epoch:
             await self._check(keep_alive)  # mostly the feed has only not heard of it yet
-        done: asyncio.Future[StoreState] = asyncio.get_running_loop().create_future()
-        self._waiting.append((keep_alive, done))
-        self._wake.set()
-        return await done
+        refused, state = await self._grants.ask(keep_alive)
+        if keep_alive.holder_id in refused:
+            raise HolderReleasedError("this holder released its lease; a new one needs a new id")
+        return state
+
+    async def close(self) -> None:
+        """Renew no more."""
+        await self._grants.close()
 
     async def _check(self, keep_alive: KeepAlive) -> None:
         state = await self._leases.state()
@@ -67,40 +68,18 @@ class Lessor:
                 _log.error("revisions_lost", after=state.revision, known=known, holder=holder, remedy=REMEDY)
             raise RevisionsLostError(LOST)
 
-    async def run(self) -> None:
-        """Renew what waits, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            group: dict[str, _Waiting] = {}
-            waiting, self._waiting = self._waiting, []
-            for keep_alive, done in waiting:
-                if keep_alive.holder_id in group or len(group) == _GROUP_MAX:
-                    self._waiting.append((keep_alive, done))
-                    self._wake.set()
-                else:
-                    group[keep_alive.holder_id] = keep_alive, done
-            await self._grant(group)
-
-    async def _grant(self, group: dict[str, _Waiting]) -> None:
-        refused: set[str] = set()
-        state = None
+    async def _grant(self, keep_alives: list[KeepAlive]) -> tuple[set[str], StoreState]:
+        """Return the ids of those who were refused, and the state."""
         try:
-            refused = await self._leases.renew([keep_alive for keep_alive, _ in group.values()], self._lease_seconds)
+            refused = await self._leases.renew(keep_alives, self._lease_seconds)
             state = await self._leases.state()  # rule 1: a later transaction
-            self._outage.worked()
         except Exception as error:  # noqa: BLE001 - see Outage
             self._outage.failed(error)
-        self._feed.leases_renewed()
-        for holder_id, (_, done) in group.items():
-            if done.done():
-                continue  # its stream has ended
-            if holder_id in refused:
-                done.set_exception(HolderReleasedError("this holder released its lease; a new one needs a new id"))
-            elif state is None:
-                done.set_exception(StoreUnavailableError("no lease can be renewed"))
-            else:
-                done.set_result(state)
+            raise StoreUnavailableError("no lease can be renewed") from None
+        finally:
+            self._feed.leases_renewed()
+        self._outage.worked()
+        return refused, state
 
 
 class Holders:
@@ -142,33 +121,29 @@ class LeaseReader:
     """
 
     def __init__(self, leases: LeaseStore, feed: ChangeFeed) -> None:
-        """After a look, `leases_moved` of the feed beats within a poll's time, for those who still wait."""
+        """After a look, `leases_moved` of the feed is notified within a poll's time, for those who still wait."""
         self._leases = leases
         self._feed = feed
-        self._lock = asyncio.Lock()
-        self._begun = 0
-        self._is_done = False
-        """The last look; else whoever it was for gave it up."""
-        self._found: tuple[list[LeaseRow], StoreState] | None = None
+        self._reads: Gather[None, tuple[list[LeaseRow], StoreState]] = Gather(self._read)
         self._poll: asyncio.TimerHandle | None = None
         self._outage = Outage("lease_reads_lost", "lease_reads_back")
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
         """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError."""
-        begun = self._begun
-        async with self._lock:
-            if self._begun == begun or not self._is_done:
-                await self._look()
-            if self._found is None:
-                raise StoreUnavailableError("the leases cannot be read")
-            return self._found
+        return await self._reads.ask(None)
 
-    async def _look(self) -> None:
-        self._begun += 1
-        self._is_done, self._found = False, None
-        with self._outage.noting():
-            self._found = await self._leases.rows()
-        self._is_done = True
+    async def close(self) -> None:
+        """Look no more."""
+        await self._reads.close()
         if self._poll is not None:
             self._poll.cancel()
-        self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)
+
+    async def _read(self, _: list[None]) -> tuple[list[LeaseRow], StoreState]:
+        try:
+            with self._outage.noting():
+                return await self._leases.rows()
+            raise StoreUnavailableError("the leases cannot be read")
+        finally:
+            if self._poll is not None:
+                self._poll.cancel()
+            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)

@@ -23,9 +23,9 @@ from authsvc.revocation.change_feed import ChangeFeed, Outage
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
 from authsvc.revocation.lessor import LOST, Holders, LeaseReader, Lessor
 from authsvc.runtime.clock import happens
-from authsvc.storage.key_store import KeyStore, Revision
-from authsvc.storage.lease_rows import StoreState
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import Revision, StoreState
 
 _log = structlog.get_logger("authsvc")
 
@@ -66,11 +66,14 @@ class Watch:
         self._reader = LeaseReader(self.leases, self.feed)
 
     async def run(self) -> None:
-        """Grant leases, follow changes and sweep, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.lessor.run())
-            tasks.create_task(self.feed.run())
-            tasks.create_task(self._sweep())
+        """Follow changes and sweep, until cancelled; then grant no more leases."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.feed.run())
+                tasks.create_task(self._sweep())
+        finally:
+            await self.lessor.close()
+            await self._reader.close()
 
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""

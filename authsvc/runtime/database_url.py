@@ -54,8 +54,8 @@ _REFUSED = {
 """libpq's other parameters."""
 
 
-class DatabaseUrlError(ValueError):
-    """A URL that cannot be used; the message is for the operator, and repeats nothing secret."""
+class SetupError(Exception):
+    """A database cannot be used as it is set up, and waiting does not mend it; one line, with nothing secret in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def sqlite_url(path: Path) -> str:
 
 
 def parse_database_url(url: str) -> Path | PostgresAddress:
-    """Return the file of a `sqlite:` URL, or where the database of a PostgreSQL URL is. Raises DatabaseUrlError."""
+    """Return the file of a `sqlite:` URL, or where the database of a PostgreSQL URL is. Raises SetupError."""
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "sqlite":
         return _sqlite_file(rest)
@@ -91,16 +91,16 @@ def parse_database_url(url: str) -> Path | PostgresAddress:
         return _address(_parameters(rest))
     known = re.fullmatch(r"(sqlite|postgres(?:ql)?)\+[a-z0-9]+", scheme)
     if known:
-        raise DatabaseUrlError(f"the URL names a driver, which is not for it to choose: begin it with {known[1]}://")
-    raise DatabaseUrlError(f"not a database URL: expected {_SHAPES}")
+        raise SetupError(f"the URL names a driver, which is not for it to choose: begin it with {known[1]}://")
+    raise SetupError(f"not a database URL: expected {_SHAPES}")
 
 
 def _sqlite_file(rest: str) -> Path:
     if "?" in rest:
-        raise DatabaseUrlError("a sqlite: URL cannot have options after ?; a ? in a file's name is written %3F")
+        raise SetupError("a sqlite: URL cannot have options after ?; a ? in a file's name is written %3F")
     path = _decoded(rest[1:]) if rest.startswith("/") else ""
     if path in ("", ":memory:") or path.startswith("file:"):
-        raise DatabaseUrlError("a sqlite: URL needs a file: sqlite:///FILE, with four slashes for an absolute path")
+        raise SetupError("a sqlite: URL needs a file: sqlite:///FILE, with four slashes for an absolute path")
     return Path(path)
 
 
@@ -115,12 +115,12 @@ def _parameters(rest: str) -> dict[str, str]:
     authority, mark, query = rest.partition("?")
     authority, _, name = authority.partition("/")
     if "@" in authority + name:
-        raise DatabaseUrlError(f"not a database URL: {_HINT}")
+        raise SetupError(f"not a database URL: {_HINT}")
     hosts, ports = [], []
     for place in authority.split(","):
         match = re.fullmatch(r"(?:\[([^\]]+)\]|([^:\[\]]*))(?::([^:]*))?", place)
         if match is None:
-            raise DatabaseUrlError(f"not a host and port: an IPv6 address stands in brackets; {_HINT}")
+            raise SetupError(f"not a host and port: an IPv6 address stands in brackets; {_HINT}")
         hosts.append(_decoded(match[1] or match[2] or ""))
         ports.append(_decoded(match[3] or ""))
     found |= {"host": ",".join(hosts), "port": ",".join(ports), "dbname": _decoded(name)}
@@ -134,20 +134,20 @@ def _query(query: str) -> dict[str, str]:
     for pair in query.split("&") if query else ():
         name, is_pair, value = pair.partition("=")
         if not is_pair or "=" in value:
-            raise DatabaseUrlError(f"expected NAME=VALUE after ?, with & between them; {_HINT}")
+            raise SetupError(f"expected NAME=VALUE after ?, with & between them; {_HINT}")
         name, value = _decoded(name), _decoded(value)
         if (name, value) == ("ssl", "true"):  # JDBC's way, which libpq takes
             name, value = "sslmode", "require"
         if name in found:
-            raise DatabaseUrlError(f"{name} stands twice")
+            raise SetupError(f"{name} stands twice")
         if name in _REFUSED:
-            raise DatabaseUrlError(f"the parameter {name} is not supported: leave it out")
+            raise SetupError(f"the parameter {name} is not supported: leave it out")
         if name not in _USED:
             if not re.fullmatch(r"[a-z_]{1,40}", name) or "@" in query:  # it may be a part of a password
                 name = "one after ?"
-            raise DatabaseUrlError(f"no such parameter of a PostgreSQL URL: {name}")
+            raise SetupError(f"no such parameter of a PostgreSQL URL: {name}")
         if value and name in _CHOICES and value not in _CHOICES[name]:
-            raise DatabaseUrlError(f"the parameter {name} can only be {' or '.join(_CHOICES[name])}")
+            raise SetupError(f"the parameter {name} can only be {' or '.join(_CHOICES[name])}")
         found[name] = value
     return found
 
@@ -155,11 +155,11 @@ def _query(query: str) -> dict[str, str]:
 def _decoded(text: str) -> str:
     """Decode percent-encoding alone: a plus sign is a plus sign."""
     if re.search(r"%(?![0-9A-Fa-f]{2})|%00", text):
-        raise DatabaseUrlError("a % must be followed by two hexadecimal digits, and stand for no zero byte")
+        raise SetupError("a % must be followed by two hexadecimal digits, and stand for no zero byte")
     try:
         return unquote_to_bytes(text).decode()
     except UnicodeError:
-        raise DatabaseUrlError("not UTF-8 once it is percent-decoded") from None
+        raise SetupError("not UTF-8 once it is percent-decoded") from None
 
 
 def _address(found: dict[str, str]) -> PostgresAddress:
@@ -184,30 +184,30 @@ def _hosts(host: str, port: str) -> tuple[tuple[str, int | None], ...]:
     if len(ports) == 1:
         ports *= len(hosts)
     if len(ports) != len(hosts):
-        raise DatabaseUrlError("there must be one port, or as many as hosts")
+        raise SetupError("there must be one port, or as many as hosts")
     for name in hosts:
         if re.search(r"[\s@\[]|^[^/:]*:[^:]*$", name):
-            raise DatabaseUrlError("the parameter host has names, addresses or directories; ports go into port")
+            raise SetupError("the parameter host has names, addresses or directories; ports go into port")
     places = tuple((name, _port(number) if number else None) for name, number in zip(hosts, ports, strict=True))
     return places if any(name or number for name, number in places) else ()
 
 
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise DatabaseUrlError(f"a port must be a number from 1 to 65535; {_HINT}")
+        raise SetupError(f"a port must be a number from 1 to 65535; {_HINT}")
     return int(text)
 
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,4}", text) or int(text) == 0:
-        raise DatabaseUrlError("the parameter connect_timeout must be a whole number of seconds, from 1 to 9999")
+        raise SetupError("the parameter connect_timeout must be a whole number of seconds, from 1 to 9999")
     return int(text)
 
 
 def _checked_tls(tls: dict[str, str]) -> dict[str, str]:
     """Make `sslrootcert=system` imply the strictest `sslmode`; refuse a weaker one."""
     if tls.get("sslrootcert") == "system" and tls.setdefault("sslmode", "verify-full") != "verify-full":
-        raise DatabaseUrlError("the parameter sslrootcert can be system with sslmode verify-full only")
+        raise SetupError("the parameter sslrootcert can be system with sslmode verify-full only")
     if tls.get("sslnegotiation") == "direct" and tls.get("sslmode") not in ("require", "verify-ca", "verify-full"):
-        raise DatabaseUrlError("the parameter sslnegotiation can be direct with sslmode require or stricter only")
+        raise SetupError("the parameter sslnegotiation can be direct with sslmode require or stricter only")
     return tls

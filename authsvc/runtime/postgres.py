@@ -15,8 +15,9 @@ import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from authsvc.runtime.database_url import PostgresAddress
-from authsvc.runtime.postgres_files import SetupError, password_for, tls_options
+from authsvc.runtime.database_url import PostgresAddress, SetupError
+from authsvc.runtime.postgres_files import password_for, tls_options
+from authsvc.runtime.sql import LOSES
 
 _CONNECT_SECONDS_MAX = 5.0
 """For each host, unless the URL says otherwise."""
@@ -27,13 +28,9 @@ _PREPARED_MAX = 100
 _TRIES = 3
 """The first connection finds out whether there is a pooler, and is not the one to keep where there is none."""
 
-_REFUSING = ("28", "3D", "42501")
-"""PostgreSQL's classes of errors that waiting does not mend: a role or password, a database, a right to a table."""
-
-_LOSES = "the database would lose what it committed"
 _NEEDED = {
-    "fsync": (_LOSES, ("on",)),
-    "synchronous_commit": (_LOSES, ("on", "remote_apply")),
+    "fsync": (LOSES, ("on",)),
+    "synchronous_commit": (LOSES, ("on", "remote_apply")),
     "server_encoding": ("the database could not hold every text", ("UTF8",)),
 }
 """Settings, what were without them, and the values that they must have."""
@@ -243,16 +240,3 @@ async def check_settings(connection: AsyncConnection) -> None:
         value = (await connection.execute(sa.text(f"SHOW {setting}"))).scalar_one()
         if value not in values:
             raise SetupError(f"{without}: {setting} is {value}, and must be {' or '.join(values)}")
-
-
-def driver_error(error: BaseException) -> BaseException:
-    """Return what the driver raised: SQLAlchemy wraps its errors twice."""
-    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
-        return error.orig.__cause__ or error.orig
-    return error
-
-
-def is_refusal(error: BaseException) -> bool:
-    """Say whether waiting does not mend it."""
-    error = driver_error(error)
-    return isinstance(error, SetupError) or str(getattr(error, "sqlstate", None) or "").startswith(_REFUSING)

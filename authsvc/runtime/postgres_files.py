@@ -12,14 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
-from authsvc.runtime.database_url import PostgresAddress
+from authsvc.runtime.database_url import PostgresAddress, SetupError
 
 _FIELD = re.compile(r"((?:[^:\\]|\\.|\\$)*)(?::|$)", re.DOTALL)
 _PASSWORD = 4
-
-
-class SetupError(Exception):
-    """The database cannot be used as it is set up, and waiting does not mend it; one line, without a password."""
 
 
 def tls_options(tls: Mapping[str, str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How far this service had come in its database: a file in the state directory, which a start compares with it.
 
-`app` and `change_feed` use it. To a process that has just started, a restored backup or an empty database looks like
-any other. If several processes share a state directory, each writes what it has seen.
+To a process that has just started, a restored backup or an empty database looks like any other. If several processes
+share a state directory, each writes what it has seen.
 """
 
 import os
@@ -35,16 +35,14 @@ class Bookmark:
         """`file` is SQLite's."""
         self.path = state_dir / FILE
         self._file = file
-        self._seen = self._read()
-
-    @property
-    def seen(self) -> Seen | None:
+        self.seen: Seen | None = None
         """What was seen last."""
-        return self._seen
+        with suppress(OSError, msgspec.DecodeError):
+            self.seen = msgspec.json.decode(self.path.read_bytes(), type=Seen)
 
     def check_file(self) -> None:
         """Raise ConfigurationError when the file of SQLite is not fit to be opened, or to be made anew."""
-        seen, file = self._seen, self._file
+        seen, file = self.seen, self._file
         if seen is None or file is None or seen.file != str(file.resolve()):
             return
         anew = f"remove {self.path} if the keys are to begin anew"
@@ -74,18 +72,13 @@ class Bookmark:
 
     def spoil(self) -> None:
         """Write down that the file was overwritten: as it ends, SQLite copies into it what the WAL has."""
-        if self._seen is not None and not self._seen.is_spoilt:
-            self._write(msgspec.structs.replace(self._seen, is_spoilt=True))
-
-    def _read(self) -> Seen | None:
-        with suppress(OSError, msgspec.DecodeError):
-            return msgspec.json.decode(self.path.read_bytes(), type=Seen)
-        return None
+        if self.seen is not None:
+            self._write(msgspec.structs.replace(self.seen, is_spoilt=True))
 
     def _write(self, seen: Seen) -> None:
-        if seen == self._seen:
+        if seen == self.seen:
             return
-        self._seen = seen
+        self.seen = seen
         draft = self.path.with_name(f"{FILE}.{os.getpid()}")
         with suppress(OSError):
             draft.touch(mode=0o600)

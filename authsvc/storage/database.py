@@ -1,50 +1,57 @@
-"""The connection to the key service's database: SQLite or PostgreSQL, and how each begins a transaction.
-
-`key_store` and `lease_store` share one Database; `app` and the command line open it.
-"""
+"""The connection to the key service's database: SQLite or PostgreSQL, and how each begins a transaction."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from authsvc.errors import StoreUnavailableError
-from authsvc.runtime.database_url import DatabaseUrlError, parse_database_url
+from authsvc.errors import StoreRefusedError, StoreUnavailableError
+from authsvc.runtime.database_url import SetupError, parse_database_url
 from authsvc.runtime.environment import ConfigurationError
-from authsvc.runtime.postgres import Postgres, check_settings, separate
-from authsvc.runtime.postgres_files import SetupError
+from authsvc.runtime.postgres import DRIVER_ERRORS, Postgres, check_settings, separate
+from authsvc.runtime.sql import check_durable, is_refusal, reason, sqlstate
 from authsvc.runtime.sqlite_files import stamp
-from authsvc.storage.errors import available, reason
 from authsvc.storage.prepared_reads import PostgresReads, PreparedReads, Row, SqliteReads
-from authsvc.storage.sqlite import SqliteFile, Standing, sqlite_engine
+from authsvc.storage.sqlite import SqliteFile
+
+CHANNEL = "authsvc"
+"""PostgreSQL's notification channel: something was committed that a replica may be waiting for."""
 
 _POOL_TIMEOUT_SECONDS = 5
 _COMMAND_TIMEOUT_SECONDS = 5
 _LISTENING_CHECK_SECONDS = 30.0
-_SYNCHRONOUS_FULL = 2
 _MIGRATION_LOCK = 0x6474_6175  # any number that nothing else locks in this database
 
+_PASSING = ("08", "25006", "3F000", "40", "42P01", "53", "55", "57", "58")
+"""PostgreSQL's classes of errors that pass: no connection, a server that takes no writes (yet), no schema or table (of
+a database whose dump is yet to be restored), conflict with another transaction, no room, something in use, cancelled or
+going down, a fault of its system."""
+_PASSING_KINDS = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)
+"""What drivers themselves raise: SQLite's of locks and disks, asyncpg's of connections, and of a standby."""
+_DATABASE_ERRORS = (
+    *(sa.exc.DBAPIError, sa.exc.TimeoutError, sa.exc.NoResultFound, OSError, TimeoutError, sqlite3.Error),
+    *DRIVER_ERRORS,
+)
 
-class Instant(sa.TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite has no zones, so there it is stored without."""
 
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Return what the driver takes."""
-        return value.replace(tzinfo=None) if value is not None and dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Return what the driver gave, in UTC whatever zone the server's session has."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
+@asynccontextmanager
+async def _available() -> AsyncIterator[None]:
+    """Turn what drivers raise while the database is unavailable into StoreUnavailableError."""
+    try:
+        yield
+    except _DATABASE_ERRORS as error:
+        if is_refusal(error):
+            raise StoreRefusedError(reason(error)) from error
+        if isinstance(error, sa.exc.DBAPIError):
+            passes = isinstance(error, _PASSING_KINDS) or sqlstate(error).startswith(_PASSING)
+            if not (passes or error.connection_invalidated):
+                raise
+        raise StoreUnavailableError(reason(error)) from error
 
 
 class Database:
@@ -59,11 +66,13 @@ class Database:
         Raises ConfigurationError for another kind of database.
         """
         self._postgres: Postgres | None = None
-        self._file: SqliteFile | None = None
+        self.file: SqliteFile | None = None
+        """What the database is on SQLite."""
         try:
             address = parse_database_url(url)
             if isinstance(address, Path):
-                self._file, self.engine = SqliteFile(address), sqlite_engine(address)
+                self.file = SqliteFile(address)
+                self.engine = self.file.engine()
             else:
                 # A standby lags behind: it would say that a revoked key is active. A primary that is demoted
                 # restarts, so a look at each connection is enough; behind a pooler, at each transaction.
@@ -77,10 +86,9 @@ class Database:
                 self.engine = self._postgres.engine(
                     connections_max=10, overflow_max=10, wait_seconds_max=_POOL_TIMEOUT_SECONDS
                 )
-        except (DatabaseUrlError, SetupError) as error:
+        except SetupError as error:
             raise ConfigurationError(f"AUTHSVC_DATABASE_URL: {error}") from None
-        self.is_sqlite = self._file is not None
-        self.standing = Standing() if self._file is None else self._file.standing
+        self.is_sqlite = self.file is not None
         self._statements = self.engine.execution_options(sqlite_begin=None)
         self._writing = self.engine.execution_options(sqlite_begin="IMMEDIATE")
         # SQLite's writers wait for each other anyway, by polling; within a process they queue here instead, in order.
@@ -90,16 +98,13 @@ class Database:
     async def open(self) -> None:
         """Connect, and make sure that what is committed stays.
 
-        Raises ConfigurationError, StoreRefusedError for settings that are not durable, StoreUnavailableError.
+        Raises StoreRefusedError for settings that are not durable, StoreUnavailableError.
         """
         async with self.statement() as connection:
             if not self.is_sqlite:
                 await check_settings(connection)
-            elif (value := (await connection.execute(sa.text("PRAGMA synchronous"))).scalar_one()) != _SYNCHRONOUS_FULL:
-                raise ConfigurationError(
-                    "AUTHSVC_DATABASE_URL: the database would lose what it committed: "
-                    f"synchronous is {value}, and must be {_SYNCHRONOUS_FULL}"
-                )
+            else:
+                await connection.run_sync(lambda sync: check_durable(sync.connection.dbapi_connection))
 
     @property
     def notifies(self) -> bool:
@@ -111,18 +116,18 @@ class Database:
         for reads in self._prepared_reads:
             await reads.close()
         await self.engine.dispose()
-        if self._file is not None:
-            self._file.close()
+        if self.file is not None:
+            self.file.close()
 
     @property
-    def file(self) -> SqliteFile | None:
-        """What the database is on SQLite."""
-        return self._file
+    def is_lost(self) -> bool:
+        """Whether the last look at the files of SQLite found others: for those who ask too often to look themselves."""
+        return self.file is not None and self.file.lost is not None
 
     def check(self) -> None:
         """Raise StoreLostError when what is read and written is not what the next start would find."""
-        if self._file is not None:
-            self._file.check()
+        if self.file is not None:
+            self.file.check()
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
@@ -136,8 +141,8 @@ class Database:
         """Return what runs a statement for some values; `{}` in it is the list of them, as in `IN {}`."""
         reads: PreparedReads
         if self._postgres is None:
-            assert self._file is not None  # noqa: S101 - for the type checker
-            reads = SqliteReads(self._file.connect, self._file.check_lately, sql.format("({})"), self._read)
+            assert self.file is not None  # noqa: S101 - for the type checker
+            reads = SqliteReads(self.file.connect, self.file.check_lately, sql.format("({})"), self._read)
         else:
             reads = PostgresReads(self._postgres.connect, sql.replace("IN {}", "= ANY($1)"), self._read)
         self._prepared_reads.append(reads)
@@ -176,12 +181,17 @@ class Database:
         if self.is_sqlite:
             await connection.exec_driver_sql(stamp(number))
 
+    async def notify(self, connection: AsyncConnection) -> None:
+        """Tell those who listen, with the commit; not at all if there is none."""
+        if not self.is_sqlite:
+            await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+
     @asynccontextmanager
     async def _in_view(self) -> AsyncIterator[None]:
         """Make sure before and after that it is the database that the next start would find."""
-        async with available():
-            if self._file is not None and not self._file.is_open:
-                await asyncio.to_thread(self._file.open)
+        async with _available():
+            if self.file is not None and not self.file.is_open:
+                await asyncio.to_thread(self.file.open)
             self.check()
             try:
                 yield
@@ -195,25 +205,24 @@ class Database:
 
         Behind a pooler, where no session is ours to be notified, return at once, without a call.
         """
-        async with self.statement() as connection:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            if driver.is_pooled:
-                return
-            lost = asyncio.Event()
-            driver.add_termination_listener(lambda _: lost.set())
+        assert self._postgres is not None  # noqa: S101 - for the type checker
+        async with _available():
+            connection = await self._postgres.connect()
             try:
-                await driver.add_listener(channel, lambda *_: notified())
+                if connection.is_pooled:
+                    return
+                lost = asyncio.Event()
+                connection.add_termination_listener(lambda _: lost.set())
+                await connection.add_listener(channel, lambda *_: notified())
                 notified()
                 while not lost.is_set():
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LISTENING_CHECK_SECONDS):
                             await lost.wait()
                             return
-                    await driver.execute("SELECT 1")  # a server may be gone without a word
-            except Exception as error:  # past SQLAlchemy, which turns the driver's exceptions into its own
-                raise StoreUnavailableError(reason(error)) from error
+                    await connection.execute("SELECT 1")  # a server may be gone without a word
             finally:
-                await connection.invalidate()  # it must not go back to the pool listening
+                connection.terminate()
 
     async def migrate(self, upgrade: Callable[[sa.Connection], None]) -> None:
         """Run `upgrade` in one transaction that no other process's migration overlaps."""

@@ -1,19 +1,15 @@
-"""Projects, keys and the log of changes in SQL. Together with `lease_store` the only SQL of the key service.
+"""Projects, keys and the log of changes in SQL.
 
-The servicers, `key_cache`, `watch` and `change_feed` call `KeyStore`. The database holds the invariants: one active key
-a project, unique digests, gap-free revisions.
+The database holds the invariants: one active key a project, unique digests, gap-free revisions.
 """
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, NewType
+from typing import Any, NamedTuple
 
-import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,19 +18,14 @@ from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableEr
 from authsvc.keys import KeyId, ProjectId
 from authsvc.origins import EVERY_ORIGIN, OriginList
 from authsvc.storage.database import Database
+from authsvc.storage.records import ActiveKey, Change, ChangeKind, Key, NewKey, Project, Revision, Revoked, Snapshot
 from authsvc.storage.tables import COUNTER
 from authsvc.storage.tables import changes as _changes
 from authsvc.storage.tables import keys as _keys
 from authsvc.storage.tables import projects as _projects
 
-Revision = NewType("Revision", int)
-"""How many mutations were committed before and with this one: gap-free, and visible in order."""
-
 SCHEMA_VERSION = "0004"
 """The newest revision under `migrations/versions`, which these tables are at; a test compares."""
-
-CHANNEL = "authsvc"
-"""PostgreSQL's notification channel: something was committed that a replica may be waiting for."""
 
 _active = _keys.c.revoke_time.is_(None)
 
@@ -46,83 +37,6 @@ FROM revision_counter
 LEFT JOIN keys ON keys.digest IN {} AND keys.revoke_time IS NULL
 LEFT JOIN projects ON projects.project_id = keys.project_id
 """
-
-
-class ChangeKind(StrEnum):
-    """What a mutation did."""
-
-    ISSUE = "issue"
-    REVOKE = "revoke"
-    SET_ORIGINS = "set_origins"
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """What is known of an API key."""
-
-    key_id: KeyId
-    project_id: ProjectId
-    create_revision: Revision
-    create_time: datetime
-    revoke_time: datetime | None
-    creator: str
-    """Who issued it, as the caller said."""
-
-
-@dataclass(frozen=True, slots=True)
-class Project:
-    """A project with its key in use."""
-
-    project_id: ProjectId
-    origins: tuple[str, ...]
-    create_time: datetime
-    active_key: Key | None
-
-
-class ActiveKey(msgspec.Struct, frozen=True):
-    """Whose key a digest is, and which origins it may be used from."""
-
-    key_id: KeyId
-    project_id: ProjectId
-    origins: OriginList
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The active keys among those that were looked up, and the revision that all of them were read at."""
-
-    epoch: str
-    revision: Revision
-    keys: dict[Digest, ActiveKey]
-
-
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """A key about to be stored."""
-
-    key_id: KeyId
-    digest: Digest
-
-
-@dataclass(frozen=True, slots=True)
-class Revoked:
-    """The outcome of `KeyStore.revoke`; `next_key` is None when the key had been revoked before."""
-
-    key: Key
-    next_key: Key | None
-    revision: Revision
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A row of the audit trail: one mutation, and the digests whose cached verdicts it invalidates."""
-
-    revision: Revision
-    kind: ChangeKind
-    project_id: ProjectId
-    invalidated_digests: tuple[Digest, ...]
-    """ISSUE: the new key's. REVOKE: the revoked key's first, then the new key's. SET_ORIGINS: the active key's."""
-    caller: str
-    create_time: datetime
 
 
 class KeyStore:
@@ -137,10 +51,14 @@ class KeyStore:
         self._database = database
         self._lookup = database.prepared_reads(_LOOKUP)
         self._now = now
-        self.standing = database.standing
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
         # keep-alives then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()
+
+    @property
+    def is_lost(self) -> bool:
+        """See Database."""
+        return self._database.is_lost
 
     async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
         """Return which of these digests, at least one, are active keys."""
@@ -162,21 +80,21 @@ class KeyStore:
 
         Raises AlreadyExistsError when the project has an active key.
         """
-        async with self._mutating() as (connection, revision, now):
-            project = await self._project(connection, project_id)
+        async with self._mutating(project_id, caller) as mutation:
+            project = await _find_project(mutation.connection, project_id)
             if project is None:
-                values = {"project_id": project_id, "origins": list(origins), "create_time": now}
-                await connection.execute(_projects.insert().values(values))
+                values = {"project_id": project_id, "origins": list(origins), "create_time": mutation.now}
+                await mutation.connection.execute(_projects.insert().values(values))
             elif project.active_key is not None:
                 raise AlreadyExistsError(f"project {project_id!r} has an active key; revoke it to get a new one")
             elif origins:
-                await connection.execute(_update_origins(project_id, origins))
+                await mutation.update_origins(origins)
             else:
                 origins = project.origins
-            stored = await self._insert_key(connection, project_id, key, revision, caller, now)
+            stored = await mutation.insert_key(key)
             # Rule 5: the new key's digest too, which may have been probed, and be cached as unknown, before it existed.
-            await self._record(connection, revision, ChangeKind.ISSUE, project_id, [key.digest], caller, now)
-        return stored, tuple(origins), revision
+            await mutation.record(ChangeKind.ISSUE, key.digest)
+        return stored, tuple(origins), mutation.revision
 
     async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Revoked:
         """Revoke the named key, or else the active one, and store the project's next key.
@@ -185,19 +103,19 @@ class KeyStore:
         """
         which = _active if key_id is None else _keys.c.key_id == key_id
         query = _SELECT_KEYS.where(_keys.c.project_id == project_id, which)
-        async with self._mutating() as (connection, revision, now):
-            row = (await connection.execute(query)).one_or_none()
+        async with self._mutating(project_id, caller) as mutation:
+            row = (await mutation.connection.execute(query)).one_or_none()
             if row is None:
                 what = "active key" if key_id is None else f"key {key_id!r}"
                 raise NotFoundError(f"no {what} in a project {project_id!r}")
             if row.revoke_time is not None:
-                await connection.rollback()  # rule 11
-                return Revoked(_key(row), None, Revision(revision - 1))
-            await connection.execute(_keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=now))
-            stored = await self._insert_key(connection, project_id, next_key, revision, caller, now)
-            invalidated = [Digest(row.digest), next_key.digest]  # rule 5
-            await self._record(connection, revision, ChangeKind.REVOKE, project_id, invalidated, caller, now)
-        return Revoked(_key(row, revoke_time=now), stored, revision)
+                await mutation.connection.rollback()  # rule 11
+                return Revoked(_key(row), None, Revision(mutation.revision - 1))
+            revoke = _keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=mutation.now)
+            await mutation.connection.execute(revoke)
+            stored = await mutation.insert_key(next_key)
+            await mutation.record(ChangeKind.REVOKE, Digest(row.digest), next_key.digest)  # rule 5
+        return Revoked(_key(row, revoke_time=mutation.now), stored, mutation.revision)
 
     async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
         """Replace the project's origins by these (normalised) ones; return as of when, and whether they are new.
@@ -205,25 +123,19 @@ class KeyStore:
         A list that is stored already changes nothing. Raises NotFoundError for an unknown project.
         """
         query = sa.select(_keys.c.digest).where(_keys.c.project_id == project_id, _active)
-        async with self._mutating() as (connection, revision, now):
-            project = await self._project(connection, project_id)
-            if project is None:
-                raise NotFoundError(f"no project {project_id!r}")
+        async with self._mutating(project_id, caller) as mutation:
+            project = await _existing_project(mutation.connection, project_id)
             if project.origins == tuple(origins):
-                await connection.rollback()  # rule 11
-                return Revision(revision - 1), False
-            await connection.execute(_update_origins(project_id, origins))
-            invalidated = [Digest(digest) for digest in (await connection.execute(query)).scalars()]
-            await self._record(connection, revision, ChangeKind.SET_ORIGINS, project_id, invalidated, caller, now)
-        return revision, True
+                await mutation.connection.rollback()  # rule 11
+                return Revision(mutation.revision - 1), False
+            await mutation.update_origins(origins)
+            await mutation.record(ChangeKind.SET_ORIGINS, *(await mutation.connection.execute(query)).scalars())
+        return mutation.revision, True
 
     async def project(self, project_id: ProjectId) -> Project:
         """Return the project. Raises NotFoundError."""
         async with self._database.reading() as connection:
-            project = await self._project(connection, project_id)
-        if project is None:
-            raise NotFoundError(f"no project {project_id!r}")
-        return project
+            return await _existing_project(connection, project_id)
 
     async def projects(self, *, after: str, limit: int, containing: str = "") -> list[Project]:
         """Return at most `limit` projects by id, from the first one greater than `after`, that contain a text."""
@@ -242,8 +154,7 @@ class KeyStore:
         if before is not None:
             query = query.where(_keys.c.create_revision < before)
         async with self._database.reading() as connection:
-            if await self._project(connection, project_id) is None:
-                raise NotFoundError(f"no project {project_id!r}")
+            await _existing_project(connection, project_id)
             rows = await connection.execute(query.order_by(_keys.c.create_revision.desc()).limit(limit))
             return [_key(row) for row in rows]
 
@@ -276,7 +187,7 @@ class KeyStore:
             return {Digest(row.digest): KeyId(row.key_id) for row in await connection.execute(query)}
 
     @asynccontextmanager
-    async def _mutating(self) -> AsyncIterator[tuple[AsyncConnection, Revision, datetime]]:
+    async def _mutating(self, project_id: ProjectId, caller: str) -> AsyncIterator["_Mutation"]:
         """Begin a mutation by taking the next revision; commit at the end, or roll back when the body raises.
 
         The counter's row lock puts mutations in one order, and their revisions without a gap (rule 6): what the body
@@ -286,54 +197,44 @@ class KeyStore:
         async with self._turn, self._database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
             await self._database.stamp(connection, revision)
-            yield connection, Revision(revision), self._now()
-            if not self._database.is_sqlite:  # sent with the commit; not at all if there is none
-                await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+            yield _Mutation(connection, Revision(revision), self._now(), project_id, caller)
+            await self._database.notify(connection)
 
-    async def _project(self, connection: AsyncConnection, project_id: ProjectId) -> Project | None:
-        rows = await connection.execute(_SELECT_PROJECTS.where(_projects.c.project_id == project_id))
-        row = rows.one_or_none()
-        return None if row is None else _project(row)
 
-    async def _insert_key(
-        self,
-        connection: AsyncConnection,
-        project_id: ProjectId,
-        key: NewKey,
-        revision: Revision,
-        caller: str,
-        now: datetime,
-    ) -> Key:
-        stored = Key(key.key_id, project_id, revision, now, None, caller)
-        await connection.execute(
+class _Mutation(NamedTuple):
+    """A transaction that changes one project, the revision that it gets, and who is the cause of it."""
+
+    connection: AsyncConnection
+    revision: Revision
+    now: datetime
+    project_id: ProjectId
+    caller: str
+
+    async def insert_key(self, key: NewKey) -> Key:
+        await self.connection.execute(
             _keys.insert().values(
                 key_id=key.key_id,
-                project_id=project_id,
+                project_id=self.project_id,
                 digest=key.digest,
-                create_revision=revision,
-                create_time=now,
+                create_revision=self.revision,
+                create_time=self.now,
             )
         )
-        return stored
+        return Key(key.key_id, self.project_id, self.revision, self.now, None, self.caller)
 
-    async def _record(
-        self,
-        connection: AsyncConnection,
-        revision: Revision,
-        kind: ChangeKind,
-        project_id: ProjectId,
-        invalidated_digests: Sequence[Digest],
-        caller: str,
-        now: datetime,
-    ) -> None:
-        await connection.execute(
+    async def update_origins(self, origins: Sequence[str]) -> None:
+        update = _projects.update().where(_projects.c.project_id == self.project_id)
+        await self.connection.execute(update.values(origins=list(origins)))
+
+    async def record(self, kind: ChangeKind, *invalidated_digests: bytes) -> None:
+        await self.connection.execute(
             _changes.insert().values(
-                revision=revision,
+                revision=self.revision,
                 kind=kind.value,
-                project_id=project_id,
+                project_id=self.project_id,
                 invalidated_digests=[digest.hex() for digest in invalidated_digests],
-                caller=caller,
-                create_time=now,
+                caller=self.caller,
+                create_time=self.now,
             )
         )
 
@@ -358,13 +259,20 @@ def _origin_list(stored: str | list[str]) -> OriginList:
     return OriginList(json.loads(stored) if isinstance(stored, str) else stored)
 
 
-def _update_origins(project_id: ProjectId, origins: Sequence[str]) -> sa.Update:
-    return _projects.update().where(_projects.c.project_id == project_id).values(origins=list(origins))
-
-
 def _key(row: sa.Row[Any], revoke_time: datetime | None = None) -> Key:
     revoke_time = revoke_time or row.revoke_time
     return Key(row.key_id, row.project_id, row.create_revision, row.create_time, revoke_time, row.creator)
+
+
+async def _find_project(connection: AsyncConnection, project_id: ProjectId) -> Project | None:
+    row = (await connection.execute(_SELECT_PROJECTS.where(_projects.c.project_id == project_id))).one_or_none()
+    return None if row is None else _project(row)
+
+
+async def _existing_project(connection: AsyncConnection, project_id: ProjectId) -> Project:
+    if (project := await _find_project(connection, project_id)) is None:
+        raise NotFoundError(f"no project {project_id!r}")
+    return project
 
 
 def _project(row: sa.Row[Any]) -> Project:

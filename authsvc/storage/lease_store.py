@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import StoreUnavailableError
-from authsvc.storage.database import Database, Instant
-from authsvc.storage.key_store import CHANNEL
-from authsvc.storage.lease_rows import CHANGES_BEHIND_MAX, LeaseRow, StoreState
+from authsvc.runtime.sql import UtcDateTime
+from authsvc.storage.database import Database
+from authsvc.storage.records import CHANGES_BEHIND_MAX, LeaseRow, StoreState
 from authsvc.storage.tables import COUNTER, METADATA
 
 _leases = sa.Table(
@@ -28,8 +28,8 @@ _leases = sa.Table(
     sa.Column("name", sa.String(128), nullable=False),
     sa.Column("epoch", sa.String(32), nullable=False),
     sa.Column("acknowledged_revision", sa.BigInteger, nullable=False),
-    sa.Column("expire_time", Instant, nullable=False),
-    sa.Column("renew_time", Instant, nullable=False),
+    sa.Column("expire_time", UtcDateTime, nullable=False),
+    sa.Column("renew_time", UtcDateTime, nullable=False),
     sa.Column("is_released", sa.Boolean, nullable=False),
     sa.Column("since_revision", sa.BigInteger, nullable=False),
 )
@@ -52,21 +52,21 @@ class LeaseStore:
         self._is_sqlite = database.is_sqlite
         self._now = now
         self._margin = timedelta(seconds=margin_seconds)
-        self._upsert = _upsert_sqlite() if self._is_sqlite else _upsert_postgresql()
+        insert, greatest = (sqlite.insert, "max") if self._is_sqlite else (postgresql.insert, "greatest")
+        self._upsert = _merged(insert(_leases), getattr(sa.func, greatest))
         self._counter = database.prepared_reads(_COUNTER_ROW) if self._is_sqlite else None
 
     async def renew(self, keep_alives: Sequence[KeepAlive], lease_seconds: float) -> set[str]:
-        """Commit the leases of different holders, and return which holders were refused, being gone."""
+        """Commit the leases of different holders, and return which were refused, having released theirs."""
         async with self._database.writing() as connection:
             state = await self._read_state(connection)
             rows = [
-                _row(keep_alive, state, self._expiry(state.time, min(lease_seconds, keep_alive.lease_seconds_max)))
+                self._row(keep_alive, state, min(lease_seconds, keep_alive.lease_seconds_max))
                 # In the order of their ids, so that two replicas that meet cannot deadlock.
                 for keep_alive in sorted(keep_alives, key=lambda it: it.holder_id)
             ]
-            parameters = rows if self._is_sqlite else _columns(rows)
-            kept = {row.holder_id for row in await connection.execute(self._upsert, parameters)}
-            await self._notify(connection)
+            kept = {row.holder_id for row in await connection.execute(self._upsert, rows)}
+            await self._database.notify(connection)
         return {keep_alive.holder_id for keep_alive in keep_alives} - kept
 
     async def state(self) -> StoreState:
@@ -81,7 +81,7 @@ class LeaseStore:
             return await self._read_state(connection)
 
     async def rows(self) -> tuple[list[LeaseRow], StoreState]:
-        """Read all leases that are not gone, and after them the state, whose clock is not too early then (rule 10)."""
+        """Read all leases that are not released, and then the state, whose clock is not too early then (rule 10)."""
         async with self._database.statement() as connection:
             found = await connection.execute(sa.select(_leases).where(sa.not_(_leases.c.is_released)))
             rows = [LeaseRow(**row._mapping) for row in found]
@@ -90,7 +90,7 @@ class LeaseStore:
     async def sweep(self, keep_seconds: float) -> None:
         """Delete leases that expired longer ago than this: several leases, so that a late keep-alive finds its row."""
         async with self._database.writing() as connection:
-            expired = await self._read_clock(connection) - timedelta(seconds=keep_seconds)
+            expired = (await self._read_state(connection)).time - timedelta(seconds=keep_seconds)
             await connection.execute(_leases.delete().where(_leases.c.expire_time < expired))
 
     async def renew_epoch(self, lease_seconds: float) -> str:
@@ -103,55 +103,34 @@ class LeaseStore:
             await connection.execute(COUNTER.update().values(epoch=epoch))
             state = await self._read_state(connection)
             stand_in = KeepAlive("", secrets.token_hex(16), "whoever watched before the new epoch", 0, 0)
-            row = _row(stand_in, state, self._expiry(state.time, lease_seconds))
-            await connection.execute(_leases.insert().values(row))
-            await self._notify(connection)
+            await connection.execute(_leases.insert().values(self._row(stand_in, state, lease_seconds)))
+            await self._database.notify(connection)
         return epoch
 
-    def _expiry(self, time: datetime, lease_seconds: float) -> datetime:
-        return time + timedelta(seconds=lease_seconds) + self._margin
-
-    async def _notify(self, connection: AsyncConnection) -> None:
-        if not self._is_sqlite:
-            await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")))
+    def _row(self, keep_alive: KeepAlive, state: StoreState, lease_seconds: float) -> dict[str, Any]:
+        return {
+            "holder_id": keep_alive.holder_id,
+            "name": keep_alive.name,
+            "epoch": keep_alive.epoch,
+            "acknowledged_revision": keep_alive.applied_revision,
+            "expire_time": state.time + timedelta(seconds=lease_seconds) + self._margin,
+            "renew_time": state.time,
+            "is_released": keep_alive.is_release,
+            "since_revision": state.revision,  # of a row that there is already it stays what it is
+        }
 
     async def _read_state(self, connection: AsyncConnection) -> StoreState:
         clock = [] if self._is_sqlite else [sa.func.clock_timestamp().label("time")]
         row = (await connection.execute(sa.select(COUNTER.c.epoch, COUNTER.c.revision, *clock))).one()
         return _state(row.epoch, row.revision, self._now() if self._is_sqlite else row.time)
 
-    async def _read_clock(self, connection: AsyncConnection) -> datetime:
-        if self._is_sqlite:
-            return self._now()
-        time: datetime = (await connection.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
-        return time
-
 
 def _state(epoch: str, revision: int, time: datetime) -> StoreState:
     return StoreState(epoch, revision, max(0, revision - CHANGES_BEHIND_MAX), time)
 
 
-def _upsert_sqlite() -> Any:
-    """Return the statement that writes leases and returns the ids of those that were not gone, for a list of rows.
-
-    SQLAlchemy compiles it once, and runs it for some hundreds of rows at a time.
-    """
-    return _merged(sqlite.insert(_leases), sa.func.max)
-
-
-def _upsert_postgresql() -> Any:
-    """Return the same for arrays, one for each column: one prepared statement, whatever the number of rows."""
-    arrays = [sa.bindparam(f"each_{column.name}", type_=postgresql.ARRAY(column.type)) for column in _leases.c]
-    rows = sa.func.unnest(*arrays).table_valued(*_leases.c.keys()).render_derived()
-    insert = postgresql.insert(_leases).from_select(_leases.c.keys(), sa.select(rows))
-    return _merged(insert, sa.func.greatest)
-
-
-def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    return {f"each_{column.name}": [row[column.name] for row in rows] for column in _leases.c}
-
-
 def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
+    """Return the statement that writes leases, and returns the ids of those that were not released."""
     new, old = insert.excluded, _leases.c
     # A late keep-alive from another epoch, such as the first one of all, must not take back what is known in this one.
     current = sa.select(COUNTER.c.epoch).scalar_subquery()
@@ -173,16 +152,3 @@ def _merged(insert: Any, greatest: Callable[..., Any]) -> Any:
         },
         where=sa.not_(old.is_released),  # rule 7
     ).returning(old.holder_id)
-
-
-def _row(keep_alive: KeepAlive, state: StoreState, expire_time: datetime) -> dict[str, Any]:
-    return {
-        "holder_id": keep_alive.holder_id,
-        "name": keep_alive.name,
-        "epoch": keep_alive.epoch,
-        "acknowledged_revision": keep_alive.applied_revision,
-        "expire_time": expire_time,
-        "renew_time": state.time,
-        "is_released": keep_alive.is_release,
-        "since_revision": state.revision,  # an existing row keeps its own
-    }

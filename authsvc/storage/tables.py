@@ -1,11 +1,8 @@
-"""The tables of projects, keys and changes, as `key_store` and `lease_store` query them.
-
-Written for queries; `migrations` makes the tables, with constraints and indexes. A test compares the two.
-"""
+"""The tables of projects, keys and changes, for queries; a test compares them with what `migrations` makes."""
 
 import sqlalchemy as sa
 
-from authsvc.storage.database import Instant
+from authsvc.runtime.sql import UtcDateTime
 
 METADATA = sa.MetaData()
 COUNTER = sa.Table(
@@ -20,7 +17,7 @@ projects = sa.Table(
     METADATA,
     sa.Column("project_id", sa.String(63), primary_key=True),
     sa.Column("origins", sa.JSON, nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
 )
 keys = sa.Table(
     "keys",
@@ -29,8 +26,8 @@ keys = sa.Table(
     sa.Column("project_id", sa.String(63), nullable=False),
     sa.Column("digest", sa.LargeBinary(32), nullable=False),
     sa.Column("create_revision", sa.BigInteger, nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
-    sa.Column("revoke_time", Instant),
+    sa.Column("create_time", UtcDateTime, nullable=False),
+    sa.Column("revoke_time", UtcDateTime),
 )
 changes = sa.Table(
     "changes",
@@ -40,5 +37,5 @@ changes = sa.Table(
     sa.Column("project_id", sa.String(63), nullable=False),
     sa.Column("invalidated_digests", sa.JSON, nullable=False),
     sa.Column("caller", sa.String(128), nullable=False),
-    sa.Column("create_time", Instant, nullable=False),
+    sa.Column("create_time", UtcDateTime, nullable=False),
 )

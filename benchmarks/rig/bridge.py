@@ -41,7 +41,7 @@ def main() -> None:
     commits = 0
 
     async def open_counted_sink(config: Config, _log_writer: Path | None) -> SqlSink:
-        store = store_at(config.sink_url())
+        store = store_at(config.store_url())
         commit = store.commit
 
         async def counted(group: list[Rows]) -> None:

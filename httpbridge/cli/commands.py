@@ -99,7 +99,7 @@ def log_writer(path: Path, spec: WorkerSpec) -> None:
         stop = asyncio.Event()
         config.make_store_dir()
         async with ControlChannel(spec, stop.set) as channel:
-            await serve_writer(config.sink_url(), path, stop, channel.ready)
+            await serve_writer(config.store_url(), path, stop, channel.ready)
 
     _run(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
@@ -109,7 +109,7 @@ def log_writer(path: Path, spec: WorkerSpec) -> None:
 
 async def _run_workers(config: Config, started: Callable[[Address], None]) -> None:
     """Run several workers. SQLite has one writer at a time, so they leave that to a process of its own."""
-    if not config.sink_url().startswith("sqlite"):
+    if not config.store_url().startswith("sqlite"):
         await run_workers(config.listen, "HTTPBRIDGE_LISTEN", config.workers, ("worker",), started)
         return
     with _socket_directory() as directory:
@@ -177,7 +177,7 @@ def sign_in_link(name: str | None, url: str | None) -> None:
 def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
     """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
-    from httpbridge.log_store.reader import Selection  # noqa: PLC0415
+    from httpbridge.log_store.log_rows import LogFilter  # noqa: PLC0415
 
     config = Config.from_environment(os.environ)
     start = None
@@ -186,7 +186,8 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
             start = parse_since(since, datetime.now(UTC))
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--since") from None
-    selection = Selection(project, start, Level(level) if level else None)
+    levels = frozenset([Level(level)] if level else ())
+    selection = LogFilter(project_id=project, since=start, levels=levels)
 
     if not isinstance(sys.stdout, TextIOWrapper):
         fail("standard output is closed", REFUSED)
@@ -196,7 +197,7 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
         _run(
             config,
             log_view.show_logs(
-                config.sink_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
+                config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
             ),
         )
         output.flush()

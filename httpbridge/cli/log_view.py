@@ -13,7 +13,9 @@ from io import TextIOWrapper
 import msgspec
 
 from authsvc.runtime.commands import writing
-from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
+from httpbridge.log_store.log_rows import LogFilter, StoredLog
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.reader import read
 from httpbridge.text import printable, rfc3339
 
 FOLLOW_SECONDS = 0.25
@@ -32,7 +34,7 @@ _EXTRA_FIELDS = ("release", "trace_id", "span_id", "request_id", "vercel_id", "c
 
 async def show_logs(
     url: str,
-    selection: Selection,
+    selection: LogFilter,
     *,
     follow: bool,
     as_json: bool,
@@ -45,12 +47,12 @@ async def show_logs(
     With `follow`, go on until cancelled. `color` is for terminals. Raises StoreSetupError
     when there is no store, and StoreUnavailableError when it cannot be read.
     """
-    reader = open_sql_reader(url)
+    store = ReadStore(url)
     try:
-        async for log in reader.read(selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
+        async for log in read(store, selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
             write(json_line(log) if as_json else text_line(log, color=color))
     finally:
-        await reader.close()
+        await store.close()
 
 
 class Output:

@@ -75,7 +75,7 @@ async def serve(
         admin = AdminClient(config.key_service, token, key_service_tls(config))
         stack.push_async_callback(admin.close)
         store = ReadStore(
-            config.sink_url(),
+            config.store_url(),
             connections_max=_STORE_CONNECTIONS_MAX,
             statement_seconds_max=_STATEMENT_SECONDS_MAX,
         )

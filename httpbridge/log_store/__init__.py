@@ -5,12 +5,11 @@
 
 from typing import Protocol
 
-from httpbridge.errors import BridgeError
+from authsvc.runtime.database_url import SetupError
 from httpbridge.logs import LogBatch
 
-
-class StoreSetupError(BridgeError):
-    """The log store cannot be used as it is set up; the text is one line for the operator."""
+StoreSetupError = SetupError
+"""The log store cannot be used as it is set up; the text is one line for the operator."""
 
 
 class LogSink(Protocol):

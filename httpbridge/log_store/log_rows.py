@@ -1,6 +1,6 @@
 """What the dashboard's queries select by and return: filters, positions, rows cut to size.
 
-Used by `queries`, `tail` and the dashboard's pages of logs.
+Used by `queries`, `tail` and `reader`, and by the dashboard's pages of logs.
 
 A stored text may have 5 MiB, and a page a hundred rows, so texts are cut in the database.
 """
@@ -15,7 +15,6 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from httpbridge.log_store.reader import StoredLog
 from httpbridge.log_store.schema import logs
 from httpbridge.logs import Level
 
@@ -23,6 +22,27 @@ UNBOUNDED_COLUMNS = ("message", "metadata", "trace_id", "span_id", "request_id",
 """Those without a limit in the contract but that of the body."""
 
 _ID_MAX = 2**63 - 1
+
+
+class StoredLog(msgspec.Struct, frozen=True):
+    """A row of `logs`; the names are the columns'. Instants are aware and in UTC, `metadata` is JSON text."""
+
+    id: int
+    project_id: str
+    key_id: str
+    received_at: datetime
+    service: str
+    environment: str
+    release: str | None
+    level: str
+    message: str
+    timestamp: datetime
+    metadata: str | None
+    trace_id: str | None
+    span_id: str | None
+    request_id: str | None
+    vercel_id: str | None
+    context: str | None
 
 
 class Position(NamedTuple):
@@ -83,8 +103,8 @@ def between(project_id: str, begin: Position, end: Position) -> tuple[sa.ColumnE
     return logs.c.project_id == project_id, position >= tuple(begin), position < tuple(end)
 
 
-def matches(selection: LogFilter) -> sa.ColumnElement[bool] | None:
-    """Everything of the filter but project and time, which the index does not know; None for nothing else."""
+def matches(selection: LogFilter) -> list[sa.ColumnElement[bool]]:
+    """Everything of the filter but project and time, which the index does not know."""
     conditions: list[sa.ColumnElement[bool]] = []
     if selection.levels:
         conditions.append(logs.c.level.in_(sorted(str(level) for level in selection.levels)))
@@ -94,7 +114,7 @@ def matches(selection: LogFilter) -> sa.ColumnElement[bool] | None:
         conditions.append(logs.c.environment == selection.environment)
     if selection.text:
         conditions.append(sa.or_(*(_contains(column, selection.text) for column in (logs.c.message, logs.c.metadata))))
-    return sa.and_(*conditions) if conditions else None
+    return conditions
 
 
 class _Contains(FunctionElement[bool]):

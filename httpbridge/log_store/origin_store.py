@@ -1,7 +1,6 @@
 """How often each origin was seen, by project and hour: written by the bridge, read by the dashboard.
 
-Called by `origin_counts`, which counts, and by `dashboard/origins`. The writer has a connection of its
-own, so that whatever keeps it waiting keeps no log waiting.
+The writer has a connection of its own, so that whatever keeps it waiting keeps no log waiting.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,12 +11,11 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from authsvc.runtime.database_url import parse_database_url
+from authsvc.runtime.sql import sqlite_engine, sqlite_uri
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_store.address import existing_file, parse
-from httpbridge.log_store.errors import EXPECTED_ERRORS, translated
-from httpbridge.log_store.postgres_store import postgres_engine
+from httpbridge.log_store.database import EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.schema import origin_counts
 
@@ -63,23 +61,26 @@ class SeenOrigins(msgspec.Struct, frozen=True):
     others: int
 
 
-async def _unchecked() -> None:
-    """Take the store for what it was."""
-
-
 class OriginStore:
-    """Adds counts to the table `origin_counts`, which the sink has made, at the sink's address."""
+    """Adds counts to the table `origin_counts`, which the log store's sink has made."""
 
-    def __init__(self, url: str, check: Callable[[], Awaitable[None]] = _unchecked) -> None:
+    def __init__(self, url: str, check: Callable[[], Awaitable[None]] | None = None) -> None:
         """Connect at the first write. `check` raises StoreUnavailableError while the sink's store takes no writes.
 
         It is called before each write: where a SQLite file was replaced, connecting to the new one beside the old one's
         WAL would spoil it. Raises StoreSetupError for another kind of address.
         """
         self._check = check
-        address = parse(url)
+        address = parse_database_url(url)
         if isinstance(address, Path):
-            self._engine = _sqlite_engine(address)
+            # Made here, a file would stand in the place of one that was moved away.
+            self._engine = sqlite_engine(
+                sqlite_uri(address),
+                f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+                begin="IMMEDIATE",
+                busy_seconds=BUSY_SECONDS_MAX,
+                poolclass=sa.NullPool,
+            )
             insert: Any = sqlite.insert(origin_counts)
         else:
             self._engine = postgres_engine(address, lock_timeout=str(int(BUSY_SECONDS_MAX * 1000)))
@@ -94,7 +95,8 @@ class OriginStore:
 
         Raises StoreUnavailableError. Then nothing was added, unless the answer to the commit was lost.
         """
-        await self._check()
+        if self._check is not None:
+            await self._check()
         try:
             async with self._engine.begin() as connection:
                 # In one order, so that two bridges never wait for each other.
@@ -131,22 +133,3 @@ async def seen_origins(store: ReadStore, project_id: str, since: datetime) -> Se
     )
     rows = await store.rows(statement)
     return SeenOrigins([SeenOrigin(*row[1:]) for row in rows], rows[0][0] - len(rows) if rows else 0)
-
-
-def _sqlite_engine(path: Path) -> AsyncEngine:
-    engine = create_async_engine(
-        existing_file(path, "rw"),  # made here, a file would stand in the place of one that was moved away
-        poolclass=sa.NullPool,
-        hide_parameters=True,
-        connect_args={"timeout": BUSY_SECONDS_MAX, "isolation_level": None},
-    )
-
-    def set_up(driver: Any, _record: object) -> None:
-        driver.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    sa.event.listen(engine.sync_engine, "connect", set_up)
-    sa.event.listen(engine.sync_engine, "begin", begin)
-    return engine

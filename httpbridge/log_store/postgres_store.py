@@ -1,63 +1,26 @@
-"""The log store in PostgreSQL: one connection, rows through COPY.
+"""The log store in PostgreSQL: one connection, which SQLAlchemy makes, with the schema.
 
-The SQL sink's store for `postgresql:` addresses. SQLAlchemy makes the connection and the
-schema; rows go through the driver's COPY, a single statement and so one transaction that
-is committed before the driver says it is done.
+Rows go through the driver's COPY, a single statement, and so a transaction that is committed before it says it is done.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.runtime.database_url import PostgresAddress
-from authsvc.runtime.postgres import Connection, Postgres, check_settings
+from authsvc.runtime.postgres import Connection, check_settings
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.log_store.errors import EXPECTED_ERRORS, translated
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.database import COMMIT_SECONDS_MAX, EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
-CONNECT_SECONDS_MAX = 5.0
-"""For one of an engine's connections to be free."""
-
-COMMIT_SECONDS_MAX = 10.0
-"""For one commit, connecting included; after it the outcome counts as unknown and the connection is dropped."""
-
 _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
 """The advisory lock under which one bridge at a time creates the tables: the bytes of `deeplogs`."""
-
-
-def postgres_engine(address: PostgresAddress, *, connections_max: int = 1, **settings: str) -> AsyncEngine:
-    """Make an engine for the database, whose sessions have these settings of the server.
-
-    It has at most `connections_max` connections; who wants one more waits for CONNECT_SECONDS_MAX.
-    """
-
-    async def set_up(connection: Connection) -> None:
-        # The driver's own codec takes the first and the last instant of a datetime for -infinity and infinity.
-        await connection.set_type_codec(
-            "timestamptz", schema="pg_catalog", format="tuple", encoder=_encode_instant, decoder=_decode_instant
-        )
-
-    postgres = Postgres(
-        address, program="httpbridge", command_seconds_max=COMMIT_SECONDS_MAX, settings=settings, set_up=set_up
-    )
-    return postgres.engine(connections_max=connections_max, overflow_max=0, wait_seconds_max=CONNECT_SECONDS_MAX)
-
-
-_POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
-
-
-def _encode_instant(instant: datetime) -> tuple[int]:
-    """Microseconds since PostgreSQL's epoch, which is how it keeps a TIMESTAMPTZ."""
-    since = instant - _POSTGRES_EPOCH
-    return ((since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds,)
-
-
-def _decode_instant(microseconds: tuple[int]) -> datetime:
-    return _POSTGRES_EPOCH + timedelta(microseconds=microseconds[0])
 
 
 class PostgresStore:
@@ -79,35 +42,20 @@ class PostgresStore:
         return instant
 
     async def open(self) -> None:
-        """Connect, and create the tables.
-
-        Raises StoreSetupError when the server answers and the store cannot be used as it
-        is set up, and StoreUnavailableError when the server cannot be reached.
-        """
-        async with self._turn:
-            try:
-                async with asyncio.timeout(COMMIT_SECONDS_MAX):
-                    await self._connected()
-            except EXPECTED_ERRORS as error:
-                await self._disconnect()
-                raise translated(error) from None
+        """See `sink.Store`."""
+        async with self._lent():
+            pass
 
     async def commit(self, group: list[Rows]) -> None:
         """Store all rows of the group or none; see GroupCommit for what it raises."""
         rows = group[0].rows if len(group) == 1 else [row for batch in group for row in batch.rows]
-
-        async def copy(driver: Connection) -> None:
+        async with self._writing() as driver:
             await driver.copy_records_to_table("logs", records=rows, columns=WRITTEN_COLUMNS)
-
-        await self._write(copy)
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
-
-        async def count(driver: Connection) -> None:
+        async with self._writing() as driver:
             await driver.execute(PROBE)
-
-        await self._write(count)
 
     async def check(self) -> None:
         """Nothing: a connection knows which database it is to."""
@@ -118,20 +66,28 @@ class PostgresStore:
             await self._disconnect()
         await self._engine.dispose()
 
-    async def _write(self, work: Callable[[Connection], Awaitable[None]]) -> None:
+    @asynccontextmanager
+    async def _writing(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._lent() as driver, driver.settled():
+                yield driver
+        except StoreSetupError as error:  # it was in order when the bridge started
+            raise StoreUnavailableError(str(error)) from None
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[Connection]:
         async with self._turn:
             try:
                 async with asyncio.timeout(COMMIT_SECONDS_MAX):
-                    driver = await self._connected()
-                    async with driver.settled():
-                        await work(driver)
+                    yield await self._connected()
             except EXPECTED_ERRORS as error:
                 failure = translated(error)
-                # A refused statement left nothing behind, if the connection is in order still.
-                if isinstance(failure, BatchRefusedError) and self._driver is not None and not self._driver.is_closed():
-                    raise failure from None
+                if isinstance(failure, BatchRefusedError):
+                    if self._driver is not None and not self._driver.is_closed():
+                        raise failure from None  # the refused statement left nothing behind
+                    failure = StoreUnavailableError(str(failure))
                 await self._disconnect()
-                raise StoreUnavailableError(str(failure)) from None
+                raise failure from None
             except BaseException:
                 await self._disconnect()
                 raise

@@ -1,9 +1,8 @@
-"""What the dashboard asks of the stored logs: pages, counts over time, names, activity, one row.
+"""What the dashboard asks of the stored logs: pages, histograms, facets, activity, one row.
 
-Called by the dashboard's `log_page` and `projects`; what arrives is `tail`'s. Every query names one project and a
-stretch of its entries, which the index bounds, and looks at a bounded number of rows. What the index does not know
-(level, service, text) is searched stretch by stretch under a budget of rows and seconds; where that is used up, the
-answer says how far it got, and the next one goes on there.
+What arrives is `tail`'s. Every query names one project and a stretch of its entries, which the index bounds, and looks
+at a bounded number of rows. What the index does not know (level, service, text) is searched stretch by stretch under a
+budget of rows and seconds; where that is used up, the answer says how far it got, and the next one goes on there.
 """
 
 from collections import Counter
@@ -38,7 +37,7 @@ STRETCH_ROWS_MIN, STRETCH_ROWS_MAX = 500, 20_000
 STRETCH_SECONDS_MAX = 0.2
 """After a slower stretch the next one is no longer."""
 
-NAMES_ROWS_MAX, NAMES_MAX = 20_000, 200
+FACET_ROWS_MAX, FACETS_MAX = 20_000, 200
 """Services and environments are those of so many newest rows; so many pairs of them at most."""
 
 ACTIVITY_LOGS_MAX = 10_000
@@ -47,8 +46,8 @@ ACTIVITY_LOGS_MAX = 10_000
 _ACTIVITY_PROJECTS = 500
 """Projects a statement."""
 
-ENTRIES_NUMBERED_MAX = 1_000
-"""Entries of a stretch of time are numbered so far."""
+ENTRIES_COUNTED_MAX = 1_000
+"""Entries of a stretch of time are counted so far."""
 
 LIST_CHARACTERS_MAX = 4_000
 """Of each text of an entry in a page of many."""
@@ -69,7 +68,7 @@ class LogPage(msgspec.Struct, frozen=True):
     """How many rows were looked at, at least."""
 
 
-class Bar(msgspec.Struct, frozen=True):
+class Bucket(msgspec.Struct, frozen=True):
     """The matching entries of a stretch of time, by level; levels without any are absent."""
 
     start: datetime
@@ -77,7 +76,7 @@ class Bar(msgspec.Struct, frozen=True):
     """The first instant after."""
     counts: dict[Level, int]
     reached: Position | None = None
-    """Where the count stopped when the budget was used up: what is older in this bar is not counted. None: all is."""
+    """Where the count stopped when the budget was used up: what is older in it is not counted. None: all is."""
 
 
 class Activity(msgspec.Struct, frozen=True):
@@ -127,15 +126,13 @@ class LogQueries:
         *,
         is_counted: bool = False,
     ) -> LogPage:
-        """Return the newest matching entries, or those before a position; `is_counted`: beside `bars` of the same."""
+        """Return the newest matching entries, or those before a position; `is_counted`: beside their `histogram`."""
         end = selection.end if before is None else min(before, selection.end)
         budget = self._budget(selection, is_shared=is_counted)
         budget_rows = budget.rows
         found: list[LogRow] = []
         async with self._store.connection() as connection:
-            columns = sa.select(*cut_columns(LIST_CHARACTERS_MAX))
-            if (condition := matches(selection)) is not None:
-                columns = columns.where(condition)
+            columns = sa.select(*cut_columns(LIST_CHARACTERS_MAX)).where(*matches(selection))
             while True:
                 stretch_rows = budget.next_stretch()
                 within = between(selection.project_id, selection.begin, end)
@@ -154,25 +151,25 @@ class LogQueries:
                     return LogPage(found, begin, True, searched)
                 end = begin
 
-    async def bars(self, selection: LogFilter, edges: Sequence[datetime]) -> list[Bar]:
+    async def histogram(self, selection: LogFilter, edges: Sequence[datetime]) -> list[Bucket]:
         """Count the matching entries between each two of the edges, which ascend; oldest first.
 
-        Bars that the budget did not reach are absent, from the oldest on.
+        Buckets that the budget did not reach are absent, from the oldest on.
         """
         budget = self._budget(selection, is_shared=True)
-        bars: list[Bar] = []
+        buckets: list[Bucket] = []
         async with self._store.connection() as connection:
             for start, end in reversed(list(pairwise(edges))):
                 if budget.is_used_up:
                     break
-                bars.append(await _bar(connection, selection, start, end, budget))
-        return bars[::-1]
+                buckets.append(await _bucket(connection, selection, start, end, budget))
+        return buckets[::-1]
 
     async def countable_since(self, selection: LogFilter) -> datetime | None:
-        """Return from when on `bars` has rows enough in its budget.
+        """Return from when on `histogram` has rows enough in its budget.
 
-        None when it has for all that the filter spans, or where the store takes too long to find out: `bars` then says
-        how far it got.
+        None when it has for all that the filter spans, or where the store takes too long to find out: `histogram`
+        then says how far it got.
         """
         within = between(selection.project_id, selection.begin, selection.end)
         newest = _newest_first(sa.select(logs.c.timestamp).where(*within))
@@ -183,18 +180,18 @@ class LogQueries:
             return None
         return rows[0][0] if len(rows) > 1 else None
 
-    async def number(self, selection: LogFilter) -> int:
+    async def count(self, selection: LogFilter) -> int:
         """Return how many entries the filter's time has, whatever else it says, up to the bound and one more."""
         within = between(selection.project_id, selection.begin, selection.end)
-        first = sa.select(sa.literal(1)).select_from(logs).where(*within).limit(ENTRIES_NUMBERED_MAX + 1)
+        first = sa.select(sa.literal(1)).select_from(logs).where(*within).limit(ENTRIES_COUNTED_MAX + 1)
         ((number,),) = await self._store.rows(sa.select(sa.func.count()).select_from(first.subquery()))
         return int(number)
 
-    async def names(self, selection: LogFilter) -> tuple[list[str], list[str]]:
+    async def facets(self, selection: LogFilter) -> tuple[list[str], list[str]]:
         """Return the services and the environments of the newest entries in the filter's time, each sorted."""
         within = between(selection.project_id, selection.begin, selection.end)
-        newest = _newest_first(sa.select(logs.c.service, logs.c.environment).where(*within)).limit(NAMES_ROWS_MAX)
-        pairs = await self._store.rows(sa.select(newest.subquery()).distinct().limit(NAMES_MAX))
+        newest = _newest_first(sa.select(logs.c.service, logs.c.environment).where(*within)).limit(FACET_ROWS_MAX)
+        pairs = await self._store.rows(sa.select(newest.subquery()).distinct().limit(FACETS_MAX))
         return sorted({service for service, _ in pairs}), sorted({environment for _, environment in pairs})
 
     async def oldest(self, project_id: str, since: datetime | None = None) -> datetime | None:
@@ -242,7 +239,7 @@ async def _stretch_begin(connection: Any, within: Sequence[Any], rows: int) -> P
     return None if position is None else Position(*position)
 
 
-async def _bar(connection: Any, selection: LogFilter, start: datetime, end: datetime, budget: _Budget) -> Bar:
+async def _bucket(connection: Any, selection: LogFilter, start: datetime, end: datetime, budget: _Budget) -> Bucket:
     """Count stretch by stretch, the newest first, as far as the budget goes."""
     begin = max(Position(start, 0), selection.begin)
     stop = min(Position(end, 0), selection.end)
@@ -259,15 +256,14 @@ async def _bar(connection: Any, selection: LogFilter, start: datetime, end: date
             if reached is not None:
                 older = between(selection.project_id, begin, reached)
                 reached = None if await _stretch_begin(connection, older, 1) is None else reached
-            return Bar(start, end, {level: number for level, number in totals.items() if number}, reached)
+            return Bucket(start, end, {level: number for level, number in totals.items() if number}, reached)
         stop = reached
 
 
 def _counts(selection: LogFilter, within: Sequence[Any], rows_max: int) -> sa.Select[Any]:
     """Count matching entries by level among the newest of a stretch, and how many were looked at."""
-    condition = matches(selection)
     # Counted by a column of its own, and not by leaving rows out: the limit is on those looked at.
-    level = logs.c.level if condition is None else sa.case((condition, logs.c.level)).label("level")
+    level = sa.case((sa.and_(sa.true(), *matches(selection)), logs.c.level)).label("level")
     newest = _newest_first(sa.select(level).where(*within)).limit(rows_max).subquery()
     of_levels = [sa.func.count().filter(newest.c.level == level.value).label(level.value) for level in Level]
     columns: list[sa.ColumnElement[Any]] = [sa.func.count().label("scanned"), *of_levels]

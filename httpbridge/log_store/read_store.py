@@ -1,7 +1,7 @@
 """A read-only way into the log store: one address, a few connections, errors told in the bridge's words.
 
-Under `reader` (the command `logs`), `queries` and `origin_store` (the dashboard). Nothing is held between two
-statements, so that nobody who reads keeps the WAL growing or dead rows alive.
+Under `reader` (the command `logs`), `queries`, `tail` and `origin_store` (the dashboard). Nothing is held
+between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
 """
 
 import math
@@ -14,15 +14,14 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from authsvc.runtime.postgres import driver_error
+from authsvc.runtime.database_url import parse_database_url
+from authsvc.runtime.sql import driver_error, sqlite_code, sqlite_engine, sqlite_uri
 from authsvc.runtime.sqlite_files import file_identity
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.address import existing_file, parse
-from httpbridge.log_store.errors import EXPECTED_ERRORS, translated
-from httpbridge.log_store.postgres_store import postgres_engine
+from httpbridge.log_store.database import EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.log_store.schema import check_version, logs
 
 LATE_IDS = 32_768
@@ -45,14 +44,13 @@ class StoreSlowError(StoreUnavailableError):
 
 
 class ReadStore:
-    """The store at a sink's address (`sqlite:///FILE` or `postgresql://…`); it connects when it is first used.
+    """The store at an address (`sqlite:///FILE` or `postgresql://…`); it connects when it is first used.
 
-    Raises StoreSetupError for another kind of address. `connections_max` bounds what is asked of the store at once, and
-    `statement_seconds_max` how long the store works at each statement.
+    Raises StoreSetupError for another kind of address. `statement_seconds_max` is for each statement.
     """
 
     def __init__(self, url: str, *, connections_max: int = 1, statement_seconds_max: float | None = None) -> None:
-        address = parse(url)
+        address = parse_database_url(url)
         self._path: Path | None = None
         self._is_checked = False
         self.late_ids = 0
@@ -110,13 +108,8 @@ class ReadStore:
 
 
 def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
-    engine = create_async_engine(
-        existing_file(path, "ro"),
-        poolclass=sa.AsyncAdaptedQueuePool,
-        pool_size=connections_max,
-        max_overflow=0,
-        pool_timeout=WAIT_SECONDS_MAX,
-        hide_parameters=True,
+    engine = sqlite_engine(
+        sqlite_uri(path, "ro"), pool_size=connections_max, max_overflow=0, pool_timeout=WAIT_SECONDS_MAX
     )
 
     def note_file(_driver: object, record: Any) -> None:
@@ -146,9 +139,8 @@ def _limit_statements(engine: AsyncEngine, seconds: float) -> None:
 
 
 def _is_slow(error: BaseException) -> bool:
-    error = driver_error(error)
-    is_interrupted = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
-    return is_interrupted or isinstance(error, (asyncpg.QueryCanceledError, sa.exc.TimeoutError))
+    is_interrupted = sqlite_code(error) == sqlite3.SQLITE_INTERRUPT
+    return is_interrupted or isinstance(driver_error(error), (asyncpg.QueryCanceledError, sa.exc.TimeoutError))
 
 
 def _check(connection: sa.Connection) -> None:

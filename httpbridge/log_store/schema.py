@@ -1,40 +1,18 @@
-"""The tables of the SQL log store, and what both databases need around them.
+"""The tables of the SQL log store.
 
-Used by the two stores, which create them, and by those who read or write them. The schema is small and
-only ever grows, so the sink creates it itself and records its version: a bridge refuses
-a store that a newer version made.
+The schema is small and only ever grows, so the stores create it themselves and record its version: a bridge refuses a
+store that a newer version made.
 """
-
-from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
+from authsvc.runtime.sql import UtcDateTime
 from httpbridge.log_store import StoreSetupError
 
 SCHEMA_VERSION = 2
 """1: logs. 2: origin_counts, too."""
 
 tables = sa.MetaData()
-
-
-class UtcDateTime(sa.TypeDecorator[datetime]):
-    """An instant, aware and in UTC: TIMESTAMPTZ in PostgreSQL, text with microseconds in SQLite."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Leave the offset out where the database has no room for it."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
-        """Say that it is UTC."""
-        if value is None or dialect.name != "sqlite":
-            return value
-        return value.replace(tzinfo=UTC)
-
 
 logs = sa.Table(
     "logs",

@@ -1,19 +1,16 @@
-"""The SQL sink: logs in the table `logs` of a SQLite file or of PostgreSQL.
-
-The composition root opens it with `open_sql_sink`. It ties together the rows of a
-batch, group commit and one of the two stores, and knows whether the store takes writes.
-"""
+"""The SQL sink: rows of batches, group commit and a store, and whether that takes writes."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+from authsvc.runtime.database_url import parse_database_url
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
-from httpbridge.log_store.address import parse
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.postgres_store import PostgresStore
@@ -55,11 +52,8 @@ class Store(Protocol):
 async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
     """Open the sink for `sqlite:///path` or `postgresql://…`, in the running event loop.
 
-    Creates the tables that are missing. A store that is unavailable now is no error:
-    services start in any order, and `check` says so until it is back. Raises
-    StoreSetupError for what waiting does not mend: another kind of address, a path
-    that cannot be opened, a refused password, a setting that is not durable, a store of
-    a newer version.
+    A store that is unavailable now is no error: services start in any order, and `check` says so until it is back.
+    Raises StoreSetupError for what waiting does not mend.
     """
     store = store_at(url)
     sink = SqlSink(store, monotonic=monotonic, bounds=bounds)
@@ -73,14 +67,14 @@ async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bou
 
 def store_at(url: str) -> Store:
     """Return the store of an address, not opened yet; raise StoreSetupError for another kind of address."""
-    address = parse(url)
+    address = parse_database_url(url)
     return SqliteStore(address) if isinstance(address, Path) else PostgresStore(address)
 
 
 class SqlSink:
     """A LogSink; made by `open_sql_sink`."""
 
-    def __init__(self, store: Store, *, monotonic: Callable[[], float], bounds: Bounds | None) -> None:
+    def __init__(self, store: Store, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> None:
         self._store = store
         self._monotonic = monotonic
         self._group_commit = GroupCommit(self._commit, bounds)
@@ -91,12 +85,8 @@ class SqlSink:
 
     async def open(self) -> None:
         """Try the store; see `open_sql_sink`."""
-        try:
-            await self._store.open()
-        except StoreUnavailableError as error:
-            self._learned(str(error))
-        else:
-            self._learned(None)
+        with suppress(StoreUnavailableError):
+            await self._attempt(self._store.open())
 
     def write(self, batch: LogBatch) -> Coroutine[Any, Any, None]:
         """See LogSink."""
@@ -105,17 +95,14 @@ class SqlSink:
 
     async def check(self) -> None:
         """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""
-        if self._monotonic() - self._known_at >= CHECK_FRESH_SECONDS:
-            if self._probe is None or self._probe.done():
-                self._probe = asyncio.create_task(self._probe_store(), name="log store probe")
-            await asyncio.wait([self._probe], timeout=CHECK_WAIT_SECONDS_MAX)
-            if not self._probe.done():
-                raise StoreUnavailableError(f"no answer within {CHECK_WAIT_SECONDS_MAX:g} s")
-            self._probe.result()
-        if self._lost is not None:
-            raise StoreUnavailableError(self._lost)
         try:
             async with asyncio.timeout(CHECK_WAIT_SECONDS_MAX):
+                if self._monotonic() - self._known_at >= CHECK_FRESH_SECONDS:
+                    if self._probe is None or self._probe.done():
+                        self._probe = asyncio.create_task(self._probe_store(), name="log store probe")
+                    await asyncio.shield(self._probe)
+                if self._lost is not None:
+                    raise StoreUnavailableError(self._lost)
                 await self._store.check()
         except TimeoutError:
             raise StoreUnavailableError(f"no answer within {CHECK_WAIT_SECONDS_MAX:g} s") from None
@@ -131,16 +118,16 @@ class SqlSink:
             await self._store.close()
 
     async def _probe_store(self) -> None:
-        try:
-            await self._store.probe()
-        except StoreUnavailableError as error:
-            self._learned(str(error))
-        else:
-            self._learned(None)
+        with suppress(StoreUnavailableError):
+            await self._attempt(self._store.probe())
 
     async def _commit(self, group: list[Rows]) -> None:
+        await self._attempt(self._store.commit(group))
+
+    async def _attempt(self, writing: Awaitable[None]) -> None:
+        """Note what an attempt to write shows, and log the change; never a row's content."""
         try:
-            await self._store.commit(group)
+            await writing
         except BatchRefusedError:
             self._learned(None)
             raise
@@ -150,7 +137,6 @@ class SqlSink:
         self._learned(None)
 
     def _learned(self, lost: str | None) -> None:
-        """Note what an attempt to write showed, and log the change; never a row's content."""
         if lost is not None and self._lost is None:
             _log.warning("log_store_lost", reason=lost)
         elif lost is None and self._lost is not None:

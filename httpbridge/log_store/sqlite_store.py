@@ -1,10 +1,8 @@
 """The log store in a SQLite file: one connection that writes, used by one thread of its own; another for checkpoints.
 
-The SQL sink's store for `sqlite:` addresses. SQLAlchemy makes the connection and the
-schema; rows go through the driver itself, many rows a statement. `executemany` gives
-the interpreter lock away and fights for it again at every row: while the event loop was
-busy beside it, 500 rows took it 30 ms, and these statements 13 ms (10 ms either way on an
-idle interpreter).
+Rows go through the driver itself, many a statement. `executemany` gives the interpreter lock away and fights for it
+again at every row: while the event loop was busy beside it, 500 rows took it 30 ms, and these statements 13 ms (10 ms
+either way on an idle interpreter).
 """
 
 import asyncio
@@ -21,10 +19,11 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
+from authsvc.runtime.sql import check_durable, reason
 from authsvc.runtime.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.errors import translated
+from httpbridge.log_store.database import EXPECTED_ERRORS, translated
 from httpbridge.log_store.rows import Row, Rows
 from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
@@ -67,18 +66,9 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._files = SqliteFiles(path)
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite+pysqlite", database=str(path)),
-            poolclass=sa.NullPool,
-            hide_parameters=True,
-            # Transactions are ours: the driver would begin them late, and not IMMEDIATE.
-            connect_args={"timeout": BUSY_SECONDS_MAX, "isolation_level": None, "check_same_thread": False},
-        )
-        sa.event.listen(self._engine, "connect", _set_durable)
-        sa.event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="log store")
         self._checkpointer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._connection: sa.PoolProxiedConnection | None = None
+        self._connection: sqlite3.Connection | None = None
         self._new_wal_bytes = 0
         """About so much was written since the last checkpoint."""
         self._is_disk_full = False
@@ -100,11 +90,7 @@ class SqliteStore:
         return f"{text[:10]} {text[11:26]}" if instant.microsecond else f"{text[:10]} {text[11:19]}.000000"
 
     async def open(self) -> None:
-        """Open the file and create the tables.
-
-        Raises StoreSetupError when the file cannot be used, and StoreUnavailableError
-        when it cannot be used now (locked, disk full).
-        """
+        """See `sink.Store`; unavailable is what is locked, or on a full disk."""
         await self._in_thread(self._open)
 
     async def commit(self, group: list[Rows]) -> None:
@@ -134,55 +120,52 @@ class SqliteStore:
         await self._in_thread(self._disconnect)
         self._files.close()
         self._thread.shutdown(wait=False)
-        self._engine.dispose()
 
     async def _in_thread(self, work: Any, *arguments: Any) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     # What follows runs in the thread.
 
-    def _open(self) -> None:
-        try:
-            self._connect()
-        except BaseException:
-            self._disconnect()
-            raise
-
-    def _connect(self) -> None:
+    def _open(self) -> sqlite3.Connection:
         try:
             if self._files.is_open:
                 self._files.check_main()
-            elif reason := self._files.lone_wal():
-                raise StoreSetupError(reason)
-            with self._engine.begin() as connection:
-                create_tables(connection)
-            self._connection = self._engine.raw_connection()
-            self._files.note(self._driver())
-            self._stamp()
-            self._driver().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except FilesLostError as error:
-            raise StoreUnavailableError(str(error)) from None
-        except sa.exc.DBAPIError as error:
-            raise self._translated(error.orig) from None
-        except (sqlite3.Error, OSError) as error:
+            elif lost := self._files.lone_wal():
+                raise StoreSetupError(lost)
+            self._connection = connection = self._new_connection()
+            _create_tables(connection)
+            self._files.note(connection)
+            _stamp(connection)
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except EXPECTED_ERRORS as error:
+            self._disconnect()
             raise self._translated(error) from None
+        return connection
 
-    def _stamp(self) -> None:
-        """Tell the file that a checkpoint makes from those that were copied before."""
-        driver = self._driver()
-        driver.execute("BEGIN IMMEDIATE")
-        ((number,),) = driver.execute("PRAGMA user_version").fetchall()
-        driver.execute(stamp(number + 1))
-        driver.execute("COMMIT")
+    def _new_connection(self) -> sqlite3.Connection:
+        # Transactions are ours: the driver would begin them late, and not IMMEDIATE.
+        connection = sqlite3.connect(
+            self._path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
+        )
+        try:
+            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+                # To the end, where it is written: the driver drops the failure of a statement that it leaves before.
+                connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
+            connection.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
+            check_durable(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _check_files(self) -> None:
         """Raise StoreUnavailableError when what would be written could not be found."""
         if self._connection is not None:
             try:
                 self._files.check()
-            except FilesLostError as error:
-                raise StoreUnavailableError(str(error)) from None
-            except (sqlite3.Error, OSError) as error:
+            except (FilesLostError, sqlite3.Error, OSError) as error:
                 raise StoreUnavailableError(str(self._translated(error))) from None
 
     def _check_room(self) -> None:
@@ -196,12 +179,10 @@ class SqliteStore:
             raise StoreUnavailableError(f"{self._path.parent} has {free_bytes >> 20} MiB left on its disk")
 
     def _insert(self, rows: list[Row], weight: int) -> None:
-        if self._connection is None:
-            try:
-                self._open()
-            except StoreSetupError as error:  # it was in order when the bridge started
-                raise StoreUnavailableError(str(error)) from None
-        connection = self._driver()
+        try:
+            connection = self._connection or self._open()
+        except StoreSetupError as error:  # it was in order when the bridge started
+            raise StoreUnavailableError(str(error)) from None
         try:
             self._files.check_paths()
             if not rows:
@@ -225,7 +206,7 @@ class SqliteStore:
         self._new_wal_bytes += _COMMIT_WAL_BYTES + 2 * weight
         if self._checkpoint is None and self._new_wal_bytes > CHECKPOINT_BYTES:
             with suppress(sqlite3.Error):
-                self._stamp()
+                _stamp(connection)
             self._checkpoint = self._checkpointer.submit(self._copy_wal)
         elif self._checkpoint is not None and self._new_wal_bytes > _WAL_CHECKPOINTS_MAX * CHECKPOINT_BYTES:
             # Behind this commit in the thread's queue, so that its callers have their answer first.
@@ -243,11 +224,11 @@ class SqliteStore:
         """
         try:
             self._check_files()  # to connect would make a file
-            with closing(self._engine.raw_connection()) as connection:
+            with closing(self._new_connection()) as connection:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except (sqlite3.Error, sa.exc.SQLAlchemyError, StoreSetupError, StoreUnavailableError) as error:
+        except (sqlite3.Error, StoreSetupError, StoreUnavailableError) as error:
             # All that was answered is in the WAL; the next commit finds out whether the store is in order.
-            _log.warning("checkpoint_failed", reason=_reason(error))
+            _log.warning("checkpoint_failed", reason=reason(error))
         finally:
             self._thread.submit(self._restart_wal)
 
@@ -259,10 +240,10 @@ class SqliteStore:
         """
         self._new_wal_bytes = 0
         self._checkpoint = None
-        if self._connection is not None:
+        if (connection := self._connection) is not None:
             with suppress(sqlite3.Error):
-                ((is_busy, pages, copied),) = self._driver().execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                ((page_bytes,),) = self._driver().execute("PRAGMA page_size").fetchall()
+                ((is_busy, pages, copied),) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                ((page_bytes,),) = connection.execute("PRAGMA page_size").fetchall()
                 if not is_busy:  # with a checkpoint of the counts of origins, which then knows what this one does not
                     self._note_wal(pages * page_bytes, has_rest=copied < pages)
 
@@ -277,34 +258,30 @@ class SqliteStore:
             self._is_wal_held = False
             _log.info("log_wal_released")
 
-    def _driver(self) -> sqlite3.Connection:
-        assert self._connection is not None  # noqa: S101 - for the type checker
-        driver = self._connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - for the type checker
-        return driver
-
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._files.settle()
-            connection.invalidate()
+            with suppress(sqlite3.Error):
+                connection.close()
 
-    def _translated(self, error: BaseException | None) -> Exception:
+    def _translated(self, error: BaseException) -> Exception:
         return translated(error, f"{self._path}: ")
 
 
-def _set_durable(driver: sqlite3.Connection, _record: object) -> None:
-    """Set up a new connection, and read back what its durability rests on."""
-    if driver.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        # To the end, where it is written: the driver drops the failure of a statement that it leaves before that.
-        driver.execute("PRAGMA journal_mode=WAL").fetchall()
-    driver.execute("PRAGMA synchronous=FULL")
-    driver.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
-    driver.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
-    for setting, needed, meaning in (("journal_mode", "wal", "wal"), ("synchronous", 2, "2 (FULL)")):
-        value = driver.execute(f"PRAGMA {setting}").fetchone()[0]
-        if value != needed:
-            raise StoreSetupError(f"the log store is not durable: {setting} is {value!r}, and must be {meaning}")
+def _stamp(connection: sqlite3.Connection) -> None:
+    """Tell the file that a checkpoint makes from those that were copied before."""
+    connection.execute("BEGIN IMMEDIATE")
+    ((number,),) = connection.execute("PRAGMA user_version").fetchall()
+    connection.execute(stamp(number + 1))
+    connection.execute("COMMIT")
+
+
+def _create_tables(connection: sqlite3.Connection) -> None:
+    engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
+    sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
+    with engine.begin() as begun:
+        create_tables(begun)
 
 
 def _rolled_back(connection: sqlite3.Connection) -> bool:
@@ -315,7 +292,3 @@ def _rolled_back(connection: sqlite3.Connection) -> bool:
     except sqlite3.Error:
         return False
     return not connection.in_transaction
-
-
-def _reason(error: BaseException | None) -> str:
-    return f"{error} ({getattr(error, 'sqlite_errorname', type(error).__name__)})"

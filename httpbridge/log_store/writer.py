@@ -27,7 +27,6 @@ from httpbridge.log_store.writer_client import (
     Answer,
     Check,
     Message,
-    Outcome,
     Probe,
     WriteRows,
     received,
@@ -105,14 +104,12 @@ class Writer:
     async def _answer(self, message: Message, worker: str) -> Answer:
         try:
             await self._do(message, worker)
-        except BatchRefusedError as error:
-            return Answer(Outcome.REFUSED, str(error))
         except StoreUnavailableError as error:
-            return Answer(Outcome.UNAVAILABLE, str(error))
+            return Answer(str(error), isinstance(error, BatchRefusedError))
         except Exception as error:  # noqa: BLE001 - a defect, and the other messages shall be stored
             _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
-            return Answer(Outcome.UNAVAILABLE, "the log writer failed")
-        return Answer(Outcome.DONE)
+            return Answer("the log writer failed")
+        return Answer()
 
     async def _do(self, message: Message, worker: str) -> None:
         match message:

@@ -6,9 +6,8 @@ is a 503 for all in it, and is never sent again: it may have been committed.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -16,10 +15,7 @@ import msgspec
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.log_store.origin_store import OriginCount
 from httpbridge.log_store.rows import Rows
-from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.sqlite_store import SqliteStore
-
-_AWAY = "the log writer is not running"
 
 ANSWER_SECONDS_MAX = 10.0
 """For an answer, connecting included: the writer itself waits for less, so it hangs."""
@@ -56,77 +52,56 @@ class AddCounts(msgspec.Struct, frozen=True, tag="counts", array_like=True):
     now: datetime
 
 
-class Outcome(StrEnum):
-    """What became of a message."""
-
-    DONE = "done"
-    REFUSED = "refused"
-    UNAVAILABLE = "unavailable"
-
-
 class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """The writer's answer to one message; the reason is for the log."""
+    """The writer's answer to one message: nothing once it is done, or else why not, for the log."""
 
-    outcome: Outcome
-    reason: str = ""
+    reason: str | None = None
+    is_refusal: bool = False
 
 
 Message = WriteRows | Probe | Check | AddCounts
 
 
-def remote_sink(path: Path, *, monotonic: Callable[[], float]) -> SqlSink:
-    """Return the sink whose writer listens on `path`, in the running event loop; connected when it is first used."""
-    return SqlSink(RemoteStore(path), monotonic=monotonic, bounds=None)
-
-
 class RemoteStore:
-    """What the SQL sink needs of a store: two conversations with the writer, as it commits heavy and light groups."""
+    """The store whose writer listens on `path`, over two connections, as it commits heavy and light groups.
+
+    They are made when they are needed. Counts of origins need an instance of their own: no log waits for them.
+    """
 
     encode_instant = staticmethod(SqliteStore.encode_instant)
 
     def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
-        self._conversations = [_WriterConnection(path, answer_seconds_max) for _ in range(2)]
+        self._connections = [_WriterConnection(path, answer_seconds_max) for _ in range(2)]
 
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
 
     async def commit(self, group: list[Rows]) -> None:
-        """See `sql.Store`."""
+        """See `sink.Store`."""
         rows = [row for batch in group for row in batch.rows]
         projects = {batch.project_id for batch in group}
         project_id = projects.pop() if len(projects) == 1 else ""
         await self._ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
 
+    async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
+        """See `origin_counts.OriginCounterStore`."""
+        await self._ask(AddCounts(list(counts), now))
+
     async def probe(self) -> None:
-        """See `sql.Store`."""
+        """See `sink.Store`."""
         await self._ask(Probe())
 
     async def check(self) -> None:
-        """See `sql.Store`."""
+        """See `sink.Store`."""
         await self._ask(Check())
 
     async def close(self) -> None:
         """Hang up."""
-        for conversation in self._conversations:
-            conversation.close()
+        for connection in self._connections:
+            connection.close()
 
     async def _ask(self, message: Message) -> None:
-        await min(self._conversations, key=_WriterConnection.is_busy).ask(message)
-
-
-class RemoteOriginStore:
-    """Adds counts of origins by way of the writer, in a conversation of its own: no log waits for them."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = _WriterConnection(path, ANSWER_SECONDS_MAX)
-
-    async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
-        """See `origin_counts.OriginCounterStore`."""
-        await self._writer.ask(AddCounts(list(counts), now))
-
-    async def close(self) -> None:
-        """Hang up."""
-        self._writer.close()
+        await min(self._connections, key=_WriterConnection.is_busy).ask(message)
 
 
 class _WriterConnection:
@@ -154,21 +129,16 @@ class _WriterConnection:
             try:
                 async with asyncio.timeout(self._answer_seconds_max):
                     answer = await self._exchange(data)
-            except TimeoutError:
-                self.close()
-                raise StoreUnavailableError(
-                    f"no answer from the log writer in {self._answer_seconds_max:g} s"
-                ) from None
-            except (OSError, asyncio.IncompleteReadError):
-                self.close()
-                raise StoreUnavailableError(_AWAY) from None
-            except BaseException:
+            except BaseException as error:
                 self.close()  # whoever asks next must not get this one's answer
+                if isinstance(error, TimeoutError):
+                    seconds = f"{self._answer_seconds_max:g} s"
+                    raise StoreUnavailableError(f"no answer from the log writer in {seconds}") from None
+                if isinstance(error, OSError | asyncio.IncompleteReadError):
+                    raise StoreUnavailableError("the log writer is not running") from None
                 raise
-        if answer.outcome is Outcome.REFUSED:
-            raise BatchRefusedError(answer.reason)
-        if answer.outcome is Outcome.UNAVAILABLE:
-            raise StoreUnavailableError(answer.reason)
+        if answer.reason is not None:
+            raise (BatchRefusedError if answer.is_refusal else StoreUnavailableError)(answer.reason)
 
     def close(self) -> None:
         """Hang up."""

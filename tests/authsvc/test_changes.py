@@ -16,8 +16,9 @@ from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation.change_feed import ChangeFeed, Notifier
 from authsvc.storage.database import Database
-from authsvc.storage.key_store import KeyStore, NewKey
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import NewKey
 from tests.authsvc.client.fake_key_service import until
 from tests.postgres import PostgresServer
 

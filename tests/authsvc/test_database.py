@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.app import migrate
 from authsvc.config import Config
-from authsvc.errors import StoreUnavailableError
+from authsvc.errors import StoreRefusedError, StoreUnavailableError
 from authsvc.migrations import upgrade
 from authsvc.runtime.environment import ConfigurationError
 from authsvc.storage.database import Database
@@ -199,8 +199,9 @@ async def test_a_sqlite_file_that_is_not_synced_is_refused(sqlite_url: str) -> N
 
     database = Database(sqlite_url)
     event.listen(database.engine.sync_engine, "connect", unsynced)
-    with pytest.raises(ConfigurationError, match=r"^AUTHSVC_DATABASE_URL: .*synchronous is 1, and must be 2"):
+    with pytest.raises(StoreRefusedError) as refused:
         await database.open()
+    assert refused.value.reason.endswith("synchronous is 1, and must be 2")
     await database.close()
 
 

@@ -16,8 +16,9 @@ from authsvc.config import Config
 from authsvc.keys import generate_api_key
 from authsvc.revocation import key_cache as index_module
 from authsvc.revocation.key_cache import CachedKeys
-from authsvc.storage.key_store import KeyStore, Snapshot
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import Snapshot
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from tests.authsvc.conftest import Service, running

@@ -7,7 +7,7 @@ import pytest
 
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.revocation.leases import Propagation, WatchSession
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.storage.records import LeaseRow, StoreState
 
 _NOON = datetime(2000, 1, 1, 12, tzinfo=UTC)
 _GRANT = LeaseEvent(3, 60.0, 9)

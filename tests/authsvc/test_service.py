@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from authsvc.errors import InvalidArgumentError, KeyServiceError
 from authsvc.runtime.environment import ConfigurationError
+from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
@@ -340,14 +341,14 @@ async def test_a_mutation_whose_caller_goes_away_is_committed_whole_and_logged(
 ) -> None:
     issued = await issue(service)
     entered, gate = asyncio.Event(), asyncio.Event()
-    record = KeyStore._record
+    stamp = Database.stamp
 
     async def gated(*args: Any) -> None:
         entered.set()
         await gate.wait()
-        await record(*args)
+        await stamp(*args)
 
-    monkeypatch.setattr(KeyStore, "_record", gated)
+    monkeypatch.setattr(Database, "stamp", gated)
     call = service.keys.Revoke(pb.RevokeRequest(project_id="demo"), metadata=service.token())
     waiting = asyncio.ensure_future(call)
     await entered.wait()

@@ -20,7 +20,8 @@ from authsvc.runtime.environment import ConfigurationError
 from authsvc.storage import lease_store
 from authsvc.storage import tables as tables_module
 from authsvc.storage.database import Database
-from authsvc.storage.key_store import SCHEMA_VERSION, ActiveKey, ChangeKind, KeyStore, NewKey, Revision
+from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
+from authsvc.storage.records import ActiveKey, ChangeKind, NewKey, Revision
 from tests.postgres import PostgresServer
 
 DEMO = ProjectId("demo")

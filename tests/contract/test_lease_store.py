@@ -21,10 +21,10 @@ from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.migrations import upgrade
 from authsvc.storage import database as database_module
 from authsvc.storage import lease_store as lease_store_module
-from authsvc.storage.database import Database
-from authsvc.storage.key_store import CHANNEL, KeyStore, NewKey
-from authsvc.storage.lease_rows import LeaseRow
+from authsvc.storage.database import CHANNEL, Database
+from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
+from authsvc.storage.records import LeaseRow, NewKey
 from tests.migrated import put_migrated
 from tests.postgres import PostgresServer, blocked
 

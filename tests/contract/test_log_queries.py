@@ -18,7 +18,7 @@ from httpbridge.log_store.queries import Activity, LogQueries
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError
 from httpbridge.log_store.schema import logs
 from httpbridge.log_store.sink import SqlSink
-from httpbridge.log_store.tail import LogTail, Mark, newest_mark
+from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
 from httpbridge.logs import Level, LogEntry
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 from tests.postgres import PostgresServer
@@ -213,7 +213,7 @@ async def test_pages_and_counts_are_what_a_plain_filter_returns(
     ids = [row.log.id for row in rows]
     assert len(set(ids)) == len(ids)
     edges = [START + minutes * MINUTE for minutes in range(-2, 8)]
-    bars = await store.queries.bars(LogFilter(project_id="demo", **(fields | {"until": None})), edges)
+    bars = await store.queries.histogram(LogFilter(project_id="demo", **(fields | {"until": None})), edges)
     if until is None:
         counted = {(int((bar.start - START) / MINUTE), level): n for bar in bars for level, n in bar.counts.items()}
         wanted: dict[tuple[int, Level], int] = {}
@@ -260,7 +260,7 @@ async def test_a_slow_search_stops_after_a_while(store: Store) -> None:
     assert page.has_more_to_search
     assert page.searched_rows == log_queries.STRETCH_ROWS_MIN
     edges = [START, START + 500 * MINUTE, START + 900 * MINUTE]
-    assert await queries.bars(LogFilter(project_id="demo", text="needle"), edges) == []
+    assert await queries.histogram(LogFilter(project_id="demo", text="needle"), edges) == []
 
 
 async def test_stretches_grow_while_they_are_quick(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,11 +288,11 @@ async def test_a_statement_that_takes_too_long_is_stopped(database_url: str) -> 
     reader = ReadStore(database_url, statement_seconds_max=0.1)
     async with sink_on(database_url):
         for _ in range(2):
-            assert (await newest_mark(reader)).id == 0
+            assert (await newest_cursor(reader)).id == 0
             with pytest.raises(StoreSlowError, match="too long"):
                 async with reader.connection() as connection:
                     await connection.execute(endless)
-        assert (await newest_mark(reader)).id == 0
+        assert (await newest_cursor(reader)).id == 0
     await reader.close()
 
 
@@ -300,11 +300,11 @@ async def test_who_waits_too_long_for_a_connection_is_told_that_the_store_is_slo
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("httpbridge.log_store.read_store.WAIT_SECONDS_MAX", 0.05)
-    monkeypatch.setattr("httpbridge.log_store.postgres_store.CONNECT_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("httpbridge.log_store.database.CONNECT_SECONDS_MAX", 0.5)
     reader = ReadStore(database_url)
     async with sink_on(database_url), reader.connection():
         with pytest.raises(StoreSlowError):
-            await newest_mark(reader)
+            await newest_cursor(reader)
     await reader.close()
 
 
@@ -312,7 +312,7 @@ async def test_where_the_look_for_what_can_be_counted_is_slow_that_is_unknown(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("httpbridge.log_store.read_store.WAIT_SECONDS_MAX", 0.05)
-    monkeypatch.setattr("httpbridge.log_store.postgres_store.CONNECT_SECONDS_MAX", 0.5)
+    monkeypatch.setattr("httpbridge.log_store.database.CONNECT_SECONDS_MAX", 0.5)
     monkeypatch.setattr(log_queries, "ROWS_MAX", 1)
     reader = ReadStore(database_url)
     queries = LogQueries(reader, monotonic=Clock())
@@ -330,24 +330,24 @@ async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: p
     await store.write(entry("d", 1), entry("e", 2, Level.WARN), entry("f", 99))
     edges = [*(START + number * MINUTE for number in range(4)), START + 200 * MINUTE]
     selection = LogFilter(project_id="demo", since=START + 0.2 * MINUTE)
-    bars = await store.queries.bars(selection, edges)
+    bars = await store.queries.histogram(selection, edges)
     assert [(bar.start, bar.end, bar.counts, bar.reached) for bar in bars] == [
         (edges[0], edges[1], {Level.ERROR: 1}, None),
         (edges[1], edges[2], {Level.INFO: 1}, None),
         (edges[2], edges[3], {Level.WARN: 1}, None),
         (edges[3], edges[4], {Level.INFO: 1}, None),
     ]
-    ended = await store.queries.bars(LogFilter(project_id="demo", until=START + 99 * MINUTE), edges)
+    ended = await store.queries.histogram(LogFilter(project_id="demo", until=START + 99 * MINUTE), edges)
     assert [sum(bar.counts.values()) for bar in ended] == [2, 1, 1, 0]
     monkeypatch.setattr(log_queries, "ROWS_MAX", 3)
     monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 4)
-    bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
+    bars = await store.queries.histogram(LogFilter(project_id="demo"), edges)
     assert [(bar.start, sum(bar.counts.values()), bar.reached) for bar in bars] == [
         (edges[1], 1, None), (edges[2], 1, None), (edges[3], 1, None),
     ]  # fmt: skip
     await store.write(*(entry("many", 0.1) for _ in range(20)))
     monkeypatch.setattr(log_queries, "ROWS_MAX", 4)
-    bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
+    bars = await store.queries.histogram(LogFilter(project_id="demo"), edges)
     assert [bar.reached and bar.reached.timestamp for bar in bars] == [START + 0.5 * MINUTE, None, None, None]
     assert sum(bars[0].counts.values()) == 1  # what was left of the budget
     assert await store.queries.countable_since(LogFilter(project_id="demo")) == START + 0.5 * MINUTE
@@ -355,10 +355,10 @@ async def test_bars_count_by_level_up_to_the_budget(store: Store, monkeypatch: p
     assert await store.queries.countable_since(LogFilter(project_id="demo", text="x")) == START + 2 * MINUTE
     monkeypatch.setattr(log_queries, "ROWS_MAX", 25)
     monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 1)  # several stretches a bar
-    bars = await store.queries.bars(LogFilter(project_id="demo"), edges)
+    bars = await store.queries.histogram(LogFilter(project_id="demo"), edges)
     assert [(sum(bar.counts.values()), bar.reached) for bar in bars] == [(22, None), *[(1, None)] * 3]
     text = LogFilter(project_id="demo", text="x")  # a page has the other half of its rows
-    assert len(await store.queries.bars(text, edges)) == 2
+    assert len(await store.queries.histogram(text, edges)) == 2
     assert (await store.queries.page(text, is_counted=True)).searched_rows == 2
     assert (await store.queries.page(text)).searched_rows == 4
 
@@ -390,12 +390,12 @@ async def test_names_are_those_of_the_newest_entries(store: Store, monkeypatch: 
         await store.write(entry("m", minutes), service=service, environment=environment)
     await store.write(entry("m"), project_id="other", service="other")
     everything = LogFilter(project_id="demo", text="filters do not count", service="web")
-    assert await store.queries.names(everything) == (["api", "old", "web"], ["production", "staging", "x"])
-    assert await store.queries.names(LogFilter(project_id="demo", since=START + 2 * MINUTE)) == (["api"], ["staging"])
-    monkeypatch.setattr(log_queries, "NAMES_ROWS_MAX", 2)
-    assert await store.queries.names(everything) == (["api", "web"], ["production", "staging"])
-    monkeypatch.setattr(log_queries, "NAMES_MAX", 1)
-    assert [len(names) for names in await store.queries.names(everything)] == [1, 1]
+    assert await store.queries.facets(everything) == (["api", "old", "web"], ["production", "staging", "x"])
+    assert await store.queries.facets(LogFilter(project_id="demo", since=START + 2 * MINUTE)) == (["api"], ["staging"])
+    monkeypatch.setattr(log_queries, "FACET_ROWS_MAX", 2)
+    assert await store.queries.facets(everything) == (["api", "web"], ["production", "staging"])
+    monkeypatch.setattr(log_queries, "FACETS_MAX", 1)
+    assert [len(names) for names in await store.queries.facets(everything)] == [1, 1]
 
 
 async def test_activity_of_many_projects_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,26 +428,26 @@ async def test_entries_of_a_stretch_of_time_are_numbered_up_to_a_bound(
         ({"since": START + 9 * MINUTE}, 0),
         ({"text": "not looked at"}, 6),
     ]:
-        assert await store.queries.number(LogFilter(project_id="demo", **fields)) == number  # type: ignore[arg-type]
-    monkeypatch.setattr(log_queries, "ENTRIES_NUMBERED_MAX", 3)
-    assert await store.queries.number(LogFilter(project_id="demo")) == 4
+        assert await store.queries.count(LogFilter(project_id="demo", **fields)) == number  # type: ignore[arg-type]
+    monkeypatch.setattr(log_queries, "ENTRIES_COUNTED_MAX", 3)
+    assert await store.queries.count(LogFilter(project_id="demo")) == 4
 
 
 async def test_a_tail_returns_what_arrives_once_and_can_go_on_elsewhere(store: Store) -> None:
     await store.write(entry("before"))
     selection = LogFilter(project_id="demo", levels=frozenset({Level.INFO}), since=START)
-    tail = LogTail(store.reader, selection, await newest_mark(store.reader))
-    assert (await tail.look()).rows == []
+    tail = LogTail(store.reader, selection, await newest_cursor(store.reader))
+    assert (await tail.poll()).rows == []
     await store.write(entry("a", 1), entry("b", 0), entry("no", 0, Level.ERROR), entry("too old", -1))
     await store.write(entry("other"), project_id="other")
-    first = await tail.look()
+    first = await tail.poll()
     assert [row.log.message for row in first.rows] == ["a", "b"]
     assert not first.is_gap
-    assert (await tail.look()).rows == []
+    assert (await tail.poll()).rows == []
     await store.write(entry("c"))
-    assert [row.log.message for row in (await tail.look()).rows] == ["c"]
-    again = LogTail(store.reader, selection, first.mark)
-    assert [row.log.message for row in (await again.look()).rows] == ["c"]
+    assert [row.log.message for row in (await tail.poll()).rows] == ["c"]
+    again = LogTail(store.reader, selection, first.cursor)
+    assert [row.log.message for row in (await again.poll()).rows] == ["c"]
 
 
 @asynccontextmanager
@@ -467,34 +467,34 @@ async def test_a_tail_sees_what_became_visible_late_and_so_does_one_that_goes_on
     async with store_on(postgres_url) as store:
 
         async def found(tail: LogTail) -> list[str]:
-            return [row.log.message for row in (await tail.look()).rows]
+            return [row.log.message for row in (await tail.poll()).rows]
 
-        def tail_from(mark: Mark | None) -> LogTail:
-            assert mark is not None
-            return LogTail(store.reader, LogFilter(project_id="demo"), mark)
+        def tail_from(cursor: Cursor | None) -> LogTail:
+            assert cursor is not None
+            return LogTail(store.reader, LogFilter(project_id="demo"), cursor)
 
         await store.write(entry("before"))
-        tail = tail_from(await newest_mark(store.reader))
+        tail = tail_from(await newest_cursor(store.reader))
         async with committing_late(postgres_url, "slow"), committing_late(postgres_url, "slower"):
             await store.write(entry("quick"))
-            page = await newest_mark(store.reader)  # as of a page that shows `quick`, and the slow ones not
-            first = await tail.look()
+            page = await newest_cursor(store.reader)  # as of a page that shows `quick`, and the slow ones not
+            first = await tail.poll()
             assert [row.log.message for row in first.rows] == ["quick"]
         await store.write(entry("after"))
-        for going_on in (tail, tail_from(first.mark), tail_from(Mark.read(str(first.mark))), tail_from(page)):
+        for going_on in (tail, tail_from(first.cursor), tail_from(Cursor.read(str(first.cursor))), tail_from(page)):
             assert await found(going_on) == ["slow", "slower", "after"]
             assert await found(going_on) == []
-        assert await found(tail_from(await newest_mark(store.reader))) == []
+        assert await found(tail_from(await newest_cursor(store.reader))) == []
 
 
 async def test_a_tail_sees_what_was_under_way_at_several_looks(postgres_url: str) -> None:
     async with store_on(postgres_url) as store:
-        tail = LogTail(store.reader, LogFilter(project_id="demo"), await newest_mark(store.reader))
+        tail = LogTail(store.reader, LogFilter(project_id="demo"), await newest_cursor(store.reader))
         async with committing_late(postgres_url, "slow"):
             for message in ("quick", "later"):
                 await store.write(entry(message))
-                assert [row.log.message for row in (await tail.look()).rows] == [message]
-        assert [row.log.message for row in (await tail.look()).rows] == ["slow"]
+                assert [row.log.message for row in (await tail.poll()).rows] == [message]
+        assert [row.log.message for row in (await tail.poll()).rows] == ["slow"]
 
 
 async def test_a_mark_of_too_many_transactions_repeats_rather_than_misses(
@@ -504,52 +504,52 @@ async def test_a_mark_of_too_many_transactions_repeats_rather_than_misses(
     async with store_on(postgres_url) as store:
         async with committing_late(postgres_url, "slow"):
             await store.write(entry("quick"))
-            mark = await newest_mark(store.reader)
-        tail = LogTail(store.reader, LogFilter(project_id="demo"), mark)
-        assert [row.log.message for row in (await tail.look()).rows] == ["slow", "quick"]
+            cursor = await newest_cursor(store.reader)
+        tail = LogTail(store.reader, LogFilter(project_id="demo"), cursor)
+        assert [row.log.message for row in (await tail.poll()).rows] == ["slow", "quick"]
 
 
 async def test_a_tail_goes_on_by_id_where_the_mark_is_of_another_server(store: Store) -> None:
     """One that was set up anew from a backup, or SQLite that became PostgreSQL."""
     await store.write(entry("a"), entry("b"))
-    for mark in (Mark(1), Mark(1, 10**17), Mark(1, 10**17, (10**16,))):
-        tail = LogTail(store.reader, LogFilter(project_id="demo"), mark)
-        assert [row.log.message for row in (await tail.look()).rows] == ["b"]
+    for cursor in (Cursor(1), Cursor(1, 10**17), Cursor(1, 10**17, (10**16,))):
+        tail = LogTail(store.reader, LogFilter(project_id="demo"), cursor)
+        assert [row.log.message for row in (await tail.poll()).rows] == ["b"]
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "-1", "1_", "_1", "1__2", "1_x", "1.5", "١", "1" * 19, "1_" + "1" * 19, "_".join("1" * 300)]
 )
 def test_what_is_no_mark_is_none(text: str) -> None:
-    assert Mark.read(text) is None
+    assert Cursor.read(text) is None
 
 
-@pytest.mark.parametrize("mark", [Mark(0), Mark(7, 8), Mark(7, 8, (5, 6)), Mark(7, 8, tuple(range(200)))])
-def test_a_mark_is_read_back(mark: Mark) -> None:
-    assert Mark.read(str(mark)) == mark
+@pytest.mark.parametrize("cursor", [Cursor(0), Cursor(7, 8), Cursor(7, 8, (5, 6)), Cursor(7, 8, tuple(range(200)))])
+def test_a_cursor_is_read_back(cursor: Cursor) -> None:
+    assert Cursor.read(str(cursor)) == cursor
 
 
 async def test_a_tail_is_bounded_and_says_what_it_left_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("httpbridge.log_store.tail.ARRIVALS_MAX", 3)
-    tail = LogTail(store.reader, LogFilter(project_id="demo"), Mark(0))
+    tail = LogTail(store.reader, LogFilter(project_id="demo"), Cursor(0))
     await store.write(*(entry(str(number)) for number in range(5)))
-    first = await tail.look()
+    first = await tail.poll()
     assert ([row.log.message for row in first.rows], first.is_gap) == (["2", "3", "4"], True)
     await store.write(entry("5"))
-    second = await tail.look()
+    second = await tail.poll()
     assert ([row.log.message for row in second.rows], second.is_gap) == (["5"], False)
     monkeypatch.setattr("httpbridge.log_store.tail.IDS_MAX", 2)
     await store.write(entry("6"), entry("7"), entry("8"))
-    third = await tail.look()
+    third = await tail.poll()
     assert ([row.log.message for row in third.rows], third.is_gap) == (["7", "8"], True)
 
 
 async def test_a_store_that_no_bridge_has_made_is_one_clear_line(database_url: str) -> None:
     reader = ReadStore(database_url)
     with pytest.raises(StoreSetupError, match="no bridge has run with it yet"):
-        await newest_mark(reader)
+        await newest_cursor(reader)
     async with sink_on(database_url):
-        assert (await newest_mark(reader)).id == 0  # and found as soon as it is there
+        assert (await newest_cursor(reader)).id == 0  # and found as soon as it is there
     await reader.close()
 
 
@@ -600,10 +600,10 @@ async def test_an_index_bounds_every_query(store: Store) -> None:
         for selection in asked:
             await store.queries.page(selection)
             await store.queries.page(selection, middle)
-            await store.queries.bars(selection, [START + number * 100 * MINUTE for number in range(4)])
-            await store.queries.names(selection)
+            await store.queries.histogram(selection, [START + number * 100 * MINUTE for number in range(4)])
+            await store.queries.facets(selection)
             await store.queries.countable_since(selection)
-            await store.queries.number(selection)
+            await store.queries.count(selection)
         await store.queries.oldest("p7")
         await store.queries.oldest("p7", START + 100 * MINUTE)
         await store.queries.activity(["p7", "p8"], START + 3000 * MINUTE)
@@ -619,7 +619,7 @@ async def test_an_index_bounds_every_query(store: Store) -> None:
             assert "INDEX logs_newest_of_project (project_id=?" in plan
             assert "TEMP B-TREE FOR ORDER BY" not in plan
     async with plans_of(store.reader) as plans:
-        await LogTail(store.reader, LogFilter(project_id="p7", text="m"), Mark(59_000)).look()
+        await LogTail(store.reader, LogFilter(project_id="p7", text="m"), Cursor(59_000)).poll()
         await store.queries.row("p7", 30_000)
     assert len(plans) >= 3
     for plan in plans:

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
+from authsvc.runtime.database_url import parse_database_url
+from authsvc.runtime.sql import sqlite_engine, sqlite_uri
 from httpbridge.errors import BatchRefusedError, StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.address import existing_file, parse
+from httpbridge.log_store.database import postgres_engine
 from httpbridge.log_store.fair_queue import Bounds
-from httpbridge.log_store.postgres_store import postgres_engine
 from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.schema import log_store, logs
 from httpbridge.log_store.sink import SqlSink, Store, open_sql_sink, store_at
@@ -47,9 +48,9 @@ def batch(*messages: str, **changes: Any) -> LogBatch:
 
 
 def reading_engine(url: str) -> AsyncEngine:
-    address = parse(url)
+    address = parse_database_url(url)
     if isinstance(address, Path):
-        return create_async_engine(existing_file(address, "rw"), poolclass=sa.NullPool)
+        return sqlite_engine(sqlite_uri(address), begin="DEFERRED", poolclass=sa.NullPool)
     return postgres_engine(address)
 
 

@@ -14,7 +14,9 @@ import pytest
 from httpbridge.cli.log_view import json_line, show_logs, text_line
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.reader import Selection, StoredLog, open_sql_reader
+from httpbridge.log_store.log_rows import LogFilter, StoredLog
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.reader import read
 from httpbridge.logs import Level, LogEntry
 from httpbridge.text import parse_since, printable
 from tests.contract.test_log_sink import RECEIVED_AT, batch, sink_on
@@ -31,7 +33,7 @@ def entry(message: str, minute: int = 0, level: Level = Level.INFO) -> LogEntry:
     return LogEntry(level, message, timestamp=NOON + timedelta(minutes=minute))
 
 
-async def shown(url: str, selection: Selection) -> list[str]:
+async def shown(url: str, selection: LogFilter) -> list[str]:
     """List the messages, in order."""
     lines: list[str] = []
     await show_logs(url, selection, follow=False, as_json=True, color=False, write=lines.append)
@@ -64,7 +66,7 @@ class Follower:
 
 
 @asynccontextmanager
-async def following(url: str, selection: Selection) -> AsyncIterator[Follower]:
+async def following(url: str, selection: LogFilter) -> AsyncIterator[Follower]:
     follower = Follower()
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(
@@ -83,8 +85,8 @@ async def test_the_newest_hundred_are_listed_newest_last(database_url: str) -> N
         await sink.write(batch(entries=[*reversed(entries), entry("149 too", 149)]))
         await sink.write(batch("of another project", project_id="other"))
         expected = [str(minute) for minute in range(51, 150)] + ["149 too"]
-        assert await shown(database_url, Selection("demo")) == expected
-        assert await shown(database_url, Selection("none")) == []
+        assert await shown(database_url, LogFilter(project_id="demo")) == expected
+        assert await shown(database_url, LogFilter(project_id="none")) == []
 
 
 async def test_since_lists_all_from_that_instant_on(database_url: str) -> None:
@@ -92,7 +94,7 @@ async def test_since_lists_all_from_that_instant_on(database_url: str) -> None:
     async with sink_on(database_url) as sink:
         for start in range(0, 2500, 1000):
             await sink.write(batch(entries=[entry(str(n), n // 2) for n in range(start, min(start + 1000, 2500))]))
-        selection = Selection("demo", since=NOON + timedelta(minutes=50))
+        selection = LogFilter(project_id="demo", since=NOON + timedelta(minutes=50))
         assert await shown(database_url, selection) == [str(number) for number in range(100, 2500)]
 
 
@@ -101,22 +103,22 @@ async def test_the_first_and_the_last_instant_are_listed(database_url: str) -> N
     instants = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
     async with sink_on(database_url) as sink:
         await sink.write(batch(entries=[LogEntry(Level.INFO, str(i), timestamp=t) for i, t in enumerate(instants)]))
-        assert await shown(database_url, Selection("demo", since=instants[0])) == ["0", "1"]
-        assert await shown(database_url, Selection("demo", since=instants[1])) == ["1"]
+        assert await shown(database_url, LogFilter(project_id="demo", since=instants[0])) == ["0", "1"]
+        assert await shown(database_url, LogFilter(project_id="demo", since=instants[1])) == ["1"]
 
 
 async def test_a_level_means_exactly_that_level(database_url: str) -> None:
     async with sink_on(database_url) as sink:
         await sink.write(batch(entries=[entry(level, level=level) for level in Level]))
         for level in Level:
-            assert await shown(database_url, Selection("demo", level=level)) == [level]
+            assert await shown(database_url, LogFilter(project_id="demo", levels=frozenset([Level(level)]))) == [level]
 
 
 async def test_following_shows_what_arrives_once_each(database_url: str) -> None:
     """The listing first, then every entry of the selection in the order of arrival, however old its timestamp."""
     async with sink_on(database_url) as sink:
         await sink.write(batch(entries=[entry("listed", 1), entry("too low", 2, Level.DEBUG)]))
-        async with following(database_url, Selection("demo", level=Level.INFO)) as follower:
+        async with following(database_url, LogFilter(project_id="demo", levels=frozenset([Level.INFO]))) as follower:
             assert await follower.poll() == []
             assert follower.messages == ["listed"]
             await sink.write(batch(entries=[entry("new", 3), entry("old", -1), entry("low", 4, Level.DEBUG)]))
@@ -135,7 +137,7 @@ async def test_following_misses_nothing_that_is_committed_late(postgres_url: str
         await first.start()
         await slow.execute(INSERT, "before the start")
         await sink.write(batch("listed"))
-        async with following(postgres_url, Selection("demo")) as follower:
+        async with following(postgres_url, LogFilter(project_id="demo")) as follower:
             assert await follower.poll() == []
             assert follower.messages == ["listed"]
             await first.commit()
@@ -159,7 +161,7 @@ async def test_what_arrives_during_the_listing_is_shown_once(postgres_url: str) 
         await late.start()
         await slow.execute(INSERT, "late")
         await sink.write(batch(entries=[entry(str(number), number) for number in range(1500)]))
-        reader = open_sql_reader(postgres_url)
+        store = ReadStore(postgres_url)
         polls = 0
 
         async def pause() -> None:
@@ -169,14 +171,14 @@ async def test_what_arrives_during_the_listing_is_shown_once(postgres_url: str) 
                 await sink.write(batch("last"))
 
         messages = []
-        async for log in reader.read(Selection("demo", since=NOON), pause):
+        async for log in read(store, LogFilter(project_id="demo", since=NOON), pause):
             messages.append(log.message)
             if log.message == "0":  # the next page is still to come
                 await late.commit()
                 await sink.write(batch(entries=[entry("new", 2000)]))
             if log.message == "last":
                 break
-        await reader.close()
+        await store.close()
         await slow.close()
     assert sorted(messages) == sorted([*(str(number) for number in range(1500)), "late", "new", "last"])
 
@@ -187,25 +189,25 @@ async def test_reading_leaves_a_store_without_a_bridge_as_it_is(sqlite_url: str)
         await sink.write(batch("m"))
     path = Path(sqlite_url.removeprefix("sqlite:///"))
     before = await asyncio.to_thread(path.read_bytes)
-    assert await shown(sqlite_url, Selection("demo")) == ["m"]
+    assert await shown(sqlite_url, LogFilter(project_id="demo")) == ["m"]
     assert await asyncio.to_thread(path.read_bytes) == before
 
 
 async def test_a_file_that_does_not_exist_is_one_clear_line_and_is_not_made(tmp_path: Path) -> None:
     path = tmp_path / "logs.db"
     with pytest.raises(StoreSetupError, match="there is no log store at"):
-        await shown(f"sqlite:///{path}", Selection("demo"))
+        await shown(f"sqlite:///{path}", LogFilter(project_id="demo"))
     assert list(await asyncio.to_thread(lambda: list(tmp_path.iterdir()))) == []
 
 
 async def test_a_database_without_logs_is_one_clear_line(postgres_url: str) -> None:
     with pytest.raises(StoreSetupError, match="no bridge has run with it yet"):
-        await shown(postgres_url, Selection("demo"))
+        await shown(postgres_url, LogFilter(project_id="demo"))
 
 
 async def test_a_server_out_of_reach_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailableError, match="the log store cannot be read") as refused:
-        await shown(f"postgresql://postgres@/x?host={tmp_path}", Selection("demo"))
+        await shown(f"postgresql://postgres@/x?host={tmp_path}", LogFilter(project_id="demo"))
     assert "\n" not in str(refused.value)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -192,17 +193,19 @@ async def test_the_wal_stays_bounded_under_writes_without_a_pause(
 def held_checkpoints() -> Iterator[threading.Event]:
     """Hold what copies the WAL where it connects, as a disk does that is slow, until the event is set."""
     go_on = threading.Event()
+    connect = sqlite3.connect
 
-    def hold(_driver: object, _record: object) -> None:
+    def hold(*arguments: Any, **options: Any) -> Any:
         if threading.current_thread().name.startswith("checkpoint"):
             go_on.wait()
+        return connect(*arguments, **options)
 
-    sa.event.listen(sa.Pool, "connect", hold)
-    try:
-        yield go_on
-    finally:
-        go_on.set()
-        sa.event.remove(sa.Pool, "connect", hold)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(sqlite3, "connect", hold)
+        try:
+            yield go_on
+        finally:
+            go_on.set()
 
 
 async def test_commits_wait_for_a_checkpoint_that_they_are_far_ahead_of(

@@ -22,7 +22,7 @@ from httpbridge.log_store.origin_store import OriginCount, OriginStore
 from httpbridge.log_store.rows import Rows, rows_of
 from httpbridge.log_store.sink import SqlSink, store_at
 from httpbridge.log_store.writer import Writer, serve_writer
-from httpbridge.log_store.writer_client import ANSWER_SECONDS_MAX, RemoteOriginStore, RemoteStore
+from httpbridge.log_store.writer_client import ANSWER_SECONDS_MAX, RemoteStore
 from httpbridge.logs import Level, LogBatch, LogEntry
 from tests.contract.test_log_sink import counted
 
@@ -174,7 +174,7 @@ async def test_a_store_that_was_moved_is_unavailable_to_every_worker_until_it_is
                 await sink.write(batch("refused"))
             with pytest.raises(StoreUnavailableError, match=str(files.store)):
                 await sink.check()
-        origins = RemoteOriginStore(files.socket)
+        origins = RemoteStore(files.socket)
         with pytest.raises(StoreUnavailableError):
             await origins.add([OriginCount("demo", NOW, "https://a.example", 2, 1)], NOW)
         await origins.close()
@@ -251,7 +251,7 @@ async def test_a_writer_that_hangs_is_unavailable_in_time_until_it_goes_on(files
 
 async def test_origins_are_counted_by_way_of_the_writer(files: Files) -> None:
     hour = NOW.replace(minute=0, second=0, microsecond=0)
-    stores = [RemoteOriginStore(files.socket) for _ in range(2)]
+    stores = [RemoteStore(files.socket) for _ in range(2)]
     async with writing(files):
         for store in stores:
             await store.add([OriginCount("demo", hour, "https://a.example", 2, 1)], NOW)

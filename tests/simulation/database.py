@@ -11,7 +11,7 @@ from datetime import datetime
 from authsvc.client.api_key import Digest
 from authsvc.client.lease_messages import ChangeEvent, KeepAlive
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.storage.records import LeaseRow, StoreState
 from tests.simulation.schedule import Clock
 
 _TTL_SECONDS = 1e9

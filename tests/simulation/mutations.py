@@ -9,7 +9,7 @@ from authsvc.client.holder import Holder, Verdicts
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdicts import Answer
 from authsvc.revocation.leases import Propagation, WatchSession
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.storage.records import LeaseRow, StoreState
 from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
 from tests.simulation.checker import Kind
 from tests.simulation.database import Database, Project, answer_for

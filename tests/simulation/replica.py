@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from authsvc.client.api_key import Digest
 from authsvc.client.lease_messages import KeepAlive
 from authsvc.revocation.leases import Propagation, WatchSession
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.storage.records import LeaseRow, StoreState
 from tests.simulation.bridge import Flight, Host, Process, Stream
 from tests.simulation.database import answer_for
 from tests.simulation.index import IndexProcess

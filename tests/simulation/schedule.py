@@ -13,7 +13,7 @@ from typing import Any
 
 from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Answer
-from authsvc.storage.lease_rows import LeaseRow, StoreState
+from authsvc.storage.records import LeaseRow, StoreState
 
 TRACE_STEPS = 400
 """How much of a schedule a failure prints."""

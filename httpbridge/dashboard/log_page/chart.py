@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from httpbridge.log_store.queries import Bar
+from httpbridge.log_store.queries import Bucket
 from httpbridge.logs import Level
 
 BARS_MAX = 120
@@ -95,7 +95,7 @@ def edges(since: datetime, until: datetime) -> list[datetime]:
 
 
 def chart(
-    bars: Sequence[Bar],
+    bars: Sequence[Bucket],
     starts: Sequence[datetime],
     until: datetime,
     *,
@@ -144,7 +144,7 @@ def chart(
     )
 
 
-def _blocks(bars: Sequence[Bar], missing: int, highest: int) -> list[Block]:
+def _blocks(bars: Sequence[Bucket], missing: int, highest: int) -> list[Block]:
     blocks = []
     for number, bar in enumerate(bars, missing):
         heights = _heights(bar, highest)
@@ -156,7 +156,7 @@ def _blocks(bars: Sequence[Bar], missing: int, highest: int) -> list[Block]:
     return blocks
 
 
-def _heights(bar: Bar, highest: int) -> dict[Level, float]:
+def _heights(bar: Bucket, highest: int) -> dict[Level, float]:
     """Return how high each level's block is: all are seen, and the largest gives what that and the gaps take."""
     heights = {
         level: max(_BLOCK_HEIGHT_MIN, round(count * HEIGHT / highest, 2))

@@ -29,9 +29,9 @@ from httpbridge.dashboard.log_page.filters import (
 from httpbridge.dashboard.log_page.stream import LogStreams
 from httpbridge.dashboard.pages import Pages
 from httpbridge.log_store.log_rows import LogFilter
-from httpbridge.log_store.queries import ENTRIES_NUMBERED_MAX, LogQueries
+from httpbridge.log_store.queries import ENTRIES_COUNTED_MAX, LogQueries
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.tail import Mark, newest_mark
+from httpbridge.log_store.tail import Cursor, newest_cursor
 from httpbridge.logs import Level
 
 _PROJECT_SECONDS_MAX = 1.0
@@ -85,19 +85,19 @@ class Logs:
         is_open = arriving.until is None
         before = read_position(request.query.get("before", ""))
         # Asked for first, so that nothing is missing between the page and the stream.
-        mark = await newest_mark(self._store)
+        cursor = await newest_cursor(self._store)
         # Going on with a search for a text counts nothing again: that is as much work as the search.
         is_counted = before is None or not selection.text
         try:
             async with asyncio.TaskGroup() as group:
                 asking_page = group.create_task(self._queries.page(selection, before, is_counted=is_counted))
-                asking_names = group.create_task(self._queries.names(selection))
+                asking_facets = group.create_task(self._queries.facets(selection))
                 asking_chart = group.create_task(self._chart(selection, now, is_open=is_open)) if is_counted else None
                 asking_claims = group.create_task(self._claims(selection, is_open=is_open)) if before is None else None
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # of one store: the others say the same
         page = asking_page.result()
-        services, environments = asking_names.result()
+        services, environments = asking_facets.result()
         older = query.url(before=position_text(page.older)) if page.older is not None else ""
         is_live = before is None and is_open
         has_any = bool(page.rows) or await self._queries.oldest(project_id) is not None
@@ -112,7 +112,7 @@ class Logs:
             custom=CUSTOM,
             default_range=DEFAULT_RANGE,
             claims=asking_claims.result() if asking_claims is not None else [],
-            numbered_max=ENTRIES_NUMBERED_MAX,
+            numbered_max=ENTRIES_COUNTED_MAX,
             # Offered to be chosen as they are; what does not print is not.
             services=[name for name in services if name.isprintable()],
             environments=[name for name in environments if name.isprintable()],
@@ -120,7 +120,7 @@ class Logs:
             page=page,
             older=older,
             newest=query.url() if before is not None else "",
-            stream=f"/projects/{project_id}/logs/stream{query.url(after=str(mark))}" if is_live else "",
+            stream=f"/projects/{project_id}/logs/stream{query.url(after=str(cursor))}" if is_live else "",
             has_any=has_any,
             is_open=is_open,
         )
@@ -144,7 +144,7 @@ class Logs:
             selection = msgspec.structs.replace(selection, since=since)
         shown_until = max(now, since) if is_open else until
         starts = log_chart.edges(since, shown_until)
-        bars = await self._queries.bars(selection, [*starts, until])
+        bars = await self._queries.histogram(selection, [*starts, until])
         return log_chart.chart(bars, starts, shown_until, is_open=is_open, countable_since=countable_since)
 
     async def _claims(self, selection: LogFilter, *, is_open: bool) -> list[Claim]:
@@ -152,11 +152,11 @@ class Logs:
         project_id = selection.project_id
         claims = []
         if is_open and selection.until is not None:
-            number = await self._queries.number(LogFilter(project_id=project_id, since=selection.until))
+            number = await self._queries.count(LogFilter(project_id=project_id, since=selection.until))
             url = LogQuery(range=CUSTOM).url(since=selection.until)
             claims.append(Claim(f"to be from the future, over {_AHEAD_MINUTES} minutes from now", number, url))
         if selection.since is None and (selection.until is None or selection.until > PLAUSIBLE_SINCE):
-            number = await self._queries.number(LogFilter(project_id=project_id, until=PLAUSIBLE_SINCE))
+            number = await self._queries.count(LogFilter(project_id=project_id, until=PLAUSIBLE_SINCE))
             url = LogQuery(range=CUSTOM).url(until=PLAUSIBLE_SINCE)
             text = f"to be older than the year {PLAUSIBLE_SINCE.year}, where the chart begins"
             claims.append(Claim(text, number, url))
@@ -175,9 +175,9 @@ class Logs:
         selection, _ = LogQuery.of(request.query).selection(project_id, self._now())
         # The header wins: a browser that connects again sends the old address with it.
         for text in (request.headers.get("Last-Event-ID", ""), request.query.get("after", "")):
-            if (mark := Mark.read(text)) is not None:
-                return await self._streams.serve(request, selection, mark)
-        return await self._streams.serve(request, selection, await newest_mark(self._store))
+            if (cursor := Cursor.read(text)) is not None:
+                return await self._streams.serve(request, selection, cursor)
+        return await self._streams.serve(request, selection, await newest_cursor(self._store))
 
     async def _project_id(self, request: web.Request) -> str:
         """Return the project in the address; raises RefusedError when there is none of that name."""

@@ -1,6 +1,6 @@
 """Live tail: server-sent events of what arrives in a project. Used by `page`; `app` closes it.
 
-One event a poll that found something, with the markup of the entries, newest first; its id is the mark where the next
+One event a poll that found something, with the markup of the entries, newest first; its id is the cursor where the next
 poll begins, so a browser that connects again misses nothing. Streams are few, each polls once a second, and a reader
 who does not take what it asked for is disconnected.
 """
@@ -18,7 +18,7 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.log_rows import LogFilter, LogRow
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.tail import LogTail, Mark
+from httpbridge.log_store.tail import Cursor, LogTail
 
 _RETRY_MILLISECONDS = 2000
 _DISPLACED = "event: displaced\ndata: \n\n"
@@ -95,8 +95,8 @@ class LogStreams:
         for stream in self._streams:
             stream.ending.set()
 
-    async def serve(self, request: web.Request, selection: LogFilter, after: Mark) -> web.StreamResponse:
-        """Answer with the entries that arrive after that mark, until the reader, the session or the dashboard is gone.
+    async def serve(self, request: web.Request, selection: LogFilter, after: Cursor) -> web.StreamResponse:
+        """Answer with the entries that arrive after it, until the reader, the session or the dashboard is gone.
 
         503 when there are too many streams.
         """
@@ -139,7 +139,7 @@ class LogStreams:
                 return  # by the cookie it began with: the browser comes again with its own, or hears that it is over
             event = ""
             try:
-                arrivals = await tail.look()
+                arrivals = await tail.poll()
             except (StoreUnavailableError, StoreSetupError) as error:
                 if not is_lost:
                     event = f"event: trouble\ndata: {_json(str(error))}\n\n"
@@ -148,9 +148,9 @@ class LogStreams:
                 if arrivals.rows or arrivals.is_gap or is_lost:
                     html = "".join(self._markup(row) for row in reversed(arrivals.rows))
                     data = _json({"html": html, "is_gap": arrivals.is_gap})
-                    event = f"id: {arrivals.mark}\ndata: {data}\n\n"
+                    event = f"id: {arrivals.cursor}\ndata: {data}\n\n"
                 elif self._monotonic() - written_at >= self._limits.heartbeat_seconds:
-                    event = f"id: {arrivals.mark}\n\n"  # without data it moves the mark, and nothing else
+                    event = f"id: {arrivals.cursor}\n\n"  # without data it moves the cursor, and nothing else
                 is_lost = False
             if event:
                 await self._write(response, event)

@@ -40,7 +40,7 @@ def test_it_has_no_lease_until_one_comes() -> None:
     assert keep_alive.lease_seconds_max == 7.0
     assert not holder.is_live(99.0)
     assert holder.give_up_at() == 99.0 + ANSWER_SECONDS_MAX
-    assert holder.renew_at() == 99.0 + RENEW_SECONDS_MAX
+    assert holder.renew_at() == 99.0 + KEEP_ALIVE_SECONDS_MAX
 
 
 def test_it_begins_without_an_epoch_and_is_reset() -> None:

@@ -15,9 +15,8 @@ import pytest
 import sqlalchemy as sa
 import trustme
 
-from authsvc.runtime.database_url import PostgresAddress, parse_database_url
+from authsvc.runtime.database_url import PostgresAddress, SetupError, parse_database_url
 from authsvc.runtime.postgres import Connection, Postgres, StandbyError, separate
-from authsvc.runtime.postgres_files import SetupError
 from tests.authsvc.test_database import demand_passwords
 from tests.e2e.processes import free_port
 from tests.pgbouncer import SESSIONS, PgBouncer, spread

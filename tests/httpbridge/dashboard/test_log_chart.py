@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from httpbridge.dashboard.log_page.chart import BARS_MAX, GAP, HEIGHT, Chart, chart, edges
 from httpbridge.log_store.log_rows import Position
-from httpbridge.log_store.queries import Bar
+from httpbridge.log_store.queries import Bucket
 from httpbridge.logs import Level
 
 NOW = datetime(2026, 11, 23, 20, 15, 42, tzinfo=UTC)
@@ -61,8 +61,8 @@ def test_bars_cover_any_range(one: datetime, other: datetime) -> None:
 def test_blocks_stand_on_each_other_errors_lowest() -> None:
     starts = [NOW, NOW + MINUTE]
     bars = [
-        Bar(starts[0], starts[1], {Level.ERROR: 1, Level.INFO: 3}),
-        Bar(starts[1], starts[1] + MINUTE, {Level.DEBUG: 2}),
+        Bucket(starts[0], starts[1], {Level.ERROR: 1, Level.INFO: 3}),
+        Bucket(starts[1], starts[1] + MINUTE, {Level.DEBUG: 2}),
     ]
     drawn = chart(bars, starts, NOW + 2 * MINUTE)
     assert [(block.level, block.x, block.y, block.height) for block in drawn.blocks] == [
@@ -80,7 +80,7 @@ def test_what_was_not_counted_is_drawn_as_such() -> None:
     starts = [NOW + number * MINUTE for number in range(4)]
     until = NOW + 4 * MINUTE
     stopped = Position(starts[2] + MINUTE / 2, 7)
-    bars = [Bar(starts[2], starts[3], {Level.INFO: 7}, stopped), Bar(starts[3], until, {})]
+    bars = [Bucket(starts[2], starts[3], {Level.INFO: 7}, stopped), Bucket(starts[3], until, {})]
     drawn = chart(bars, starts, until)
     assert (drawn.uncounted_width, drawn.is_complete) == (30, False)
     assert drawn.counted_since == stopped.timestamp
@@ -93,13 +93,13 @@ def test_what_was_not_counted_is_drawn_as_such() -> None:
 def test_a_count_that_stops_in_the_newest_bar_says_from_when_on_it_counted() -> None:
     starts = [NOW, NOW + MINUTE]
     stopped = Position(NOW + MINUTE * 1.5, 7)
-    drawn = chart([Bar(starts[1], NOW + 2 * MINUTE, {Level.INFO: 250_000}, stopped)], starts, NOW + 2 * MINUTE)
+    drawn = chart([Bucket(starts[1], NOW + 2 * MINUTE, {Level.INFO: 250_000}, stopped)], starts, NOW + 2 * MINUTE)
     assert (drawn.total, drawn.counted_since, drawn.is_complete) == (250_000, stopped.timestamp, False)
 
 
 def test_an_axis_that_begins_where_the_budget_ends_has_nothing_grey_and_says_that_it_is_not_all() -> None:
     starts = [NOW, NOW + MINUTE]
-    bars = [Bar(NOW, NOW + MINUTE, {Level.INFO: 1}), Bar(NOW + MINUTE, NOW + 2 * MINUTE, {Level.INFO: 2})]
+    bars = [Bucket(NOW, NOW + MINUTE, {Level.INFO: 1}), Bucket(NOW + MINUTE, NOW + 2 * MINUTE, {Level.INFO: 2})]
     drawn = chart(bars, starts, NOW + 2 * MINUTE, countable_since=NOW + MINUTE / 2)
     assert (drawn.uncounted_width, drawn.is_complete, drawn.counted_since) == (0, False, NOW + MINUTE / 2)
     assert [column.is_complete for column in drawn.columns] == [True, False]
@@ -119,7 +119,7 @@ def assert_all_are_seen(drawn: Chart) -> None:
 @pytest.mark.parametrize("largest", Level)
 def test_a_single_entry_among_millions_is_seen(largest: Level) -> None:
     counts = {level: 10_000_000 if level is largest else 1 for level in Level}
-    drawn = chart([Bar(NOW, NOW + MINUTE, counts)], [NOW], NOW)
+    drawn = chart([Bucket(NOW, NOW + MINUTE, counts)], [NOW], NOW)
     assert sorted(block.height for block in drawn.blocks) == [1, 1, 1, HEIGHT - 3 - 3 * GAP]
     assert_all_are_seen(drawn)
 
@@ -130,7 +130,7 @@ _COUNTS = st.dictionaries(st.sampled_from(Level), st.integers(0, 300) | st.integ
 @given(st.lists(_COUNTS, min_size=1, max_size=3))
 def test_blocks_do_not_overlap_and_keep_their_gaps(counts: list[dict[Level, int]]) -> None:
     starts = [NOW + number * MINUTE for number in range(len(counts))]
-    bars = [Bar(start, start + MINUTE, of_levels) for start, of_levels in zip(starts, counts, strict=True)]
+    bars = [Bucket(start, start + MINUTE, of_levels) for start, of_levels in zip(starts, counts, strict=True)]
     drawn = chart(bars, starts, NOW + len(counts) * MINUTE)
     assert len(drawn.blocks) == sum(1 for of_levels in counts for count in of_levels.values() if count)
     assert_all_are_seen(drawn)

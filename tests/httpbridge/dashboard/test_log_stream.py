@@ -20,7 +20,7 @@ from httpbridge.dashboard.pages import Pages
 from httpbridge.log_store.log_rows import LogFilter
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import SqlSink
-from httpbridge.log_store.tail import Arrivals, LogTail, Mark
+from httpbridge.log_store.tail import Arrivals, Cursor, LogTail
 from httpbridge.logs import Level, LogEntry
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Dashboard
@@ -91,7 +91,7 @@ class Streams:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.transport = request.transport
         try:
-            return await self.served.serve(request, LogFilter(project_id="demo"), Mark(int(request.query["after"])))
+            return await self.served.serve(request, LogFilter(project_id="demo"), Cursor(int(request.query["after"])))
         finally:
             self.ended.release()
 
@@ -257,11 +257,11 @@ async def test_a_displaced_stream_that_has_not_ended_yet_takes_a_place(
     """One of them, as it makes room; the next one is refused, and displaces nothing."""
     answering = asyncio.Event()
 
-    async def look(tail: LogTail) -> Arrivals:
+    async def poll(tail: LogTail) -> Arrivals:
         await answering.wait()
-        return Arrivals([], Mark(0), is_gap=False)
+        return Arrivals([], Cursor(0), is_gap=False)
 
-    monkeypatch.setattr(LogTail, "look", look)
+    monkeypatch.setattr(LogTail, "poll", poll)
     async with streams_on(sqlite_url, streams_max=1, streams_of_session_max=1, poll_seconds=1000) as streams:
         first, second, third = [await streams.open() for _ in range(3)]
         assert [one.response.status for one in (first, second, third)] == [200, 200, 503]

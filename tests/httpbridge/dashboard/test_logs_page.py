@@ -307,7 +307,7 @@ async def test_more_entries_of_the_future_than_are_numbered_are_said_to_be_more(
     browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (log_queries, logs_view):
-        monkeypatch.setattr(module, "ENTRIES_NUMBERED_MAX", 2)
+        monkeypatch.setattr(module, "ENTRIES_COUNTED_MAX", 2)
     await write(sink, entry("now"), *(entry("later", -60) for _ in range(3)))
     assert "More than 2 entries claim to be from the future" in (await browser.get(PAGE)).words
 
