@@ -43,9 +43,13 @@ class FairQueue(Generic[T]):
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._turn_weight_min = min(bounds.turn_weight, bounds.commit_weight_max)
+        self._few_weight_max = min(bounds.turn_weight, bounds.commit_weight_max, bounds.queued_weight_max // 2)
+        self._few_items_max = bounds.queued_items_max // 2
+        self._few: list[tuple[int, T, str]] = []
+        """Weights, items and owners of what came first, while there is so little that nobody need be told apart: no
+        turn would leave anything of it, and nobody is short of room."""
         self._owners: dict[str, _Owner[T]] = {}
-        """Those who have something waiting."""
+        """Those who have something waiting, but for those few."""
         self._turns: deque[_Owner[T]] = deque()
         """The same, in the order of their turns."""
         self.items = 0
@@ -55,10 +59,17 @@ class FairQueue(Generic[T]):
 
     def weight_of(self, owner: str) -> int:
         """Return the weight of what an owner has waiting."""
+        self._tell_apart()
         return self._owners[owner].weight if owner in self._owners else 0
 
     def add(self, item: T, weight: int, owner: str) -> bool:
         """Take an item, if its owner leaves as much free with it as it has. An empty queue takes any."""
+        if not self._owners and self.weight + weight <= self._few_weight_max and self.items < self._few_items_max:
+            self._few.append((weight, item, owner))
+            self.items += 1
+            self.weight += weight
+            return True
+        self._tell_apart()
         mine = self._owners.get(owner)
         if self.items:
             items, held = (len(mine.waiting), mine.weight) if mine is not None else (0, 0)
@@ -66,26 +77,38 @@ class FairQueue(Generic[T]):
                 return False
             if held + weight > self._bounds.queued_weight_max - self.weight - weight:
                 return False
+        self._add(item, weight, owner)
+        self.items += 1
+        self.weight += weight
+        return True
+
+    def _add(self, item: T, weight: int, owner: str) -> None:
+        mine = self._owners.get(owner)
         if mine is None:
             mine = self._owners[owner] = _Owner(owner, deque())
             self._turns.append(mine)
         mine.waiting.append((weight, item))
         mine.weight += weight
-        self.items += 1
-        self.weight += weight
-        return True
+
+    def _tell_apart(self) -> None:
+        for weight, item, owner in self._few:
+            self._add(item, weight, owner)
+        self._few = []
 
     def clear(self) -> list[T]:
         """Take everything."""
-        items = [item for owner in self._turns for _, item in owner.waiting]
-        self._owners.clear()
-        self._turns.clear()
+        items = [item for _, item, _ in self._few]
+        self._few = []
+        if self._owners:
+            items += [item for owner in self._turns for _, item in owner.waiting]
+            self._owners.clear()
+            self._turns.clear()
         self.items = self.weight = 0
         return items
 
     def next_group(self) -> list[T]:
         """Take what goes together next; nothing when nothing waits."""
-        if self.weight <= self._turn_weight_min:  # no turn would leave anything of it
+        if not self._owners:
             return self.clear()
         group = self._round()
         if not group and self._turns:
