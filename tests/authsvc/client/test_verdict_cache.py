@@ -45,6 +45,8 @@ def invalid(ttl_seconds: float = 5.0) -> Answer:
         (allowed(ttl_seconds=3600), 60.0),
         (invalid(), 5.0),
         (invalid(ttl_seconds=60), 10.0),
+        (allowed(ttl_seconds=0.5), 0.5),
+        (invalid(ttl_seconds=0.5), 0.5),
     ],
 )
 def test_a_verdict_lasts_from_when_the_call_was_sent(answer: Answer, ttl_seconds: float) -> None:
@@ -202,8 +204,26 @@ def test_live_keys_are_those_that_would_be_admitted() -> None:
     assert not cache.has_live_keys(10.0)
     cache.put(KEY, PAGE, allowed(ttl_seconds=10), sent_at=10.0)
     assert cache.has_live_keys(19.0)
+    assert not cache.has_live_keys(20.0)
     cache.drop(KEY)
     assert not cache.has_live_keys(19.0)
+
+
+@pytest.mark.parametrize("any_origin", [True, False])
+def test_a_key_that_was_dropped_keeps_no_other_alive(any_origin: bool) -> None:
+    cache = VerdictCache()
+    cache.put(KEY, PAGE, allowed(any_origin=any_origin, ttl_seconds=10), sent_at=0.0)
+    cache.put(digest("later"), PAGE, allowed(), sent_at=0.0)
+    cache.drop(digest("later"))
+    assert cache.has_live_keys(9.0)
+    assert not cache.has_live_keys(10.0)
+
+
+def test_a_key_whose_every_origin_is_refused_by_now_is_not_live() -> None:
+    cache = VerdictCache()
+    cache.put(KEY, PAGE, allowed(any_origin=False), sent_at=0.0)
+    cache.put(KEY, PAGE, refused(), sent_at=0.0)
+    assert not cache.has_live_keys(0.0)
 
 
 def test_a_cached_verdict_takes_at_most_600_bytes() -> None:
