@@ -23,7 +23,7 @@ from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.schema import log_store, logs
 from httpbridge.log_store.sink import SqlSink, Store, open_sql_sink, store_at
 from httpbridge.logs import Level, LogBatch, LogEntry
-from tests.httpbridge.test_logs import batch_of
+from tests.httpbridge.ingest.test_log_parser import batch_of
 
 RECEIVED_AT = datetime(2026, 11, 23, 20, 15, 0, 123456, tzinfo=UTC)
 

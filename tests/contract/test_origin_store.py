@@ -15,7 +15,7 @@ from httpbridge.log_store.origin_store import OriginCount, OriginStore, SeenOrig
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.schema import log_store, logs, origin_counts, tables
 from tests.contract.test_log_sink import batch, query, reading_engine, sink_on, stored_messages
-from tests.httpbridge.test_sinks_sqlite import size
+from tests.httpbridge.log_store.test_sqlite_store import size
 
 HOUR = datetime(2026, 11, 23, 20, tzinfo=UTC)
 NOW = HOUR + timedelta(minutes=15)

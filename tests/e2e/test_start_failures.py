@@ -19,7 +19,7 @@ import trustme
 from cryptography.hazmat.primitives import serialization as pem
 
 from httpbridge.log_store.schema import log_store, tables
-from tests.authsvc.test_database import demand_passwords
+from tests.authsvc.storage.test_database import demand_passwords
 from tests.e2e.processes import BIN, DEADLINE_SECONDS, System, free_port, until
 from tests.postgres import PostgresServer
 

@@ -11,7 +11,7 @@ import grpc
 from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
-from tests.authsvc.raw_http2 import flood
+from tests.authsvc.api.raw_http2 import flood
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import post

@@ -27,7 +27,7 @@ from tests.authsvc.client.streaming import (
     open_stream,
 )
 from tests.authsvc.conftest import running
-from tests.authsvc.watching import issue, revoke
+from tests.authsvc.revocation.watching import issue, revoke
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from tests.authsvc.client.streaming import (
     until_reached,
 )
 from tests.authsvc.conftest import running
-from tests.authsvc.watching import issue
+from tests.authsvc.revocation.watching import issue
 
 STATUSES = list(grpc.StatusCode)
 

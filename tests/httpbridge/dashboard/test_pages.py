@@ -20,9 +20,9 @@ from httpbridge.dashboard.views.origins import ENTRIES_MAX
 from httpbridge.log_store.origin_store import OriginCount, OriginStore
 from httpbridge.log_store.sink import open_sql_sink
 from httpbridge.logs import Level, LogBatch, LogEntry
+from tests.authsvc.api.test_limits import hold
 from tests.authsvc.conftest import Service
 from tests.authsvc.conftest import running as running_key_service
-from tests.authsvc.test_limits import hold
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import Browser, Dashboard, running
 

@@ -22,7 +22,7 @@ from httpbridge.log_store.schema import logs
 from httpbridge.logs import LogBatch
 from tests.contract.test_log_sink import query, sink_on
 from tests.httpbridge.conftest import Bridge, request, running_bridge
-from tests.httpbridge.test_logs import batch_of
+from tests.httpbridge.ingest.test_log_parser import batch_of
 
 LIMIT_BYTES = 100_000
 

@@ -17,7 +17,7 @@ import trustme
 
 from authsvc.runtime.database_url import PostgresAddress, SetupError, parse_database_url
 from authsvc.runtime.postgres import Connection, Postgres, StandbyError, separate
-from tests.authsvc.test_database import demand_passwords
+from tests.authsvc.storage.test_database import demand_passwords
 from tests.e2e.processes import free_port
 from tests.pgbouncer import SESSIONS, PgBouncer, spread
 from tests.postgres import PostgresServer, database_name

@@ -28,7 +28,7 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
-from tests.authsvc.watching import Watcher, issue, replica, revoke, wait
+from tests.authsvc.revocation.watching import Watcher, issue, replica, revoke, wait
 from tests.postgres import PostgresServer, blocked
 
 Code = grpc.StatusCode

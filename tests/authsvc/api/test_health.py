@@ -7,8 +7,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.authsvc.api.raw_http2 import unread_call
 from tests.authsvc.conftest import Service
-from tests.authsvc.raw_http2 import unread_call
 
 Status = health_pb2.HealthCheckResponse
 NAMES = [

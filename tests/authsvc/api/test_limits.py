@@ -21,9 +21,7 @@ from authsvc.client.verdicts import INVALID_KEY, Verdict
 from authsvc.storage.key_store import KeyStore
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import project_service_pb2 as project_pb2
-from tests.authsvc.client.fake_key_service import until
-from tests.authsvc.conftest import Service, running, until_true
-from tests.authsvc.raw_http2 import (
+from tests.authsvc.api.raw_http2 import (
     ACK,
     ENHANCE_YOUR_CALM,
     GOAWAY,
@@ -34,7 +32,9 @@ from tests.authsvc.raw_http2 import (
     read_until,
     unread_call,
 )
-from tests.authsvc.watching import Watcher
+from tests.authsvc.client.fake_key_service import until
+from tests.authsvc.conftest import Service, running, until_true
+from tests.authsvc.revocation.watching import Watcher
 from tests.e2e.certificates import Authority
 
 Code = grpc.StatusCode

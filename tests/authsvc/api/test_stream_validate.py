@@ -17,7 +17,7 @@ from authsvc.storage.key_store import KeyStore
 from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
-from tests.authsvc.watching import ended, issue, replica, revoke
+from tests.authsvc.revocation.watching import ended, issue, replica, revoke
 from tests.postgres import PostgresServer
 
 Code = grpc.StatusCode

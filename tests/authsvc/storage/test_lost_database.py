@@ -29,8 +29,8 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.conftest import Service, running, until_true
-from tests.authsvc.test_watch import BUSY, lose_the_last_change
-from tests.authsvc.watching import issue, replica, revoke
+from tests.authsvc.revocation.test_watch import BUSY, lose_the_last_change
+from tests.authsvc.revocation.watching import issue, replica, revoke
 from tests.postgres import PostgresServer
 
 Code = grpc.StatusCode

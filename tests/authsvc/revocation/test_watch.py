@@ -35,7 +35,7 @@ from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running, until_true
-from tests.authsvc.watching import HOLDER, Watcher, ended, issue, replica, revoke
+from tests.authsvc.revocation.watching import HOLDER, Watcher, ended, issue, replica, revoke
 from tests.postgres import PostgresServer, blocked
 
 Code = grpc.StatusCode

@@ -19,9 +19,7 @@ from authsvc.api.health import HealthService
 from authsvc.api.limits import CallLimits
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import project_service_pb2 as project_pb2
-from tests.authsvc.client.fake_key_service import until
-from tests.authsvc.conftest import Service, running, until_true
-from tests.authsvc.raw_http2 import (
+from tests.authsvc.api.raw_http2 import (
     END_HEADERS,
     END_STREAM,
     HEADERS,
@@ -29,7 +27,9 @@ from tests.authsvc.raw_http2 import (
     read_until,
     unread_call,
 )
-from tests.authsvc.watching import Watcher
+from tests.authsvc.client.fake_key_service import until
+from tests.authsvc.conftest import Service, running, until_true
+from tests.authsvc.revocation.watching import Watcher
 
 Code = grpc.StatusCode
 VALIDATE = "/authsvc.v1.KeyService/Validate"

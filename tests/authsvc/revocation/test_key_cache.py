@@ -22,7 +22,7 @@ from authsvc.storage.records import Snapshot
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from tests.authsvc.conftest import Service, running
-from tests.authsvc.watching import Watcher, ended, issue, replica, revoke
+from tests.authsvc.revocation.watching import Watcher, ended, issue, replica, revoke
 from tests.postgres import PostgresServer
 
 

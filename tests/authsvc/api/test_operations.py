@@ -12,7 +12,7 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1 import project_service_pb2 as project_pb2
 from tests.authsvc.conftest import Service
-from tests.authsvc.watching import Watcher, issue, revoke
+from tests.authsvc.revocation.watching import Watcher, issue, revoke
 
 
 async def list_changes(service: Service, **fields: Any) -> list[operations_pb2.Change]:
