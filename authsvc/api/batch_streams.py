@@ -1,8 +1,8 @@
 """Streams of StreamValidate: a batch after the other, each of which counts, and is logged, like a call."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 from typing import Any
 
 from authsvc.api import messages
@@ -37,16 +37,20 @@ class BatchStreams:
     async def serve(self, handler: Any, requests: AsyncIterator[bytes], context: Any) -> None:
         """Serve one until its end, with a handler of gRPC's."""
 
-        async def batches() -> AsyncIterator[Any]:
+        async def batches() -> AsyncGenerator[Any, None]:
             while (message := await self._next(requests)) is not None:
                 self._started[context] = self._monotonic()
                 yield messages.parse(handler, message)
 
         try:
-            async for response in handler.stream_stream(batches(), context):
-                started = self._started.pop(context)
-                await context.write(response)  # however long its caller takes to read, nobody waits for that
-                self._answered(started)
+            async with (
+                aclosing(batches()) as requested,
+                aclosing(handler.stream_stream(requested, context)) as responses,
+            ):
+                async for response in responses:
+                    started = self._started.pop(context)
+                    await context.write(response)  # however long its caller takes to read, nobody waits for that
+                    self._answered(started)
         finally:
             self._started.pop(context, None)
 

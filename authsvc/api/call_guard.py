@@ -28,8 +28,8 @@ _WATCH = "/authsvc.v1.KeyService/Watch"
 _UNTIMED_METHODS = {"/authsvc.v1.KeyService/Validate", "/authsvc.v1.KeyService/BatchValidate"}
 """They wait for nothing but a lookup, each of whose steps has a time limit: a timer costs as much as their work."""
 _BRIDGE_METHODS = _UNTIMED_METHODS | {_STREAM_VALIDATE, _WATCH}
-_PROMPT_METHODS = _BRIDGE_METHODS | {"/authsvc.v1.KeyService/Revoke"}
-"""What revocations and cached verdicts rest on."""
+_PROMPT_METHODS = _BRIDGE_METHODS | {"/authsvc.v1.KeyService/Revoke", "/authsvc.v1.KeyService/SetOrigins"}
+"""What takes something back, and what that rests on."""
 _NEVER = float("inf")
 _SWEEP_SECONDS = 1.0
 
@@ -54,7 +54,7 @@ class CallGuard(grpc.GenericRpcHandler):
     ) -> None:
         """`close` closes a connection, as gRPC names it."""
         self._callers = callers
-        self._strangers = Refusals(limits, trusted_proxies, monotonic, close)
+        self._refusals = Refusals(limits, trusted_proxies, monotonic, close)
         self._limits = limits
         self._trusted_proxies = trusted_proxies
         self._monotonic = monotonic
@@ -111,11 +111,11 @@ class CallGuard(grpc.GenericRpcHandler):
         """Look after calls that their callers hold on to, until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
-            self._strangers.flush()
+            self._refusals.flush()
             overdue = self._monotonic() - self._limits.call_seconds - self._limits.untaken_seconds
             for held in self._held.values():
                 if held.since < overdue:
-                    self._strangers.close(held.caller, "it does not take its answers")
+                    self._refusals.close(held.caller, "it does not take its answers")
 
     @property
     def calls(self) -> int:
@@ -225,37 +225,37 @@ class CallGuard(grpc.GenericRpcHandler):
             await self._send_metadata(context, caller)
             if handler.request_streaming:  # reflection
                 async for response in handler.stream_stream(_read_all(handler, requests), context):
-                    await self._strangers.turn(caller)
-                    with self._strangers.sending(caller):
+                    await self._refusals.turn(caller)
+                    with self._refusals.sending(caller):
                         await context.write(response)
                 return
             request = messages.parse(handler, await anext(aiter(requests), b""))
-            await self._strangers.turn(caller)
+            await self._refusals.turn(caller)
             if handler.response_streaming:
                 await handler.unary_stream(request, context)
                 return
             response = await handler.unary_unary(request, context)
-            with self._strangers.sending(caller):
+            with self._refusals.sending(caller):
                 await context.write(response)
 
         return serve
 
     async def _send_metadata(self, context: Any, caller: Caller) -> None:
         """Begin to answer. gRPC does so with the first answer otherwise, and meanwhile could not end the call."""
-        with self._strangers.sending(caller):
+        with self._refusals.sending(caller):
             await context.send_initial_metadata(())
 
     async def _refuse(self, method: str, context: Any, caller: Caller, refusal: "_Refusal") -> NoReturn:
-        if self._strangers.is_closing(caller):
+        if self._refusals.is_closing(caller):
             raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
         fields = {"method": method, "status": refusal.status.name}
-        async with self._strangers.refusing(caller, is_stranger=refusal.is_strangers, **fields):
+        async with self._refusals.refusing(caller, is_stranger=refusal.is_strangers, **fields):
             await self._abort(method, context, caller, refusal.status, refusal.detail)
         raise AssertionError("abort raises")
 
     async def _abort(self, method: str, context: Any, caller: Caller, status: grpc.StatusCode, detail: str) -> NoReturn:
         """End a call with a status; say nothing of it where nobody is left to hear it."""
-        with self._strangers.sending(caller):
+        with self._refusals.sending(caller):
             try:
                 await context.abort(status, detail)
             except grpc.aio.InternalError as error:

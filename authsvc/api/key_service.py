@@ -221,7 +221,7 @@ def _wait_seconds(request: Any) -> float:
 
 
 def _caller(context: Context) -> str:
-    """Who is to stand in the audit trail: what the caller, whom the interceptor knows to be admin, calls itself."""
+    """Who is to stand in the audit trail: what the caller, whom the call guard knows to be admin, calls itself."""
     for key, value in context.invocation_metadata() or ():
         if key == "x-authsvc-caller" and isinstance(value, str) and value.isprintable():
             return value[:_CALLER_CHARACTERS_MAX] or "admin"

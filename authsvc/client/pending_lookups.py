@@ -52,12 +52,13 @@ class PendingLookup:
         self.is_known = is_known
         self.decided: asyncio.Future[Decision] = loop.create_future()
         """For the one who asked."""
-        self._joined: list[asyncio.Future[Decision]] = []
+        self._joined: set[asyncio.Future[Decision]] = set()
 
     def join(self) -> asyncio.Future[Decision]:
         """Return what is done when there is a verdict, which rule 4 leaves to the one who asked."""
         told: asyncio.Future[Decision] = self.decided.get_loop().create_future()
-        self._joined.append(told)
+        self._joined.add(told)
+        told.add_done_callback(self._joined.discard)
         return told
 
     @property
@@ -136,6 +137,10 @@ class PendingLookups:
         if lookup in waiting and lookup.is_abandoned:
             del waiting[lookup]
             self._answered(lookup)
+
+    def refuse(self) -> None:
+        """Take no more lookups."""
+        self._is_closed = True
 
     async def close(self) -> None:
         """End the calls under way, and raise KeyServiceUnavailableError in all who wait, as in those who come later."""

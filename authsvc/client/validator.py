@@ -1,6 +1,6 @@
 """Whether a key may be used: cached verdicts first, then few calls for all who ask at once.
 
-The bridge's `authorizer` and other callers in Python use KeyValidator; it owns the key client, the verdict cache and
+The bridge's `handler` and other callers in Python use KeyValidator; it owns the key client, the verdict cache and
 the lookups that are pending.
 """
 
@@ -259,6 +259,7 @@ class KeyValidator:
     async def close(self) -> None:
         """Release the lease, and end the connection and the calls under way: these raise KeyServiceUnavailableError."""
         self._closed = True
+        self._lookups.refuse()
         release.forget(self)
         self._watcher.leave()
         if self._watching is not None:

@@ -33,7 +33,7 @@ _log = structlog.get_logger("authsvc")
 
 
 class Notifier:
-    """Wakes all who wait, as often as it beats."""
+    """Wakes all who wait, as often as it is told."""
 
     def __init__(self) -> None:
         self._next = asyncio.Event()
@@ -44,7 +44,7 @@ class Notifier:
         self._next = asyncio.Event()
 
     def next(self) -> asyncio.Event:
-        """Return the event of the next beat: taken before looking at what it is about, no beat is missed."""
+        """Return the event of the next time: taken before looking at what it is about, none is missed."""
         return self._next
 
 

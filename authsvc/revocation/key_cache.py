@@ -39,7 +39,7 @@ _IDLE_SECONDS = 10.0
 """Without so many keys within a second, until the release."""
 _BACK_OFF_SECONDS_MIN = 0.05
 _BACK_OFF_SECONDS_MAX = 2.0
-_GOODBYE_SECONDS_MAX = 1.0
+_RELEASE_SECONDS_MAX = 1.0
 
 _Key = TypeVar("_Key")
 _log = structlog.get_logger("authsvc")
@@ -160,7 +160,7 @@ class KeyCache:
         self._leaving = True
         self._wanted.set()
         self._due.set()
-        await happens(self._left, _GOODBYE_SECONDS_MAX)
+        await happens(self._left, _RELEASE_SECONDS_MAX)
 
     async def _hold(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN

@@ -49,7 +49,8 @@ class Lessor:
             raise RevisionsLostError(LOST)
         if keep_alive.applied_revision > self._feed.revision and keep_alive.epoch == self._feed.epoch:
             await self._check(keep_alive)  # mostly the feed has only not heard of it yet
-        refused, state = await self._grants.ask(keep_alive)
+        # It is committed also where its stream ends meanwhile: a release that is lost is waited for.
+        refused, state = await asyncio.shield(self._grants.ask(keep_alive))
         if keep_alive.holder_id in refused:
             raise HolderReleasedError("this holder released its lease; a new one needs a new id")
         return state

@@ -39,7 +39,7 @@ _ANSWER_SECONDS = 0.5
 _ANSWER_SHARE_MAX = 0.25
 """Of the time that a caller has, kept for the answer's way back: one that comes late has lost the API key."""
 _CALL_SECONDS_MAX = 29.0
-"""The interceptor ends a call after 30 s."""
+"""The call guard ends a call after 30 s."""
 _SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """Rule 7: an expired lease is swept, and its id forgotten, after so many times its duration."""

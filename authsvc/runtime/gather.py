@@ -14,10 +14,7 @@ R = TypeVar("R")
 
 
 class Gather(Generic[T, R]):
-    """What waits is bounded, and who goes away leaves nothing behind.
-
-    A run that fails fails all who wait by then, so that nobody waits for several failures.
-    """
+    """What waits is bounded, and who goes away leaves nothing behind."""
 
     def __init__(
         self,
@@ -27,13 +24,19 @@ class Gather(Generic[T, R]):
         group_size_max: float = inf,
         waiting_size_max: float = inf,
         key: Callable[[T], Hashable] | None = None,
+        fails_waiting: bool = False,
     ) -> None:
-        """Of the items with the same key one goes into a run, and of any size at least one."""
+        """Of the items with the same key one goes into a run, and of any size at least one.
+
+        With `fails_waiting` a run that fails fails all who wait by then, so that nobody waits for several failures.
+        """
         self._run = run
         self._size = size
         self._group_size_max = group_size_max
         self._waiting_size_max = waiting_size_max
         self._key = key
+        self._fails_waiting = fails_waiting
+        self._is_closed = False
         self._waiting: dict[asyncio.Future[R], T] = {}
         self._running: asyncio.Task[None] | None = None
         self.waiting_size = 0
@@ -41,8 +44,10 @@ class Gather(Generic[T, R]):
     async def ask(self, item: T) -> R:
         """Return the outcome of the run that the item goes into, which begins after this call.
 
-        Raises what the run raises, and asyncio.QueueFull at once when too much waits.
+        Raises what the run raises, asyncio.QueueFull at once when too much waits, and CancelledError once it is closed.
         """
+        if self._is_closed:
+            raise asyncio.CancelledError
         size = self._size(item)
         if self.waiting_size + size > self._waiting_size_max:
             raise asyncio.QueueFull
@@ -57,10 +62,13 @@ class Gather(Generic[T, R]):
             self._take(done)
 
     async def close(self) -> None:
-        """Run no more."""
+        """Run no more, and cancel who waits."""
+        self._is_closed = True
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
+        for done in list(self._waiting):
+            done.cancel()
 
     def _take(self, done: asyncio.Future[R]) -> None:
         if done in self._waiting:
@@ -88,10 +96,14 @@ class Gather(Generic[T, R]):
             try:
                 outcome = await self._run(list(group.values()))
             except Exception as error:  # noqa: BLE001 - each of those who wait raises it
-                for done in (*group, *self._waiting):
+                for done in (*group, *(self._waiting if self._fails_waiting else ())):
                     self._take(done)
                     if not done.done():
                         done.set_exception(error)
+            except BaseException:
+                for done in group:
+                    done.cancel()
+                raise
             else:
                 for done in group:
                     if not done.done():  # its caller has gone

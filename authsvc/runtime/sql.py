@@ -132,4 +132,5 @@ def reason(error: BaseException) -> str:
     """Return the first line of the server's or system's own words: roles and databases, no password, no row's text."""
     error = driver_error(error)
     words = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    return words.partition("\n")[0] or "no answer in time"
+    without_words = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    return words.partition("\n")[0] or without_words

@@ -206,6 +206,8 @@ class Database:
         Behind a pooler, where no session is ours to be notified, return at once, without a call.
         """
         assert self._postgres is not None  # noqa: S101 - for the type checker
+        if self._postgres.is_pooled:  # by the newest connection
+            return
         async with _available():
             connection = await self._postgres.connect()
             try:

@@ -82,7 +82,13 @@ class PostgresReads:
         self._fallback = fallback
         self._connection: Connection | None = None
         self._run: Callable[[list[Value]], Awaitable[Any]]
-        self._reads = Gather(self._read, size=len, group_size_max=_VALUES_MAX, waiting_size_max=_WAITING_VALUES_MAX)
+        self._reads = Gather(
+            self._read,
+            size=len,
+            group_size_max=_VALUES_MAX,
+            waiting_size_max=_WAITING_VALUES_MAX,
+            fails_waiting=True,
+        )
 
     async def rows(self, values: Sequence[Value]) -> Rows:
         """Read with all that wait. Raises StoreUnavailableError at once when they are too many."""

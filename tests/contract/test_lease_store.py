@@ -302,7 +302,7 @@ async def test_listening_ends_with_the_connection(private_postgres: PostgresServ
             await database.listen(CHANNEL, heard.set)
 
 
-async def test_listening_ends_when_the_server_is_released_without_a_word(
+async def test_listening_ends_when_the_server_is_gone_without_a_word(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As behind a network that drops what is sent; otherwise no notification would ever come again."""

@@ -224,13 +224,22 @@ async def test_a_service_that_stops_answers_who_waits(service: Service, monkeypa
     assert names(answer.propagation.pending) == ["bridge-1"]
 
 
-async def test_keep_alives_without_the_change_extend_nothing(service: Service) -> None:
-    """Rule 10: what was granted after the commit counts only once the change is applied."""
+async def test_keep_alives_without_the_change_extend_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rule 10: what was granted after the first look counts only once the change is applied."""
+    looked, rows = asyncio.Event(), LeaseReader.rows
+
+    async def noted(self: LeaseReader) -> Any:
+        found = await rows(self)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(LeaseReader, "rows", noted)
     watcher = Watcher(service)
     await watcher.attach()
     before = (await holders(service))["bridge-1"].lease_expire_time
     waiting = asyncio.create_task(issue(service, wait_seconds=0.3))
     await watcher.change()
+    await looked.wait()
     await watcher.renew()
     await watcher.lease()
     assert (await holders(service))["bridge-1"].lease_expire_time != before

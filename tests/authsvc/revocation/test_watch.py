@@ -519,6 +519,40 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
     await database.close()
 
 
+async def test_a_release_is_committed_although_its_stream_ends_while_it_waits(
+    migrated_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a commit that takes long, say: a lease that is not released is waited for until it ends."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    renew = LeaseStore.renew
+
+    async def slow(self: LeaseStore, keep_alives: Sequence[KeepAlive], lease_seconds: float) -> set[str]:
+        begun.set()
+        await go_on.wait()
+        return await renew(self, keep_alives, lease_seconds)
+
+    monkeypatch.setattr(LeaseStore, "renew", slow)
+    database = Database(migrated_url)
+    leases = LeaseStore(database, clock.now, 5.0)
+    feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
+    await feed.open()
+    lessor = Lessor(leases, feed, 60.0)
+    first = asyncio.create_task(lessor.renew(KeepAlive("", "holder-1", "bridge", 1, 0)))
+    await begun.wait()
+    last = asyncio.create_task(lessor.renew(KeepAlive("", "holder-1", "bridge", 2, 0, is_release=True)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    last.cancel()
+    await asyncio.wait([last])
+    go_on.set()
+    await first
+    await lessor.renew(KeepAlive("", "holder-2", "bridge", 1, 0))  # comes after what waited
+    rows, _ = await leases.rows()
+    assert {row.holder_id for row in rows} == {"holder-2"}  # nobody waits for the other any more
+    await lessor.close()
+    await database.close()
+
+
 async def test_leases_are_renewed_while_mutations_wait(migrated_postgres_url: str, tmp_path: Path) -> None:
     """Somebody, such as a backup, has locked the counter's row: no holder may lose its lease by that."""
     async with replica(tmp_path / "state", migrated_postgres_url) as service:

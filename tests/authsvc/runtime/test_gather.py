@@ -14,11 +14,12 @@ class Runs:
         self.groups: list[list[str]] = []
         self.go_on = asyncio.Event()
         self.error: Exception | None = None
+        self.spared: list[str] = []
 
     async def __call__(self, group: list[str]) -> str:
         self.groups.append(group)
         await self.go_on.wait()
-        if self.error is not None:
+        if self.error is not None and group[0] not in self.spared:
             raise self.error
         return "+".join(group)
 
@@ -32,9 +33,37 @@ async def test_what_has_the_same_key_goes_into_different_runs_and_the_rest_is_no
     assert runs.groups == [["a1", "b1"], ["a2", "b2"], ["a3"]]
 
 
-async def test_a_run_that_fails_fails_those_who_wait_behind_it_and_nobody_after_them() -> None:
+async def test_a_run_that_fails_fails_nobody_else() -> None:
     runs = Runs()
     gather = Gather(runs)
+    first = asyncio.create_task(gather.ask("first"))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(gather.ask("second"))
+    await asyncio.sleep(0)
+    runs.error, runs.spared = ValueError("the test says so"), ["second"]
+    runs.go_on.set()
+    with pytest.raises(ValueError, match="the test says so"):
+        await first
+    assert await second == "second"
+
+
+async def test_closing_cancels_all_who_wait_and_who_come_later() -> None:
+    runs = Runs()
+    gather = Gather(runs)
+    asking = [asyncio.create_task(gather.ask("first"))]
+    await asyncio.sleep(0)
+    asking.append(asyncio.create_task(gather.ask("second")))
+    await asyncio.sleep(0)
+    await gather.close()
+    asking.append(asyncio.create_task(gather.ask("third")))
+    await asyncio.wait(asking)
+    assert all(task.cancelled() for task in asking)
+    assert runs.groups == [["first"]]
+
+
+async def test_a_run_that_fails_can_fail_those_who_wait_behind_it_and_nobody_after_them() -> None:
+    runs = Runs()
+    gather = Gather(runs, fails_waiting=True)
     first = asyncio.create_task(gather.ask("first"))
     await asyncio.sleep(0)
     second = asyncio.create_task(gather.ask("second"))

@@ -19,6 +19,7 @@ from authsvc.config import Config
 from authsvc.errors import StoreRefusedError, StoreUnavailableError
 from authsvc.migrations import upgrade
 from authsvc.runtime.environment import ConfigurationError
+from authsvc.runtime.postgres import Postgres
 from authsvc.storage.database import Database
 from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running, until_true
@@ -159,10 +160,11 @@ async def test_a_standby_behind_a_pooler_decides_nothing(tmp_path: Path, private
         pooler.close()
 
 
-async def test_behind_a_pooler_nobody_is_notified(pooled_url: str) -> None:
-    """LISTEN would be another client's a moment later, so polling is what is left."""
+async def test_behind_a_pooler_nobody_is_notified(pooled_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LISTEN would be another client's a moment later, so what is left is polling; no connection is made for it."""
     async with opened(pooled_url) as database:
         assert not database.notifies
+        monkeypatch.setattr(Postgres, "connect", lambda _: pytest.fail("connected"))
         await database.listen("authsvc", lambda: pytest.fail("notified"))
 
 

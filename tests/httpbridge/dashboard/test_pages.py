@@ -130,6 +130,22 @@ async def test_who_revoked_the_first_key_of_a_project_has_not_made_it(dashboard:
     assert "You have made" not in again.words
 
 
+async def test_each_page_of_revoked_keys_says_who_revoked_them_where_it_can(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of a page was revoked by whoever issued the last one of the page before."""
+    monkeypatch.setattr("authsvc.client.admin.PAGE_SIZE", 2)
+    browser = await dashboard.browser()
+    await browser.create("demo")
+    for _ in range(3):
+        await browser.submit(KEYS, f"{KEYS}/revoke", key_id=(await browser.get(KEYS)).key_id)
+    first = await browser.get(KEYS)
+    (older,) = re.findall(r'href="(\?page=[^"]+)"', first.text)
+    second = await browser.get(KEYS + unescape(older))
+    assert [page.text.count('data-label="Revoked by">Ann<') for page in (first, second)] == [1, 1]
+    assert second.words.count("see the audit trail") == 1
+
+
 async def test_revoking_takes_the_key_that_was_shown_and_says_when_and_where_it_died(
     system: tuple[Service, Dashboard],
 ) -> None:
