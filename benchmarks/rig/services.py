@@ -46,6 +46,7 @@ class Rig:
             "AUTHSVC_LISTEN": "127.0.0.1:0",
             "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
             "HTTPBRIDGE_RATE_LIMIT_PER_MINUTE": "1000000000",
+            "HTTPBRIDGE_BYTES_PER_MINUTE": str(2**50),
         }
         return self
 
