@@ -501,11 +501,13 @@ async def test_a_preset_and_times_of_ones_own_exclude_each_other(stack: Stack) -
     await expect(choice).to_have_value("custom")
     await show.click()
     await expect(page).to_have_url(re.compile(r"/logs\?until=30m$"))
+    await page.wait_for_load_state()  # the script, too
     await expect(choice).to_have_value("custom")
     await choice.select_option("Last 6 hours")
     await expect(until).to_have_value("")
     await show.click()
     await expect(page).to_have_url(re.compile(r"/logs\?range=6h$"))
+    await page.wait_for_load_state()
     await expect(choice).to_have_value("6h")
     await choice.select_option("Last hour")
     await show.click()

@@ -437,6 +437,11 @@ async def test_a_backup_that_took_the_files_place_is_whole_at_the_next_start_and
         await revoke(service)
         copy_wal(database)
         await issue(service, "another")
+
+        async def is_noted() -> bool:
+            return b'"revision":3' in (tmp_path / "state" / BOOKMARK).read_bytes()
+
+        await until_true("it is noted", is_noted)
         shift(database, old)
         shift(backup, database)
         await check_refused(revoke(service))
