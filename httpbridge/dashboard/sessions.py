@@ -127,7 +127,7 @@ class Sessions:
         return "" if fields is None else str(fields["text"])
 
     def csrf_token(self, subject: str) -> str:
-        """Return what forms carry on pages that this session or pre-session is shown."""
+        """Return what forms carry on pages that are shown to a session or pre-session."""
         return hmac.new(_key(self._token().reveal()), b"form " + subject.encode(), hashlib.sha256).hexdigest()
 
     def is_csrf_token(self, subject: str, presented: str) -> bool:
