@@ -6,7 +6,6 @@ BridgeError
 ├── RateLimitedError          429: the key's bytes of this minute are used up
 ├── UnsupportedEncodingError  415
 ├── StoreUnavailableError     503: the batch is not stored, and may be sent again
-│   └── BatchRefusedError     503: the store takes others, and not this one; what is wrong with it is the store's
 ├── OverloadedError           503: other requests take all the room there is for bodies
 ├── BodyTimeoutError          503: the body did not arrive in time
 ├── MalformedRequestError     400: what came is not HTTP
@@ -52,13 +51,6 @@ class UnsupportedEncodingError(BridgeError):
 
 class StoreUnavailableError(BridgeError):
     """The log store cannot take the batch now."""
-
-
-class BatchRefusedError(StoreUnavailableError):
-    """A batch that the store refuses, and would alone: a store that is set up as it should be takes whatever is valid.
-
-    So no client is to blame. It fails by itself, and those that came with it are stored.
-    """
 
 
 class OverloadedError(BridgeError):

@@ -177,7 +177,7 @@ def sign_in_link(name: str | None, url: str | None) -> None:
 def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
     """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
-    from httpbridge.log_store.log_rows import LogFilter  # noqa: PLC0415
+    from httpbridge.log_store.selection import LogFilter  # noqa: PLC0415
 
     config = Config.from_environment(os.environ)
     start = None

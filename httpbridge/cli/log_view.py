@@ -13,9 +13,9 @@ from io import TextIOWrapper
 import msgspec
 
 from authsvc.runtime.commands import writing
-from httpbridge.log_store.log_rows import LogFilter, StoredLog
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
+from httpbridge.log_store.selection import LogFilter, StoredLog
 from httpbridge.text import printable, rfc3339
 
 FOLLOW_SECONDS = 0.25

@@ -3,15 +3,14 @@
 import sqlite3
 from datetime import UTC, datetime, timedelta
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from authsvc.runtime.database_url import PostgresAddress
 from authsvc.runtime.postgres import DRIVER_ERRORS, Connection, Postgres
-from authsvc.runtime.sql import driver_error, is_refusal, reason, sqlite_code, sqlstate
+from authsvc.runtime.sql import driver_error, is_refusal, reason, sqlite_code
 from authsvc.runtime.sqlite_files import FilesLostError
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 
 CONNECT_SECONDS_MAX = 5.0
@@ -21,13 +20,9 @@ COMMIT_SECONDS_MAX = 10.0
 """For one commit, connecting included; after it the outcome counts as unknown and the connection is dropped."""
 
 EXPECTED_ERRORS = (
-    *(sa.exc.SQLAlchemyError, sqlite3.Error, FilesLostError, OSError, TimeoutError, UnicodeEncodeError),
+    *(sa.exc.SQLAlchemyError, sqlite3.Error, FilesLostError, OSError, TimeoutError),
     *DRIVER_ERRORS,
 )
-
-_DATA_CLASSES = ("22", "23", "54")
-"""PostgreSQL's of what one batch alone meets: data exception, integrity constraint, program limit exceeded."""
-_SQLITE_DATA = {sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH}
 
 _POSTGRES_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -60,7 +55,7 @@ def _decode_instant(microseconds: tuple[int]) -> datetime:
 
 
 def translated(error: BaseException, where: str = "") -> Exception:
-    """Return what an error is here: StoreSetupError, BatchRefusedError or StoreUnavailableError.
+    """Return what an error is here: StoreSetupError or StoreUnavailableError.
 
     `where` goes before the driver's words. No text of a row gets into it.
     """
@@ -69,11 +64,7 @@ def translated(error: BaseException, where: str = "") -> Exception:
         return error
     if isinstance(error, FilesLostError):
         return StoreUnavailableError(str(error))
-    if isinstance(error, UnicodeEncodeError):
-        return BatchRefusedError("it cannot hold text that is not valid Unicode")
     code, kind = sqlite_code(error), getattr(error, "sqlite_errorname", type(error).__name__)
-    if code in _SQLITE_DATA or sqlstate(error).startswith(_DATA_CLASSES) or isinstance(error, asyncpg.DataError):
-        return BatchRefusedError(f"it cannot hold this batch: {type(error).__name__}")
     words = f"{where}{reason(error)} ({kind})"
     if is_refusal(error) or code == sqlite3.SQLITE_ERROR:
         return StoreSetupError(f"the log store cannot be used: {words}")

@@ -11,8 +11,6 @@ What each submitter may rely on:
 
 - it returns once its item is committed, and raises otherwise; no item is ever committed
   twice, because nothing is tried again after a commit whose outcome is unknown;
-- an item that the store refuses for what it contains fails alone: its commit was rolled
-  back, and is tried again in halves until the refused item stands by itself;
 - going away (cancellation) neither undoes its item nor disturbs the others;
 - a light item waits for one commit of a heavy one at the most, besides commits of light ones, and other owners leave
   it its room;
@@ -28,7 +26,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 import structlog
 
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.fair_queue import Bounds, FairQueue
 
 CLOSE_SECONDS_MAX = 15.0
@@ -70,10 +68,8 @@ class _Waiting(msgspec.Struct, Generic[T]):
 class GroupCommit(Generic[T]):
     """Both lanes; must be made in a running event loop.
 
-    `commit` stores all the items it is given or none of them. It raises
-    BatchRefusedError when it rolled back because of what an item contains, and
-    StoreUnavailableError for everything else that is expected to go wrong. It is called
-    with heavy items while it commits light ones.
+    `commit` stores all the items it is given or none of them. It raises StoreUnavailableError for what is
+    expected to go wrong. It is called with heavy items while it commits light ones.
     """
 
     def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds | None = None) -> None:
@@ -111,7 +107,6 @@ class _Lane(Generic[T]):
         self._wake = asyncio.Event()
         self._closing = False
         self._is_full = False
-        self._has_refused = False
         self._writer = asyncio.create_task(self._write_until_closed(), name=name)
 
     async def submit(self, item: T, weight: int, owner: str) -> None:
@@ -160,32 +155,17 @@ class _Lane(Generic[T]):
     async def _write(self, group: list[_Waiting[T]]) -> None:
         """Commit the group, and settle each of its members."""
         try:
-            await self._write_apart(group)
+            await self._commit([waiting.item for waiting in group])
         except StoreUnavailableError as error:
             self._fail(group, str(error))
         except Exception as error:  # noqa: BLE001 - a defect; the submitters raise it, and the writer must go on
             for waiting in group:
                 waiting.fail(error)
+        else:
+            for waiting in group:
+                waiting.succeed()
 
     def _fail(self, group: list[_Waiting[T]], reason: str) -> None:
         """Fail the group, but for those of it that are settled, and all that waits behind it and was never tried."""
         for waiting in (*group, *self._queue.clear()):
             waiting.fail(StoreUnavailableError(reason))
-
-    async def _write_apart(self, group: list[_Waiting[T]]) -> None:
-        """Commit the group; when that is refused, each half by itself: log(n) commits more for one refused item."""
-        try:
-            await self._commit([waiting.item for waiting in group])
-        except BatchRefusedError as error:
-            if len(group) == 1:
-                if not self._has_refused:  # once: its sender will try again
-                    self._has_refused = True
-                    _log.error("log_store_refused_batch", reason=str(error))
-                group[0].fail(error)
-                return
-            middle = len(group) // 2
-            await self._write_apart(group[:middle])
-            await self._write_apart(group[middle:])
-        else:
-            for waiting in group:
-                waiting.succeed()

@@ -1,22 +1,23 @@
 """The log store in PostgreSQL: one connection, which SQLAlchemy makes, with the schema.
 
-Rows go through the driver's COPY, a single statement, and so a transaction that is committed before it says it is done.
+Chunks go through the driver's COPY, a single statement, and so a transaction that is committed before it says it is
+done.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
 
 import sqlalchemy as sa
+from msgspec.structs import astuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.runtime.database_url import PostgresAddress
 from authsvc.runtime.postgres import Connection, check_settings
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.database import COMMIT_SECONDS_MAX, EXPECTED_ERRORS, postgres_engine, translated
-from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
 _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
@@ -24,7 +25,7 @@ _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
 
 
 class PostgresStore:
-    """Commits groups of rows durably to the database of a `postgresql:` URL."""
+    """Commits chunks durably to the database of a `postgresql:` URL."""
 
     def __init__(self, address: PostgresAddress) -> None:
         self._engine = postgres_engine(
@@ -37,20 +38,15 @@ class PostgresStore:
         self._driver: Connection | None = None
         self._turn = asyncio.Lock()  # commits and probes share the connection
 
-    def encode_instant(self, instant: datetime) -> datetime:
-        """Leave it as it is: the driver takes aware datetimes."""
-        return instant
-
     async def open(self) -> None:
         """See `sink.Store`."""
         async with self._lent():
             pass
 
-    async def commit(self, group: list[Rows]) -> None:
-        """Store all rows of the group or none; see GroupCommit for what it raises."""
-        rows = group[0].rows if len(group) == 1 else [row for batch in group for row in batch.rows]
+    async def commit(self, chunks: list[Chunk]) -> None:
+        """See `sink.Store`."""
         async with self._writing() as driver:
-            await driver.copy_records_to_table("logs", records=rows, columns=WRITTEN_COLUMNS)
+            await driver.copy_records_to_table("chunks", records=map(astuple, chunks), columns=WRITTEN_COLUMNS)
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
@@ -81,13 +77,8 @@ class PostgresStore:
                 async with asyncio.timeout(COMMIT_SECONDS_MAX):
                     yield await self._connected()
             except EXPECTED_ERRORS as error:
-                failure = translated(error)
-                if isinstance(failure, BatchRefusedError):
-                    if self._driver is not None and not self._driver.is_closed():
-                        raise failure from None  # the refused statement left nothing behind
-                    failure = StoreUnavailableError(str(failure))
                 await self._disconnect()
-                raise failure from None
+                raise translated(error) from None
             except BaseException:
                 await self._disconnect()
                 raise

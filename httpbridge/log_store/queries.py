@@ -1,59 +1,64 @@
-"""What the dashboard asks of the stored logs: pages, histograms, facets, activity, one row.
+"""What the dashboard asks of the stored logs: pages, histograms, facets, activity, one entry.
 
-What arrives is `tail`'s. Every query names one project and a stretch of its entries, which the index bounds, and looks
-at a bounded number of rows. What the index does not know (level, service, text) is searched stretch by stretch under a
-budget of rows and seconds; where that is used up, the answer says how far it got, and the next one goes on there.
+What arrives is `tail`'s. Every query names one project and a stretch of its entries. The summaries of chunks answer
+what they can; the contents of others are searched, the newest first, under a budget of entries and seconds. Where that
+is used up, the answer says how far it got, and the next one goes on there.
 """
 
+import asyncio
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from heapq import nlargest
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from httpbridge.log_store.log_rows import LogFilter, LogRow, Position, between, cut_columns, matches, row_of
-from httpbridge.log_store.read_store import ReadStore, StoreSlowError
-from httpbridge.log_store.schema import logs
+from httpbridge.log_store.chunk import IDS, LEVEL, LEVELS, TIMESTAMP, instant_text
+from httpbridge.log_store.read_store import ReadStore, StoreSlowError, content_of, headers
+from httpbridge.log_store.scan import Found, Header, Scan, instant
+from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position, cut
 from httpbridge.logs import Level
 
 PAGE_ROWS = 100
-
-TEXT_ROWS_MAX = 100_000
-"""Rows searched for a text at a time: half of them by a page and half by its chart, or all by a page without one."""
-
-ROWS_MAX = 250_000
-"""Rows looked at for anything cheaper than a text at a time: on SQLite 0.2 to 0.4 s, measured."""
-
-SEARCH_SECONDS_MAX = 2.0
-"""After so long a search stops at the next stretch, whatever rows are left to it."""
-
-STRETCH_ROWS_MIN, STRETCH_ROWS_MAX = 500, 20_000
-"""A search begins with short stretches, as rows may have 5 MiB, and doubles them while they are quick."""
-
-STRETCH_SECONDS_MAX = 0.2
-"""After a slower stretch the next one is no longer."""
-
-FACET_ROWS_MAX, FACETS_MAX = 20_000, 200
-"""Services and environments are those of so many newest rows; so many pairs of them at most."""
-
-ACTIVITY_LOGS_MAX = 10_000
-"""A project's recent logs are counted so far: 0.2 s for a hundred busy projects, measured."""
-
-_ACTIVITY_PROJECTS = 500
-"""Projects a statement."""
-
-ENTRIES_COUNTED_MAX = 1_000
-"""Entries of a stretch of time are counted so far."""
 
 LIST_CHARACTERS_MAX = 4_000
 """Of each text of an entry in a page of many."""
 
 ROW_CHARACTERS_MAX = 200_000
 """Of each text of an entry by itself."""
+
+_NO_PROGRESS = 5
+"""A search that found no place to stop at goes on for so many times as long as it may, and then fails."""
+
+_ACTIVITY_PROJECTS = 500
+"""Projects a statement."""
+
+_LETTER_LEVELS = {ord(level[0]): level for level in LEVELS}
+
+
+class QueryLimits(msgspec.Struct, frozen=True):
+    """How far queries go."""
+
+    entries_max: int = 1_000_000
+    """Searched at a time: half of them by a page and half by its chart, or all by a page without one."""
+    search_seconds_max: float = 2.0
+    """After so long a search stops at the next chunk, whatever entries are left to it."""
+    facet_chunks_max: int = 256
+    """Services and environments are those of so many chunks, the newest."""
+    facets_max: int = 200
+    """So many of each at most."""
+    activity_entries_max: int = 10_000
+    """A project's recent logs are counted so far."""
+    counted_entries_max: int = 1_000
+    """Entries of a stretch of time are counted so far."""
+
+
+QUERY_LIMITS = QueryLimits()
 
 
 class LogPage(msgspec.Struct, frozen=True):
@@ -65,7 +70,7 @@ class LogPage(msgspec.Struct, frozen=True):
     has_more_to_search: bool
     """Whether the page ends at `older` because the budget was used up, not because it is full."""
     searched_rows: int
-    """How many rows were looked at, at least."""
+    """How many entries were looked at, at least."""
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -76,47 +81,52 @@ class Bucket(msgspec.Struct, frozen=True):
     """The first instant after."""
     counts: dict[Level, int]
     reached: Position | None = None
-    """Where the count stopped when the budget was used up: what is older in it is not counted. None: all is."""
+    """Where the count stopped when the budget was used up: not all that is older is counted. None: all is."""
 
 
 class Activity(msgspec.Struct, frozen=True):
     """How busy a project is."""
 
     last_hour_count: int
-    """Entries of the last hour, up to ACTIVITY_LOGS_MAX and one more."""
+    """Entries of the last hour, up to `activity_entries_max` and one more."""
     last_log_time: datetime | None
     """The newest entry's `timestamp`; those that claim to be of the day after tomorrow are not believed."""
 
 
-@dataclass(slots=True)
 class _Budget:
-    rows: int
-    deadline: float
-    monotonic: Callable[[], float]
-    stretch: int = 0
-    began: float = 0.0
+    """Entries and seconds; `monotonic` is in seconds."""
 
-    def next_stretch(self) -> int:
-        """Return how many rows to look at next."""
-        now = self.monotonic()
-        if self.stretch == 0:
-            self.stretch = STRETCH_ROWS_MIN
-        elif now - self.began <= STRETCH_SECONDS_MAX:
-            self.stretch = min(2 * self.stretch, STRETCH_ROWS_MAX)
-        self.began = now
-        return min(self.stretch, self.rows)
+    def __init__(self, entries: int, seconds: float, monotonic: Callable[[], float]) -> None:
+        self.searched = 0
+        self._entries, self._seconds, self._monotonic = entries, seconds, monotonic
+        self._began = monotonic()
+        self._oldest = ""
 
-    @property
-    def is_used_up(self) -> bool:
-        return self.rows <= 0 or self.monotonic() >= self.deadline
+    def allows(self, chunk: Header, end: str) -> bool:
+        """Say whether a chunk may still be searched, and note that it is.
+
+        The chunks before it were searched down to its last timestamp. It is searched all the same where these have got
+        nowhere, as all of them end with the same instant, or after `end`. Raises StoreSlowError for too many of these.
+        """
+        reached = min(chunk.last_at, end)
+        seconds = self._monotonic() - self._began
+        if self.searched and (self.searched + chunk.entries > self._entries or seconds >= self._seconds):
+            if reached < self._oldest:
+                return False
+            if seconds >= _NO_PROGRESS * self._seconds:
+                raise StoreSlowError("too many chunks of the log store overlap in time")
+        self._oldest = self._oldest or reached
+        self.searched += chunk.entries
+        return True
 
 
 class LogQueries:
     """Raises StoreSetupError and StoreUnavailableError, as ReadStore does. `monotonic` is in seconds."""
 
-    def __init__(self, store: ReadStore, *, monotonic: Callable[[], float]) -> None:
+    def __init__(self, store: ReadStore, *, monotonic: Callable[[], float], limits: QueryLimits = QUERY_LIMITS) -> None:
         self._store = store
         self._monotonic = monotonic
+        self.limits = limits
 
     async def page(
         self,
@@ -127,154 +137,212 @@ class LogQueries:
         is_counted: bool = False,
     ) -> LogPage:
         """Return the newest matching entries, or those before a position; `is_counted`: beside their `histogram`."""
-        end = selection.end if before is None else min(before, selection.end)
-        budget = self._budget(selection, is_shared=is_counted)
-        budget_rows = budget.rows
-        found: list[LogRow] = []
+        scan = Scan(selection, end=before)
+        budget = self._budget(is_shared=is_counted)
+        found: list[Found] = []
+        reached = ""
+        """Entries after it are all found."""
         async with self._store.connection() as connection:
-            columns = sa.select(*cut_columns(LIST_CHARACTERS_MAX)).where(*matches(selection))
-            while True:
-                stretch_rows = budget.next_stretch()
-                within = between(selection.project_id, selection.begin, end)
-                begin = await _stretch_begin(connection, within, stretch_rows)
-                within = between(selection.project_id, begin or selection.begin, end)
-                statement = _newest_first(columns.where(*within)).limit(rows_max + 1 - len(found))
-                rows = (await connection.execute(statement)).all()
-                found += (row_of(row, LIST_CHARACTERS_MAX) for row in rows)
-                budget.rows -= stretch_rows
-                searched = budget_rows - budget.rows
-                if len(found) > rows_max:
-                    return LogPage(found[:rows_max], found[rows_max - 1].position, False, searched)
-                if begin is None:
-                    return LogPage(found, None, False, searched)
-                if budget.is_used_up:
-                    return LogPage(found, begin, True, searched)
-                end = begin
+            async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
+                if len(found) > rows_max and found[-1].timestamp.decode() > chunk.last_at:
+                    break
+                if not scan.may_match(chunk.summary):
+                    continue
+                if not budget.allows(chunk, scan.end):
+                    reached = chunk.last_at
+                    break
+                found = await _newest(connection, scan, chunk, found, rows_max + 1)
+        found = [one for one in found if one.timestamp.decode() > reached]
+        rows = [cut(one.log(scan.project_id), LIST_CHARACTERS_MAX) for one in found[:rows_max]]
+        older = None
+        if len(found) > rows_max:
+            older, reached = rows[-1].position, ""
+        elif reached:
+            older = Position(instant(reached), ID_MAX)
+        return LogPage(rows, older, bool(reached), budget.searched)
 
     async def histogram(self, selection: LogFilter, edges: Sequence[datetime]) -> list[Bucket]:
         """Count the matching entries between each two of the edges, which ascend; oldest first.
 
         Buckets that the budget did not reach are absent, from the oldest on.
         """
-        budget = self._budget(selection, is_shared=True)
-        buckets: list[Bucket] = []
+        scan = Scan(selection, Position(edges[0], 0), Position(edges[-1], 0))
+        budget = self._budget(is_shared=True)
+        texts = [instant_text(edge) for edge in edges]
+        counts: list[Counter[Level]] = [Counter() for _ in edges[1:]]
+        reached: Position | None = None
         async with self._store.connection() as connection:
-            for start, end in reversed(list(pairwise(edges))):
-                if budget.is_used_up:
-                    break
-                buckets.append(await _bucket(connection, selection, start, end, budget))
-        return buckets[::-1]
+            async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
+                if not scan.may_match(chunk.summary):
+                    continue
+                known = scan.counts(chunk, texts)
+                if known is None:
+                    if not budget.allows(chunk, scan.end):
+                        reached = Position(instant(chunk.last_at), ID_MAX)
+                        break
+                    known = await _counts(connection, scan, chunk, texts)
+                for (bucket, level), number in known:
+                    counts[bucket][level] += number
+        first = 0 if reached is None else max(0, bisect_right(edges, reached.timestamp) - 1)
+        return [
+            Bucket(edges[number], edges[number + 1], dict(counts[number]), reached if number == first else None)
+            for number in range(first, len(counts))
+        ]
 
     async def countable_since(self, selection: LogFilter) -> datetime | None:
-        """Return from when on `histogram` has rows enough in its budget.
+        """Return from when on `histogram` has entries enough in its budget, or None when it has for all of them.
 
-        None when it has for all that the filter spans, or where the store takes too long to find out: `histogram`
-        then says how far it got.
+        What summaries answer costs nothing of it.
         """
-        within = between(selection.project_id, selection.begin, selection.end)
-        newest = _newest_first(sa.select(logs.c.timestamp).where(*within))
-        last_and_next = newest.offset(_rows_max(selection, is_shared=True) - 1).limit(2)
-        try:
-            rows: list[tuple[datetime]] = await self._store.rows(last_and_next)
-        except StoreSlowError:
+        if not selection.text:
             return None
-        return rows[0][0] if len(rows) > 1 else None
+        scan = Scan(selection)
+        entries = 0
+        async with self._store.connection() as connection:
+            async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
+                if scan.may_match(chunk.summary):
+                    if entries and entries + chunk.entries > self.limits.entries_max // 2:
+                        return min(instant(chunk.last_at), selection.end.timestamp)
+                    entries += chunk.entries
+        return None
 
     async def count(self, selection: LogFilter) -> int:
         """Return how many entries the filter's time has, whatever else it says, up to the bound and one more."""
-        within = between(selection.project_id, selection.begin, selection.end)
-        first = sa.select(sa.literal(1)).select_from(logs).where(*within).limit(ENTRIES_COUNTED_MAX + 1)
-        ((number,),) = await self._store.rows(sa.select(sa.func.count()).select_from(first.subquery()))
-        return int(number)
+        scan = _time_alone(selection)
+        number = 0
+        async with self._store.connection() as connection:
+            async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
+                if scan.spans(chunk):
+                    number += chunk.entries
+                else:
+                    number += len(scan.places(chunk, await content_of(connection, chunk.id)))
+                if number > self.limits.counted_entries_max:
+                    return self.limits.counted_entries_max + 1
+        return number
 
     async def facets(self, selection: LogFilter) -> tuple[list[str], list[str]]:
-        """Return the services and the environments of the newest entries in the filter's time, each sorted."""
-        within = between(selection.project_id, selection.begin, selection.end)
-        newest = _newest_first(sa.select(logs.c.service, logs.c.environment).where(*within)).limit(FACET_ROWS_MAX)
-        pairs = await self._store.rows(sa.select(newest.subquery()).distinct().limit(FACETS_MAX))
-        return sorted({service for service, _ in pairs}), sorted({environment for _, environment in pairs})
+        """Return the services and the environments of the newest chunks in the filter's time, each sorted."""
+        scan = _time_alone(selection)
+        services: set[str] = set()
+        environments: set[str] = set()
+        read = 0
+        async with self._store.connection() as connection:
+            async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
+                summary = chunk.summary
+                if scan.spans(chunk) or len(summary.services) == len(summary.environments) == 1:
+                    services.update(summary.services)
+                    environments.update(summary.environments)
+                else:
+                    for one in scan.found(chunk, await content_of(connection, chunk.id)):
+                        log = one.log(scan.project_id)
+                        services.add(log.service)
+                        environments.add(log.environment)
+                read += 1
+                if read == self.limits.facet_chunks_max:
+                    break
+        most = self.limits.facets_max
+        return sorted(services)[:most], sorted(environments)[:most]
 
     async def oldest(self, project_id: str, since: datetime | None = None) -> datetime | None:
         """Return the `timestamp` of the oldest entry, or of the oldest since an instant."""
-        statement = sa.select(sa.func.min(logs.c.timestamp)).where(logs.c.project_id == project_id)
-        if since is not None:
-            statement = statement.where(logs.c.timestamp >= since)
-        rows: list[tuple[datetime | None]] = await self._store.rows(statement)
-        return rows[0][0]
+        scan = Scan(LogFilter(project_id=project_id, since=since))
+        oldest: str | None = None
+        async with self._store.connection() as connection:
+            async for chunk in headers(connection, project_id, scan.begin, scan.end, oldest_first=True):
+                if oldest is not None and oldest <= chunk.first_at:
+                    break
+                if scan.begin <= chunk.first_at:
+                    oldest = chunk.first_at
+                    break
+                found = scan.found(chunk, await content_of(connection, chunk.id))
+                oldest = min([one.timestamp.decode() for one in found] + ([oldest] if oldest else []), default=None)
+        return None if oldest is None else instant(oldest)
 
     async def row(self, project_id: str, id_: int) -> LogRow | None:
         """Return one entry of the project, its texts cut at ROW_CHARACTERS_MAX."""
-        statement = sa.select(*cut_columns(ROW_CHARACTERS_MAX))
-        rows = await self._store.rows(statement.where(logs.c.id == id_, logs.c.project_id == project_id))
-        return row_of(rows[0], ROW_CHARACTERS_MAX) if rows else None
+        commit = id_ // IDS
+        statement = sa.select(chunks.c.id).where(
+            chunks.c.project_id == project_id, chunks.c.id <= commit, chunks.c.id + chunks.c.span >= commit
+        )
+        async with self._store.connection() as connection:
+            chunk_id = (await connection.execute(statement)).scalar()
+            if chunk_id is None:
+                return None
+            content = await content_of(connection, chunk_id)
+        if id_ not in content.ids:
+            return None
+        place = content.ids.index(id_)
+        return cut(Found(content.lines[place][TIMESTAMP], id_, place, content).log(project_id), ROW_CHARACTERS_MAX)
 
     async def activity(self, project_ids: Sequence[str], now: datetime) -> dict[str, Activity]:
         """Return how busy each project is, also those without any entry."""
         activity = {}
-        for start in range(0, len(project_ids), _ACTIVITY_PROJECTS):
-            statement = _activity(project_ids[start : start + _ACTIVITY_PROJECTS], now)
-            for project_id, count, last_log_time in await self._store.rows(statement):
-                activity[project_id] = Activity(count, last_log_time)
+        recent = instant_text(now - timedelta(hours=1))
+        async with self._store.connection() as connection:
+            for start in range(0, len(project_ids), _ACTIVITY_PROJECTS):
+                statement = _last_timestamps(project_ids[start : start + _ACTIVITY_PROJECTS])
+                for project_id, last_at in (await connection.execute(statement)).all():
+                    if last_at is None or last_at < recent:
+                        activity[project_id] = Activity(0, last_at and instant(last_at))
+                    else:
+                        activity[project_id] = await self._activity(connection, project_id, now)
         return activity
 
-    def _budget(self, selection: LogFilter, *, is_shared: bool) -> _Budget:
-        rows = _rows_max(selection, is_shared=is_shared)
-        return _Budget(rows, self._monotonic() + SEARCH_SECONDS_MAX, self._monotonic)
+    async def _activity(self, connection: AsyncConnection, project_id: str, now: datetime) -> Activity:
+        scan = Scan(LogFilter(project_id=project_id, until=now + timedelta(days=1)))
+        recent = Scan(LogFilter(project_id=project_id, since=now - timedelta(hours=1), until=now + timedelta(days=1)))
+        newest, number, most = "", 0, self.limits.activity_entries_max
+        async for chunk in headers(connection, project_id, scan.begin, scan.end):
+            if (newest and chunk.last_at < recent.begin) or number > most:
+                break
+            if chunk.last_at < scan.end and (chunk.last_at < recent.begin or recent.begin <= chunk.first_at):
+                newest = max(newest, chunk.last_at)
+                number += chunk.entries if recent.begin <= chunk.first_at else 0
+            else:
+                found = [one.timestamp.decode() for one in scan.found(chunk, await content_of(connection, chunk.id))]
+                newest = max(newest, *found, "")
+                number += sum(timestamp >= recent.begin for timestamp in found)
+        return Activity(min(number, most + 1), instant(newest) if newest else None)
+
+    def _budget(self, *, is_shared: bool) -> _Budget:
+        entries = self.limits.entries_max // 2 if is_shared else self.limits.entries_max
+        return _Budget(entries, self.limits.search_seconds_max, self._monotonic)
 
 
-def _rows_max(selection: LogFilter, *, is_shared: bool) -> int:
-    if not selection.text:
-        return ROWS_MAX
-    return TEXT_ROWS_MAX // 2 if is_shared else TEXT_ROWS_MAX
+def _time_alone(selection: LogFilter) -> Scan:
+    return Scan(LogFilter(project_id=selection.project_id, since=selection.since, until=selection.until))
 
 
-def _newest_first(statement: sa.Select[Any]) -> sa.Select[Any]:
-    return statement.order_by(logs.c.timestamp.desc(), logs.c.id.desc())
-
-
-async def _stretch_begin(connection: Any, within: Sequence[Any], rows: int) -> Position | None:
-    """Return where the newest so many entries begin, read from the index alone; None when there are fewer."""
-    statement = _newest_first(sa.select(logs.c.timestamp, logs.c.id).where(*within)).offset(rows - 1).limit(1)
-    position = (await connection.execute(statement)).first()
-    return None if position is None else Position(*position)
-
-
-async def _bucket(connection: Any, selection: LogFilter, start: datetime, end: datetime, budget: _Budget) -> Bucket:
-    """Count stretch by stretch, the newest first, as far as the budget goes."""
-    begin = max(Position(start, 0), selection.begin)
-    stop = min(Position(end, 0), selection.end)
-    totals: Counter[Level] = Counter()
-    while True:
-        stretch_rows = budget.next_stretch()
-        within = between(selection.project_id, begin, stop)
-        counts = (await connection.execute(_counts(selection, within, stretch_rows))).one()
-        totals.update({level: counts._mapping[level.value] for level in Level})
-        budget.rows -= counts.scanned
-        # Where there are more: the place of the last one that was looked at.
-        reached = await _stretch_begin(connection, within, stretch_rows) if counts.scanned == stretch_rows else None
-        if reached is None or budget.is_used_up:
-            if reached is not None:
-                older = between(selection.project_id, begin, reached)
-                reached = None if await _stretch_begin(connection, older, 1) is None else reached
-            return Bucket(start, end, {level: number for level, number in totals.items() if number}, reached)
-        stop = reached
-
-
-def _counts(selection: LogFilter, within: Sequence[Any], rows_max: int) -> sa.Select[Any]:
-    """Count matching entries by level among the newest of a stretch, and how many were looked at."""
-    # Counted by a column of its own, and not by leaving rows out: the limit is on those looked at.
-    level = sa.case((sa.and_(sa.true(), *matches(selection)), logs.c.level)).label("level")
-    newest = _newest_first(sa.select(level).where(*within)).limit(rows_max).subquery()
-    of_levels = [sa.func.count().filter(newest.c.level == level.value).label(level.value) for level in Level]
-    columns: list[sa.ColumnElement[Any]] = [sa.func.count().label("scanned"), *of_levels]
-    return sa.select(*columns).select_from(newest)
-
-
-def _activity(project_ids: Sequence[str], now: datetime) -> sa.Select[Any]:
+def _last_timestamps(project_ids: Sequence[str]) -> sa.Select[Any]:
     projects = sa.values(sa.column("project_id", sa.Text), name="projects").data([(id_,) for id_ in project_ids]).cte()
-    of_project = (logs.c.project_id == projects.c.project_id, logs.c.timestamp < now + timedelta(days=1))
-    recent = sa.select(sa.literal(1)).where(*of_project, logs.c.timestamp >= now - timedelta(hours=1))
-    counted = recent.limit(ACTIVITY_LOGS_MAX + 1).correlate(projects).subquery()
-    count = sa.select(sa.func.count()).select_from(counted).scalar_subquery()
-    last = sa.select(sa.func.max(logs.c.timestamp)).where(*of_project).correlate(projects).scalar_subquery()
-    return sa.select(projects.c.project_id, count, last)
+    of_project = sa.select(sa.func.max(chunks.c.last_at)).where(chunks.c.project_id == projects.c.project_id)
+    return sa.select(projects.c.project_id, of_project.scalar_subquery())
+
+
+async def _newest(
+    connection: AsyncConnection, scan: Scan, chunk: Header, found: list[Found], number: int
+) -> list[Found]:
+    """Return the newest of what was found and what a chunk has, newest first."""
+    content = await content_of(connection, chunk.id)
+    return await asyncio.to_thread(lambda: nlargest(number, [*found, *scan.found(chunk, content)], key=_order))
+
+
+def _order(found: Found) -> tuple[bytes, int]:
+    return found[:2]
+
+
+async def _counts(
+    connection: AsyncConnection, scan: Scan, chunk: Header, edges: list[str]
+) -> list[tuple[tuple[int, Level], int]]:
+    """Count what matches by bucket and level."""
+    content = await content_of(connection, chunk.id)
+
+    def count() -> Counter[tuple[int, Level]]:
+        limits = [edge.encode() for edge in edges]
+        lines = content.lines
+        return Counter(
+            (bisect_right(limits, lines[place][TIMESTAMP]) - 1, _LETTER_LEVELS[lines[place][LEVEL]])
+            for place in scan.places(chunk, content)
+        )
+
+    return list((await asyncio.to_thread(count)).items())

@@ -1,9 +1,11 @@
 """A read-only way into the log store: one address, a few connections, errors told in the bridge's words.
 
-Under `reader` (the command `logs`), `queries`, `tail` and `origin_store` (the dashboard). Nothing is held
-between two statements, so that nobody who reads keeps the WAL growing or dead rows alive.
+Under `reader` (the command `logs`), `queries`, `tail` and `origin_store` (the dashboard). What is asked over one lent
+connection sees one state of the store, whatever is merged meanwhile. Nothing is held beyond that, so that nobody who
+reads keeps the WAL growing or dead rows alive.
 """
 
+import asyncio
 import math
 import sqlite3
 import time
@@ -21,19 +23,24 @@ from authsvc.runtime.sql import driver_error, sqlite_code, sqlite_engine, sqlite
 from authsvc.runtime.sqlite_files import file_identity
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.chunk import ChunkDamagedError, Content, read_summary
 from httpbridge.log_store.database import EXPECTED_ERRORS, postgres_engine, translated
-from httpbridge.log_store.schema import check_version, logs
+from httpbridge.log_store.scan import Header
+from httpbridge.log_store.schema import check_version, chunks, log_store
 
 LATE_IDS = 32_768
-"""How far below the newest id PostgreSQL may still make a row visible.
+"""How far below the newest id PostgreSQL may still make a chunk visible.
 
 Ids are handed out before the commit, so with several bridges a lower id can appear after
-a higher one. A transaction that ends after this many later rows is missed while following
+a higher one. A transaction that ends after this many later chunks is missed while following
 (not by a later listing).
 """
 
 WAIT_SECONDS_MAX = 5.0
 """How long a statement waits for one of the connections."""
+
+_HEADERS_MIN, _HEADERS_MAX = 16, 256
+"""Read at a time: few at first, as the newest page needs no more."""
 
 _STEPS = 10_000
 """Of SQLite's machine, between two looks at the clock: 0.2 ms, or a few hundred rows."""
@@ -78,7 +85,7 @@ class ReadStore:
         if self._path is not None and self._path.is_dir():
             raise StoreSetupError(f"{self._path} is a directory, not a log store")
 
-    async def rows(self, statement: sa.Select[Any]) -> list[Any]:
+    async def rows(self, statement: sa.Executable) -> list[Any]:
         """Run one query and return all of its rows; raises as `connection` does."""
         async with self.connection() as connection:
             return list((await connection.execute(statement)).all())
@@ -93,10 +100,14 @@ class ReadStore:
         self.check_exists()
         try:
             async with self._engine.connect() as connection:
+                if self._path is None:
+                    await connection.execution_options(isolation_level="REPEATABLE READ")
                 if not self._is_checked:
                     await connection.run_sync(_check)
                     self._is_checked = True
                 yield connection
+        except ChunkDamagedError as error:
+            raise StoreUnavailableError(f"a chunk of the log store is damaged: {error}") from None
         except EXPECTED_ERRORS as error:
             if _is_slow(error):
                 raise StoreSlowError("the log store takes too long to answer") from None
@@ -109,7 +120,11 @@ class ReadStore:
 
 def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
     engine = sqlite_engine(
-        sqlite_uri(path, "ro"), pool_size=connections_max, max_overflow=0, pool_timeout=WAIT_SECONDS_MAX
+        sqlite_uri(path, "ro"),
+        begin="DEFERRED",
+        pool_size=connections_max,
+        max_overflow=0,
+        pool_timeout=WAIT_SECONDS_MAX,
     )
 
     def note_file(_driver: object, record: Any) -> None:
@@ -144,6 +159,45 @@ def _is_slow(error: BaseException) -> bool:
 
 
 def _check(connection: sa.Connection) -> None:
-    if not sa.inspect(connection).has_table(logs.name):
+    if not sa.inspect(connection).has_table(log_store.name):
         raise StoreSetupError("the log store has no table of logs: no bridge has run with it yet")
     check_version(connection)
+
+
+async def headers(
+    connection: AsyncConnection, project_id: str, begin: str, end: str, *, oldest_first: bool = False
+) -> AsyncIterator[Header]:
+    """Yield the chunks of a project that reach into a stretch of time: by their last timestamps, descending.
+
+    Or with `oldest_first` by their first ones, ascending.
+    """
+    at = chunks.c.first_at if oldest_first else chunks.c.last_at
+    order = sa.tuple_(at, chunks.c.id)
+    columns = [chunks.c[name] for name in Header._fields]
+    within = sa.select(*columns).where(
+        chunks.c.project_id == project_id, chunks.c.last_at >= begin, chunks.c.first_at <= end
+    )
+    within = within.order_by(*((at, chunks.c.id) if oldest_first else (at.desc(), chunks.c.id.desc())))
+    statement, number = within, _HEADERS_MIN
+    while True:
+        rows = (await connection.execute(statement.limit(number))).all()
+        for row in rows:
+            yield header_of(row)
+        if len(rows) < number:
+            return
+        last = (rows[-1].first_at if oldest_first else rows[-1].last_at, rows[-1].id)
+        statement = within.where(order > last if oldest_first else order < last)
+        number = _HEADERS_MAX
+
+
+def header_of(row: Any) -> Header:
+    """Make a header of a row with its columns."""
+    id_, span, version, first_at, last_at, entries, summary = row
+    return Header(id_, span, version, first_at, last_at, entries, read_summary(summary))
+
+
+async def content_of(connection: AsyncConnection, chunk_id: int) -> Content:
+    """Return the content of a chunk that was seen over the same connection. Raises ChunkDamagedError."""
+    statement = sa.select(chunks.c.content).where(chunks.c.id == chunk_id)
+    compressed = (await connection.execute(statement)).scalar_one()
+    return await asyncio.to_thread(Content, chunk_id, compressed)

@@ -6,18 +6,18 @@ dead rows from being removed.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from heapq import nlargest, nsmallest
 
-import sqlalchemy as sa
-
-from httpbridge.log_store.log_rows import LogFilter, Position, StoredLog, between, matches
-from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import logs
-from httpbridge.log_store.tail import arrivals, newest_cursor
+from httpbridge.log_store.chunk import IDS
+from httpbridge.log_store.read_store import ReadStore, content_of, headers
+from httpbridge.log_store.scan import Found, Scan
+from httpbridge.log_store.selection import LogFilter, Position, StoredLog
+from httpbridge.log_store.tail import LogTail, newest_cursor
 
 NEWEST_COUNT = 100
 """How many entries are shown when no start is given."""
 
-PAGE_ROWS = 1000
+PAGE_ROWS = 2000
 
 
 async def read(
@@ -29,36 +29,54 @@ async def read(
     in the order of arrival, each entry once.
     """
     cursor = await newest_cursor(store)
+    tail = LogTail(store, selection, cursor, entries_max=None)
     listed = set()
-    async for log in _newest(store, selection) if selection.since is None else _pages(store, selection):
-        if log.id > cursor.id - store.late_ids:  # it may have arrived during the listing
-            listed.add(log.id)
-        yield log
+    async for one in _newest(store, selection) if selection.since is None else _pages(store, selection):
+        if one.id // IDS > cursor.id - store.late_ids:  # it may have arrived during the listing
+            listed.add(one.id)
+        yield one.log(selection.project_id)
     while pause is not None:
         await pause()
-        last, cursor = cursor, await newest_cursor(store)
-        found = await store.rows(arrivals(selection, last.id - store.late_ids, last, cursor))
-        new = [id_ for (id_,) in reversed(found) if id_ not in listed]
-        for start in range(0, len(new), PAGE_ROWS):
-            page = sa.select(logs).where(logs.c.id.in_(new[start : start + PAGE_ROWS])).order_by(logs.c.id)
-            for row in await store.rows(page):
-                yield StoredLog(*row)
+        found, _ = await tail.found()
+        for one in found:
+            if one.id not in listed:
+                yield one.log(selection.project_id)
         listed.clear()
 
 
-async def _newest(store: ReadStore, selection: LogFilter) -> AsyncIterator[StoredLog]:
-    newest_first = _matching(selection, selection.begin).order_by(logs.c.timestamp.desc(), logs.c.id.desc())
-    for row in reversed(await store.rows(newest_first.limit(NEWEST_COUNT))):
-        yield StoredLog(*row)
+async def _newest(store: ReadStore, selection: LogFilter) -> AsyncIterator[Found]:
+    scan = Scan(selection)
+    found: list[Found] = []
+    async with store.connection() as connection:
+        async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
+            if len(found) == NEWEST_COUNT and found[-1].timestamp.decode() > chunk.last_at:
+                break
+            if scan.may_match(chunk.summary):
+                found += scan.found(chunk, await content_of(connection, chunk.id))
+                found = nlargest(NEWEST_COUNT, found, key=_order)
+    for one in reversed(found):
+        yield one
 
 
-async def _pages(store: ReadStore, selection: LogFilter) -> AsyncIterator[StoredLog]:
+async def _pages(store: ReadStore, selection: LogFilter) -> AsyncIterator[Found]:
     begin = selection.begin
-    while page := await store.rows(_matching(selection, begin).order_by(logs.c.timestamp, logs.c.id).limit(PAGE_ROWS)):
-        for row in page:
-            yield StoredLog(*row)
-        begin = Position(page[-1].timestamp, page[-1].id + 1)
+    while page := await _page(store, Scan(selection, begin)):
+        for one in page:
+            yield one
+        begin = Position(page[-1].position.timestamp, page[-1].id + 1)
 
 
-def _matching(selection: LogFilter, begin: Position) -> sa.Select[tuple[object, ...]]:
-    return sa.select(logs).where(*between(selection.project_id, begin, selection.end), *matches(selection))
+async def _page(store: ReadStore, scan: Scan) -> list[Found]:
+    found: list[Found] = []
+    async with store.connection() as connection:
+        async for chunk in headers(connection, scan.project_id, scan.begin, scan.end, oldest_first=True):
+            if len(found) == PAGE_ROWS and found[-1].timestamp.decode() < chunk.first_at:
+                break
+            if scan.may_match(chunk.summary):
+                found += scan.found(chunk, await content_of(connection, chunk.id))
+                found = nsmallest(PAGE_ROWS, found, key=_order)
+    return found
+
+
+def _order(found: Found) -> tuple[bytes, int]:
+    return found[:2]

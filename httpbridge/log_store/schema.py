@@ -1,45 +1,70 @@
-"""The tables of the SQL log store.
+"""The tables of the log store.
 
-The schema is small and only ever grows, so the stores create it themselves and record its version: a bridge refuses a
-store that a newer version made.
+The stores create them themselves, and record the version: a bridge refuses a store that another version made.
 """
 
+from typing import Any
+
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from authsvc.runtime.sql import UtcDateTime
 from httpbridge.log_store import StoreSetupError
 
-SCHEMA_VERSION = 2
-"""1: logs. 2: origin_counts, too."""
+SCHEMA_VERSION = 3
+"""1 and 2 had a row for each entry; 3: chunks."""
 
 tables = sa.MetaData()
 
-logs = sa.Table(
-    "logs",
-    tables,
-    # SQLite gives AUTOINCREMENT-less ids to the type INTEGER only.
-    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), sa.Identity(), primary_key=True),
-    sa.Column("project_id", sa.Text, nullable=False),
-    sa.Column("key_id", sa.Text, nullable=False),
-    sa.Column("received_at", UtcDateTime, nullable=False),
-    sa.Column("service", sa.Text, nullable=False),
-    sa.Column("environment", sa.Text, nullable=False),
-    sa.Column("release", sa.Text),
-    sa.Column("level", sa.Text, nullable=False),
-    sa.Column("message", sa.Text, nullable=False),
-    sa.Column("timestamp", UtcDateTime, nullable=False),
-    # The text as it came, not a JSON type: those change numbers, key order and repeated keys.
-    sa.Column("metadata", sa.Text),
-    sa.Column("trace_id", sa.Text),
-    sa.Column("span_id", sa.Text),
-    sa.Column("request_id", sa.Text),
-    sa.Column("vercel_id", sa.Text),
-    sa.Column("context", sa.Text),
-    sa.Index("logs_newest_of_project", "project_id", "timestamp", "id"),
-)
 
-WRITTEN_COLUMNS = [column.name for column in logs.columns if column.name != "id"]
-"""The columns of a row as the sink builds it, in this order; the store gives the id."""
+class _Now(FunctionElement[int]):
+    """Now, in seconds since 1970."""
+
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(_Now, "sqlite")
+def _now_in_sqlite(_element: _Now, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "(CAST(strftime('%s', 'now') AS INTEGER))"
+
+
+@compiles(_Now, "postgresql")
+def _now_in_postgresql(_element: _Now, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "(CAST(extract(epoch FROM now()) AS bigint))"
+
+
+_Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite has identities of the type INTEGER only
+_Timestamp = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+chunks = sa.Table(
+    "chunks",
+    tables,
+    sa.Column("id", _Identity, sa.Identity(), primary_key=True),
+    sa.Column("span", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("0")),
+    sa.Column("stored_at", sa.BigInteger, nullable=False, server_default=_Now()),
+    sa.Column("project_id", sa.Text, nullable=False),
+    sa.Column("first_at", _Timestamp, nullable=False),
+    sa.Column("last_at", _Timestamp, nullable=False),
+    sa.Column("entries", sa.Integer, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("summary", sa.Text, nullable=False),
+    # Last: whoever reads the others does not read its pages.
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Index("chunks_of_project", "project_id", "last_at", "id", "first_at", "span"),
+    sqlite_autoincrement=True,  # the id of a chunk that went is not given to another
+)
+"""See `chunk.Chunk`. `version` counts how often it was written anew.
+
+A merged chunk has the id of the first chunk in it, and `id + span` is that of the last one. Of a project these ranges
+never overlap. `stored_at` is when the last of it was committed, in seconds since 1970, by the store's clock.
+"""
+
+WRITTEN_COLUMNS = ["project_id", "first_at", "last_at", "entries", "size", "summary", "content"]
+"""The columns of a chunk as a sink makes it, in this order; the store gives the id."""
 
 origin_counts = sa.Table(
     "origin_counts",
@@ -69,22 +94,27 @@ PROBE = "UPDATE log_store SET probes = probes + 1 WHERE id = 1"
 def create_tables(connection: sa.Connection) -> None:
     """Create what is missing, in the caller's transaction, which keeps other bridges out meanwhile.
 
-    A store of an older version becomes one of this: all that came since are tables of their own.
-    Raises StoreSetupError for a store of a newer version.
+    Raises StoreSetupError for a store of another version.
     """
+    if sa.inspect(connection).has_table(log_store.name):
+        check_version(connection)
     tables.create_all(connection)
-    check_version(connection)
-    version = connection.execute(sa.select(log_store.c.schema_version)).scalar()
-    if version is None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("ALTER TABLE chunks ALTER content SET STORAGE EXTERNAL"))  # it is compressed
+    if connection.execute(sa.select(log_store.c.schema_version)).scalar() is None:
         connection.execute(log_store.insert().values(id=1, schema_version=SCHEMA_VERSION, probes=0))
-    elif version < SCHEMA_VERSION:
-        connection.execute(log_store.update().values(schema_version=SCHEMA_VERSION))
 
 
 def check_version(connection: sa.Connection) -> None:
-    """Raise StoreSetupError for a store of a newer version, whose tables may mean something else."""
+    """Raise StoreSetupError for a store of another version, whose tables mean something else."""
     version = connection.execute(sa.select(log_store.c.schema_version)).scalar()
     if version is not None and version > SCHEMA_VERSION:
         raise StoreSetupError(
             f"the log store has schema version {version}, made by a newer httpbridge; this one knows {SCHEMA_VERSION}"
+        )
+    if version is not None and version < SCHEMA_VERSION:
+        raise StoreSetupError(
+            f"the log store has schema version {version}, and this httpbridge needs {SCHEMA_VERSION}: write it out with"
+            " `httpbridge logs PROJECT --since … --json` of the version that made it, move it away, and read it in with"
+            " `httpbridge import`"
         )

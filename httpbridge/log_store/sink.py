@@ -1,20 +1,19 @@
-"""The SQL sink: rows of batches, group commit and a store, and whether that takes writes."""
+"""The SQL sink: batches in chunks, group commit and a store, and whether that takes writes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from authsvc.runtime.database_url import parse_database_url
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.log_store.chunk import Chunk, Entries, chunks_of, encode
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.postgres_store import PostgresStore
-from httpbridge.log_store.rows import Rows, rows_of
 from httpbridge.log_store.sqlite_store import SqliteStore
 from httpbridge.logs import LogBatch
 
@@ -24,20 +23,20 @@ CHECK_FRESH_SECONDS = 1.0
 CHECK_WAIT_SECONDS_MAX = 3.0
 """A probe without an answer for so long counts as a refusal; longer than a SQLite commit waits for a lock."""
 
+_THREAD_WEIGHT = 32 * 1024
+"""Heavier groups are compressed in a thread."""
+
 _log = structlog.get_logger("httpbridge.log_store")
 
 
 class Store(Protocol):
     """What the sink needs of a database."""
 
-    def encode_instant(self, instant: datetime) -> Any:
-        """Make of an aware UTC instant what the driver takes."""
-
     async def open(self) -> None:
         """Connect and create the tables. Raises StoreSetupError, StoreUnavailableError."""
 
-    async def commit(self, group: list[Rows]) -> None:
-        """Store all or none, connecting anew where needed. Raises BatchRefusedError, StoreUnavailableError."""
+    async def commit(self, chunks: list[Chunk]) -> None:
+        """Store all or none, connecting anew where needed. Raises StoreUnavailableError."""
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError."""
@@ -90,8 +89,8 @@ class SqlSink:
 
     def write(self, batch: LogBatch) -> Coroutine[Any, Any, None]:
         """See LogSink."""
-        rows = rows_of(batch, self._store.encode_instant)
-        return self._group_commit.submit(rows, rows.weight, batch.project_id)
+        entries = encode(batch)
+        return self._group_commit.submit(entries, entries.weight, batch.project_id)
 
     async def check(self) -> None:
         """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""
@@ -121,16 +120,18 @@ class SqlSink:
         with suppress(StoreUnavailableError):
             await self._attempt(self._store.probe())
 
-    async def _commit(self, group: list[Rows]) -> None:
-        await self._attempt(self._store.commit(group))
+    async def _commit(self, group: list[Entries]) -> None:
+        # Compression lets others have the interpreter; below, going to a thread would cost more.
+        if sum(entries.weight for entries in group) > _THREAD_WEIGHT:
+            chunks = await asyncio.to_thread(chunks_of, group)
+        else:
+            chunks = chunks_of(group)
+        await self._attempt(self._store.commit(chunks))
 
     async def _attempt(self, writing: Awaitable[None]) -> None:
         """Note what an attempt to write shows, and log the change; never a row's content."""
         try:
             await writing
-        except BatchRefusedError:
-            self._learned(None)
-            raise
         except StoreUnavailableError as error:
             self._learned(str(error))
             raise

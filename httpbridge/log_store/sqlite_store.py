@@ -1,30 +1,27 @@
 """The log store in a SQLite file: one connection that writes, used by one thread of its own; another for checkpoints.
 
-Rows go through the driver itself, many a statement. `executemany` gives the interpreter lock away and fights for it
-again at every row: while the event loop was busy beside it, 500 rows took it 30 ms, and these statements 13 ms (10 ms
-either way on an idle interpreter).
+Chunks go through the driver itself, all of a commit in one statement: at each one the thread gives the interpreter
+lock away, and fights with the event loop to have it back.
 """
 
 import asyncio
-import itertools
 import os
 import sqlite3
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import sqlalchemy as sa
 import structlog
+from msgspec.structs import astuple
 
 from authsvc.runtime.sql import check_durable, reason
 from authsvc.runtime.sqlite_files import FilesLostError, SqliteFiles, stamp
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.database import EXPECTED_ERRORS, translated
-from httpbridge.log_store.rows import Row, Rows
 from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
 BUSY_SECONDS_MAX = 2.0
@@ -36,29 +33,28 @@ CHECKPOINT_BYTES = 16 * 1024 * 1024
 _WAL_CHECKPOINTS_MAX = 4
 """After so many times as much new WAL while a checkpoint is under way, commits wait for it: the disk may be slow."""
 
-_PATIENT_WEIGHT = 1024 * 1024
+_PATIENT_WEIGHT = 256 * 1024
 """Heavier groups wait for a checkpoint under way: else others wait, 40 to 120 ms, for copying those after it."""
 
 _WAL_CHECKPOINTS_NORMAL = 8
 """A WAL of so many times as much, with something in it that cannot be copied, is what a reader makes of it."""
 
 _COMMIT_WAL_BYTES = 16 * 1024
-"""What a commit of one short row adds to the WAL: a page of the table, of the index, and what is above them."""
+"""What a commit of one small chunk adds to the WAL: a page of each table and index that it touches."""
 
 _ROOM_BYTES_MIN = 64 * 1024 * 1024
 """On the disk: what the WAL and the file may grow by in some commits of the largest batches. Less is not ready."""
 
-_STATEMENT_ROWS_MAX = 64
-"""Rows a statement; 64 rows of 15 columns stay below the 999 parameters that every SQLite takes."""
-
+_STATEMENT_CHUNKS_MAX = 64
+"""Chunks a statement: together below the 999 parameters that every SQLite takes."""
 
 _log = structlog.get_logger("httpbridge.log_store")
 
 
 class SqliteStore:
-    """Commits groups of rows durably to one file, as long as that is found by its name.
+    """Commits chunks durably to one file, as long as that is found by its name.
 
-    A file that was moved, removed or replaced while it is open takes no more rows: nobody would find them. Once it is
+    A file that was moved, removed or replaced while it is open takes no more chunks: nobody would find them. Once it is
     back in its place it takes them again. Another file in its place is for the next start to open: SQLite knows a
     file's WAL by its name alone, and so must not have two of one name.
     """
@@ -78,28 +74,21 @@ class SqliteStore:
         """The one under way."""
         row = f"({','.join('?' * len(WRITTEN_COLUMNS))})"
         self._inserts = [
-            f"INSERT INTO logs ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * rows)}"  # noqa: S608 - no input
-            for rows in range(_STATEMENT_ROWS_MAX + 1)
+            f"INSERT INTO chunks ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * rows)}"  # noqa: S608 - no input
+            for rows in range(_STATEMENT_CHUNKS_MAX + 1)
         ]
-        """By the number of rows, so that a small commit is one statement; the driver keeps them prepared."""
-
-    @staticmethod
-    def encode_instant(instant: datetime) -> str:
-        """Write it as SQLAlchemy reads it: `2026-11-23 20:15:00.000000`, in UTC (as `instant` has to be)."""
-        text: str = msgspec.to_builtins(instant)  # RFC 3339; seven times as fast as `isoformat`
-        return f"{text[:10]} {text[11:26]}" if instant.microsecond else f"{text[:10]} {text[11:19]}.000000"
+        """By the number of chunks, so that a commit is one statement; the driver keeps them prepared."""
 
     async def open(self) -> None:
         """See `sink.Store`; unavailable is what is locked, or on a full disk."""
         await self._in_thread(self._open)
 
-    async def commit(self, group: list[Rows]) -> None:
-        """Store all rows of the group or none; see GroupCommit for what it raises."""
-        rows = group[0].rows if len(group) == 1 else [row for batch in group for row in batch.rows]
-        weight = sum(batch.weight for batch in group)
+    async def commit(self, chunks: list[Chunk]) -> None:
+        """See `sink.Store`."""
+        weight = sum(len(chunk.content) for chunk in chunks)
         if weight > _PATIENT_WEIGHT and (checkpoint := self._checkpoint) is not None:
             await asyncio.wait([asyncio.wrap_future(checkpoint)])
-        await self._in_thread(self._insert, rows, weight)
+        await self._in_thread(self._insert, chunks, weight)
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
@@ -178,32 +167,29 @@ class SqliteStore:
         if is_full:
             raise StoreUnavailableError(f"{self._path.parent} has {free_bytes >> 20} MiB left on its disk")
 
-    def _insert(self, rows: list[Row], weight: int) -> None:
+    def _insert(self, chunks: list[Chunk], weight: int) -> None:
         try:
             connection = self._connection or self._open()
         except StoreSetupError as error:  # it was in order when the bridge started
             raise StoreUnavailableError(str(error)) from None
         try:
             self._files.check_paths()
-            if not rows:
+            if not chunks:
                 connection.execute(PROBE)
-            elif len(rows) <= _STATEMENT_ROWS_MAX:
-                self._insert_rows(connection, rows)  # one statement is a transaction by itself
+            elif len(chunks) <= _STATEMENT_CHUNKS_MAX:
+                self._insert_chunks(connection, chunks)  # one statement is a transaction by itself
             else:
                 connection.execute("BEGIN IMMEDIATE")
-                self._insert_rows(connection, rows)
+                self._insert_chunks(connection, chunks)
                 connection.execute("COMMIT")
             self._files.check_main()  # again: it may have been replaced meanwhile
         except FilesLostError as error:
             raise StoreUnavailableError(str(error)) from None
-        except (sqlite3.Error, OSError, UnicodeEncodeError) as error:
-            failure = self._translated(error)
-            if not isinstance(failure, BatchRefusedError) or not _rolled_back(connection):
-                # A new connection knows nothing of the old one's trouble.
-                self._disconnect()
-                raise StoreUnavailableError(str(failure)) from None
-            raise failure from None
-        self._new_wal_bytes += _COMMIT_WAL_BYTES + 2 * weight
+        except (sqlite3.Error, OSError) as error:
+            # A new connection knows nothing of the old one's trouble.
+            self._disconnect()
+            raise StoreUnavailableError(str(self._translated(error))) from None
+        self._new_wal_bytes += _COMMIT_WAL_BYTES + weight
         if self._checkpoint is None and self._new_wal_bytes > CHECKPOINT_BYTES:
             with suppress(sqlite3.Error):
                 _stamp(connection)
@@ -212,10 +198,10 @@ class SqliteStore:
             # Behind this commit in the thread's queue, so that its callers have their answer first.
             self._thread.submit(wait, [self._checkpoint])
 
-    def _insert_rows(self, connection: sqlite3.Connection, rows: list[Row]) -> None:
-        for start in range(0, len(rows), _STATEMENT_ROWS_MAX):
-            some = rows[start : start + _STATEMENT_ROWS_MAX]
-            connection.execute(self._inserts[len(some)], list(itertools.chain.from_iterable(some)))
+    def _insert_chunks(self, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
+        for start in range(0, len(chunks), _STATEMENT_CHUNKS_MAX):
+            some = chunks[start : start + _STATEMENT_CHUNKS_MAX]
+            connection.execute(self._inserts[len(some)], [value for chunk in some for value in astuple(chunk)])
 
     def _copy_wal(self) -> None:
         """Copy the WAL into the database, in a thread and over a connection of its own, while commits go on.
@@ -282,13 +268,3 @@ def _create_tables(connection: sqlite3.Connection) -> None:
     sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
     with engine.begin() as begun:
         create_tables(begun)
-
-
-def _rolled_back(connection: sqlite3.Connection) -> bool:
-    """Roll back what is left of a transaction; False when that is not certain."""
-    try:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-    except sqlite3.Error:
-        return False
-    return not connection.in_transaction

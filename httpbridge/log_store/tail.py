@@ -1,24 +1,24 @@
-"""What arrives in a project, in the order of arrival: the source of the dashboard's live tail.
+"""What arrives in a project while somebody follows it: the live tail of the dashboard, and `httpbridge logs --follow`.
 
-One LogTail a stream. Arrival is by `id`, not by `timestamp`, which clients choose.
+It goes by commits: a cursor says which had been made at a poll, and the next poll returns the entries of all others.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
 
-from httpbridge.log_store.log_rows import LogFilter, LogRow, cut_columns, matches, row_of
-from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import logs
+from httpbridge.log_store.chunk import IDS
+from httpbridge.log_store.read_store import ReadStore, content_of, header_of
+from httpbridge.log_store.scan import Found, Header, Scan
+from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.selection import LogFilter, LogRow, cut
 
-ARRIVALS_MAX = 100
-"""Entries that one poll returns; of more, the newest."""
-
-IDS_MAX = 100_000
-"""How far back one poll goes, in rows of all projects."""
+ENTRIES_MAX = 100_000
+"""How far back one poll goes, in entries of the project."""
 
 CHARACTERS_MAX = 4_000
 """Of each text of an entry."""
@@ -33,12 +33,13 @@ _XID_MASK = 0xFFFF_FFFF  # a row knows the lower 32 bits of its transaction
 class Cursor(msgspec.Struct, frozen=True):
     """What had arrived at a poll: all that was visible then, no more and no less.
 
-    On SQLite ids become visible in their order. PostgreSQL gives them out before the commit, so with several bridges
-    a lower id may appear after a higher one; there a cursor also knows which transactions were not over.
+    On SQLite commits become visible in the order of their ids. PostgreSQL gives these out before the commit, so with
+    several bridges a lower id may appear after a higher one; there a cursor also knows which transactions were not
+    over.
     """
 
     id: int
-    """The highest one."""
+    """The highest one of a chunk."""
     next_xid: int | None = None
     """PostgreSQL: the transactions from here on had not begun."""
     running: tuple[int, ...] = ()
@@ -69,14 +70,19 @@ class Arrivals(msgspec.Struct, frozen=True):
     """Whether older ones were left out."""
 
 
+_SQLITE_ID = sa.text("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'chunks'")
+_POSTGRES_ID = sa.text(
+    "SELECT CASE WHEN is_called THEN last_value ELSE 0 END, CAST(pg_current_snapshot() AS text) FROM chunks_id_seq"
+)
+"""The newest id that was given away: the chunk that had it may have been merged."""
+
+
 async def newest_cursor(store: ReadStore) -> Cursor:
     """Return the cursor of all that has arrived; its id is 0 when the store is empty."""
-    newest = sa.func.coalesce(sa.func.max(logs.c.id), 0)
     if not store.late_ids:
-        ((id_,),) = await store.rows(sa.select(newest))
+        ((id_,),) = await store.rows(_SQLITE_ID)
         return Cursor(id_)
-    snapshot = sa.cast(sa.func.pg_current_snapshot(), sa.Text)
-    ((id_, text),) = await store.rows(sa.select(newest, snapshot))
+    ((id_, text),) = await store.rows(_POSTGRES_ID)
     begin, end, listed = text.split(":")  # "xmin:xmax:xip_list", says PostgreSQL's manual
     running = tuple(map(int, listed.split(","))) if listed else ()
     # Of too many none is named: what ended since the first of them then counts as new, which repeats some of it.
@@ -86,52 +92,58 @@ async def newest_cursor(store: ReadStore) -> Cursor:
 class LogTail:
     """Follows one project from behind a cursor on; every entry is returned once."""
 
-    def __init__(self, store: ReadStore, selection: LogFilter, after: Cursor) -> None:
+    def __init__(self, store: ReadStore, selection: LogFilter, after: Cursor, *, entries_max: int | None = 100) -> None:
+        """One poll returns at most `entries_max`; of more, the newest."""
         self._store = store
-        self._selection = selection
+        self._scan = Scan(selection)
         self._cursor = after
+        self._entries_max = entries_max
 
     async def poll(self) -> Arrivals:
-        """Return what became visible since the last poll; raises as ReadStore does."""
+        """Return what became visible since the last poll, texts cut; raises as ReadStore does."""
+        found, is_gap = await self.found()
+        rows = [cut(one.log(self._scan.project_id), CHARACTERS_MAX) for one in found]
+        return Arrivals(rows, self._cursor, is_gap)
+
+    async def found(self) -> tuple[list[Found], bool]:
+        """Return the same whole, and whether older ones were left out."""
         last, now = self._cursor, await newest_cursor(self._store)
-        floor = max(last.id - self._store.late_ids, now.id - IDS_MAX)
-        newest = arrivals(self._selection, floor, last, now).limit(ARRIVALS_MAX + 1)
-        ids = [id_ for (id_,) in await self._store.rows(newest)]
-        rows = await self._rows(ids[:ARRIVALS_MAX])
+        found: list[Found] = []
+        searched, is_gap = 0, False
+        async with self._store.connection() as connection:
+            arrived = (await connection.execute(_arrived(self._scan.project_id, last, now, self._store.late_ids))).all()
+            for row in arrived:
+                chunk = header_of(row)
+                if searched and searched + chunk.entries > ENTRIES_MAX:
+                    is_gap = True
+                    break
+                if not self._scan.may_match(chunk.summary):
+                    continue
+                searched += chunk.entries
+                content = await content_of(connection, chunk.id)
+                of_chunk = await asyncio.to_thread(self._scan.found, chunk, content)
+                if chunk.version or last.next_xid is None:  # it may have older ones, too
+                    of_chunk = [one for one in of_chunk if last.id < one.id // IDS <= now.id]
+                found = of_chunk + found
+                if self._entries_max is not None and len(found) > self._entries_max:
+                    found, is_gap = found[-self._entries_max :], True
+                    break
         self._cursor = now
-        return Arrivals(rows, now, is_gap=floor > last.id or len(ids) > ARRIVALS_MAX)
-
-    async def _rows(self, ids: Sequence[int]) -> list[LogRow]:
-        if not ids:
-            return []
-        statement = sa.select(*cut_columns(CHARACTERS_MAX)).where(logs.c.id.in_(ids)).order_by(logs.c.id)
-        return [row_of(row, CHARACTERS_MAX) for row in await self._store.rows(statement)]
+        return found, is_gap
 
 
-def arrivals(selection: LogFilter, above: int, last: Cursor, now: Cursor) -> sa.Select[tuple[int]]:
-    """Select the ids of what matches and became visible between two polls, newest first, by the primary key."""
-    conditions = [
-        logs.c.id > above,
-        logs.c.id <= now.id,
-        # The concatenation keeps the planner from the index of the project, all of which it would read.
-        logs.c.project_id.concat("") == selection.project_id,
-        _arrived(last, now),
-        *matches(selection),
-    ]
-    if selection.since is not None:
-        conditions.append(logs.c.timestamp >= selection.since)
-    if selection.until is not None:
-        conditions.append(logs.c.timestamp < selection.until)
-    return sa.select(logs.c.id).where(*conditions).order_by(logs.c.id.desc())
-
-
-def _arrived(last: Cursor, now: Cursor) -> sa.ColumnElement[bool]:
-    """Select what is visible at one cursor and was not at the other."""
-    if last.next_xid is None or now.next_xid is None or last.next_xid > now.next_xid:  # the last: another server
-        return logs.c.id > last.id
-    xid: sa.ColumnElement[int] = sa.literal_column("CAST(CAST(xmin AS TEXT) AS BIGINT)", sa.BigInteger)
-    transactions_ago = (sa.literal(now.next_xid, sa.BigInteger) - xid).bitwise_and(_XID_MASK)
-    began_since = transactions_ago.between(1, now.next_xid - last.next_xid)
-    ended_since = xid.in_([running & _XID_MASK for running in last.running])
-    is_running = xid.in_([running & _XID_MASK for running in now.running])
-    return sa.and_(sa.or_(began_since, ended_since), sa.not_(is_running))
+def _arrived(project_id: str, last: Cursor, now: Cursor, late_ids: int) -> sa.Select[Any]:
+    """Select the chunks that are visible at one cursor and were not at the other, or may be, newest first."""
+    id_, last_id = chunks.c.id, chunks.c.id + chunks.c.span
+    arrived: sa.ColumnElement[bool] = last_id > last.id
+    if last.next_xid is not None and now.next_xid is not None and last.next_xid <= now.next_xid:  # of one server
+        xid: sa.ColumnElement[int] = sa.literal_column("CAST(CAST(xmin AS TEXT) AS BIGINT)", sa.BigInteger)
+        transactions_ago = (sa.literal(now.next_xid, sa.BigInteger) - xid).bitwise_and(_XID_MASK)
+        began_since = transactions_ago.between(1, now.next_xid - last.next_xid)
+        ended_since = xid.in_([running & _XID_MASK for running in last.running])
+        is_running = xid.in_([running & _XID_MASK for running in now.running])
+        committed = sa.and_(last_id > last.id - late_ids, sa.or_(began_since, ended_since), sa.not_(is_running))
+        # One that was written anew is as old as what is in it.
+        arrived = sa.case((chunks.c.version == 0, committed), else_=arrived)
+    columns = [chunks.c[name] for name in Header._fields]
+    return sa.select(*columns).where(chunks.c.project_id == project_id, arrived).order_by(id_.desc())

@@ -1,6 +1,6 @@
 """The one process that writes to a SQLite log store for several workers: `httpbridge log-writer`.
 
-`cli` runs it. Workers send it their groups of rows (`writer_client`), which it commits, again in groups: as with one
+`cli` runs it. Workers send it their chunks (`writer_client`), which it commits, again in groups: as with one
 process, one connection writes logs and another one counts of origins, and no others wait for SQLite's lock.
 """
 
@@ -14,11 +14,11 @@ import msgspec
 import structlog
 
 from authsvc.runtime.logging import traceback_without_text
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.origin_store import OriginStore
-from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.sink import Store, store_at
 from httpbridge.log_store.writer_client import (
     BUFFER_BYTES,
@@ -28,7 +28,7 @@ from httpbridge.log_store.writer_client import (
     Check,
     Message,
     Probe,
-    WriteRows,
+    WriteChunks,
     received,
 )
 
@@ -65,7 +65,7 @@ class Writer:
         """Both stay closed until they are used, and are closed by `close`."""
         self._store = store
         self._origins = origins
-        self._commits = GroupCommit(store.commit, _BOUNDS)
+        self._commits = GroupCommit(self._commit, _BOUNDS)
         self._workers: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -105,17 +105,20 @@ class Writer:
         try:
             await self._do(message, worker)
         except StoreUnavailableError as error:
-            return Answer(str(error), isinstance(error, BatchRefusedError))
+            return Answer(str(error))
         except Exception as error:  # noqa: BLE001 - a defect, and the other messages shall be stored
             _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
             return Answer("the log writer failed")
         return Answer()
 
+    async def _commit(self, group: list[list[Chunk]]) -> None:
+        await self._store.commit([chunk for chunks in group for chunk in chunks])
+
     async def _do(self, message: Message, worker: str) -> None:
         match message:
-            case WriteRows(rows, weight, project_id):
+            case WriteChunks(chunks):
                 # A project has one turn with what all workers bring of it alone, and each worker one with the rest.
-                await self._commits.submit(Rows(project_id, rows, weight), weight, project_id or worker)
+                await self._commits.submit(chunks, message.weight, message.project_id or worker)
             case AddCounts(counts, now):
                 await self._origins.add(counts, now)
             case Probe():

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.origin_store import OriginCount
-from httpbridge.log_store.rows import Rows
-from httpbridge.log_store.sqlite_store import SqliteStore
 
 ANSWER_SECONDS_MAX = 10.0
 """For an answer, connecting included: the writer itself waits for less, so it hangs."""
@@ -27,14 +26,21 @@ BUFFER_BYTES = 1024 * 1024
 """About the largest group."""
 
 
-class WriteRows(msgspec.Struct, frozen=True, tag="rows", array_like=True, gc=False):
-    """Store all of these rows or none."""
+class WriteChunks(msgspec.Struct, frozen=True, tag="chunks", array_like=True, gc=False):
+    """Store all of these or none."""
 
-    rows: list[tuple[str | None, ...]]
-    """Values in the order of `schema.WRITTEN_COLUMNS`, as SQLite takes them."""
-    weight: int
-    project_id: str
-    """Whose they are; empty when they are several projects'."""
+    chunks: list[Chunk]
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes they take."""
+        return sum(256 + len(chunk.content) for chunk in self.chunks)
+
+    @property
+    def project_id(self) -> str:
+        """Whose they are; empty when they are several projects'."""
+        projects = {chunk.project_id for chunk in self.chunks}
+        return projects.pop() if len(projects) == 1 else ""
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe", array_like=True):
@@ -56,10 +62,9 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """The writer's answer to one message: nothing once it is done, or else why not, for the log."""
 
     reason: str | None = None
-    is_refusal: bool = False
 
 
-Message = WriteRows | Probe | Check | AddCounts
+Message = WriteChunks | Probe | Check | AddCounts
 
 
 class RemoteStore:
@@ -68,20 +73,15 @@ class RemoteStore:
     They are made when they are needed. Counts of origins need an instance of their own: no log waits for them.
     """
 
-    encode_instant = staticmethod(SqliteStore.encode_instant)
-
     def __init__(self, path: Path, answer_seconds_max: float = ANSWER_SECONDS_MAX) -> None:
         self._connections = [_WriterConnection(path, answer_seconds_max) for _ in range(2)]
 
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
 
-    async def commit(self, group: list[Rows]) -> None:
+    async def commit(self, chunks: list[Chunk]) -> None:
         """See `sink.Store`."""
-        rows = [row for batch in group for row in batch.rows]
-        projects = {batch.project_id for batch in group}
-        project_id = projects.pop() if len(projects) == 1 else ""
-        await self._ask(WriteRows(rows, sum(batch.weight for batch in group), project_id))
+        await self._ask(WriteChunks(chunks))
 
     async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
         """See `origin_counts.OriginCounterStore`."""
@@ -120,11 +120,8 @@ class _WriterConnection:
         return self._turn.locked()
 
     async def ask(self, message: Message) -> None:
-        """Return once the writer has done it. Raises BatchRefusedError and StoreUnavailableError, as it did."""
-        try:
-            data = self._encoder.encode(message)
-        except UnicodeEncodeError:
-            raise BatchRefusedError("it cannot hold text that is not valid Unicode") from None
+        """Return once the writer has done it. Raises StoreUnavailableError."""
+        data = self._encoder.encode(message)
         async with self._turn:
             try:
                 async with asyncio.timeout(self._answer_seconds_max):
@@ -138,7 +135,7 @@ class _WriterConnection:
                     raise StoreUnavailableError("the log writer is not running") from None
                 raise
         if answer.reason is not None:
-            raise (BatchRefusedError if answer.is_refusal else StoreUnavailableError)(answer.reason)
+            raise StoreUnavailableError(answer.reason)
 
     def close(self) -> None:
         """Hang up."""

@@ -11,17 +11,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from httpbridge.log_store.log_rows import LogFilter, Position
 from httpbridge.log_store.queries import LogQueries
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
+from httpbridge.log_store.selection import LogFilter, LogRow, Position
 from httpbridge.log_store.sink import open_sql_sink
 from httpbridge.logs import Level, LogBatch, LogEntry
 
 GOLDEN = Path(__file__).parent / "golden" / "log_answers.json"
 START = datetime(2026, 11, 23, 20, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-_WORDS = "user order payment card declined timeout connecting to database retry request 100% a_b C:\\temp \"quoted\"".split()
+_WORDS = (
+    "user", "order", "payment", "card", "declined", "timeout", "connecting", "to", "database", "retry", "request",
+    "100%", "a_b", "C:\\temp", '"quoted"',
+)  # fmt: skip
 
 
 def batches(seed: int = 20261129) -> list[LogBatch]:
@@ -85,7 +88,10 @@ def _filters(project: str) -> list[dict[str, Any]]:
     ]
 
 
-_FIELDS = "project_id key_id received_at service environment release level message timestamp metadata trace_id".split()
+_FIELDS = (
+    "project_id", "key_id", "received_at", "service", "environment", "release", "level", "message", "timestamp",
+    "metadata", "trace_id",
+)  # fmt: skip
 
 
 def _text(value: object) -> str | None:
@@ -106,7 +112,7 @@ async def answers(url: str) -> list[dict[str, Any]]:
         for project in ("shop", "päge", "nobody"):
             for fields in _filters(project):
                 selection = LogFilter(**fields)
-                rows = []
+                rows: list[LogRow] = []
                 before: Position | None = None
                 while True:
                     page = await queries.page(selection, before, 37)
@@ -119,7 +125,9 @@ async def answers(url: str) -> list[dict[str, Any]]:
                 printed = [_name(log) async for log in read(store, selection)]
                 found.append(
                     {
-                        "filter": {name: str(sorted(v) if isinstance(v, frozenset) else v) for name, v in fields.items()},
+                        "filter": {
+                            name: str(sorted(v) if isinstance(v, frozenset) else v) for name, v in fields.items()
+                        },
                         "rows": " ".join(_name(row.log) for row in rows),
                         "histogram": [{str(level): n for level, n in bucket.counts.items()} for bucket in buckets],
                         "count": await queries.count(selection),
@@ -149,7 +157,7 @@ async def fill(url: str) -> None:
 
 async def _record(url: str) -> None:
     await fill(url)
-    print(json.dumps(await answers(url), indent=0, ensure_ascii=False))
+    sys.stdout.write(json.dumps(await answers(url), indent=0, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

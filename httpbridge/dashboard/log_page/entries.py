@@ -11,8 +11,8 @@ from unicodedata import category
 
 import msgspec
 
-from httpbridge.log_store.log_rows import LogRow
 from httpbridge.log_store.queries import ROW_CHARACTERS_MAX
+from httpbridge.log_store.selection import LogRow
 from httpbridge.text import escaped, single_spaced
 
 HEADLINE_CHARACTERS_MAX = 300

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import msgspec
 from multidict import MultiMapping
 
-from httpbridge.log_store.log_rows import LogFilter, Position
+from httpbridge.log_store.selection import LogFilter, Position
 from httpbridge.logs import Level
 from httpbridge.text import parse_since, rfc3339
 

@@ -28,9 +28,9 @@ from httpbridge.dashboard.log_page.filters import (
 )
 from httpbridge.dashboard.log_page.stream import LogStreams
 from httpbridge.dashboard.pages import Pages
-from httpbridge.log_store.log_rows import LogFilter
-from httpbridge.log_store.queries import ENTRIES_COUNTED_MAX, LogQueries
+from httpbridge.log_store.queries import LogQueries
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.tail import Cursor, newest_cursor
 from httpbridge.logs import Level
 
@@ -112,7 +112,7 @@ class Logs:
             custom=CUSTOM,
             default_range=DEFAULT_RANGE,
             claims=asking_claims.result() if asking_claims is not None else [],
-            numbered_max=ENTRIES_COUNTED_MAX,
+            numbered_max=self._queries.limits.counted_entries_max,
             # Offered to be chosen as they are; what does not print is not.
             services=[name for name in services if name.isprintable()],
             environments=[name for name in environments if name.isprintable()],

@@ -16,8 +16,8 @@ from aiohttp import web
 from authsvc.runtime.environment import ConfigurationError
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.log_rows import LogFilter, LogRow
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.selection import LogFilter, LogRow
 from httpbridge.log_store.tail import Cursor, LogTail
 
 _RETRY_MILLISECONDS = 2000

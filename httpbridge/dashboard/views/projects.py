@@ -11,7 +11,7 @@ from httpbridge.dashboard.pages import SESSION, Pages
 from httpbridge.dashboard.views.api_keys import reveal_key
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.queries import ACTIVITY_LOGS_MAX, Activity, LogQueries
+from httpbridge.log_store.queries import Activity, LogQueries
 
 _PROJECT_ID_CHARACTERS_MAX = 63
 
@@ -58,7 +58,7 @@ class Projects:
             query=query,
             next_page=next_page,
             store_failure=store_failure,
-            counted_max=ACTIVITY_LOGS_MAX,
+            counted_max=self._logs.limits.activity_entries_max,
         )
 
     async def _new(self, request: web.Request) -> web.Response:

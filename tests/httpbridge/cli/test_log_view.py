@@ -14,7 +14,7 @@ import pytest
 from httpbridge.cli.log_view import json_line, show_logs, text_line
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.log_rows import LogFilter, StoredLog
+from httpbridge.log_store.selection import LogFilter, StoredLog
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
 from httpbridge.logs import Level, LogEntry

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from httpbridge.dashboard.log_page.chart import BARS_MAX, GAP, HEIGHT, Chart, chart, edges
-from httpbridge.log_store.log_rows import Position
+from httpbridge.log_store.selection import Position
 from httpbridge.log_store.queries import Bucket
 from httpbridge.logs import Level
 

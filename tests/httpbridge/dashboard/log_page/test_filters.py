@@ -16,7 +16,7 @@ from httpbridge.dashboard.log_page.filters import (
     position_text,
     read_position,
 )
-from httpbridge.log_store.log_rows import LogFilter, Position
+from httpbridge.log_store.selection import LogFilter, Position
 from httpbridge.logs import Level
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)

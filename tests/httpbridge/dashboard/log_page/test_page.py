@@ -19,7 +19,7 @@ from httpbridge.dashboard import app
 from httpbridge.dashboard.log_page import page as logs_view
 from httpbridge.dashboard.log_page.filters import position_text, read_position
 from httpbridge.log_store import queries as log_queries
-from httpbridge.log_store.log_rows import Position
+from httpbridge.log_store.selection import Position
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.logs import Level, LogEntry

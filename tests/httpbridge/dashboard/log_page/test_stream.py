@@ -17,7 +17,7 @@ from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
 from httpbridge.dashboard.log_page.stream import LogStreams, StreamLimits
 from httpbridge.dashboard.pages import Pages
-from httpbridge.log_store.log_rows import LogFilter
+from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.tail import Arrivals, Cursor, LogTail
