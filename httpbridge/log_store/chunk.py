@@ -274,7 +274,7 @@ class Content:
     """The content of a stored chunk, taken apart as far as it is asked for."""
 
     def __init__(self, chunk_id: int, compressed: bytes) -> None:
-        """Raises ChunkDamagedError for what is not as it was written."""
+        """Raise ChunkDamagedError for what is not as it was written."""
         try:
             text = zstd.decompress(compressed)
             end = text.index(b"\n")

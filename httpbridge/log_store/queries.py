@@ -225,11 +225,11 @@ class LogQueries:
         scan = _time_alone(selection)
         services: set[str] = set()
         environments: set[str] = set()
-        read = 0
+        read, most = 0, self.limits.facets_max
         async with self._store.connection() as connection:
             async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
                 summary = chunk.summary
-                if scan.spans(chunk) or len(summary.services) == len(summary.environments) == 1:
+                if scan.spans(chunk) and summary.services and summary.environments:
                     services.update(summary.services)
                     environments.update(summary.environments)
                 else:
@@ -238,9 +238,8 @@ class LogQueries:
                         services.add(log.service)
                         environments.add(log.environment)
                 read += 1
-                if read == self.limits.facet_chunks_max:
+                if read == self.limits.facet_chunks_max or len(services | environments) > 2 * most:
                     break
-        most = self.limits.facets_max
         return sorted(services)[:most], sorted(environments)[:most]
 
     async def oldest(self, project_id: str, since: datetime | None = None) -> datetime | None:
