@@ -20,7 +20,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CLIENT_DISTRIBUTIONS = {"grpcio", "msgspec", "protobuf", "typing-extensions"}
 """What pip installs without an extra: our dependencies, and theirs."""
 
-_IMPORT_NAMES = {"grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection"}
+_IMPORT_NAMES = {
+    "backports-zstd": "backports.zstd", "grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection",
+}  # fmt: skip
 
 USE_CLIENT = """
 import asyncio, importlib, pkgutil

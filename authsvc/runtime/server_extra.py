@@ -13,6 +13,7 @@ MODULES = (
     "aiosqlite",
     "alembic",
     "asyncpg",
+    *(("backports.zstd",) if sys.version_info < (3, 14) else ()),  # the library has it from then on
     "click",
     "grpc_health",
     "grpc_reflection",
@@ -31,8 +32,9 @@ _USAGE = 2
 
 def require(command: str) -> None:
     """End the process with one line on standard error, and status 2, when the extra is not installed."""
-    if all(map(find_spec, MODULES)):
-        return
+    with suppress(ModuleNotFoundError):  # of a package that a module is in
+        if all(map(find_spec, MODULES)):
+            return
     with suppress(OSError):  # it may be closed
         os.write(2, f"{command}: not installed with the services: pip install 'deeptracer-auth[server]'\n".encode())
     sys.exit(_USAGE)

@@ -9,6 +9,7 @@ An entry's id never changes. A chunk takes its own id at its commit, and gives e
 chunks are merged, their runs keep these ids.
 """
 
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,9 +18,13 @@ from functools import cached_property
 from itertools import chain
 
 import msgspec
-from backports import zstd
 
 from httpbridge.logs import Level, LogBatch
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 IDS = 4096
 """So many ids a chunk has for its entries; a commit makes several chunks of more."""
