@@ -11,7 +11,6 @@ chunks are merged, their runs keep these ids.
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -19,6 +18,7 @@ from itertools import chain
 
 import msgspec
 
+from httpbridge.log_store.summary import merged_summary, summary_of
 from httpbridge.logs import Level, LogBatch
 
 if sys.version_info >= (3, 14):
@@ -29,25 +29,12 @@ else:
 IDS = 4096
 """So many ids a chunk has for its entries; a commit makes several chunks of more."""
 
-NAMES_MAX = 16
-"""Services and environments that a summary names, each; of more it names none."""
-
-CELLS_MAX = 128
-"""Counts of stretches of time in a summary."""
-
 TIMESTAMP = slice(14, 41)
 """Where a line has its timestamp, `2026-11-23T20:15:00.123456Z`; these sort as the instants do."""
 LEVEL = 52
 """Where a line has the first letter of its level, which no other one has."""
 SERVICE = 58
 """Where a line has the member `service`, or one further."""
-
-LEVELS = tuple(Level)
-_LETTERS = {ord(level[0]): number for number, level in enumerate(LEVELS)}
-_MINUTE, _HOUR, _DAY = len("2026-11-23T20:15"), len("2026-11-23T20"), len("2026-11-23")
-CELL_FIRST = {_MINUTE: ":00.000000Z", _HOUR: ":00:00.000000Z", _DAY: "T00:00:00.000000Z"}
-CELL_LAST = {_MINUTE: ":59.999999Z", _HOUR: ":59:59.999999Z", _DAY: "T23:59:59.999999Z"}
-"""The first and the last timestamp of a cell, by its length."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -103,22 +90,6 @@ class Head(msgspec.Struct, frozen=True, gc=False):
         return ranges[0] if len(ranges) == 1 else list(chain.from_iterable(ranges))
 
 
-class Summary(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """What is known of a chunk's entries without its content."""
-
-    levels: list[int]
-    """How many there are of each of LEVELS."""
-    services: list[str] = []
-    """All of them, or none where they are many."""
-    environments: list[str] = []
-    cells: dict[str, list[int]] = {}
-    """The same by minute (`2026-11-23T20:15`), hour or day, whichever are few enough; none where none are."""
-
-    def level(self, level: Level) -> int:
-        """Return how many entries have it."""
-        return self.levels[LEVELS.index(level)]
-
-
 class Chunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A chunk as it is stored; its id is the store's. The names are those of the columns."""
 
@@ -157,7 +128,6 @@ class Entries(msgspec.Struct, frozen=True, gc=False):
 _encoder = msgspec.json.Encoder()
 _encode_lines = _encoder.encode_lines
 _head_decoder = msgspec.json.Decoder(Head)
-_summary_decoder = msgspec.json.Decoder(Summary)
 _local = threading.local()
 
 
@@ -235,35 +205,39 @@ def _chunk(project_id: str, batches: list[Entries]) -> Chunk:
         place += len(batch.timestamps)
     timestamps = [timestamp for batch in batches for timestamp in batch.timestamps]
     services, environments = {batch.service for batch in batches}, {batch.environment for batch in batches}
-    summary = _summary(timestamps, b"".join([batch.levels for batch in batches]), services, environments)
+    summary = summary_of(timestamps, b"".join([batch.levels for batch in batches]), services, environments)
     text = b"%b\n%b" % (_encoder.encode(Head(list(keys), runs)), b"".join([batch.lines for batch in batches]))
     return Chunk(
         project_id, min(timestamps), max(timestamps), place, len(text), summary, compress(text)
     )  # fmt: skip
 
 
-def _summary(timestamps: list[str], letters: bytes, services: set[str], environments: set[str]) -> str:
-    """Count the entries, each with its timestamp and the letter of its level."""
-    levels = [letters.count(letter) for letter in _LETTERS]
-    cells: dict[str, list[int]] = {}
-    if min(timestamps)[:_MINUTE] == max(timestamps)[:_MINUTE]:
-        cells[timestamps[0][:_MINUTE]] = levels
-    for length in () if cells else (_MINUTE, _HOUR, _DAY):
-        counts = Counter(zip([timestamp[:length] for timestamp in timestamps], letters, strict=True))
-        if len(counts) <= CELLS_MAX:
-            for (cell, letter), number in counts.items():
-                cells.setdefault(cell, [0] * len(LEVELS))[_LETTERS[letter]] = number
-            break
-    summary = Summary(levels, _few(services), _few(environments), cells)
-    return _encoder.encode(summary).decode()
+def merged(parts: Sequence[tuple[int, Chunk]]) -> Chunk:
+    """Make one chunk of several of a project, in the order of their ids, which are given. It has the id of the first.
 
-
-def _few(names: set[str]) -> list[str]:
-    return sorted(names) if len(names) <= NAMES_MAX else []
-
-
-read_summary = _summary_decoder.decode
-"""Read a Summary back."""
+    Raises ChunkDamagedError.
+    """
+    keys: dict[str, int] = {}
+    runs: list[Run] = []
+    bodies: list[bytes] = []
+    first_id = parts[0][0]
+    for id_, part in parts:
+        content = Content(id_, part.content)
+        bodies.append(content.body)
+        for run in content.head.runs:
+            key = keys.setdefault(content.head.keys[run.key], len(keys))
+            runs.append(Run((id_ - first_id) * IDS + run.first_id, run.entries, run.received_at, key))
+    text = b"%b\n%b" % (_encoder.encode(Head(list(keys), runs)), b"".join(bodies))
+    chunks = [part for _, part in parts]
+    return Chunk(
+        chunks[0].project_id,
+        min(chunk.first_at for chunk in chunks),
+        max(chunk.last_at for chunk in chunks),
+        sum(chunk.entries for chunk in chunks),
+        len(text),
+        merged_summary(chunk.summary for chunk in chunks),
+        compress(text),
+    )
 
 
 def compress(text: bytes) -> bytes:

@@ -17,11 +17,12 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from httpbridge.log_store.chunk import IDS, LEVEL, LEVELS, TIMESTAMP, instant_text
+from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, instant_text
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError, content_of, headers
 from httpbridge.log_store.scan import Found, Header, Scan, instant
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position, cut
+from httpbridge.log_store.summary import LEVELS
 from httpbridge.logs import Level
 
 PAGE_ROWS = 100

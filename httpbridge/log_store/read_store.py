@@ -23,10 +23,11 @@ from authsvc.runtime.sql import driver_error, sqlite_code, sqlite_engine, sqlite
 from authsvc.runtime.sqlite_files import file_identity
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import ChunkDamagedError, Content, read_summary
+from httpbridge.log_store.chunk import ChunkDamagedError, Content
 from httpbridge.log_store.database import EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.log_store.scan import Header
 from httpbridge.log_store.schema import check_version, chunks, log_store
+from httpbridge.log_store.summary import read_summary
 
 LATE_IDS = 32_768
 """How far below the newest id PostgreSQL may still make a chunk visible.

@@ -12,19 +12,17 @@ from typing import NamedTuple
 import msgspec
 
 from httpbridge.log_store.chunk import (
-    CELL_FIRST,
-    CELL_LAST,
     LEVEL,
     SERVICE,
     TIMESTAMP,
     ChunkDamagedError,
     Content,
     Line,
-    Summary,
     instant_of,
     instant_text,
 )
 from httpbridge.log_store.selection import LogFilter, Position, StoredLog
+from httpbridge.log_store.summary import CELL_FIRST, CELL_LAST, Summary
 from httpbridge.logs import Level
 
 _ENVIRONMENT = b',"environment":'
