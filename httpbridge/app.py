@@ -30,8 +30,10 @@ from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.origin_counts import OriginCounts
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store import LogSink
+from httpbridge.log_store.merging import Merger
 from httpbridge.log_store.origin_store import OriginStore
-from httpbridge.log_store.sink import SqlSink, open_sql_sink
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.sink import SqlSink, open_sink, store_at
 from httpbridge.log_store.writer_client import RemoteStore
 from httpbridge.tls import key_service_tls, server_tls
 
@@ -75,8 +77,7 @@ async def serve(
         validator = _validator(config)
         stack.push_async_callback(validator.close)
         validator.start()
-        sink = await _open_sink(config, log_writer)
-        stack.push_async_callback(sink.close)
+        sink = await _open_sink(config, log_writer, stack)
         origins = OriginCounts(
             OriginStore(config.store_url(), sink.check) if log_writer is None else RemoteStore(log_writer),
             now=now,
@@ -138,8 +139,17 @@ def _validator(config: Config) -> KeyValidator:
     )
 
 
-async def _open_sink(config: Config, log_writer: Path | None) -> LogSink:
+async def _open_sink(config: Config, log_writer: Path | None, stack: AsyncExitStack) -> LogSink:
+    """Open the sink, and maintain its store unless the log writer does."""
     if log_writer is not None:
-        return SqlSink(RemoteStore(log_writer), monotonic=time.monotonic)
+        sink = SqlSink(RemoteStore(log_writer), monotonic=time.monotonic)
+        stack.push_async_callback(sink.close)
+        return sink
     config.make_store_dir()
-    return await open_sql_sink(config.store_url(), monotonic=time.monotonic)
+    store = store_at(config.store_url())
+    sink = await open_sink(store, monotonic=time.monotonic)
+    stack.push_async_callback(sink.close)
+    merger = Merger(store, ReadStore(config.store_url()), monotonic=time.monotonic)
+    stack.push_async_callback(merger.close)
+    merger.start()
+    return sink

@@ -105,6 +105,16 @@ class Chunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     content: bytes
 
 
+class StoredChunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A chunk that takes the place of others in the store. The names are those of the columns."""
+
+    id: int
+    span: int
+    version: int
+    stored_at: int
+    chunk: Chunk
+
+
 class Entries(msgspec.Struct, frozen=True, gc=False):
     """The entries of one batch, as lines, before they are part of a chunk."""
 

@@ -18,22 +18,20 @@ SCHEMA_VERSION = 3
 
 tables = sa.MetaData()
 
+NOW = {"sqlite": "CAST(strftime('%s', 'now') AS INTEGER)", "postgresql": "CAST(extract(epoch FROM now()) AS bigint)"}
+"""Seconds since 1970 by the store's clock."""
 
-class _Now(FunctionElement[int]):
-    """Now, in seconds since 1970."""
+
+class NowSeconds(FunctionElement[int]):
+    """Seconds since 1970, by the store's clock."""
 
     type = sa.BigInteger()
     inherit_cache = True
 
 
-@compiles(_Now, "sqlite")
-def _now_in_sqlite(_element: _Now, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "(CAST(strftime('%s', 'now') AS INTEGER))"
-
-
-@compiles(_Now, "postgresql")
-def _now_in_postgresql(_element: _Now, _compiler: SQLCompiler, **_options: Any) -> str:
-    return "(CAST(extract(epoch FROM now()) AS bigint))"
+@compiles(NowSeconds)
+def _now(_element: NowSeconds, compiler: SQLCompiler, **_options: Any) -> str:
+    return f"({NOW[compiler.dialect.name]})"
 
 
 _Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite has identities of the type INTEGER only
@@ -45,7 +43,7 @@ chunks = sa.Table(
     sa.Column("id", _Identity, sa.Identity(), primary_key=True),
     sa.Column("span", sa.BigInteger, nullable=False, server_default=sa.text("0")),
     sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("0")),
-    sa.Column("stored_at", sa.BigInteger, nullable=False, server_default=_Now()),
+    sa.Column("stored_at", sa.BigInteger, nullable=False, server_default=NowSeconds()),
     sa.Column("project_id", sa.Text, nullable=False),
     sa.Column("first_at", _Timestamp, nullable=False),
     sa.Column("last_at", _Timestamp, nullable=False),
@@ -85,8 +83,10 @@ log_store = sa.Table(
     sa.Column("id", sa.Integer, sa.CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
     sa.Column("schema_version", sa.Integer, nullable=False),
     sa.Column("probes", sa.BigInteger, nullable=False),
+    sa.Column("maintainer", sa.Text, nullable=False, server_default=""),
+    sa.Column("maintained_until", sa.BigInteger, nullable=False, server_default=sa.text("0")),
 )
-"""One row: the version of the schema, and a counter that probes write to."""
+"""One row: the version of the schema, a counter that probes write to, and who merges and drops chunks, until when."""
 
 PROBE = "UPDATE log_store SET probes = probes + 1 WHERE id = 1"
 

@@ -1,7 +1,7 @@
 """The SQL sink: batches in chunks, group commit and a store, and whether that takes writes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ import structlog
 
 from authsvc.runtime.database_url import parse_database_url
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_store.chunk import Chunk, Entries, chunks_of, encode
+from httpbridge.log_store.chunk import Chunk, Entries, StoredChunk, chunks_of, encode
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.postgres_store import PostgresStore
@@ -48,13 +48,33 @@ class Store(Protocol):
         """Let go of the database."""
 
 
+class MaintainedStore(Store, Protocol):
+    """What its maintenance needs."""
+
+    async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
+        """Put one chunk, or nothing, in the place of others, given by id and version; all or nothing.
+
+        Return False if they are no longer as they were. Raises StoreUnavailableError.
+        """
+
+    async def maintain(self, maintainer: str, seconds: int) -> bool:
+        """Become or stay who maintains the store, for so long; return False while another one is.
+
+        Raises StoreUnavailableError.
+        """
+
+
 async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
     """Open the sink for `sqlite:///path` or `postgresql://…`, in the running event loop.
 
     A store that is unavailable now is no error: services start in any order, and `check` says so until it is back.
     Raises StoreSetupError for what waiting does not mend.
     """
-    store = store_at(url)
+    return await open_sink(store_at(url), monotonic=monotonic, bounds=bounds)
+
+
+async def open_sink(store: Store, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":
+    """Open the sink of a store that is not open yet; likewise."""
     sink = SqlSink(store, monotonic=monotonic, bounds=bounds)
     try:
         await sink.open()
@@ -64,7 +84,7 @@ async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bou
     return sink
 
 
-def store_at(url: str) -> Store:
+def store_at(url: str) -> MaintainedStore:
     """Return the store of an address, not opened yet; raise StoreSetupError for another kind of address."""
     address = parse_database_url(url)
     return SqliteStore(address) if isinstance(address, Path) else PostgresStore(address)

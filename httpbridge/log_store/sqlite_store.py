@@ -7,8 +7,9 @@ lock away, and fights with the event loop to have it back.
 import asyncio
 import os
 import sqlite3
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from authsvc.runtime.sql import check_durable, reason
 from authsvc.runtime.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk
+from httpbridge.log_store.chunk import Chunk, StoredChunk
 from httpbridge.log_store.database import EXPECTED_ERRORS, translated
-from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
+from httpbridge.log_store.schema import NOW, PROBE, WRITTEN_COLUMNS, create_tables
 
 BUSY_SECONDS_MAX = 2.0
 """How long a commit waits for another process's lock before it is a 503."""
@@ -47,6 +48,10 @@ _ROOM_BYTES_MIN = 64 * 1024 * 1024
 
 _STATEMENT_CHUNKS_MAX = 64
 """Chunks a statement: together below the 999 parameters that every SQLite takes."""
+MAINTAIN = (
+    f"UPDATE log_store SET maintainer = :maintainer, maintained_until = {NOW['sqlite']} + :seconds"  # noqa: S608
+    f" WHERE id = 1 AND (maintainer = :maintainer OR maintained_until < {NOW['sqlite']})"
+)
 
 _log = structlog.get_logger("httpbridge.log_store")
 
@@ -78,6 +83,8 @@ class SqliteStore:
             for rows in range(_STATEMENT_CHUNKS_MAX + 1)
         ]
         """By the number of chunks, so that a commit is one statement; the driver keeps them prepared."""
+        names = ["id", "span", "version", "stored_at", *WRITTEN_COLUMNS]
+        self._replacement = f"INSERT INTO chunks ({','.join(names)}) VALUES ({','.join('?' * len(names))})"  # noqa: S608
 
     async def open(self) -> None:
         """See `sink.Store`; unavailable is what is locked, or on a full disk."""
@@ -89,6 +96,14 @@ class SqliteStore:
         if weight > _PATIENT_WEIGHT and (checkpoint := self._checkpoint) is not None:
             await asyncio.wait([asyncio.wrap_future(checkpoint)])
         await self._in_thread(self._insert, chunks, weight)
+
+    async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
+        """See `sink.Store`."""
+        return bool(await self._in_thread(self._replace, old, new))
+
+    async def maintain(self, maintainer: str, seconds: int) -> bool:
+        """See `sink.Store`."""
+        return bool(await self._in_thread(self._maintain, maintainer, seconds))
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
@@ -110,8 +125,8 @@ class SqliteStore:
         self._files.close()
         self._thread.shutdown(wait=False)
 
-    async def _in_thread(self, work: Any, *arguments: Any) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+    async def _in_thread(self, work: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     # What follows runs in the thread.
 
@@ -137,10 +152,12 @@ class SqliteStore:
             self._path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
         )
         try:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
             if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
                 # To the end, where it is written: the driver drops the failure of a statement that it leaves before.
                 connection.execute("PRAGMA journal_mode=WAL").fetchall()
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute("PRAGMA secure_delete=FAST").fetchall()  # what was erased is in no page that stays
             connection.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
             connection.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
             check_durable(connection)
@@ -168,12 +185,7 @@ class SqliteStore:
             raise StoreUnavailableError(f"{self._path.parent} has {free_bytes >> 20} MiB left on its disk")
 
     def _insert(self, chunks: list[Chunk], weight: int) -> None:
-        try:
-            connection = self._connection or self._open()
-        except StoreSetupError as error:  # it was in order when the bridge started
-            raise StoreUnavailableError(str(error)) from None
-        try:
-            self._files.check_paths()
+        with self._writing(weight) as connection:
             if not chunks:
                 connection.execute(PROBE)
             elif len(chunks) <= _STATEMENT_CHUNKS_MAX:
@@ -182,6 +194,35 @@ class SqliteStore:
                 connection.execute("BEGIN IMMEDIATE")
                 self._insert_chunks(connection, chunks)
                 connection.execute("COMMIT")
+
+    def _replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
+        with self._writing(len(new.chunk.content) if new is not None else 0) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            ids = ",".join(str(id_) for id_, _ in old)
+            found = connection.execute(f"SELECT id, version FROM chunks WHERE id IN ({ids}) ORDER BY id").fetchall()  # noqa: S608
+            if found != sorted(old):
+                connection.execute("ROLLBACK")
+                return False
+            connection.execute(f"DELETE FROM chunks WHERE id IN ({ids})")  # noqa: S608
+            if new is not None:
+                connection.execute(self._replacement, (*astuple(new)[:-1], *astuple(new.chunk)))
+            connection.execute("COMMIT")
+        return True
+
+    def _maintain(self, maintainer: str, seconds: int) -> bool:
+        with self._writing(0) as connection:
+            return connection.execute(MAINTAIN, {"maintainer": maintainer, "seconds": seconds}).rowcount == 1
+
+    @contextmanager
+    def _writing(self, weight: int) -> Iterator[sqlite3.Connection]:
+        """Lend the connection for something that is about as large; raise what `sink.Store` says."""
+        try:
+            connection = self._connection or self._open()
+        except StoreSetupError as error:  # it was in order when the bridge started
+            raise StoreUnavailableError(str(error)) from None
+        try:
+            self._files.check_paths()
+            yield connection
             self._files.check_main()  # again: it may have been replaced meanwhile
         except FilesLostError as error:
             raise StoreUnavailableError(str(error)) from None

@@ -5,6 +5,7 @@ process, one connection writes logs and another one counts of origins, and no ot
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,9 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
+from httpbridge.log_store.merging import Merger
 from httpbridge.log_store.origin_store import OriginStore
+from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import Store, store_at
 from httpbridge.log_store.writer_client import (
     BUFFER_BYTES,
@@ -45,16 +48,20 @@ async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Calla
     """
     store = store_at(url)
     writer = Writer(store, OriginStore(url, store.probe))
+    merger = Merger(store, ReadStore(url), monotonic=time.monotonic)
     try:
         with suppress(StoreUnavailableError):
             await store.open()
         listener = await asyncio.start_unix_server(writer.serve, path, limit=BUFFER_BYTES)
         try:
+            merger.start()
             started()
             await stop.wait()
         finally:
             listener.close()
     finally:
+        await writer.hang_up()
+        await merger.close()
         await writer.close()
 
 
@@ -89,14 +96,18 @@ class Writer:
             del self._workers[task]
             writer.transport.abort()
 
-    async def close(self) -> None:
-        """Hang up on all workers, commit what was taken, and let go of the store."""
+    async def hang_up(self) -> None:
+        """Hang up on all workers, and commit what was taken."""
         for writer in self._workers.values():
             writer.transport.abort()
+        await self._commits.close()
+        if self._workers:
+            await asyncio.wait(self._workers)
+
+    async def close(self) -> None:
+        """Hang up, and let go of the store."""
         try:
-            await self._commits.close()
-            if self._workers:
-                await asyncio.wait(self._workers)
+            await self.hang_up()
         finally:
             await self._origins.close()  # first, as `SqliteStore.close` says
             await self._store.close()
