@@ -3,6 +3,7 @@
 BridgeError
 ├── BodyRefusedError          400: the body breaks a rule; nothing of it is stored
 ├── BodyTooLargeError         413
+├── IdempotencyConflictError  422: another body came with the same Idempotency-Key before
 ├── RateLimitedError          429: the key's bytes of this minute are used up
 ├── UnsupportedEncodingError  415
 ├── StoreUnavailableError     503: the batch is not stored, and may be sent again
@@ -51,6 +52,10 @@ class UnsupportedEncodingError(BridgeError):
 
 class StoreUnavailableError(BridgeError):
     """The log store cannot take the batch now."""
+
+
+class IdempotencyConflictError(BridgeError):
+    """The key of the batch was used with another body; nothing of it is stored."""
 
 
 class OverloadedError(BridgeError):

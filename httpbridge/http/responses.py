@@ -32,7 +32,7 @@ class Response:
     body: bytes
 
 
-_PHRASES = {413: "Content Too Large"}  # RFC 9110; Python's table has it from 3.13 on
+_PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}  # RFC 9110; Python's table has it from 3.13 on
 
 
 def prepare(status: int, headers: Mapping[str, str], body: bytes, cors: bytes = _CORS) -> Response:
@@ -59,6 +59,7 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 BAD_REQUEST = _error(400, "Bad request")
 INVALID_KEY = _error(401, "Missing or invalid API key", {"WWW-Authenticate": "Bearer"})
 ORIGIN_NOT_ALLOWED = _error(403, "Origin not allowed")
+IDEMPOTENCY_CONFLICT = _error(422, "Idempotency-Key was used with another body")
 NOT_FOUND = _error(404, "Not found")
 BODY_TOO_LARGE = _error(413, "Request body too large")
 UNSUPPORTED_ENCODING = _error(415, "Unsupported content encoding")

@@ -44,6 +44,7 @@ _POLL_SECONDS = 0.02
 _RESPONSES: Mapping[type, Response] = {
     errors.BodyTooLargeError: responses.BODY_TOO_LARGE,
     errors.UnsupportedEncodingError: responses.UNSUPPORTED_ENCODING,
+    errors.IdempotencyConflictError: responses.IDEMPOTENCY_CONFLICT,
     errors.StoreUnavailableError: responses.STORE_UNAVAILABLE,
     KeyServiceUnavailableError: responses.KEY_SERVICE_UNAVAILABLE,
     errors.OverloadedError: responses.OVERLOADED,

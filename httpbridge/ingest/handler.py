@@ -1,17 +1,19 @@
 """POST /ingest/logs: the checks in the contract's order, then the store. Called by `server` for each such request."""
 
 import asyncio
+import re
 from collections.abc import Callable
 from datetime import datetime
+from hashlib import sha256
 
 from aiohttp import hdrs
-from multidict import MultiMapping
+from multidict import MultiMapping, istr
 
 from authsvc.client import Decision, Verdict
 from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.networks import Networks
-from httpbridge.errors import BodyTooLargeError, RateLimitedError
+from httpbridge.errors import BodyRefusedError, BodyTooLargeError, RateLimitedError
 from httpbridge.http import bodies, responses
 from httpbridge.http.fairness import Turns
 from httpbridge.http.request import Request
@@ -20,9 +22,14 @@ from httpbridge.ingest import log_parser
 from httpbridge.ingest.body_turns import BodyTurn
 from httpbridge.ingest.rate_limit import Quota, RateLimit
 from httpbridge.log_store import LogSink
+from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.logs import LOGS_MAX, LogBatch
 
 _OPAQUE_ORIGIN = "null"
+_IDEMPOTENCY_KEY = istr("Idempotency-Key")
+_IDEMPOTENCY_KEY_FORM = re.compile(r"[ -~]{1,255}")
+_DIGEST_BYTES_MAX = 64 * 1024
+"""Of a body whose digest is made without going to a thread: a tenth of a millisecond."""
 
 
 class Ingest:
@@ -97,8 +104,9 @@ class Ingest:
             quota = self._rate_limit.peek(key_id)
             request.more_headers = self._rate_headers(quota)
             return responses.rate_limited(quota.retry_after_seconds)
+        idempotency = await _idempotency(request.headers, body) if _IDEMPOTENCY_KEY in request.headers else None
         del body  # the store may be slow, and has its own bound for what waits
-        await self._sink.write(batch)
+        await self._sink.write(batch, idempotency)
         return self._stored[len(batch.entries)]
 
     async def _parse(self, body: bytes, decision: Decision, received_at: datetime, turn: BodyTurn | None) -> LogBatch:
@@ -112,6 +120,15 @@ class Ingest:
 
     def _rate_headers(self, quota: Quota) -> bytes:
         return responses.rate_headers(self._rate_limit.limit_per_minute, quota.remaining, quota.reset_unix_seconds)
+
+
+async def _idempotency(headers: MultiMapping[str], body: bytes) -> IdempotencyKey:
+    """Return the header's key with the body's digest. Raises BodyRefusedError for what is no key, or several."""
+    keys = headers.getall(_IDEMPOTENCY_KEY)
+    if len(keys) != 1 or not _IDEMPOTENCY_KEY_FORM.fullmatch(keys[0]):
+        raise BodyRefusedError("must be one key of 1 to 255 printable ASCII characters", "Idempotency-Key")
+    digest = sha256(body) if len(body) <= _DIGEST_BYTES_MAX else await asyncio.to_thread(sha256, body)
+    return IdempotencyKey(keys[0], digest.digest())
 
 
 def _api_key(headers: MultiMapping[str]) -> ApiKey | None:

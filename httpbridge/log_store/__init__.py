@@ -6,6 +6,7 @@
 from typing import Protocol
 
 from authsvc.runtime.database_url import SetupError
+from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.logs import LogBatch
 
 StoreSetupError = SetupError
@@ -15,12 +16,12 @@ StoreSetupError = SetupError
 class LogSink(Protocol):
     """A durable store of log batches."""
 
-    async def write(self, batch: LogBatch) -> None:
-        """Return once every entry of the batch is durably stored.
+    async def write(self, batch: LogBatch, idempotency: IdempotencyKey | None = None) -> None:
+        """Return once every entry of the batch is durably stored, now or when it came with this key before.
 
         Raises StoreUnavailableError when nothing of it is stored (or, where the store's
-        answer to the commit was lost, all of it may be); BatchRefusedError when the store
-        takes others. A cancelled caller does not undo the write.
+        answer to the commit was lost, all of it may be), and IdempotencyConflictError when another batch came with the
+        key. A cancelled caller does not undo the write.
         """
 
     async def check(self) -> None:

@@ -15,9 +15,11 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import msgspec
 
+from httpbridge.log_store.idempotency import IdempotencyKey, KeyRow
 from httpbridge.log_store.summary import merged_summary, summary_of
 from httpbridge.logs import Level, LogBatch
 
@@ -103,6 +105,19 @@ class Chunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     summary: str
     """JSON of a Summary."""
     content: bytes
+    idempotency: IdempotencyKey | None = None
+    """Of a batch that is a chunk of its own, and is stored once. No column."""
+
+    @property
+    def key_row(self) -> KeyRow:
+        """The row of its idempotency key."""
+        assert self.idempotency is not None  # noqa: S101 - for the type checker
+        return (self.project_id, self.idempotency.key, self.idempotency.body)
+
+    @property
+    def columns(self) -> tuple[Any, ...]:
+        """The values of the columns."""
+        return (self.project_id, self.first_at, self.last_at, self.entries, self.size, self.summary, self.content)
 
 
 class StoredChunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -113,6 +128,23 @@ class StoredChunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
     version: int
     stored_at: int
     chunk: Chunk
+
+
+def without_repeats(chunks: Sequence[Chunk], noted: Iterable[bytes | None]) -> tuple[list[Chunk], list[int]]:
+    """Return what is to be stored, and the places of what has another body than its key was noted with.
+
+    `noted` has the bodies that the keys of those with one were noted with before, in their order.
+    """
+    new: list[Chunk] = []
+    conflicts: list[int] = []
+    bodies = iter(noted)
+    for place, chunk in enumerate(chunks):
+        body = None if chunk.idempotency is None else next(bodies)
+        if body is None:
+            new.append(chunk)
+        elif chunk.idempotency is not None and body != chunk.idempotency.body:
+            conflicts.append(place)
+    return new, conflicts
 
 
 class Entries(msgspec.Struct, frozen=True, gc=False):
@@ -128,6 +160,7 @@ class Entries(msgspec.Struct, frozen=True, gc=False):
     timestamps: list[str]
     service: str
     environment: str
+    idempotency: IdempotencyKey | None
 
     @property
     def weight(self) -> int:
@@ -157,7 +190,7 @@ def instant_of(microseconds_: int) -> datetime:
     return _EPOCH + microseconds_ * _MICROSECOND
 
 
-def encode(batch: LogBatch) -> Entries:
+def encode(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entries:
     """Make the lines of a batch, with what it says for all of its entries."""
     service, environment, release = batch.service, batch.environment, batch.release
     received_at = instant_text(batch.received_at)
@@ -182,6 +215,7 @@ def encode(batch: LogBatch) -> Entries:
         [line.timestamp for line in lines],
         service,
         environment,
+        idempotency,
     )
 
 
@@ -192,17 +226,21 @@ def _one_line(json: str) -> msgspec.Raw:
 
 
 def chunks_of(group: Iterable[Entries]) -> list[Chunk]:
-    """Make the chunks of a commit: one for each project, in the order of their first batches."""
+    """Make the chunks of a commit: one for each project, and before them one for each idempotency key."""
     of_projects: dict[str, list[list[Entries]]] = {}
+    chunks: list[Chunk] = []
     for batch in group:
+        if batch.idempotency is not None:
+            chunks.append(_chunk(batch.project_id, [batch], batch.idempotency))
+            continue
         parts = of_projects.setdefault(batch.project_id, [[]])
         if sum(len(one.timestamps) for one in parts[-1]) + len(batch.timestamps) > IDS:
             parts.append([])
         parts[-1].append(batch)
-    return [_chunk(project_id, part) for project_id, parts in of_projects.items() for part in parts]
+    return chunks + [_chunk(project_id, part) for project_id, parts in of_projects.items() for part in parts]
 
 
-def _chunk(project_id: str, batches: list[Entries]) -> Chunk:
+def _chunk(project_id: str, batches: list[Entries], idempotency: IdempotencyKey | None = None) -> Chunk:
     keys: dict[str, int] = {}
     runs: list[Run] = []
     place = 0
@@ -218,7 +256,7 @@ def _chunk(project_id: str, batches: list[Entries]) -> Chunk:
     summary = summary_of(timestamps, b"".join([batch.levels for batch in batches]), services, environments)
     text = b"%b\n%b" % (_encoder.encode(Head(list(keys), runs)), b"".join([batch.lines for batch in batches]))
     return Chunk(
-        project_id, min(timestamps), max(timestamps), place, len(text), summary, compress(text)
+        project_id, min(timestamps), max(timestamps), place, len(text), summary, compress(text), idempotency
     )  # fmt: skip
 
 

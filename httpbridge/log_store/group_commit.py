@@ -19,7 +19,7 @@ What each submitter may rely on:
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from types import coroutine
 from typing import Any, Generic, TypeVar
 
@@ -41,6 +41,7 @@ a batch. On an idle event loop four turns take some microseconds.
 """
 
 T = TypeVar("T")
+Commit = Callable[[list[T]], Awaitable[Mapping[int, Exception]]]
 
 
 @coroutine
@@ -68,11 +69,12 @@ class _Waiting(msgspec.Struct, Generic[T]):
 class GroupCommit(Generic[T]):
     """Both lanes; must be made in a running event loop.
 
-    `commit` stores all the items it is given or none of them. It raises StoreUnavailableError for what is
-    expected to go wrong. It is called with heavy items while it commits light ones.
+    `commit` stores all the items it is given or none of them, but for those whose places it returns, each with why it
+    is not stored. It raises StoreUnavailableError for what is expected to go wrong. It is called with heavy items while
+    it commits light ones.
     """
 
-    def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds | None = None) -> None:
+    def __init__(self, commit: Commit[T], bounds: Bounds | None = None) -> None:
         """Each lane has these bounds. Heavy is what is heavier than a turn."""
         bounds = bounds or Bounds()
         self._turn_weight = bounds.turn_weight
@@ -101,7 +103,7 @@ class GroupCommit(Generic[T]):
 class _Lane(Generic[T]):
     """A queue and its one writer."""
 
-    def __init__(self, commit: Callable[[list[T]], Awaitable[None]], bounds: Bounds, name: str) -> None:
+    def __init__(self, commit: Commit[T], bounds: Bounds, name: str) -> None:
         self._commit = commit
         self._queue: FairQueue[_Waiting[T]] = FairQueue(bounds)
         self._wake = asyncio.Event()
@@ -155,15 +157,18 @@ class _Lane(Generic[T]):
     async def _write(self, group: list[_Waiting[T]]) -> None:
         """Commit the group, and settle each of its members."""
         try:
-            await self._commit([waiting.item for waiting in group])
+            failures = await self._commit([waiting.item for waiting in group])
         except StoreUnavailableError as error:
             self._fail(group, str(error))
         except Exception as error:  # noqa: BLE001 - a defect; the submitters raise it, and the writer must go on
             for waiting in group:
                 waiting.fail(error)
         else:
-            for waiting in group:
-                waiting.succeed()
+            for place, waiting in enumerate(group):
+                if failures and place in failures:
+                    waiting.fail(failures[place])
+                else:
+                    waiting.succeed()
 
     def _fail(self, group: list[_Waiting[T]], reason: str) -> None:
         """Fail the group, but for those of it that are settled, and all that waits behind it and was never tried."""

@@ -16,8 +16,9 @@ from authsvc.runtime.database_url import PostgresAddress
 from authsvc.runtime.postgres import Connection, check_settings
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk, StoredChunk
+from httpbridge.log_store.chunk import Chunk, StoredChunk, without_repeats
 from httpbridge.log_store.database import COMMIT_SECONDS_MAX, EXPECTED_ERRORS, postgres_engine, translated
+from httpbridge.log_store.idempotency import note_in_postgres
 from httpbridge.log_store.schema import NOW, PROBE, WRITTEN_COLUMNS, create_tables
 
 _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
@@ -49,10 +50,17 @@ class PostgresStore:
         async with self._lent():
             pass
 
-    async def commit(self, chunks: list[Chunk]) -> None:
+    async def commit(self, chunks: list[Chunk]) -> list[int]:
         """See `sink.Store`."""
+        keys = [chunk.key_row for chunk in chunks if chunk.idempotency is not None]
         async with self._writing() as driver:
-            await driver.copy_records_to_table("chunks", records=map(astuple, chunks), columns=WRITTEN_COLUMNS)
+            if not keys:
+                await _copy(driver, chunks)
+                return []
+            async with driver.transaction():
+                new, conflicts = without_repeats(chunks, await note_in_postgres(driver, keys))
+                await _copy(driver, new)
+                return conflicts
 
     async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
         """See `sink.Store`."""
@@ -63,7 +71,7 @@ class PostgresStore:
                 return False
             await driver.execute("DELETE FROM chunks WHERE id = ANY($1)", ids)
             if new is not None:
-                records = [(*astuple(new)[:-1], *astuple(new.chunk))]
+                records = [(*astuple(new)[:-1], *new.chunk.columns)]
                 columns = ["id", "span", "version", "stored_at", *WRITTEN_COLUMNS]
                 await driver.copy_records_to_table("chunks", records=records, columns=columns)
         return True
@@ -130,3 +138,7 @@ class PostgresStore:
         if connection is not None:
             await connection.invalidate()
             await connection.close()
+
+
+async def _copy(driver: Connection, chunks: list[Chunk]) -> None:
+    await driver.copy_records_to_table("chunks", records=[chunk.columns for chunk in chunks], columns=WRITTEN_COLUMNS)

@@ -77,6 +77,17 @@ origin_counts = sa.Table(
 )
 """How many requests from an origin were admitted and refused in the hour that begins then."""
 
+idempotency_keys = sa.Table(
+    "idempotency_keys",
+    tables,
+    sa.Column("project_id", sa.Text, primary_key=True),
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("stored_at", sa.BigInteger, nullable=False, server_default=NowSeconds(), index=True),
+    sqlite_with_rowid=False,
+)
+"""Which batches are stored that came with an idempotency key; see `idempotency`."""
+
 log_store = sa.Table(
     "log_store",
     tables,

@@ -1,18 +1,19 @@
 """The SQL sink: batches in chunks, group commit and a store, and whether that takes writes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
 from authsvc.runtime.database_url import parse_database_url
-from httpbridge.errors import StoreUnavailableError
+from httpbridge.errors import IdempotencyConflictError, StoreUnavailableError
 from httpbridge.log_store.chunk import Chunk, Entries, StoredChunk, chunks_of, encode
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
+from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.postgres_store import PostgresStore
 from httpbridge.log_store.sqlite_store import SqliteStore
 from httpbridge.logs import LogBatch
@@ -29,14 +30,20 @@ _THREAD_WEIGHT = 32 * 1024
 _log = structlog.get_logger("httpbridge.log_store")
 
 
+T = TypeVar("T")
+
+
 class Store(Protocol):
     """What the sink needs of a database."""
 
     async def open(self) -> None:
         """Connect and create the tables. Raises StoreSetupError, StoreUnavailableError."""
 
-    async def commit(self, chunks: list[Chunk]) -> None:
-        """Store all or none, connecting anew where needed. Raises StoreUnavailableError."""
+    async def commit(self, chunks: list[Chunk]) -> list[int]:
+        """Store all or none, connecting anew where needed; but what was stored with its idempotency key before.
+
+        Return the places of what is not stored as its key was used with another body. Raises StoreUnavailableError.
+        """
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError."""
@@ -107,9 +114,9 @@ class SqlSink:
         with suppress(StoreUnavailableError):
             await self._attempt(self._store.open())
 
-    def write(self, batch: LogBatch) -> Coroutine[Any, Any, None]:
+    def write(self, batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Coroutine[Any, Any, None]:
         """See LogSink."""
-        entries = encode(batch)
+        entries = encode(batch, idempotency)
         return self._group_commit.submit(entries, entries.weight, batch.project_id)
 
     async def check(self) -> None:
@@ -140,22 +147,27 @@ class SqlSink:
         with suppress(StoreUnavailableError):
             await self._attempt(self._store.probe())
 
-    async def _commit(self, group: list[Entries]) -> None:
+    async def _commit(self, group: list[Entries]) -> Mapping[int, Exception]:
         # Compression lets others have the interpreter; below, going to a thread would cost more.
         if sum(entries.weight for entries in group) > _THREAD_WEIGHT:
             chunks = await asyncio.to_thread(chunks_of, group)
         else:
             chunks = chunks_of(group)
-        await self._attempt(self._store.commit(chunks))
+        conflicts = await self._attempt(self._store.commit(chunks))
+        if not conflicts:
+            return {}
+        keyed = [place for place, entries in enumerate(group) if entries.idempotency is not None]
+        return {keyed[place]: IdempotencyConflictError() for place in conflicts}
 
-    async def _attempt(self, writing: Awaitable[None]) -> None:
+    async def _attempt(self, writing: Awaitable[T]) -> T:
         """Note what an attempt to write shows, and log the change; never a row's content."""
         try:
-            await writing
+            result = await writing
         except StoreUnavailableError as error:
             self._learned(str(error))
             raise
         self._learned(None)
+        return result
 
     def _learned(self, lost: str | None) -> None:
         if lost is not None and self._lost is None:

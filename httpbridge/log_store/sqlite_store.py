@@ -21,8 +21,9 @@ from authsvc.runtime.sql import check_durable, reason
 from authsvc.runtime.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk, StoredChunk
+from httpbridge.log_store.chunk import Chunk, StoredChunk, without_repeats
 from httpbridge.log_store.database import EXPECTED_ERRORS, translated
+from httpbridge.log_store.idempotency import note_in_sqlite
 from httpbridge.log_store.schema import NOW, PROBE, WRITTEN_COLUMNS, create_tables
 
 BUSY_SECONDS_MAX = 2.0
@@ -90,12 +91,13 @@ class SqliteStore:
         """See `sink.Store`; unavailable is what is locked, or on a full disk."""
         await self._in_thread(self._open)
 
-    async def commit(self, chunks: list[Chunk]) -> None:
+    async def commit(self, chunks: list[Chunk]) -> list[int]:
         """See `sink.Store`."""
         weight = sum(len(chunk.content) for chunk in chunks)
         if weight > _PATIENT_WEIGHT and (checkpoint := self._checkpoint) is not None:
             await asyncio.wait([asyncio.wrap_future(checkpoint)])
-        await self._in_thread(self._insert, chunks, weight)
+        conflicts: list[int] = await self._in_thread(self._insert, chunks, weight)
+        return conflicts
 
     async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
         """See `sink.Store`."""
@@ -107,7 +109,7 @@ class SqliteStore:
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
-        await self._in_thread(self._insert, [], 0)
+        await self._in_thread(self._probe)
 
     async def check(self) -> None:
         """Raise StoreUnavailableError when what is open is not what is found by the file's name, or the disk is full.
@@ -184,16 +186,23 @@ class SqliteStore:
         if is_full:
             raise StoreUnavailableError(f"{self._path.parent} has {free_bytes >> 20} MiB left on its disk")
 
-    def _insert(self, chunks: list[Chunk], weight: int) -> None:
+    def _insert(self, chunks: list[Chunk], weight: int) -> list[int]:
+        conflicts: list[int] = []
+        keys = [chunk.key_row for chunk in chunks if chunk.idempotency is not None]
         with self._writing(weight) as connection:
-            if not chunks:
-                connection.execute(PROBE)
-            elif len(chunks) <= _STATEMENT_CHUNKS_MAX:
+            if not keys and len(chunks) <= _STATEMENT_CHUNKS_MAX:
                 self._insert_chunks(connection, chunks)  # one statement is a transaction by itself
-            else:
-                connection.execute("BEGIN IMMEDIATE")
-                self._insert_chunks(connection, chunks)
-                connection.execute("COMMIT")
+                return conflicts
+            connection.execute("BEGIN IMMEDIATE")
+            if keys:
+                chunks, conflicts = without_repeats(chunks, note_in_sqlite(connection, keys))
+            self._insert_chunks(connection, chunks)
+            connection.execute("COMMIT")
+        return conflicts
+
+    def _probe(self) -> None:
+        with self._writing(0) as connection:
+            connection.execute(PROBE)
 
     def _replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
         with self._writing(len(new.chunk.content) if new is not None else 0) as connection:
@@ -205,7 +214,7 @@ class SqliteStore:
                 return False
             connection.execute(f"DELETE FROM chunks WHERE id IN ({ids})")  # noqa: S608
             if new is not None:
-                connection.execute(self._replacement, (*astuple(new)[:-1], *astuple(new.chunk)))
+                connection.execute(self._replacement, (*astuple(new)[:-1], *new.chunk.columns))
             connection.execute("COMMIT")
         return True
 
@@ -242,7 +251,7 @@ class SqliteStore:
     def _insert_chunks(self, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
         for start in range(0, len(chunks), _STATEMENT_CHUNKS_MAX):
             some = chunks[start : start + _STATEMENT_CHUNKS_MAX]
-            connection.execute(self._inserts[len(some)], [value for chunk in some for value in astuple(chunk)])
+            connection.execute(self._inserts[len(some)], [value for chunk in some for value in chunk.columns])
 
     def _copy_wal(self) -> None:
         """Copy the WAL into the database, in a thread and over a connection of its own, while commits go on.

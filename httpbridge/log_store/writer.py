@@ -6,7 +6,7 @@ process, one connection writes logs and another one counts of origins, and no ot
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ import structlog
 
 from authsvc.runtime.logging import traceback_without_text
 from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.merging import Merger
@@ -114,25 +113,32 @@ class Writer:
 
     async def _answer(self, message: Message, worker: str) -> Answer:
         try:
-            await self._do(message, worker)
+            return await self._do(message, worker)
         except StoreUnavailableError as error:
             return Answer(str(error))
         except Exception as error:  # noqa: BLE001 - a defect, and the other messages shall be stored
             _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
             return Answer("the log writer failed")
-        return Answer()
 
-    async def _commit(self, group: list[list[Chunk]]) -> None:
-        await self._store.commit([chunk for chunks in group for chunk in chunks])
+    async def _commit(self, group: list[WriteChunks]) -> Mapping[int, Exception]:
+        conflicts = await self._store.commit([chunk for message in group for chunk in message.chunks])
+        if conflicts:
+            places = [(number, place) for number, one in enumerate(group) for place in range(len(one.chunks))]
+            for conflict in conflicts:
+                number, place = places[conflict]
+                group[number].conflicts.append(place)
+        return {}
 
-    async def _do(self, message: Message, worker: str) -> None:
+    async def _do(self, message: Message, worker: str) -> Answer:
         match message:
-            case WriteChunks(chunks):
+            case WriteChunks():
                 # A project has one turn with what all workers bring of it alone, and each worker one with the rest.
-                await self._commits.submit(chunks, message.weight, message.project_id or worker)
+                await self._commits.submit(message, message.weight, message.project_id or worker)
+                return Answer(conflicts=message.conflicts)
             case AddCounts(counts, now):
                 await self._origins.add(counts, now)
             case Probe():
                 await self._store.probe()
             case Check():
                 await self._store.check()
+        return Answer()

@@ -26,10 +26,12 @@ BUFFER_BYTES = 1024 * 1024
 """About the largest group."""
 
 
-class WriteChunks(msgspec.Struct, frozen=True, tag="chunks", array_like=True, gc=False):
+class WriteChunks(msgspec.Struct, tag="chunks", array_like=True, gc=False):
     """Store all of these or none."""
 
     chunks: list[Chunk]
+    conflicts: list[int] = []
+    """Filled in by the writer."""
 
     @property
     def weight(self) -> int:
@@ -62,6 +64,8 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     """The writer's answer to one message: nothing once it is done, or else why not, for the log."""
 
     reason: str | None = None
+    conflicts: list[int] = []
+    """Places of chunks that are not stored; see `sink.Store`."""
 
 
 Message = WriteChunks | Probe | Check | AddCounts
@@ -79,9 +83,9 @@ class RemoteStore:
     async def open(self) -> None:
         """Nothing: the writer has opened the file."""
 
-    async def commit(self, chunks: list[Chunk]) -> None:
+    async def commit(self, chunks: list[Chunk]) -> list[int]:
         """See `sink.Store`."""
-        await self._ask(WriteChunks(chunks))
+        return (await self._ask(WriteChunks(chunks))).conflicts
 
     async def add(self, counts: Sequence[OriginCount], now: datetime) -> None:
         """See `origin_counts.OriginCounterStore`."""
@@ -100,8 +104,8 @@ class RemoteStore:
         for connection in self._connections:
             connection.close()
 
-    async def _ask(self, message: Message) -> None:
-        await min(self._connections, key=_WriterConnection.is_busy).ask(message)
+    async def _ask(self, message: Message) -> Answer:
+        return await min(self._connections, key=_WriterConnection.is_busy).ask(message)
 
 
 class _WriterConnection:
@@ -119,8 +123,8 @@ class _WriterConnection:
         """Return whether a message is under way."""
         return self._turn.locked()
 
-    async def ask(self, message: Message) -> None:
-        """Return once the writer has done it. Raises StoreUnavailableError."""
+    async def ask(self, message: Message) -> Answer:
+        """Return the answer once the writer has done it. Raises StoreUnavailableError."""
         data = self._encoder.encode(message)
         async with self._turn:
             try:
@@ -136,6 +140,7 @@ class _WriterConnection:
                 raise
         if answer.reason is not None:
             raise StoreUnavailableError(answer.reason)
+        return answer
 
     def close(self) -> None:
         """Hang up."""
