@@ -30,9 +30,10 @@ from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.origin_counts import OriginCounts
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store import LogSink
-from httpbridge.log_store.merging import Merger
+from httpbridge.log_store.maintenance import Maintenance
 from httpbridge.log_store.origin_store import OriginStore
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.retention import Retention
 from httpbridge.log_store.sink import SqlSink, open_sink, store_at
 from httpbridge.log_store.writer_client import RemoteStore
 from httpbridge.tls import key_service_tls, server_tls
@@ -149,7 +150,9 @@ async def _open_sink(config: Config, log_writer: Path | None, stack: AsyncExitSt
     store = store_at(config.store_url())
     sink = await open_sink(store, monotonic=time.monotonic)
     stack.push_async_callback(sink.close)
-    merger = Merger(store, ReadStore(config.store_url()), monotonic=time.monotonic)
-    stack.push_async_callback(merger.close)
-    merger.start()
+    reader = ReadStore(config.store_url())
+    retention = Retention(config.retention_days, config.store_bytes_max)
+    maintenance = Maintenance(store, reader, retention, monotonic=time.monotonic)
+    stack.push_async_callback(maintenance.close)
+    maintenance.start()
     return sink

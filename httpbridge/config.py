@@ -38,6 +38,8 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     bytes_per_minute: _Positive = 300 * 1024 * 1024
     cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
+    retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    store_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     dashboard_listen: ListenAddress = ListenAddress("127.0.0.1", 8081)
     dashboard_token: Token | None = None
     admin_token: Token | None = None

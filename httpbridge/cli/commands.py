@@ -93,13 +93,15 @@ def log_writer(path: Path, spec: WorkerSpec) -> None:
     """Be the process that stores the logs of the workers of `serve`, which starts it."""
     ignore_stop_signals()  # the parent says when: after the last worker
     config = _service_config(spec)
+    from httpbridge.log_store.retention import Retention  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
     async def work() -> None:
         stop = asyncio.Event()
         config.make_store_dir()
         async with ControlChannel(spec, stop.set) as channel:
-            await serve_writer(config.store_url(), path, stop, channel.ready)
+            retention = Retention(config.retention_days, config.store_bytes_max)
+            await serve_writer(config.store_url(), path, stop, channel.ready, retention)
 
     _run(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it

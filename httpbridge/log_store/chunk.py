@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any
 
 import msgspec
@@ -120,16 +120,6 @@ class Chunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return (self.project_id, self.first_at, self.last_at, self.entries, self.size, self.summary, self.content)
 
 
-class StoredChunk(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A chunk that takes the place of others in the store. The names are those of the columns."""
-
-    id: int
-    span: int
-    version: int
-    stored_at: int
-    chunk: Chunk
-
-
 def without_repeats(chunks: Sequence[Chunk], noted: Iterable[bytes | None]) -> tuple[list[Chunk], list[int]]:
     """Return what is to be stored, and the places of what has another body than its key was noted with.
 
@@ -170,6 +160,7 @@ class Entries(msgspec.Struct, frozen=True, gc=False):
 
 _encoder = msgspec.json.Encoder()
 _encode_lines = _encoder.encode_lines
+_line_decoder = msgspec.json.Decoder(Line)
 _head_decoder = msgspec.json.Decoder(Head)
 _local = threading.local()
 
@@ -286,6 +277,40 @@ def merged(parts: Sequence[tuple[int, Chunk]]) -> Chunk:
         merged_summary(chunk.summary for chunk in chunks),
         compress(text),
     )
+
+
+def without(project_id: str, content: "Content", places: Iterable[int]) -> Chunk:
+    """Make a chunk of what a content has, less the entries at these places. The others keep their ids.
+
+    Raises ChunkDamagedError.
+    """
+    gone = set(places)
+    runs: list[Run] = []
+    lines: list[bytes] = []
+    start = 0
+    for run in content.head.runs:
+        kept = [place for place in range(run.entries) if start + place not in gone]
+        for _, row in groupby(enumerate(kept), lambda numbered: numbered[1] - numbered[0]):
+            neighbours = [place for _, place in row]
+            runs.append(Run(run.first_id + neighbours[0], len(neighbours), run.received_at, run.key))
+        lines += [content.lines[start + place] for place in kept]
+        start += run.entries
+    entries = [read_line(line) for line in lines]
+    timestamps = [entry.timestamp for entry in entries]
+    letters = "".join([entry.level[0] for entry in entries]).encode()
+    summary = summary_of(
+        timestamps, letters, {entry.service for entry in entries}, {entry.environment for entry in entries}
+    )
+    text = b"%b\n%b" % (_encoder.encode(Head(content.head.keys, runs)), b"".join([line + b"\n" for line in lines]))
+    return Chunk(project_id, min(timestamps), max(timestamps), len(entries), len(text), summary, compress(text))
+
+
+def read_line(line: bytes) -> Line:
+    """Parse a line. Raises ChunkDamagedError."""
+    try:
+        return _line_decoder.decode(line)
+    except msgspec.DecodeError:
+        raise ChunkDamagedError("an entry cannot be read") from None
 
 
 def compress(text: bytes) -> bytes:

@@ -7,18 +7,15 @@ before it or the one after it. One process of all that write to a store does it 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from itertools import groupby
-from secrets import token_hex
 from typing import NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 import structlog
 
-from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk, ChunkDamagedError, StoredChunk, merged
+from httpbridge.log_store.chunk import Chunk, ChunkDamagedError, merged
+from httpbridge.log_store.chunk_writes import StoredChunk, replace
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks
 from httpbridge.log_store.sink import MaintainedStore
@@ -40,12 +37,8 @@ class MergeLimits(msgspec.Struct, frozen=True):
     """Younger ones are left alone: a live tail finds what it has not seen by the transaction that wrote it."""
     quiet_seconds: int = 600
     """A project without new chunks for so long has what is left of it merged."""
-    tick_seconds: float = 2.0
     share: float = 0.1
     """Of the time merging may take."""
-    lease_seconds: int = 60
-    close_seconds: float = 5.0
-    """For merging all that is left, at the end."""
 
 
 MERGE_LIMITS = MergeLimits()
@@ -115,7 +108,7 @@ class _Project(msgspec.Struct):
 
 
 class Merger:
-    """Merges the chunks of a store, while no other process does."""
+    """Merges the chunks of a store; one process at a time may. Reads by way of `reader`."""
 
     def __init__(
         self,
@@ -126,42 +119,11 @@ class Merger:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         limits: MergeLimits = MERGE_LIMITS,
     ) -> None:
-        """Read by way of `reader`, which `close` closes; `monotonic` is in seconds."""
+        """`monotonic` is in seconds."""
         self._store, self._reader = store, reader
-        self._maintainer = token_hex(8)
         self._monotonic, self._sleep, self._limits = monotonic, sleep, limits
         self._projects: dict[str, _Project] = {}
         self._seen_id = 0
-        self._task: asyncio.Task[None] | None = None
-        self._has_failed = False
-
-    def start(self) -> None:
-        """Begin, in the running event loop."""
-        self._task = asyncio.create_task(self._run(), name="merging")
-
-    async def close(self) -> None:
-        """End; merge what is left before, as far as there is time."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            with suppress(TimeoutError, StoreUnavailableError, StoreSetupError):
-                async with asyncio.timeout(self._limits.close_seconds):
-                    if await self._store.maintain(self._maintainer, self._limits.lease_seconds):
-                        await self.merge(is_last=True)
-                        await self._store.maintain(self._maintainer, -1)
-        await self._reader.close()
-
-    async def _run(self) -> None:
-        while True:
-            await self._sleep(self._limits.tick_seconds)
-            try:
-                if await self._store.maintain(self._maintainer, self._limits.lease_seconds):
-                    await self.merge()
-                self._has_failed = False
-            except (StoreUnavailableError, StoreSetupError) as error:
-                if not self._has_failed:  # once: the next attempt comes soon
-                    _log.warning("merging_failed", reason=str(error))
-                self._has_failed = True
 
     async def merge(self, *, is_last: bool = False) -> None:
         """Merge what there is to merge; with `is_last` whatever is small. Raises as the stores do."""
@@ -222,4 +184,5 @@ class Merger:
         stored_at = max(one.stored_at for one in group)
         version = 1 + max(one.version for one in group)
         new = StoredChunk(first.id, last.id + last.span - first.id, version, stored_at, chunk)
-        await self._store.replace([(one.id, one.version) for one in group], new)
+        old = [(one.id, one.version) for one in group]
+        await self._store.transact(lambda connection: replace(connection, old, new))

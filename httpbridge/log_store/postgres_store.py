@@ -5,30 +5,27 @@ done.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import sqlalchemy as sa
-from msgspec.structs import astuple
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from authsvc.runtime.database_url import PostgresAddress
 from authsvc.runtime.postgres import Connection, check_settings
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk, StoredChunk, without_repeats
+from httpbridge.log_store.chunk import Chunk, without_repeats
 from httpbridge.log_store.database import COMMIT_SECONDS_MAX, EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.log_store.idempotency import note_in_postgres
-from httpbridge.log_store.schema import NOW, PROBE, WRITTEN_COLUMNS, create_tables
+from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
 _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
 """The advisory lock under which one bridge at a time creates the tables: the bytes of `deeplogs`."""
 
 
-_MAINTAIN = (
-    f"UPDATE log_store SET maintainer = $1, maintained_until = {NOW['postgresql']} + $2"  # noqa: S608
-    f" WHERE id = 1 AND (maintainer = $1 OR maintained_until < {NOW['postgresql']})"
-)
+T = TypeVar("T")
 
 
 class PostgresStore:
@@ -62,24 +59,20 @@ class PostgresStore:
                 await _copy(driver, new)
                 return conflicts
 
-    async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
-        """See `sink.Store`."""
-        ids = [id_ for id_, _ in old]
-        async with self._writing() as driver, driver.transaction():
-            found = await driver.fetch("SELECT id, version FROM chunks WHERE id = ANY($1) ORDER BY id FOR UPDATE", ids)
-            if [tuple(row) for row in found] != sorted(old):
-                return False
-            await driver.execute("DELETE FROM chunks WHERE id = ANY($1)", ids)
-            if new is not None:
-                records = [(*astuple(new)[:-1], *new.chunk.columns)]
-                columns = ["id", "span", "version", "stored_at", *WRITTEN_COLUMNS]
-                await driver.copy_records_to_table("chunks", records=records, columns=columns)
-        return True
+    async def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """See `sink.MaintainedStore`."""
+        async with self._writing():
+            assert self._connection is not None  # noqa: S101 - for the type checker
+            async with self._connection.begin():
+                return await self._connection.run_sync(work)
 
-    async def maintain(self, maintainer: str, seconds: int) -> bool:
-        """See `sink.Store`."""
-        async with self._writing() as driver:
-            return bool(await driver.execute(_MAINTAIN, maintainer, seconds) == "UPDATE 1")
+    async def reclaim(self) -> bool:
+        """Nothing: PostgreSQL reuses the room by itself, once it has vacuumed."""
+        return False
+
+    async def scrub(self) -> bool:
+        """Nothing: what was deleted can be read by no statement; PostgreSQL's vacuum and its WAL are the server's."""
+        return True
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""

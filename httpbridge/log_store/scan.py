@@ -15,9 +15,7 @@ from httpbridge.log_store.chunk import (
     LEVEL,
     SERVICE,
     TIMESTAMP,
-    ChunkDamagedError,
     Content,
-    Line,
     instant_of,
     instant_text,
 )
@@ -27,7 +25,6 @@ from httpbridge.logs import Level
 
 _ENVIRONMENT = b',"environment":'
 _encode = msgspec.json.Encoder().encode
-_line_decoder = msgspec.json.Decoder(Line)
 
 
 class Header(NamedTuple):
@@ -60,10 +57,7 @@ class Found(NamedTuple):
         content = self.content
         runs = content.head.runs
         run = runs[bisect_right(list(accumulate(run.entries for run in runs)), self.place)]
-        try:
-            line = _line_decoder.decode(content.lines[self.place])
-        except msgspec.DecodeError:
-            raise ChunkDamagedError("an entry cannot be read") from None
+        line = read_line(content.lines[self.place])
         return StoredLog(
             self.id, project_id, content.head.keys[run.key], instant_of(run.received_at), line.service,
             line.environment, line.release, line.level, line.message, instant(line.timestamp),
@@ -183,6 +177,6 @@ class Scan:
         line = content.folded_lines[place]
         if not any(needle in line for needle in self._needles):
             return False
-        entry = _line_decoder.decode(content.lines[place])
+        entry = read_line(content.lines[place])
         texts = (entry.message, bytes(entry.metadata).decode(), entry.trace_id, entry.request_id)
         return any(text is not None and self._needle in text.casefold() for text in texts)

@@ -52,7 +52,7 @@ chunks = sa.Table(
     sa.Column("summary", sa.Text, nullable=False),
     # Last: whoever reads the others does not read its pages.
     sa.Column("content", sa.LargeBinary, nullable=False),
-    sa.Index("chunks_of_project", "project_id", "last_at", "id", "first_at", "span"),
+    sa.Index("chunks_of_project", "project_id", "last_at", "id", "first_at", "span", "stored_at"),
     sqlite_autoincrement=True,  # the id of a chunk that went is not given to another
 )
 """See `chunk.Chunk`. `version` counts how often it was written anew.
@@ -87,6 +87,30 @@ idempotency_keys = sa.Table(
     sqlite_with_rowid=False,
 )
 """Which batches are stored that came with an idempotency key; see `idempotency`."""
+
+project_data = sa.Table(
+    "project_data",
+    tables,
+    sa.Column("project_id", sa.Text, primary_key=True),
+    sa.Column("retention_days", sa.Integer),
+    sa.Column("bytes_max", sa.BigInteger),
+    sa.Column("dropped_entries", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("dropped_bytes", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+    sa.Column("dropped_at", sa.BigInteger),
+)
+"""What a project may have in the store, where that is not what all may, and what retention dropped of it so far."""
+
+erasures = sa.Table(
+    "erasures",
+    tables,
+    sa.Column("id", _Identity, sa.Identity(), primary_key=True),
+    sa.Column("project_id", sa.Text, nullable=False, index=True),
+    sa.Column("erased_at", sa.BigInteger, nullable=False, server_default=NowSeconds()),
+    sa.Column("by", sa.Text, nullable=False),
+    sa.Column("selection", sa.Text, nullable=False),
+    sa.Column("entries", sa.BigInteger, nullable=False),
+)
+"""What was erased, by whom: `selection` says which entries, in words."""
 
 log_store = sa.Table(
     "log_store",

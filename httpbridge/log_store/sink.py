@@ -1,16 +1,17 @@
 """The SQL sink: batches in chunks, group commit and a store, and whether that takes writes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import sqlalchemy as sa
 import structlog
 
 from authsvc.runtime.database_url import parse_database_url
 from httpbridge.errors import IdempotencyConflictError, StoreUnavailableError
-from httpbridge.log_store.chunk import Chunk, Entries, StoredChunk, chunks_of, encode
+from httpbridge.log_store.chunk import Chunk, Entries, chunks_of, encode
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.idempotency import IdempotencyKey
@@ -58,14 +59,17 @@ class Store(Protocol):
 class MaintainedStore(Store, Protocol):
     """What its maintenance needs."""
 
-    async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
-        """Put one chunk, or nothing, in the place of others, given by id and version; all or nothing.
+    async def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do something in one transaction, between two commits. Raises StoreUnavailableError."""
 
-        Return False if they are no longer as they were. Raises StoreUnavailableError.
+    async def reclaim(self) -> bool:
+        """Give a little free room back to the file system, where there is any; return whether there is more.
+
+        Raises StoreUnavailableError.
         """
 
-    async def maintain(self, maintainer: str, seconds: int) -> bool:
-        """Become or stay who maintains the store, for so long; return False while another one is.
+    async def scrub(self) -> bool:
+        """After that, leave nothing of what was deleted in the write-ahead log; return False where a reader needs it.
 
         Raises StoreUnavailableError.
         """

@@ -7,24 +7,23 @@ lock away, and fights with the event loop to have it back.
 import asyncio
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 import structlog
-from msgspec.structs import astuple
 
 from authsvc.runtime.sql import check_durable, reason
 from authsvc.runtime.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk, StoredChunk, without_repeats
+from httpbridge.log_store.chunk import Chunk, without_repeats
 from httpbridge.log_store.database import EXPECTED_ERRORS, translated
 from httpbridge.log_store.idempotency import note_in_sqlite
-from httpbridge.log_store.schema import NOW, PROBE, WRITTEN_COLUMNS, create_tables
+from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
 
 BUSY_SECONDS_MAX = 2.0
 """How long a commit waits for another process's lock before it is a 503."""
@@ -49,10 +48,10 @@ _ROOM_BYTES_MIN = 64 * 1024 * 1024
 
 _STATEMENT_CHUNKS_MAX = 64
 """Chunks a statement: together below the 999 parameters that every SQLite takes."""
-MAINTAIN = (
-    f"UPDATE log_store SET maintainer = :maintainer, maintained_until = {NOW['sqlite']} + :seconds"  # noqa: S608
-    f" WHERE id = 1 AND (maintainer = :maintainer OR maintained_until < {NOW['sqlite']})"
-)
+_RECLAIMED_PAGES = 500
+"""At a time: two MiB, some milliseconds."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("httpbridge.log_store")
 
@@ -84,8 +83,6 @@ class SqliteStore:
             for rows in range(_STATEMENT_CHUNKS_MAX + 1)
         ]
         """By the number of chunks, so that a commit is one statement; the driver keeps them prepared."""
-        names = ["id", "span", "version", "stored_at", *WRITTEN_COLUMNS]
-        self._replacement = f"INSERT INTO chunks ({','.join(names)}) VALUES ({','.join('?' * len(names))})"  # noqa: S608
 
     async def open(self) -> None:
         """See `sink.Store`; unavailable is what is locked, or on a full disk."""
@@ -99,13 +96,18 @@ class SqliteStore:
         conflicts: list[int] = await self._in_thread(self._insert, chunks, weight)
         return conflicts
 
-    async def replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
-        """See `sink.Store`."""
-        return bool(await self._in_thread(self._replace, old, new))
+    async def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """See `sink.MaintainedStore`."""
+        result: T = await self._in_thread(self._transact, work)
+        return result
 
-    async def maintain(self, maintainer: str, seconds: int) -> bool:
-        """See `sink.Store`."""
-        return bool(await self._in_thread(self._maintain, maintainer, seconds))
+    async def reclaim(self) -> bool:
+        """See `sink.MaintainedStore`."""
+        return bool(await self._in_thread(self._reclaim))
+
+    async def scrub(self) -> bool:
+        """See `sink.MaintainedStore`."""
+        return bool(await self._in_thread(self._scrub))
 
     async def probe(self) -> None:
         """Write a little, durably. Raises StoreUnavailableError when that fails."""
@@ -139,7 +141,8 @@ class SqliteStore:
             elif lost := self._files.lone_wal():
                 raise StoreSetupError(lost)
             self._connection = connection = self._new_connection()
-            _create_tables(connection)
+            with _engine(connection).begin() as begun:
+                create_tables(begun)
             self._files.note(connection)
             _stamp(connection)
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
@@ -204,23 +207,18 @@ class SqliteStore:
         with self._writing(0) as connection:
             connection.execute(PROBE)
 
-    def _replace(self, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
-        with self._writing(len(new.chunk.content) if new is not None else 0) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            ids = ",".join(str(id_) for id_, _ in old)
-            found = connection.execute(f"SELECT id, version FROM chunks WHERE id IN ({ids}) ORDER BY id").fetchall()  # noqa: S608
-            if found != sorted(old):
-                connection.execute("ROLLBACK")
-                return False
-            connection.execute(f"DELETE FROM chunks WHERE id IN ({ids})")  # noqa: S608
-            if new is not None:
-                connection.execute(self._replacement, (*astuple(new)[:-1], *new.chunk.columns))
-            connection.execute("COMMIT")
-        return True
+    def _transact(self, work: Callable[[sa.Connection], T]) -> T:
+        with self._writing(_COMMIT_WAL_BYTES) as connection, _engine(connection).begin() as begun:
+            return work(begun)
 
-    def _maintain(self, maintainer: str, seconds: int) -> bool:
+    def _reclaim(self) -> bool:
+        with self._writing(_RECLAIMED_PAGES * 4096) as connection:
+            connection.execute(f"PRAGMA incremental_vacuum({_RECLAIMED_PAGES})").fetchall()
+            return bool(connection.execute("PRAGMA freelist_count").fetchone() != (0,))
+
+    def _scrub(self) -> bool:
         with self._writing(0) as connection:
-            return connection.execute(MAINTAIN, {"maintainer": maintainer, "seconds": seconds}).rowcount == 1
+            return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0] == 0)
 
     @contextmanager
     def _writing(self, weight: int) -> Iterator[sqlite3.Connection]:
@@ -235,7 +233,7 @@ class SqliteStore:
             self._files.check_main()  # again: it may have been replaced meanwhile
         except FilesLostError as error:
             raise StoreUnavailableError(str(error)) from None
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, sa.exc.SQLAlchemyError, OSError) as error:
             # A new connection knows nothing of the old one's trouble.
             self._disconnect()
             raise StoreUnavailableError(str(self._translated(error))) from None
@@ -313,8 +311,7 @@ def _stamp(connection: sqlite3.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _create_tables(connection: sqlite3.Connection) -> None:
+def _engine(connection: sqlite3.Connection) -> sa.Engine:
     engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
     sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
-    with engine.begin() as begun:
-        create_tables(begun)
+    return engine

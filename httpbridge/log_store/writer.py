@@ -18,9 +18,10 @@ from authsvc.runtime.logging import traceback_without_text
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
-from httpbridge.log_store.merging import Merger
+from httpbridge.log_store.maintenance import Maintenance
 from httpbridge.log_store.origin_store import OriginStore
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.retention import NO_LIMITS, Retention
 from httpbridge.log_store.sink import Store, store_at
 from httpbridge.log_store.writer_client import (
     BUFFER_BYTES,
@@ -40,27 +41,29 @@ _BOUNDS = Bounds(turn_weight=Bounds().commit_weight_max)
 _log = structlog.get_logger("httpbridge.log_store")
 
 
-async def serve_writer(url: str, path: Path, stop: asyncio.Event, started: Callable[[], None]) -> None:
+async def serve_writer(
+    url: str, path: Path, stop: asyncio.Event, started: Callable[[], None], retention: Retention = NO_LIMITS
+) -> None:
     """Listen on `path` for workers and write to the SQLite store at `url`, until `stop` is set.
 
     A store that is unavailable now is no error, as workers are told so until it is back. Raises StoreSetupError.
     """
     store = store_at(url)
     writer = Writer(store, OriginStore(url, store.probe))
-    merger = Merger(store, ReadStore(url), monotonic=time.monotonic)
+    maintenance = Maintenance(store, ReadStore(url), retention, monotonic=time.monotonic)
     try:
         with suppress(StoreUnavailableError):
             await store.open()
         listener = await asyncio.start_unix_server(writer.serve, path, limit=BUFFER_BYTES)
         try:
-            merger.start()
+            maintenance.start()
             started()
             await stop.wait()
         finally:
             listener.close()
     finally:
         await writer.hang_up()
-        await merger.close()
+        await maintenance.close()
         await writer.close()
 
 

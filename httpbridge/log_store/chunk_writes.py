@@ -1,0 +1,44 @@
+"""What maintenance does to chunks within a transaction. For both databases."""
+
+from collections.abc import Sequence
+
+import msgspec
+import sqlalchemy as sa
+
+from httpbridge.log_store.chunk import Chunk
+from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks, log_store
+
+
+class StoredChunk(msgspec.Struct, frozen=True, gc=False):
+    """A chunk as the store has it. The names are those of the columns."""
+
+    id: int
+    span: int
+    version: int
+    stored_at: int
+    chunk: Chunk
+
+
+def maintain(connection: sa.Connection, maintainer: str, seconds: int) -> bool:
+    """Become or stay who maintains the store, for so long; return False while another one is."""
+    now = NowSeconds()
+    is_mine = sa.or_(log_store.c.maintainer == maintainer, log_store.c.maintained_until < now)
+    taking = log_store.update().where(is_mine).values(maintainer=maintainer, maintained_until=now + seconds)
+    return connection.execute(taking).rowcount == 1
+
+
+def replace(connection: sa.Connection, old: Sequence[tuple[int, int]], new: StoredChunk | None) -> bool:
+    """Put one chunk, or nothing, in the place of others, given by id and version.
+
+    Return False, and do nothing, if they are no longer as they were.
+    """
+    of_old = chunks.c.id.in_([id_ for id_, _ in old])
+    found = connection.execute(sa.select(chunks.c.id, chunks.c.version).where(of_old).with_for_update()).all()
+    if sorted(map(tuple, found)) != sorted(old):
+        return False
+    connection.execute(chunks.delete().where(of_old))
+    if new is not None:
+        values = dict(zip(WRITTEN_COLUMNS, new.chunk.columns, strict=True))
+        values |= {"id": new.id, "span": new.span, "version": new.version, "stored_at": new.stored_at}
+        connection.execute(chunks.insert().values(values))
+    return True

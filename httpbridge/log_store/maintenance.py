@@ -1,0 +1,98 @@
+"""What is done to a store in the background: merging, retention, forgetting of idempotency keys.
+
+One process at a time does it, of all that write to the store: the one that holds its lease.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from secrets import token_hex
+
+import msgspec
+import structlog
+
+from httpbridge.errors import StoreUnavailableError
+from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.chunk_writes import maintain
+from httpbridge.log_store.merging import MERGE_LIMITS, MergeLimits, Merger
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.retention import Retainer, Retention
+from httpbridge.log_store.sink import MaintainedStore
+
+_LEASE_SECONDS = 60
+_PAUSE_SECONDS = 0.02
+"""After each of retention's transactions, which take a few milliseconds."""
+
+_log = structlog.get_logger("httpbridge.log_store")
+
+
+class MaintenanceLimits(msgspec.Struct, frozen=True):
+    """How often what is done."""
+
+    merge_seconds: float = 2.0
+    retention_seconds: float = 60.0
+    close_seconds: float = 5.0
+    """For merging all that is left, at the end."""
+
+
+MAINTENANCE_LIMITS = MaintenanceLimits()
+
+
+class Maintenance:
+    """Maintains a store, which somebody else opens and closes; reads it by way of `reader`, which is closed with it."""
+
+    def __init__(
+        self,
+        store: MaintainedStore,
+        reader: ReadStore,
+        retention: Retention,
+        *,
+        monotonic: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        limits: MaintenanceLimits = MAINTENANCE_LIMITS,
+        merge_limits: MergeLimits = MERGE_LIMITS,
+    ) -> None:
+        """`monotonic` is in seconds."""
+        self._store, self._reader = store, reader
+        self._monotonic, self._sleep, self._limits = monotonic, sleep, limits
+        self._merger = Merger(store, reader, monotonic=monotonic, sleep=sleep, limits=merge_limits)
+        self._retainer = Retainer(store, reader, retention, pause=partial(sleep, _PAUSE_SECONDS))
+        self._name = token_hex(8)
+        self._task: asyncio.Task[None] | None = None
+        self._is_failing = False
+
+    def start(self) -> None:
+        """Begin, in the running event loop."""
+        self._task = asyncio.create_task(self._run(), name="log store maintenance")
+
+    async def close(self) -> None:
+        """End; before that merge what is left, as far as there is time."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            with suppress(TimeoutError, StoreUnavailableError, StoreSetupError):
+                async with asyncio.timeout(self._limits.close_seconds):
+                    if await self._hold(_LEASE_SECONDS):
+                        await self._merger.merge(is_last=True)
+                        await self._hold(-1)
+        await self._reader.close()
+
+    async def _run(self) -> None:
+        retained_at = float("-inf")
+        while True:
+            await self._sleep(self._limits.merge_seconds)
+            try:
+                if await self._hold(_LEASE_SECONDS):
+                    await self._merger.merge()
+                    if self._monotonic() - retained_at >= self._limits.retention_seconds:
+                        retained_at = self._monotonic()
+                        await self._retainer.run()
+                self._is_failing = False
+            except (StoreUnavailableError, StoreSetupError) as error:
+                if not self._is_failing:  # once: the next attempt comes soon
+                    _log.warning("log_maintenance_failed", reason=str(error))
+                self._is_failing = True
+
+    async def _hold(self, seconds: int) -> bool:
+        return await self._store.transact(lambda connection: maintain(connection, self._name, seconds))

@@ -1,0 +1,191 @@
+"""Retention: whole chunks go, the oldest first, by age or by bytes, as the operator's and each project's settings say.
+
+Age counts from receipt, by the store's clock; a chunk goes when its last entry does. What goes is counted by project in
+the same transaction. Transactions are small, and ingestion goes on between them.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+import structlog
+
+from httpbridge.log_store.idempotency import KEPT_SECONDS, KEYS_MAX
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.schema import NowSeconds, chunks, idempotency_keys, project_data
+from httpbridge.log_store.sink import MaintainedStore
+
+CHUNK_BYTES = 512
+"""What a chunk takes besides its content, roughly."""
+
+STORED_BYTES = sa.func.length(chunks.c.content) + CHUNK_BYTES
+"""What a chunk takes."""
+
+_DROPPED_MAX = 64
+"""Chunks a transaction."""
+
+_FORGOTTEN_MAX = 2000
+"""Idempotency keys a transaction."""
+
+_FOUND_MAX = 10_000
+_DAY_SECONDS = 86_400
+
+_log = structlog.get_logger("httpbridge.log_store")
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """What may stay; 0 sets no limit."""
+
+    days: int = 0
+    """Of every project without days of its own."""
+    store_bytes_max: int = 0
+    """Of all projects together."""
+
+
+NO_LIMITS = Retention()
+
+
+class ProjectData(NamedTuple):
+    """A project's own limits, and what was dropped of it. The names are those of the columns."""
+
+    project_id: str
+    retention_days: int | None = None
+    """None is as all have it, 0 keeps everything."""
+    bytes_max: int | None = None
+    """As they are stored; None sets no limit."""
+    dropped_entries: int = 0
+    dropped_bytes: int = 0
+    dropped_at: int | None = None
+    """When the last of them went, in seconds since 1970."""
+
+
+async def project_data_of(store: ReadStore) -> dict[str, ProjectData]:
+    """Return that of all projects that have any."""
+    columns = [project_data.c[name] for name in ProjectData._fields]
+    return {row[0]: ProjectData(*row) for row in await store.rows(sa.select(*columns))}
+
+
+def set_retention(connection: sa.Connection, project_id: str, days: int | None, bytes_max: int | None) -> None:
+    """Set a project's own limits, in the caller's transaction; see ProjectData."""
+    _upsert(connection, project_id, {"retention_days": days, "bytes_max": bytes_max})
+
+
+class Retainer:
+    """Drops what may not stay. Reads by way of `reader`; `pause` is awaited after each transaction."""
+
+    def __init__(
+        self,
+        store: MaintainedStore,
+        reader: ReadStore,
+        retention: Retention,
+        *,
+        pause: Callable[[], Awaitable[None]],
+        keys_max: int = KEYS_MAX,
+    ) -> None:
+        self._store, self._reader, self._retention, self._pause = store, reader, retention, pause
+        self._keys_max = keys_max
+
+    async def run(self) -> None:
+        """Drop all that may not stay. Raises as the stores do."""
+        of_projects = await project_data_of(self._reader)
+        await self._drop_old(of_projects)
+        for project in of_projects.values():
+            if project.bytes_max:
+                await self._drop_above(project.bytes_max, "project_bytes", chunks.c.project_id == project.project_id)
+        if self._retention.store_bytes_max:
+            await self._drop_above(self._retention.store_bytes_max, "store_bytes", sa.true())
+        await self._forget_keys()
+        while await self._store.reclaim():
+            await self._pause()
+
+    async def _drop_old(self, of_projects: dict[str, ProjectData]) -> None:
+        own = {name: data.retention_days for name, data in of_projects.items() if data.retention_days is not None}
+        rules = [(days, chunks.c.project_id == name) for name, days in own.items()]
+        rules.append((self._retention.days, chunks.c.project_id.not_in(list(own))))
+        for days, of_project in rules:
+            is_old = chunks.c.stored_at < NowSeconds() - days * _DAY_SECONDS
+            while days and (ids := await self._ids(sa.select(chunks.c.id).where(of_project, is_old))):
+                await self._drop(ids, "age")
+
+    async def _drop_above(self, bytes_max: int, reason: str, of_project: sa.ColumnElement[bool]) -> None:
+        ((total,),) = await self._reader.rows(sa.select(sa.func.sum(STORED_BYTES)).where(of_project))
+        oldest = sa.select(chunks.c.id, STORED_BYTES).where(of_project).order_by(chunks.c.id).limit(_FOUND_MAX)
+        while (total or 0) > bytes_max:
+            ids = []
+            for id_, stored_bytes in await self._reader.rows(oldest):
+                if total <= bytes_max:
+                    break
+                ids.append(id_)
+                total -= stored_bytes
+            await self._drop(ids, reason)
+
+    async def _ids(self, statement: sa.Select[tuple[int]]) -> list[int]:
+        return sorted(id_ for (id_,) in await self._reader.rows(statement.limit(_FOUND_MAX)))
+
+    async def _drop(self, ids: list[int], reason: str) -> None:
+        dropped: Counter[str] = Counter()
+        for start in range(0, len(ids), _DROPPED_MAX):
+            some = ids[start : start + _DROPPED_MAX]
+            dropped += await self._store.transact(partial(_drop, ids=some))
+            await self._pause()
+        for project_id, entries in dropped.items():
+            log = _log.warning if reason == "store_bytes" else _log.info
+            log("logs_dropped", project=project_id, entries=entries, reason=reason)
+
+    async def _forget_keys(self) -> None:
+        """Forget idempotency keys that are a day old, and the oldest of those that are too many."""
+        keys = idempotency_keys
+        old = keys.c.stored_at < NowSeconds() - KEPT_SECONDS
+        await self._forget(sa.select(keys.c.project_id, keys.c.key).where(old).limit(_FOUND_MAX))
+        counts = sa.select(keys.c.project_id, sa.func.count()).group_by(keys.c.project_id)
+        for project_id, number in await self._reader.rows(counts.having(sa.func.count() > self._keys_max)):
+            of_project = sa.select(keys.c.project_id, keys.c.key).where(keys.c.project_id == project_id)
+            most = number - self._keys_max
+            await self._forget(of_project.order_by(keys.c.stored_at).limit(most))
+            _log.warning("idempotency_keys_forgotten", project=project_id, keys=most)
+
+    async def _forget(self, statement: sa.Select[Any]) -> None:
+        found = await self._reader.rows(statement)
+        for start in range(0, len(found), _FORGOTTEN_MAX):
+            some = [tuple(row) for row in found[start : start + _FORGOTTEN_MAX]]
+            await self._store.transact(partial(_forget, keys=some))
+            await self._pause()
+
+
+def _drop(connection: sa.Connection, ids: list[int]) -> Counter[str]:
+    """Delete chunks and count them; return the entries by project."""
+    of_ids = chunks.c.id.in_(ids)
+    found = sa.select(chunks.c.project_id, chunks.c.entries, STORED_BYTES).where(of_ids).with_for_update()
+    entries: Counter[str] = Counter()
+    stored: Counter[str] = Counter()
+    for project_id, number, stored_bytes in connection.execute(found).all():
+        entries[project_id] += number
+        stored[project_id] += stored_bytes
+    connection.execute(chunks.delete().where(of_ids))
+    for project_id, number in entries.items():
+        _upsert(
+            connection,
+            project_id,
+            {
+                "dropped_entries": project_data.c.dropped_entries + number,
+                "dropped_bytes": project_data.c.dropped_bytes + stored[project_id],
+                "dropped_at": NowSeconds(),
+            },
+        )
+    return entries
+
+
+def _forget(connection: sa.Connection, keys: list[tuple[Any, ...]]) -> None:
+    rows = idempotency_keys
+    connection.execute(rows.delete().where(sa.tuple_(rows.c.project_id, rows.c.key).in_(keys)))
+
+
+def _upsert(connection: sa.Connection, project_id: str, values: dict[str, Any]) -> None:
+    """Change the row of a project, which may not be there yet."""
+    of_project = project_data.c.project_id == project_id
+    if not connection.execute(sa.select(project_data.c.project_id).where(of_project).with_for_update()).first():
+        connection.execute(project_data.insert().values(project_id=project_id))
+    connection.execute(project_data.update().where(of_project).values(values))
