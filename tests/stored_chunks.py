@@ -5,12 +5,23 @@ from typing import Any
 
 import msgspec
 
-from httpbridge.log_store.chunk import Content, Line, instant_of
+from httpbridge.log_store.chunk import Content, Line, chunks_of, encode, instant_of
 from httpbridge.log_store.scan import instant
+from httpbridge.log_store.schema import WRITTEN_COLUMNS
+from httpbridge.logs import LogBatch
 
 SELECT = "SELECT id, project_id, content FROM chunks ORDER BY id"
 
 _decode = msgspec.json.Decoder(Line).decode
+
+
+COLUMNS = ", ".join(WRITTEN_COLUMNS)
+
+
+def chunk_values(batch: LogBatch) -> tuple[object, ...]:
+    """Return what a store has in WRITTEN_COLUMNS for a batch that is committed alone."""
+    (chunk,) = chunks_of([encode(batch)])
+    return msgspec.structs.astuple(chunk)
 
 
 def entries_of(chunks: Iterable[tuple[int, str, bytes]]) -> list[dict[str, Any]]:

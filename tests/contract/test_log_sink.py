@@ -261,11 +261,15 @@ async def test_a_store_of_a_newer_version_is_refused(database_url: str) -> None:
         await open_sql_sink(database_url, monotonic=Clock())
 
 
+def make_file(url: str) -> None:
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).touch()
+
+
 @pytest.mark.parametrize("version", [1, 2])
 async def test_a_store_of_rows_is_refused_and_the_way_out_named(database_url: str, version: int) -> None:
     """By the sink and by whoever reads. Nothing in it is changed."""
-    if database_url.startswith("sqlite"):
-        Path(database_url.removeprefix("sqlite:///")).touch()
+    make_file(database_url)
     engine = reading_engine(database_url)
     async with engine.begin() as connection:
         await connection.run_sync(lambda sync: tables.create_all(sync, [log_store]))
