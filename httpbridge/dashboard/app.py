@@ -36,7 +36,7 @@ from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
 from httpbridge.dashboard.views.sign_in import SignIn
 from httpbridge.http.listener import Listener
-from httpbridge.log_store.queries import LogQueries
+from httpbridge.log_store.queries import QUERY_LIMITS, LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.tls import key_service_tls, server_tls
 
@@ -56,6 +56,7 @@ async def serve(
     *,
     now: Callable[[], datetime] = now,
     limits: ConnectionLimits = CONNECTION_LIMITS,
+    query_limits: QueryLimits = QUERY_LIMITS,
 ) -> None:
     """Serve until `stop` is set.
 
@@ -81,7 +82,7 @@ async def serve(
         )
         stack.push_async_callback(store.close)
         pages = Pages(sessions, config.clients_url(), now)
-        queries = LogQueries(store, monotonic=time.monotonic)
+        queries = LogQueries(store, monotonic=time.monotonic, limits=query_limits)
         streams = LogStreams(
             store,
             session_id=partial(session_id, sessions),

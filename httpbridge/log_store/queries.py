@@ -198,12 +198,14 @@ class LogQueries:
         if not selection.text:
             return None
         scan = Scan(selection)
-        entries = 0
+        entries, newest = 0, ""
         async with self._store.connection() as connection:
             async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
                 if scan.may_match(chunk.summary):
-                    if entries and entries + chunk.entries > self.limits.entries_max // 2:
-                        return min(instant(chunk.last_at), selection.end.timestamp)
+                    reached = min(chunk.last_at, scan.end)
+                    if entries + chunk.entries > self.limits.entries_max // 2 and reached < newest:
+                        return instant(reached) + timedelta(microseconds=1)
+                    newest = newest or reached
                     entries += chunk.entries
         return None
 

@@ -1,6 +1,7 @@
 """Every store answers what a store of rows answered about the same logs."""
 
 import json
+
 from tests.contract.log_answers import GOLDEN, answers, fill
 
 

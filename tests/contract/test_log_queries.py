@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store import queries as log_queries
-from httpbridge.log_store.selection import LogFilter, LogRow, Position
 from httpbridge.log_store.queries import Activity, LogQueries
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError
 from httpbridge.log_store.schema import logs
+from httpbridge.log_store.selection import LogFilter, LogRow, Position
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
 from httpbridge.logs import Level, LogEntry

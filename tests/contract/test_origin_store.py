@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -13,7 +12,7 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import origin_store
 from httpbridge.log_store.origin_store import OriginCount, OriginStore, SeenOrigin, SeenOrigins, seen_origins
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import log_store, logs, origin_counts, tables
+from httpbridge.log_store.schema import origin_counts
 from tests.contract.test_log_sink import batch, query, reading_engine, sink_on, stored_messages
 from tests.httpbridge.log_store.test_sqlite_store import size
 
@@ -134,24 +133,3 @@ async def test_writing_counts_leaves_the_wal_to_the_sink_while_it_is_small(
             await store.add(counts, NOW)
             sizes.append(size(path))
         assert (sizes[-1] < 5_000_000) is is_begun_anew  # SQLite's own measure is 1,000 pages
-
-
-def make_file(url: str) -> None:
-    if url.startswith("sqlite"):
-        Path(url.removeprefix("sqlite:///")).touch()
-
-
-async def test_a_store_of_version_1_becomes_one_of_this_version(database_url: str) -> None:
-    """Its logs stay, and the sink goes on."""
-    make_file(database_url)
-    engine = reading_engine(database_url)
-    async with engine.begin() as connection:
-        await connection.run_sync(lambda sync: tables.create_all(sync, [logs, log_store]))
-        await connection.execute(log_store.insert().values(id=1, schema_version=1, probes=7))
-    await engine.dispose()
-    async with sink_on(database_url) as sink:
-        await sink.write(batch("after"))
-    (row,) = await query(database_url, sa.select(log_store))
-    assert row == {"id": 1, "schema_version": 2, "probes": 7}
-    assert await query(database_url, sa.select(origin_counts)) == []
-    assert await stored_messages(database_url) == ["after"]

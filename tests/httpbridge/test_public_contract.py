@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from authsvc.client import KeyServiceUnavailableError
-from httpbridge.errors import BatchRefusedError, BridgeError, StoreUnavailableError
+from httpbridge.errors import BridgeError, StoreUnavailableError
 from httpbridge.http.server import Readiness, ReadyStatus
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
@@ -114,12 +114,6 @@ async def test_logs_are_received_when_their_request_is_not_when_its_body_is_whol
     client.send(BODY[-5:])
     assert (await client.answer()).status == 200
     assert bridge.sink.batches[0].received_at == received_at
-
-
-async def test_a_batch_that_the_store_refuses_is_a_503_as_its_sender_is_not_to_blame(bridge: Bridge) -> None:
-    bridge.sink.failure = BatchRefusedError("it cannot hold this batch")
-    answer = await bridge.exchange(request(body=BODY))
-    assert (answer.status, json.loads(answer.body)) == (503, {"error": "Log store unavailable"})
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,23 @@ import pytest
 from httpbridge.cli.log_view import json_line, show_logs, text_line
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.selection import LogFilter, StoredLog
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
+from httpbridge.log_store.selection import LogFilter, StoredLog
 from httpbridge.logs import Level, LogEntry
 from httpbridge.text import parse_since, printable
 from tests.contract.test_log_sink import RECEIVED_AT, batch, sink_on
+from tests.stored_chunks import COLUMNS, chunk_values
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
-INSERT = (
-    "INSERT INTO logs (project_id, key_id, received_at, service, environment, level, message, timestamp) "
-    "VALUES ('demo', 'k', now(), 's', 'e', 'info', $1, '2026-12-01')"
-)
+
+async def insert(connection: asyncpg.Connection, message: str) -> None:
+    """Store an entry, as another bridge does."""
+    await connection.execute(
+        f"INSERT INTO chunks ({COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        *chunk_values(batch(entries=[LogEntry(Level.INFO, message, timestamp=datetime(2026, 12, 1, tzinfo=UTC))])),
+    )
 
 
 def entry(message: str, minute: int = 0, level: Level = Level.INFO) -> LogEntry:
@@ -135,7 +139,7 @@ async def test_following_misses_nothing_that_is_committed_late(postgres_url: str
         slow = await asyncpg.connect(postgres_url)
         first = slow.transaction()
         await first.start()
-        await slow.execute(INSERT, "before the start")
+        await insert(slow, "before the start")
         await sink.write(batch("listed"))
         async with following(postgres_url, LogFilter(project_id="demo")) as follower:
             assert await follower.poll() == []
@@ -144,7 +148,7 @@ async def test_following_misses_nothing_that_is_committed_late(postgres_url: str
             assert await follower.poll() == ["before the start"]
             second = slow.transaction()
             await second.start()
-            await slow.execute(INSERT, "while following")
+            await insert(slow, "while following")
             await sink.write(batch("quick"))
             assert await follower.poll() == ["quick"]
             await second.commit()
@@ -159,7 +163,7 @@ async def test_what_arrives_during_the_listing_is_shown_once(postgres_url: str) 
         slow = await asyncpg.connect(postgres_url)
         late = slow.transaction()
         await late.start()
-        await slow.execute(INSERT, "late")
+        await insert(slow, "late")
         await sink.write(batch(entries=[entry(str(number), number) for number in range(1500)]))
         store = ReadStore(postgres_url)
         polls = 0

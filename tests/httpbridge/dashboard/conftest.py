@@ -17,6 +17,7 @@ from authsvc.runtime.environment import Address
 from httpbridge.config import Config
 from httpbridge.dashboard import app
 from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits
+from httpbridge.log_store.queries import QUERY_LIMITS, QueryLimits
 from tests.authsvc.conftest import running as running_key_service
 
 TOKEN = "the-token-of-the-dashboard-of-tests"
@@ -187,6 +188,7 @@ async def running(
     key_service: Address,
     now: Callable[[], datetime] = clock.now,
     limits: ConnectionLimits = CONNECTION_LIMITS,
+    query_limits: QueryLimits = QUERY_LIMITS,
     /,
     **variables: str,
 ) -> AsyncIterator[Dashboard]:
@@ -200,7 +202,8 @@ async def running(
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
     config = Config.from_environment(environ)
-    task = asyncio.create_task(app.serve(config, stop, started.set_result, now=now, limits=limits))
+    serving = app.serve(config, stop, started.set_result, now=now, limits=limits, query_limits=query_limits)
+    task = asyncio.create_task(serving)
     waiting: list[asyncio.Future[Any]] = [task, started]
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
@@ -215,10 +218,19 @@ async def running(
 
 
 @pytest.fixture
-async def dashboard(tmp_path: Path) -> AsyncIterator[Dashboard]:
+def query_limits() -> QueryLimits:
+    """For a test to parametrize."""
+    return QUERY_LIMITS
+
+
+@pytest.fixture
+async def dashboard(tmp_path: Path, query_limits: QueryLimits) -> AsyncIterator[Dashboard]:
     """Run a key service and a dashboard."""
     state_dir = tmp_path / "state"
-    async with running_key_service(state_dir) as service, running(state_dir, service.address) as dashboard:
+    async with (
+        running_key_service(state_dir) as service,
+        running(state_dir, service.address, clock.now, CONNECTION_LIMITS, query_limits) as dashboard,
+    ):
         yield dashboard
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import pytest
 from structlog.testing import capture_logs
 
-from httpbridge.errors import BatchRefusedError, StoreUnavailableError
+from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 
@@ -95,16 +95,6 @@ async def test_a_commit_holds_no_more_than_its_weight_and_never_nothing() -> Non
     await group_commit.close()
 
 
-async def test_a_refused_item_fails_alone_and_costs_few_commits() -> None:
-    store = Store(lambda group: BatchRefusedError("no") if "x" in group else None)
-    group_commit = GroupCommit(store.commit)
-    outcomes = await submit_all(group_commit, "abcdefghijklmnox")
-    assert outcomes == [type(None)] * 15 + [BatchRefusedError]
-    assert "".join(store.stored) == "abcdefghijklmno"
-    assert len(store.tried) == 9
-    await group_commit.close()
-
-
 async def test_a_failed_store_is_not_tried_again_for_the_same_items() -> None:
     """The outcome of such a commit is unknown, so trying again might store twice; the next commit does try."""
     failures: list[Outcome] = [StoreUnavailableError("gone"), None]
@@ -145,21 +135,6 @@ async def test_closing_ends_in_time_though_the_store_does_not_answer() -> None:
     await group_commit.close(timeout_seconds=0.01)
     outcomes = await asyncio.gather(*writes, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
-
-
-async def test_a_store_that_fails_while_poison_is_singled_out_fails_the_rest() -> None:
-    """Settled items keep their outcome, and those not tried yet are not stored."""
-
-    def refuses(group: list[str]) -> Outcome:
-        if len(group) > 1 and "x" in group:
-            return BatchRefusedError("no")
-        return StoreUnavailableError("gone") if group == ["x"] else None
-
-    store = Store(refuses)
-    group_commit = GroupCommit(store.commit)
-    assert await submit_all(group_commit, "abxc") == [type(None)] * 2 + [StoreUnavailableError] * 2
-    assert store.stored == ["a", "b"]
-    await group_commit.close()
 
 
 async def test_a_defect_reaches_its_callers_and_the_writer_goes_on() -> None:

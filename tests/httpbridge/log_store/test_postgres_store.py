@@ -115,7 +115,7 @@ async def test_a_locked_table_is_unavailable_in_bounded_time(
     async with sink_on(postgres_url) as sink:
         await sink.write(batch("before"))
         blocker = await asyncpg.connect(postgres_url)
-        await blocker.execute("BEGIN; LOCK TABLE logs")
+        await blocker.execute("BEGIN; LOCK TABLE chunks")
         monkeypatch.setattr("httpbridge.log_store.postgres_store.COMMIT_SECONDS_MAX", 0.3)
         with pytest.raises(StoreUnavailableError):
             await sink.write(batch("refused"))

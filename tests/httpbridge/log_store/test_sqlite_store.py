@@ -1,7 +1,9 @@
 """The SQL sink on SQLite: its durability settings, locks, full disks and its WAL."""
 
 import asyncio
+import base64
 import errno
+import random
 import sqlite3
 import subprocess
 import sys
@@ -18,13 +20,14 @@ import structlog
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.origin_store import OriginCount, OriginStore
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.rows import Row
-from httpbridge.log_store.schema import logs
+from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.sink import open_sql_sink
 from httpbridge.log_store.sqlite_store import SqliteStore
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
+from tests.stored_chunks import entries_of
 
 # Holds the file's lock until its standard input ends.
 LOCKER = """
@@ -86,13 +89,14 @@ import asyncio, resource, signal, sys
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.sink import open_sql_sink
 from tests.contract.test_log_sink import batch
+from tests.httpbridge.log_store.test_sqlite_store import noise
 
 async def main():
     seconds = 0.0
     sink = await open_sql_sink(sys.argv[1], monotonic=lambda: seconds)
     await sink.write(batch("before"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
-    for text in ("large " * 50_000, "small"):
+    for text in (noise(300_000), "small"):
         try:
             await sink.write(batch(text))
         except StoreUnavailableError as error:
@@ -184,7 +188,7 @@ async def test_the_wal_stays_bounded_under_writes_without_a_pause(
     path = sqlite_url.removeprefix("sqlite:///") + "-wal"
     async with sink_on(sqlite_url) as sink:
         for _ in range(150):
-            await sink.write(batch("x" * 200_000))
+            await sink.write(batch(noise(200_000)))
         assert 0 < size(path) < 6_000_000
     assert size(path) == 0
 
@@ -217,7 +221,7 @@ async def test_commits_wait_for_a_checkpoint_that_they_are_far_ahead_of(
 
         async def write() -> None:
             for _ in range(60):
-                await sink.write(batch("x" * 20_000))
+                await sink.write(batch(noise(20_000)))
 
         with held_checkpoints() as go_on:
             writing = asyncio.create_task(write())
@@ -233,8 +237,8 @@ async def test_who_makes_the_wal_grow_waits_for_its_checkpoint_and_nobody_else(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else others would wait while what large batches brought during the checkpoint is copied after it."""
-    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 2_000_000)
-    large = batch("x" * 1_200_000)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_store.CHECKPOINT_BYTES", 1_000_000)
+    large = batch(noise(1_600_000))
     async with sink_on(sqlite_url) as sink:
         with held_checkpoints() as go_on:
             await sink.write(large)
@@ -244,14 +248,14 @@ async def test_who_makes_the_wal_grow_waits_for_its_checkpoint_and_nobody_else(
             assert not waiting.done()
             go_on.set()
             await waiting
-    assert [message[:1] for message in await stored_messages(sqlite_url)] == ["x", "0", "1", "2", "x"]
+    assert [len(message) for message in await stored_messages(sqlite_url)] == [1_600_000, 1, 1, 1, 1_600_000]
 
 
 def reader(url: str) -> sqlite3.Connection:
     """Begin to read: what is committed from now on cannot be copied out of the WAL before this ends."""
     connection = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     connection.execute("BEGIN")
-    connection.execute("SELECT count(*) FROM logs").fetchall()
+    connection.execute("SELECT count(*) FROM chunks").fetchall()
     return connection
 
 
@@ -267,7 +271,7 @@ async def test_a_wal_that_readers_keep_growing_is_told_of_once_and_once_that_it_
         readers = [reader(sqlite_url)]
         with structlog.testing.capture_logs() as lines:
             for _ in range(100):
-                await sink.write(batch("x" * 50_000))
+                await sink.write(batch(noise(50_000)))
                 readers.append(reader(sqlite_url))
                 readers.pop(0 if takes_turns and len(readers) > 2 else -1).close()
             assert [line["event"] for line in lines] == ["log_wal_held"]
@@ -276,8 +280,13 @@ async def test_a_wal_that_readers_keep_growing_is_told_of_once_and_once_that_it_
             for left in readers:
                 left.close()
             for _ in range(50):
-                await sink.write(batch("x" * 50_000))
+                await sink.write(batch(noise(50_000)))
             assert [line["event"] for line in lines] == ["log_wal_held", "log_wal_released"]
+
+
+def noise(characters: int) -> str:
+    """Return a text that takes about three quarters as many bytes compressed, always the same one."""
+    return base64.b64encode(random.Random(characters).randbytes(characters)).decode()[:characters]
 
 
 def size(path: str) -> int:
@@ -380,16 +389,16 @@ async def test_a_batch_whose_store_goes_while_it_is_written_is_not_acknowledged(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was in its place as the commit began. Once it is back, the batch is there, whole."""
-    insert_rows = SqliteStore._insert_rows
+    insert_chunks = SqliteStore._insert_chunks
     files = files_of(sqlite_url)
 
-    def insert_and_lose(store: SqliteStore, connection: sqlite3.Connection, rows: list[Row]) -> None:
-        insert_rows(store, connection, rows)
+    def insert_and_lose(store: SqliteStore, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
+        insert_chunks(store, connection, chunks)
         move(files)
 
     async with sink_on(sqlite_url) as sink:
         await sink.write(batch("before"))
-        monkeypatch.setattr(SqliteStore, "_insert_rows", insert_and_lose)
+        monkeypatch.setattr(SqliteStore, "_insert_chunks", insert_and_lose)
         with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
             await sink.write(batch("meanwhile"))
         monkeypatch.undo()
@@ -422,9 +431,10 @@ async def test_who_reads_a_store_reads_the_one_that_is_there_now(sqlite_url: str
         async with sink_on(url) as sink:
             await sink.write(batch(text))
     store = ReadStore(sqlite_url)
-    assert await store.rows(sa.select(logs.c.message)) == [("old",)]
+    read = sa.select(chunks.c.id, chunks.c.project_id, chunks.c.content)
+    assert [entry["message"] for entry in entries_of(await store.rows(read))] == ["old"]
     new.rename(files[0])
-    assert await store.rows(sa.select(logs.c.message)) == [("new",)]
+    assert [entry["message"] for entry in entries_of(await store.rows(read))] == ["new"]
     await store.close()
 
 
@@ -499,7 +509,7 @@ async def test_a_store_that_was_moved_is_not_made_anew_after_an_error_either(
         await sink.write(batch("before"))
         if is_disconnected:
             with closing(sqlite3.connect(files[0])) as other:
-                other.execute("ALTER TABLE logs RENAME TO elsewhere")
+                other.execute("ALTER TABLE chunks RENAME TO elsewhere")
             with pytest.raises(StoreUnavailableError, match="no such table"):
                 await sink.write(batch("refused"))
         move(files)
@@ -542,11 +552,11 @@ async def test_a_store_that_was_lost_heals_and_says_so_once(sqlite_url: str) -> 
         with structlog.testing.capture_logs() as lines:
             await sink.write(batch("before"))
             other = sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))
-            other.execute("ALTER TABLE logs DROP COLUMN context")
+            other.execute("ALTER TABLE chunks DROP COLUMN size")
             for _ in range(2):
-                with pytest.raises(StoreUnavailableError, match="no column named context"):
+                with pytest.raises(StoreUnavailableError, match="no column named size"):
                     await sink.write(batch("secret"))
-            other.execute("DROP TABLE logs")
+            other.execute("DROP TABLE chunks")
             other.close()
             with pytest.raises(StoreUnavailableError):
                 await sink.check()
@@ -554,5 +564,5 @@ async def test_a_store_that_was_lost_heals_and_says_so_once(sqlite_url: str) -> 
             await sink.write(batch("and on"))
     assert await stored_messages(sqlite_url) == ["after", "and on"]
     assert [line["event"] for line in lines] == ["log_store_lost", "log_store_back"]
-    assert "no column named context" in lines[0]["reason"]
+    assert "no column named size" in lines[0]["reason"]
     assert "secret" not in str(lines)

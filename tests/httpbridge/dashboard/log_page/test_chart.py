@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from httpbridge.dashboard.log_page.chart import BARS_MAX, GAP, HEIGHT, Chart, chart, edges
-from httpbridge.log_store.selection import Position
 from httpbridge.log_store.queries import Bucket
+from httpbridge.log_store.selection import Position
 from httpbridge.logs import Level
 
 NOW = datetime(2026, 11, 23, 20, 15, 42, tzinfo=UTC)

@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from pathlib import Path
@@ -18,13 +19,14 @@ from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app
 from httpbridge.dashboard.log_page import page as logs_view
 from httpbridge.dashboard.log_page.filters import position_text, read_position
-from httpbridge.log_store import queries as log_queries
-from httpbridge.log_store.selection import Position
+from httpbridge.log_store.queries import QueryLimits
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.selection import Position
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.logs import Level, LogEntry
 from tests.contract.test_log_sink import batch, reading_engine, sink_on
 from tests.httpbridge.dashboard.conftest import Answer, Browser, Dashboard, running
+from tests.stored_chunks import COLUMNS, chunk_values
 
 PAGE = "/projects/demo/logs"
 _ENTRY = re.compile(r'<details class="entry level-(\w+)" data-id="(\d+)">(.*?)</details>', re.DOTALL)
@@ -240,11 +242,10 @@ async def test_older_pages_follow_without_a_gap_and_keep_the_filter(browser: Bro
     assert ">Older<" not in page.text
 
 
-async def test_a_long_search_says_how_far_it_got_and_goes_on_at_a_click(
-    browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 1000)  # half of it for the chart of the first page
-    await write(sink, *(entry("hay", 1) for _ in range(600)))
+@pytest.mark.parametrize("query_limits", [QueryLimits(entries_max=1000)])  # half of it for the chart of the first page
+async def test_a_long_search_says_how_far_it_got_and_goes_on_at_a_click(browser: Browser, sink: SqlSink) -> None:
+    for _ in range(6):
+        await write(sink, *(entry("hay", 1) for _ in range(100)))
     await write(sink, entry("needle", 2))
     page = await browser.get(PAGE + "?text=needle")
     assert messages(page) == []
@@ -303,11 +304,10 @@ async def test_entries_of_the_future_and_of_antiquity_take_over_no_view(
         assert messages(await browser.get(link(page, "Show it"))) == ["ancient"]
 
 
+@pytest.mark.parametrize("query_limits", [QueryLimits(counted_entries_max=2)])
 async def test_more_entries_of_the_future_than_are_numbered_are_said_to_be_more(
-    browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
+    browser: Browser, sink: SqlSink
 ) -> None:
-    for module in (log_queries, logs_view):
-        monkeypatch.setattr(module, "ENTRIES_COUNTED_MAX", 2)
     await write(sink, entry("now"), *(entry("later", -60) for _ in range(3)))
     assert "More than 2 entries claim to be from the future" in (await browser.get(PAGE)).words
 
@@ -320,13 +320,13 @@ async def test_live_tail_shows_entries_of_the_future(browser: Browser, sink: Sql
     assert ">later</bdi>" in await browser.beginning(unescape(path), "headline")
 
 
-async def test_a_chart_of_too_much_shows_what_can_be_counted_in_fine_bars(
-    browser: Browser, sink: SqlSink, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(log_queries, "ROWS_MAX", 100)
+@pytest.mark.parametrize("query_limits", [QueryLimits(entries_max=200)])
+async def test_a_chart_of_too_much_shows_what_can_be_counted_in_fine_bars(browser: Browser, sink: SqlSink) -> None:
     # The newest hundred in four seconds of thirty days.
-    await write(sink, *(entry("hay", 5 + number / 1500) for number in range(300)), entry("old", 60 * 24 * 29))
-    page = await browser.get(PAGE + "?range=30d&level=info")
+    await write(sink, entry("old hay", 60 * 24 * 29))
+    for start in (200, 100, 0):
+        await write(sink, *(entry("hay", 5 + number / 1500) for number in range(start, start + 100)))
+    page = await browser.get(PAGE + "?range=30d&level=info&text=hay")
     assert 'class="uncounted"' not in page.text
     assert "what is older than 20" in page.words
     title = re.search(r'<title id="chart-title">(.*?)</title>', page.text, re.DOTALL)
@@ -409,8 +409,8 @@ async def test_a_store_that_fails_in_the_middle_of_a_page_is_a_page_that_says_so
     await write(sink, entry("a"))
     engine = reading_engine(f"sqlite:///{dashboard.state_dir / 'logs.db'}")
     async with engine.begin() as connection:
-        await connection.execute(sa.text("ALTER TABLE logs RENAME COLUMN context TO away"))
-        await connection.execute(sa.text("ALTER TABLE logs RENAME COLUMN service TO gone"))
+        await connection.execute(sa.text("ALTER TABLE chunks RENAME COLUMN summary TO away"))
+        await connection.execute(sa.text("ALTER TABLE chunks RENAME COLUMN content TO gone"))
     await engine.dispose()
     page = await browser.get(PAGE)
     assert (page.status, "The log store is unavailable" in page.words) == (503, True)
@@ -424,8 +424,10 @@ async def test_a_statement_that_takes_too_long_is_stopped_and_the_page_says_so(
         browser = await dashboard.browser()
         await write(sink, entry("a"))
         assert messages(await browser.get(PAGE)) == ["a"]  # too little work to look at the clock
-        await write(sink, *(entry("hay") for _ in range(3000)))
-        page = await browser.get(PAGE + "?text=needle")
+        with closing(sqlite3.connect(tmp_path / "logs.db")) as store, store:  # many newer chunks to pass over
+            values = chunk_values(batch(entries=[entry("hay")]))
+            store.executemany(f"INSERT INTO chunks ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", [values] * 5000)
+        page = await browser.get(PAGE + "?since=3h&until=2h")
         assert (page.status, "The log store is slow" in page.words) == (503, True)
         assert (await browser.get(link(page, "The last 15 minutes"))).status in (200, 503)
 

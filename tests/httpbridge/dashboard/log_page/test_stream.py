@@ -17,8 +17,9 @@ from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
 from httpbridge.dashboard.log_page.stream import LogStreams, StreamLimits
 from httpbridge.dashboard.pages import Pages
-from httpbridge.log_store.selection import LogFilter
+from httpbridge.log_store.chunk import IDS
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.tail import Arrivals, Cursor, LogTail
 from httpbridge.logs import Level, LogEntry
@@ -152,7 +153,7 @@ async def test_entries_arrive_once_and_a_new_stream_goes_on_where_the_last_one_e
         event = await events.next()
         assert headlines(event) == ["b\\x1b[31m&lt;b&gt;", "a"]
         html = json.loads(event["data"])["html"]
-        assert (re.findall(r'data-id="(\d+)"', html), event["id"]) == (["3", "2"], "3")
+        assert (re.findall(r'data-id="(\d+)"', html), event["id"]) == ([str(2 * IDS + 1), str(2 * IDS)], "2")
         named = {"time", "message", "service", "environment", "key_id", "received"}
         assert set(re.findall(r"<dt>(.*?)</dt>", html)) == named
         await sink.write(batch("c"))
@@ -280,11 +281,11 @@ async def test_trouble_with_the_store_is_said_once_and_then_it_goes_on(sqlite_ur
         assert await events.messages() == ["a"]
         engine = reading_engine(sqlite_url)
         async with engine.begin() as connection:
-            await connection.execute(sa.text("ALTER TABLE logs RENAME TO away"))
+            await connection.execute(sa.text("ALTER TABLE chunks RENAME TO away"))
         trouble = await events.next()
         assert trouble["event"] == "trouble"
         async with engine.begin() as connection:
-            await connection.execute(sa.text("ALTER TABLE away RENAME TO logs"))
+            await connection.execute(sa.text("ALTER TABLE away RENAME TO chunks"))
         await engine.dispose()
         assert headlines(await events.next()) == []  # it is back
         await sink.write(batch("b"))
@@ -301,7 +302,8 @@ async def test_the_dashboard_streams_what_the_filter_admits_until_one_signs_out(
         async def write(*messages: str, level: Level = Level.ERROR, **changes: Any) -> None:
             await sink.write(batch(entries=[LogEntry(level, message, now) for message in messages], **changes))
 
-        await write("1", "2")
+        for message in "12":
+            await write(message)
         page = (await browser.get("/projects/demo/logs?level=error")).text
         assert 'data-stream="/projects/demo/logs/stream?level=error&amp;after=2"' in page
         assert "data-stream" not in (await browser.get("/projects/demo/logs?until=1h&since=2h")).text
