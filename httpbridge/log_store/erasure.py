@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 import sqlalchemy as sa
 
+from httpbridge.log_store.chunk import without
 from httpbridge.log_store.chunk_writes import StoredChunk, replace
 from httpbridge.log_store.read_store import ReadStore, content_of, header_of
 from httpbridge.log_store.scan import Header, Scan

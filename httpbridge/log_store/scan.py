@@ -18,6 +18,7 @@ from httpbridge.log_store.chunk import (
     Content,
     instant_of,
     instant_text,
+    read_line,
 )
 from httpbridge.log_store.selection import LogFilter, Position, StoredLog
 from httpbridge.log_store.summary import CELL_FIRST, CELL_LAST, Summary
