@@ -20,8 +20,8 @@ from typing import Any
 import msgspec
 
 from httpbridge.log_store.idempotency import IdempotencyKey, KeyRow
-from httpbridge.log_store.summary import merged_summary, summary_of
-from httpbridge.logs import Level, LogBatch
+from httpbridge.log_store.summary import Summary, cells_of, combined, read_summary, summary_of
+from httpbridge.logs import Level
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -40,7 +40,7 @@ SERVICE = 58
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_NO_METADATA = msgspec.Raw()
+NO_METADATA = msgspec.Raw()
 _ZSTD_OPTIONS = {int(zstd.CompressionParameter.compression_level): 1, int(zstd.CompressionParameter.checksum_flag): 1}
 """A higher level costs three times as much and gains nothing on logs, measured."""
 
@@ -58,7 +58,7 @@ class Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     environment: str
     message: str
     release: str | None = None
-    metadata: msgspec.Raw = _NO_METADATA
+    metadata: msgspec.Raw = NO_METADATA
     """The JSON object as it came, but without line breaks, which it has between values only."""
     trace_id: str | None = None
     span_id: str | None = None
@@ -137,29 +137,7 @@ def without_repeats(chunks: Sequence[Chunk], noted: Iterable[bytes | None]) -> t
     return new, conflicts
 
 
-class Entries(msgspec.Struct, frozen=True, gc=False):
-    """The entries of one batch, as lines, before they are part of a chunk."""
-
-    project_id: str
-    key_id: str
-    received_at: int
-    """Microseconds since 1970."""
-    lines: bytes
-    levels: bytes
-    """A letter an entry."""
-    timestamps: list[str]
-    service: str
-    environment: str
-    idempotency: IdempotencyKey | None
-
-    @property
-    def weight(self) -> int:
-        """About how many bytes it takes."""
-        return 256 + len(self.lines)
-
-
 _encoder = msgspec.json.Encoder()
-_encode_lines = _encoder.encode_lines
 _line_decoder = msgspec.json.Decoder(Line)
 _head_decoder = msgspec.json.Decoder(Head)
 _local = threading.local()
@@ -181,74 +159,14 @@ def instant_of(microseconds_: int) -> datetime:
     return _EPOCH + microseconds_ * _MICROSECOND
 
 
-def encode(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entries:
-    """Make the lines of a batch, with what it says for all of its entries."""
-    service, environment, release = batch.service, batch.environment, batch.release
-    received_at = instant_text(batch.received_at)
-    lines = []
-    for entry in batch.entries:
-        metadata = entry.metadata
-        lines.append(
-            Line(
-                received_at if entry.timestamp is None else instant_text(entry.timestamp),
-                entry.level, service, environment, entry.message,
-                release if entry.release is None else entry.release,
-                _NO_METADATA if metadata is None else _one_line(metadata),
-                entry.trace_id, entry.span_id, entry.request_id, entry.vercel_id, entry.context,
-            )
-        )  # fmt: skip
-    return Entries(
-        batch.project_id,
-        batch.key_id,
-        microseconds(batch.received_at),
-        _encode_lines(lines),
-        "".join([line.level[0] for line in lines]).encode(),
-        [line.timestamp for line in lines],
-        service,
-        environment,
-        idempotency,
-    )
-
-
-def _one_line(json: str) -> msgspec.Raw:
-    if "\n" in json or "\r" in json:  # between two values: in a string each is an escape
-        json = json.replace("\n", " ").replace("\r", " ")
-    return msgspec.Raw(json.encode())
-
-
-def chunks_of(group: Iterable[Entries]) -> list[Chunk]:
-    """Make the chunks of a commit: one for each project, and before them one for each idempotency key."""
-    of_projects: dict[str, list[list[Entries]]] = {}
-    chunks: list[Chunk] = []
-    for batch in group:
-        if batch.idempotency is not None:
-            chunks.append(_chunk(batch.project_id, [batch], batch.idempotency))
-            continue
-        parts = of_projects.setdefault(batch.project_id, [[]])
-        if sum(len(one.timestamps) for one in parts[-1]) + len(batch.timestamps) > IDS:
-            parts.append([])
-        parts[-1].append(batch)
-    return chunks + [_chunk(project_id, part) for project_id, parts in of_projects.items() for part in parts]
-
-
-def _chunk(project_id: str, batches: list[Entries], idempotency: IdempotencyKey | None = None) -> Chunk:
-    keys: dict[str, int] = {}
-    runs: list[Run] = []
-    place = 0
-    for batch in batches:
-        key = keys.setdefault(batch.key_id, len(keys))
-        if runs and runs[-1].key == key and runs[-1].received_at == batch.received_at:
-            runs[-1] = msgspec.structs.replace(runs[-1], entries=runs[-1].entries + len(batch.timestamps))
-        else:
-            runs.append(Run(place, len(batch.timestamps), batch.received_at, key))
-        place += len(batch.timestamps)
-    timestamps = [timestamp for batch in batches for timestamp in batch.timestamps]
-    services, environments = {batch.service for batch in batches}, {batch.environment for batch in batches}
-    summary = summary_of(timestamps, b"".join([batch.levels for batch in batches]), services, environments)
-    text = b"%b\n%b" % (_encoder.encode(Head(list(keys), runs)), b"".join([batch.lines for batch in batches]))
-    return Chunk(
-        project_id, min(timestamps), max(timestamps), place, len(text), summary, compress(text), idempotency
-    )  # fmt: skip
+def built(
+    project_id: str, head: Head, lines: Sequence[bytes], first_at: str, last_at: str, entries: int, summary: Summary,
+    idempotency: IdempotencyKey | None = None,
+) -> Chunk:  # fmt: skip
+    """Make a chunk of lines, each with its end, and of what is known of them."""
+    text = b"%b\n%b" % (_encoder.encode(head), b"".join(lines))
+    written = _encoder.encode(summary).decode()
+    return Chunk(project_id, first_at, last_at, entries, len(text), written, compress(text), idempotency)
 
 
 def merged(parts: Sequence[tuple[int, Chunk]]) -> Chunk:
@@ -266,17 +184,12 @@ def merged(parts: Sequence[tuple[int, Chunk]]) -> Chunk:
         for run in content.head.runs:
             key = keys.setdefault(content.head.keys[run.key], len(keys))
             runs.append(Run((id_ - first_id) * IDS + run.first_id, run.entries, run.received_at, key))
-    text = b"%b\n%b" % (_encoder.encode(Head(list(keys), runs)), b"".join(bodies))
     chunks = [part for _, part in parts]
-    return Chunk(
-        chunks[0].project_id,
-        min(chunk.first_at for chunk in chunks),
-        max(chunk.last_at for chunk in chunks),
-        sum(chunk.entries for chunk in chunks),
-        len(text),
-        merged_summary(chunk.summary for chunk in chunks),
-        compress(text),
-    )
+    return built(
+        chunks[0].project_id, Head(list(keys), runs), bodies,
+        min(chunk.first_at for chunk in chunks), max(chunk.last_at for chunk in chunks),
+        sum(chunk.entries for chunk in chunks), combined([read_summary(chunk.summary) for chunk in chunks]),
+    )  # fmt: skip
 
 
 def without(project_id: str, content: "Content", places: Iterable[int]) -> Chunk:
@@ -296,13 +209,16 @@ def without(project_id: str, content: "Content", places: Iterable[int]) -> Chunk
         lines += [content.lines[start + place] for place in kept]
         start += run.entries
     entries = [read_line(line) for line in lines]
-    timestamps = [entry.timestamp for entry in entries]
-    letters = "".join([entry.level[0] for entry in entries]).encode()
+    timestamps, levels = [entry.timestamp for entry in entries], [entry.level for entry in entries]
+    first_at, last_at = min(timestamps), max(timestamps)
     summary = summary_of(
-        timestamps, letters, {entry.service for entry in entries}, {entry.environment for entry in entries}
+        levels,
+        cells_of(first_at, last_at, levels, lambda: timestamps),
+        [entry.service for entry in entries],
+        [entry.environment for entry in entries],
     )
-    text = b"%b\n%b" % (_encoder.encode(Head(content.head.keys, runs)), b"".join([line + b"\n" for line in lines]))
-    return Chunk(project_id, min(timestamps), max(timestamps), len(entries), len(text), summary, compress(text))
+    ended = [line + b"\n" for line in lines]
+    return built(project_id, Head(content.head.keys, runs), ended, first_at, last_at, len(entries), summary)
 
 
 def read_line(line: bytes) -> Line:

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from heapq import nlargest
-from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from httpbridge.log_store.activity import Activity, activity_of
 from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, instant_text
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError, content_of, headers
 from httpbridge.log_store.scan import Found, Header, Scan, instant
@@ -35,9 +35,6 @@ ROW_CHARACTERS_MAX = 200_000
 
 _NO_PROGRESS = 5
 """A search that found no place to stop at goes on for so many times as long as it may, and then fails."""
-
-_ACTIVITY_PROJECTS = 500
-"""Projects a statement."""
 
 _LETTER_LEVELS = {ord(level[0]): level for level in LEVELS}
 
@@ -83,15 +80,6 @@ class Bucket(msgspec.Struct, frozen=True):
     counts: dict[Level, int]
     reached: Position | None = None
     """Where the count stopped when the budget was used up: not all that is older is counted. None: all is."""
-
-
-class Activity(msgspec.Struct, frozen=True):
-    """How busy a project is."""
-
-    last_hour_count: int
-    """Entries of the last hour, up to `activity_entries_max` and one more."""
-    last_log_time: datetime | None
-    """The newest entry's `timestamp`; those that claim to be of the day after tomorrow are not believed."""
 
 
 class _Budget:
@@ -278,33 +266,7 @@ class LogQueries:
 
     async def activity(self, project_ids: Sequence[str], now: datetime) -> dict[str, Activity]:
         """Return how busy each project is, also those without any entry."""
-        activity = {}
-        recent = instant_text(now - timedelta(hours=1))
-        async with self._store.connection() as connection:
-            for start in range(0, len(project_ids), _ACTIVITY_PROJECTS):
-                statement = _last_timestamps(project_ids[start : start + _ACTIVITY_PROJECTS])
-                for project_id, last_at in (await connection.execute(statement)).all():
-                    if last_at is None or last_at < recent:
-                        activity[project_id] = Activity(0, last_at and instant(last_at))
-                    else:
-                        activity[project_id] = await self._activity(connection, project_id, now)
-        return activity
-
-    async def _activity(self, connection: AsyncConnection, project_id: str, now: datetime) -> Activity:
-        scan = Scan(LogFilter(project_id=project_id, until=now + timedelta(days=1)))
-        recent = Scan(LogFilter(project_id=project_id, since=now - timedelta(hours=1), until=now + timedelta(days=1)))
-        newest, number, most = "", 0, self.limits.activity_entries_max
-        async for chunk in headers(connection, project_id, scan.begin, scan.end):
-            if (newest and chunk.last_at < recent.begin) or number > most:
-                break
-            if chunk.last_at < scan.end and (chunk.last_at < recent.begin or recent.begin <= chunk.first_at):
-                newest = max(newest, chunk.last_at)
-                number += chunk.entries if recent.begin <= chunk.first_at else 0
-            else:
-                found = [one.timestamp.decode() for one in scan.found(chunk, await content_of(connection, chunk.id))]
-                newest = max(newest, *found, "")
-                number += sum(timestamp >= recent.begin for timestamp in found)
-        return Activity(min(number, most + 1), instant(newest) if newest else None)
+        return await activity_of(self._store, project_ids, now, self.limits.activity_entries_max)
 
     def _budget(self, *, is_shared: bool) -> _Budget:
         entries = self.limits.entries_max // 2 if is_shared else self.limits.entries_max
@@ -313,12 +275,6 @@ class LogQueries:
 
 def _time_alone(selection: LogFilter) -> Scan:
     return Scan(LogFilter(project_id=selection.project_id, since=selection.since, until=selection.until))
-
-
-def _last_timestamps(project_ids: Sequence[str]) -> sa.Select[Any]:
-    projects = sa.values(sa.column("project_id", sa.Text), name="projects").data([(id_,) for id_ in project_ids]).cte()
-    of_project = sa.select(sa.func.max(chunks.c.last_at)).where(chunks.c.project_id == projects.c.project_id)
-    return sa.select(projects.c.project_id, of_project.scalar_subquery())
 
 
 async def _newest(

@@ -11,7 +11,8 @@ import structlog
 
 from authsvc.runtime.database_url import parse_database_url
 from httpbridge.errors import IdempotencyConflictError, StoreUnavailableError
-from httpbridge.log_store.chunk import Chunk, Entries, chunks_of, encode
+from httpbridge.log_store.chunk import Chunk
+from httpbridge.log_store.encoding import Entries, chunks_of, encode
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.idempotency import IdempotencyKey

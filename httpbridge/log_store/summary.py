@@ -4,7 +4,8 @@ Readers skip chunks by it, and count by it.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from operator import add
 
 import msgspec
 
@@ -17,8 +18,7 @@ CELLS_MAX = 128
 """Counts of stretches of time in a summary."""
 
 LEVELS = tuple(Level)
-LETTERS = {ord(level[0]): number for number, level in enumerate(LEVELS)}
-"""By the first letter of a level, which no other one has, its place in LEVELS."""
+_NONE = [0] * len(LEVELS)
 
 _MINUTE, _HOUR, _DAY = len("2026-11-23T20:15"), len("2026-11-23T20"), len("2026-11-23")
 CELL_FIRST = {_MINUTE: ":00.000000Z", _HOUR: ":00:00.000000Z", _DAY: "T00:00:00.000000Z"}
@@ -42,65 +42,67 @@ class Summary(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return self.levels[LEVELS.index(level)]
 
 
-_encoder = msgspec.json.Encoder()
 read_summary = msgspec.json.Decoder(Summary).decode
 """Read a Summary back."""
 
 
-def summary_of(timestamps: list[str], letters: bytes, services: set[str], environments: set[str]) -> str:
-    """Count the entries, each with its timestamp and the letter of its level."""
-    levels = [letters.count(letter) for letter in LETTERS]
+def cells_of(
+    first_at: str, last_at: str, levels: Sequence[Level], timestamps: Callable[[], Sequence[str]]
+) -> dict[str, list[int]]:
+    """Count entries by minute. All timestamps are asked for only where the first and last one are not of the same."""
+    if first_at[:_MINUTE] == last_at[:_MINUTE]:
+        return {first_at[:_MINUTE]: _by_level(levels)}
     cells: dict[str, list[int]] = {}
-    if min(timestamps)[:_MINUTE] == max(timestamps)[:_MINUTE]:
-        cells[timestamps[0][:_MINUTE]] = levels
-    else:
-        for (minute, letter), number in Counter(zip([at[:_MINUTE] for at in timestamps], letters, strict=True)).items():
-            cells.setdefault(minute, [0] * len(LEVELS))[LETTERS[letter]] = number
-    return _written_summary(levels, services, environments, cells)
+    minutes = [timestamp[:_MINUTE] for timestamp in timestamps()]
+    for (minute, level), number in Counter(zip(minutes, levels, strict=True)).items():
+        cells.setdefault(minute, [0] * len(LEVELS))[LEVELS.index(level)] = number
+    return cells
 
 
-def _written_summary(levels: list[int], services: set[str], environments: set[str], cells: dict[str, list[int]]) -> str:
-    """Write it with as much as is few enough."""
-    lengths = iter((_HOUR, _DAY))
-    while len(cells) > CELLS_MAX:
-        length = next(lengths, 0)
-        cells = _coarser(cells, length) if length else {}
-    summary = Summary(
+def summary_of(
+    levels: Sequence[Level], cells: dict[str, list[int]], services: Sequence[str], environments: Sequence[str]
+) -> Summary:
+    """Make a summary with as much as is few enough."""
+    return _bounded(_by_level(levels), cells, set(services), set(environments))
+
+
+def combined(parts: Sequence[Summary]) -> Summary:
+    """Return the summary of all these together. What is unknown of one is unknown of all."""
+    if len(parts) == 1:
+        return parts[0]
+    cells: dict[str, list[int]] = {}
+    if all(part.cells for part in parts):
+        length = min(len(next(iter(part.cells))) for part in parts)
+        for part in parts:
+            for cell, numbers in part.cells.items():
+                known = cells.get(cell[:length])
+                cells[cell[:length]] = numbers if known is None else list(map(add, known, numbers))
+    return _bounded(
+        list(map(sum, zip(*[part.levels for part in parts], strict=True))),
+        cells,
+        _union([part.services for part in parts]),
+        _union([part.environments for part in parts]),
+    )
+
+
+def _by_level(levels: Sequence[Level]) -> list[int]:
+    return [levels.count(level) for level in LEVELS]
+
+
+def _union(lists: Sequence[Sequence[str]]) -> set[str]:
+    return set().union(*lists) if all(lists) else set()
+
+
+def _bounded(levels: list[int], cells: dict[str, list[int]], services: set[str], environments: set[str]) -> Summary:
+    for length in (_HOUR, _DAY):
+        if len(cells) > CELLS_MAX:
+            coarser: dict[str, list[int]] = {}
+            for cell, numbers in cells.items():
+                coarser[cell[:length]] = list(map(add, coarser.get(cell[:length], _NONE), numbers))
+            cells = coarser
+    return Summary(
         levels,
         sorted(services) if len(services) <= NAMES_MAX else [],
         sorted(environments) if len(environments) <= NAMES_MAX else [],
-        cells,
+        cells if len(cells) <= CELLS_MAX else {},
     )
-    return _encoder.encode(summary).decode()
-
-
-def _coarser(cells: dict[str, list[int]], length: int) -> dict[str, list[int]]:
-    coarser: dict[str, list[int]] = {}
-    for cell, numbers in cells.items():
-        _add(coarser.setdefault(cell[:length], [0] * len(LEVELS)), numbers)
-    return coarser
-
-
-def _add(to: list[int], numbers: list[int]) -> None:
-    for place, number in enumerate(numbers):
-        to[place] += number
-
-
-def merged_summary(texts: Iterable[str]) -> str:
-    """Return the summary of all these chunks together."""
-    parts = [read_summary(text) for text in texts]
-    levels = [0] * len(LEVELS)
-    for part in parts:
-        _add(levels, part.levels)
-    # What is unknown of one is unknown of all.
-    services = {name for part in parts for name in part.services} if all(part.services for part in parts) else set()
-    environments = (
-        {name for part in parts for name in part.environments} if all(part.environments for part in parts) else set()
-    )
-    cells: dict[str, list[int]] = {}
-    if all(part.cells for part in parts):
-        length = min(len(cell) for part in parts for cell in part.cells)
-        for part in parts:
-            for cell, numbers in part.cells.items():
-                _add(cells.setdefault(cell[:length], [0] * len(LEVELS)), numbers)
-    return _written_summary(levels, services, environments, cells)

@@ -11,7 +11,8 @@ from httpbridge.dashboard.pages import SESSION, Pages
 from httpbridge.dashboard.views.api_keys import reveal_key
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.queries import Activity, LogQueries
+from httpbridge.log_store.activity import Activity
+from httpbridge.log_store.queries import LogQueries
 
 _PROJECT_ID_CHARACTERS_MAX = 63
 
