@@ -1,27 +1,33 @@
 """What the dashboard's log queries promise, on SQLite files and PostgreSQL."""
 
+import asyncio
+import json
+import random
+import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store import queries as log_queries
-from httpbridge.log_store.queries import Activity, LogQueries
+from httpbridge.log_store.queries import Activity, LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError
-from httpbridge.log_store.schema import logs
+from httpbridge.log_store.reader import read
+from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import LogFilter, LogRow, Position
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
 from httpbridge.logs import Level, LogEntry
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
-from tests.postgres import PostgresServer
 
 START = datetime(2026, 11, 23, 20, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -40,16 +46,20 @@ class Store:
     async def write(self, *entries: LogEntry, **changes: Any) -> None:
         await self.sink.write(batch(entries=list(entries), **changes))
 
+    def limited(self, **limits: Any) -> LogQueries:
+        """Return queries that go less far."""
+        return LogQueries(self.reader, monotonic=self.clock, limits=QueryLimits(**limits))
+
     async def messages(self, page_rows: int = 100, **fields: Any) -> list[str]:
         """Return the messages of all pages, newest first."""
         return [row.log.message for row in await self.rows(page_rows, **fields)]
 
-    async def rows(self, page_rows: int = 100, **fields: Any) -> list[LogRow]:
+    async def rows(self, page_rows: int = 100, queries: LogQueries | None = None, **fields: Any) -> list[LogRow]:
         selection = LogFilter(**({"project_id": "demo"} | fields))
         found: list[LogRow] = []
         before: Position | None = None
         while True:
-            page = await self.queries.page(selection, before, page_rows)
+            page = await (queries or self.queries).page(selection, before, page_rows)
             assert len(page.rows) <= page_rows
             assert page.older is None or before is None or page.older < before, "no progress"
             found += page.rows
@@ -126,36 +136,146 @@ async def test_filters(store: Store, fields: dict[str, Any], found: str) -> None
     ("text", "found"),
     [
         ("needle", "dba"), ("NEEDLE", "dba"), ("nEedle in", "a"), ("100%", "c"), ("1%", ""), ("_ne", ""), ("/", "e"),
-        ("a\\b", "e"), ("'", "e"), ("ä", "f"), ("Ä", ""), ('"key": "Needle"', "d"), ("needl_", ""), ("%", "c"),
+        ("a\\b", "e"), ("'", "e"), ('"key": "Needle"', "d"), ("needl_", ""), ("%", "c"), ("KEY", "d"), ("timestamp", ""),
+        ("production", ""), ("level", ""), (",", ""), ("{", "d"),
     ],
 )  # fmt: skip
 async def test_text_is_found_literally_in_message_and_metadata(store: Store, text: str, found: str) -> None:
-    """Whatever its ASCII case; LIKE's own signs mean nothing."""
-    texts = {"a": "a Needle in", "b": "xneedlex", "c": "100% 1-", "e": "a\\b / '", "f": "ä"}
+    """And nowhere else: not in what an entry's line is made of."""
+    texts = {"a": "a Needle in", "b": "xneedlex", "c": "100% 1-", "e": "a\\b / '"}
     for minutes, (service, message) in enumerate(texts.items()):
         await store.write(entry(message, minutes), service=service)
     await store.write(entry("m", 10, metadata='{"key": "Needle"}'), service="d")
-    assert "".join(row.log.service for row in await store.rows(text=text)) == "".join(sorted(found, key="dfecba".index))
+    assert "".join(row.log.service for row in await store.rows(text=text)) == "".join(sorted(found, key="decba".index))
 
 
-async def test_postgresql_folds_the_same_letters_whatever_its_locale(postgres_server: PostgresServer) -> None:
-    """Those of ASCII, as SQLite does: what is found does not depend on where it is stored."""
-    options = "TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"
-    postgres_server.sql(f"CREATE DATABASE folding {options}")
-    async with store_on(postgres_server.url("folding")) as store:
-        await store.write(entry("Ä Needle"))
-        assert await store.messages(text="needle") == ["Ä Needle"]
-        assert await store.messages(text="Ä needle") == ["Ä Needle"]
-        assert await store.messages(text="ä needle") == []
-    postgres_server.sql("DROP DATABASE folding WITH (FORCE)")
+@pytest.mark.parametrize(
+    ("stored", "text", "is_found"),
+    [
+        ("Ärger", "ärger", True), ("ärger", "ÄRGER", True), ("ärger", "arger", False),
+        ("Straße", "STRASSE", True), ("STRASSE", "straße", True), ("STRAẞE", "strasse", True), ("Maße", "mas", True),
+        ("\u0130stanbul", "i\u0307stanbul", True), ("i\u0307stanbul", "\u0130STANBUL", True), ("ISTANBUL", "istanbul", True),
+        ("\u0130stanbul", "istanbul", False), ("ISTANBUL", "\u0131stanbul", False),
+        ("ΟΔΥΣΣΕΥΣ", "οδυσσευς", True), ("οδυσσευς", "ΟΔΥΣΣΕΥΣ", True), ("οδυσσευς", "οδυσσευσ", True),
+        ("300 \u212a", "300 k", True), ("300 k", "300 \u212a", True), ("\u017fo", "SO", True), ("so", "\u017fO", True),
+        ("ДОМ", "дом", True), ("ﬁle", "FILE", True), ("𐐀𐐁", "𐐨𐐩", True), ("日志", "日志", True), ("😀 ok", "😀 OK", True),
+        ("µ", "μ", True), ("Å", "å", True),
+    ],
+)  # fmt: skip
+async def test_text_is_found_without_regard_to_case_in_all_of_unicode(
+    store: Store, stored: str, text: str, is_found: bool
+) -> None:
+    """By Unicode's full case folding, in whatever field it is looked for."""
+    fields = [
+        {},
+        {"metadata": json.dumps({"k": stored}, ensure_ascii=False)},
+        {"trace_id": stored},
+        {"request_id": stored},
+    ]
+    for number, changes in enumerate(fields):
+        await store.write(entry("m" if changes else stored, number, **changes))
+    assert len(await store.rows(text=text)) == (len(fields) if is_found else 0)
 
 
-_NAMES = st.sampled_from(["api", "API", "wäb", "%", ""])
-_TEXTS = st.text(st.sampled_from('aAbBäÄſKK_%/\\"{}1 \n'), max_size=6)
+async def test_text_is_found_in_trace_and_request_ids_and_not_in_other_fields(store: Store) -> None:
+    names = ("trace_id", "request_id", "span_id", "vercel_id", "context", "release")
+    for number, name in enumerate(names):
+        await store.write(entry(name, number, **{name: "4bf92F3577"}))
+    await store.write(entry("service", 9), service="4bf92F3577", environment="4bf92F3577", project_id="demo")
+    assert await store.messages(text="4BF92f35") == ["request_id", "trace_id"]
+
+
+_ODD = [
+    '"', '\\', '\\"', '\\\\n', "\n", "\r\n", "\t", "\x01", "\x1f", "\x7f", "\u2028", "/", "\b", "\f", '","message":"', "u0001",
+    '\\u0001', "}", '"}', "\ufffd", '\\/', ",", "\u0085",
+]  # fmt: skip
+
+
+async def test_characters_that_lines_escape_are_found_as_they_are(store: Store) -> None:
+    """In messages, among others; each text finds just those that have it."""
+    texts = [f"a{odd}b" for odd in _ODD]
+    await store.write(*(entry(text, number) for number, text in enumerate(texts)))
+    for needle in [*_ODD, *texts]:
+        expected = [text for text in reversed(texts) if needle in text]
+        assert expected
+        assert await store.messages(text=needle) == expected, repr(needle)
+
+
+async def test_metadata_is_searched_as_it_was_sent(store: Store) -> None:
+    """Its escapes are not undone; line breaks between its values are spaces."""
+    kept = [
+        '{"a": "\\u00e9"}', '{"a": "é"}', '{"a":\n1,\r\n"b":2}', r'{"a":"x\n\"y"}', '{"x":",\\"environment\\":\\"x\\","}',
+        '{"environment":"x","level":"error"}',
+    ]  # fmt: skip
+    for number, metadata in enumerate(kept):
+        await store.write(entry("m", number, metadata=metadata))
+    stored = [re.sub("[\r\n]", " ", metadata) for metadata in kept]
+    assert [row.log.metadata for row in await store.rows()] == stored[::-1]
+    for needle in (
+        "\\u00E9",
+        "É",
+        "1,",
+        "1,  ",
+        r"x\n\"Y",
+        r",\"environment\":\"x\",",
+        '"environment":"x"',
+        "\\",
+        '\\"',
+    ):
+        found = [row.log.metadata for row in await store.rows(text=needle)]
+        assert found == [text for text in stored[::-1] if needle.casefold() in text.casefold()], needle
+        assert found
+    assert [row.log.metadata for row in await store.rows(environment="x")] == []
+    assert [row.log.metadata for row in await store.rows(levels=frozenset({Level.ERROR}))] == []
+
+
+_AWKWARD = [
+    "a", "a,b", 'a"', '"', '\\', 'a\\"', ',"environment":"x",', '"environment":"x"', ",", "x", 'a","environment":"x","message":"',
+    "\n", "\x01", "ä", "A", "", "é\u0301", "service", '","', "\u2028",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("per_commit", [1, len(_AWKWARD) ** 2], ids=["a chunk each", "one chunk of many names"])
+async def test_services_and_environments_are_told_apart_whatever_is_in_their_names(
+    sqlite_url: str, per_commit: int
+) -> None:
+    """Quotes, commas, what looks like JSON; also in a chunk of more names than its summary has."""
+    async with store_on(sqlite_url) as store:
+        pairs = [(service, environment) for service in _AWKWARD for environment in _AWKWARD[:7]]
+        writes = [
+            store.write(entry(f"{service}|{environment}", number), service=service, environment=environment)
+            for number, (service, environment) in enumerate(pairs)
+        ]
+        for start in range(0, len(writes), per_commit):
+            await asyncio.gather(*writes[start : start + per_commit])
+        number = (await store.reader.rows(sa.select(sa.func.count()).select_from(chunks)))[0][0]
+        assert (number == 1) == (per_commit > 1)
+        for service in _AWKWARD:
+            expected = [f"{service}|{environment}" for environment in reversed(_AWKWARD[:7])]
+            assert await store.messages(service=service) == expected
+        for environment in _AWKWARD[:7]:
+            expected = [f"{service}|{environment}" for service in reversed(_AWKWARD)]
+            assert await store.messages(environment=environment) == expected
+        assert await store.messages(service='a"', environment="a,b") == ['a"|a,b']
+        assert await store.messages(service="a,", environment="a") == []
+        services, environments = await store.queries.facets(LogFilter(project_id="demo"))
+        assert (services, environments) == (sorted(_AWKWARD), sorted(_AWKWARD[:7]))
+        bars = await store.queries.histogram(LogFilter(project_id="demo", service='a"'), [START, START + 999 * MINUTE])
+        assert bars[0].counts == {Level.INFO: 7}
+
+
+_NAMES = st.sampled_from(["api", "API", "wäb", "%", 'a"b'])
+_TEXTS = st.text(st.sampled_from('aAbBäÄſKk\u212aßẞs\u0130i\u0307_%/\\"{}1 \n,'), max_size=6)
+_UNITS = st.sampled_from(
+    [timedelta(microseconds=1), timedelta(seconds=7), MINUTE, timedelta(hours=5), timedelta(days=300)]
+)
+_METADATA = st.none() | st.tuples(_TEXTS, st.booleans()).map(
+    lambda drawn: json.dumps({"k": drawn[0]}, ensure_ascii=drawn[1])
+)
 _ENTRIES = st.lists(
     st.tuples(
-        st.integers(0, 5), st.sampled_from(Level), st.sampled_from(["api", "API", "%"]),
-        st.sampled_from(["production", "x"]), _TEXTS, st.none() | _TEXTS,
+        st.integers(0, 5), st.sampled_from(Level), _NAMES, st.sampled_from(["production", "x"]), _TEXTS, _METADATA,
+        st.none() | _TEXTS,
     ),
     max_size=25,
 )  # fmt: skip
@@ -166,120 +286,208 @@ _FILTERS = st.fixed_dictionaries(
         "levels": st.frozensets(st.sampled_from(Level), max_size=2),
         "service": st.none() | _NAMES,
         "environment": st.none() | st.sampled_from(["production", "x", "y"]),
-        "text": _TEXTS,
+        "text": st.just("") | _TEXTS,
     }
 )
 
 
-def ascii_lower(text: str) -> str:
-    return "".join(char.lower() if char.isascii() else char for char in text)
+async def write_in_commits(store: Store, entries: list[Any], commit_entries: int, unit: timedelta) -> None:
+    """Write each entry as a batch, so many to a commit."""
+    writes = [
+        store.write(
+            LogEntry(level, message, timestamp=START + place * unit, metadata=metadata, trace_id=trace_id),
+            service=service,
+            environment=environment,
+        )
+        for place, level, service, environment, message, metadata, trace_id in entries
+    ]
+    for start in range(0, len(writes), commit_entries):
+        await asyncio.gather(*writes[start : start + commit_entries])
+
+
+async def empty(store: Store) -> None:
+    engine = reading_engine(store.url)
+    async with engine.begin() as connection:
+        await connection.execute(chunks.delete())
+    await engine.dispose()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    entries=_ENTRIES, chosen=_FILTERS, page_rows=st.integers(1, 8), stretch=st.integers(1, 6), budget=st.integers(1, 9)
+    entries=_ENTRIES,
+    unit=_UNITS,
+    chosen=_FILTERS,
+    commit_entries=st.integers(1, 12),
+    page_rows=st.integers(1, 8),
+    budget=st.integers(1, 9),
 )
 async def test_pages_and_counts_are_what_a_plain_filter_returns(
-    store: Store, entries: list[Any], chosen: dict[str, Any], page_rows: int, stretch: int, budget: int
+    store: Store,
+    entries: list[Any],
+    unit: timedelta,
+    chosen: dict[str, Any],
+    commit_entries: int,
+    page_rows: int,
+    budget: int,
 ) -> None:
-    """Whatever is stored and asked for, in whatever pages and stretches; nothing is left out and nothing twice."""
-    engine = reading_engine(store.url)
-    async with engine.begin() as connection:
-        await connection.execute(logs.delete())
-    await engine.dispose()
-    for minutes, level, service, environment, message, metadata in entries:
-        await store.write(entry(message, minutes, level, metadata=metadata), service=service, environment=environment)
-    since, until = (None if chosen[name] is None else START + chosen[name] * MINUTE for name in ("since", "until"))
-    needle = ascii_lower(chosen["text"])
+    """Whatever is stored and asked for, in whatever chunks, pages and budgets; nothing is left out and nothing twice."""
+    await empty(store)
+    await write_in_commits(store, entries, commit_entries, unit)
+    since, until = (None if chosen[name] is None else START + chosen[name] * unit for name in ("since", "until"))
+    needle = chosen["text"].casefold()
     expected = [
-        (minutes, number)
-        for number, (minutes, level, service, environment, message, metadata) in enumerate(entries)
-        if (since is None or START + minutes * MINUTE >= since)
-        and (until is None or START + minutes * MINUTE < until)
+        (place, number)
+        for number, (place, level, service, environment, *texts) in enumerate(entries)
+        if (since is None or START + place * unit >= since)
+        and (until is None or START + place * unit < until)
         and (not chosen["levels"] or level in chosen["levels"])
         and chosen["service"] in (None, service)
         and chosen["environment"] in (None, environment)
-        and (needle in ascii_lower(message) or needle in ascii_lower(metadata or ""))
+        and any(needle in (text or "").casefold() for text in texts)
     ]
     expected.sort(reverse=True)
-    with pytest.MonkeyPatch.context() as patch:
-        for names, value in (("STRETCH_ROWS_MIN STRETCH_ROWS_MAX", stretch), ("ROWS_MAX TEXT_ROWS_MAX", budget)):
-            for name in names.split():
-                patch.setattr(log_queries, name, value)
-        fields = chosen | {"since": since, "until": until}
-        rows = await store.rows(page_rows, **fields)
-        found = [(int((row.log.timestamp - START) / MINUTE), row.log.message, row.log.metadata) for row in rows]
-    assert found == [(minutes, entries[number][4], entries[number][5]) for minutes, number in expected]
+    queries = store.limited(entries_max=budget)
+    fields = chosen | {"since": since, "until": until}
+    rows = await store.rows(page_rows, queries, **fields)
+    found = [((row.log.timestamp - START) // unit, row.log.message, row.log.metadata, row.log.trace_id) for row in rows]
+    assert found == [(place, *entries[number][4:]) for place, number in expected]
     ids = [row.log.id for row in rows]
     assert len(set(ids)) == len(ids)
-    edges = [START + minutes * MINUTE for minutes in range(-2, 8)]
-    bars = await store.queries.histogram(LogFilter(project_id="demo", **(fields | {"until": None})), edges)
-    if until is None:
-        counted = {(int((bar.start - START) / MINUTE), level): n for bar in bars for level, n in bar.counts.items()}
-        wanted: dict[tuple[int, Level], int] = {}
-        for minutes, number in expected:
-            key = (minutes, entries[number][1])
-            wanted[key] = wanted.get(key, 0) + 1
-        assert counted == wanted
+    for id_, row in zip(ids[:3], rows, strict=False):
+        assert await store.queries.row("demo", id_) == row
+    selection = LogFilter(project_id="demo", **fields)
+    printed = [(log.id, log.message) async for log in read(store.reader, selection)]
+    assert printed == [(row.log.id, row.log.message) for row in reversed(rows)]
+    edges = [START + place * unit for place in range(-2, 8)]
+    wanted: dict[datetime, Counter[Level]] = {edge: Counter() for edge in edges[:-1]}
+    for place, number in expected:
+        wanted[START + place * unit][entries[number][1]] += 1
+    bars = await store.queries.histogram(selection, edges)
+    assert [(bar.start, bar.counts, bar.reached) for bar in bars] == [(start, n, None) for start, n in wanted.items()]
+    partial = await queries.histogram(selection, edges)
+    assert [bar.start for bar in partial] == edges[len(bars) - len(partial) : -1]
+    for bar in partial:
+        assert bar.counts == wanted[bar.start] or bar.reached is not None
+        assert all(number <= wanted[bar.start][level] for level, number in bar.counts.items())
+    if partial and (countable_since := await queries.countable_since(selection)) is not None:
+        counted = await queries.histogram(msgspec.structs.replace(selection, since=countable_since), edges)
+        assert all(bar.reached is None for bar in counted)
+    in_time = [place for place, *_ in entries if (since is None or START + place * unit >= since)
+               and (until is None or START + place * unit < until)]  # fmt: skip
+    assert await store.queries.count(selection) == len(in_time)
 
 
-async def test_a_search_stops_at_its_budget_says_how_far_it_got_and_goes_on(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A text that is nowhere costs TEXT_ROWS_MAX rows at a time."""
-    monkeypatch.setattr(log_queries, "TEXT_ROWS_MAX", 100)
-    monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 30)
-    await store.write(*(entry("hay", minutes=number) for number in range(250)))
-    await store.write(entry("needle"))
+@pytest.mark.parametrize("unit", [MINUTE, timedelta(hours=1), timedelta(days=1), timedelta(days=400)])
+async def test_bars_are_exact_however_far_apart_the_entries_of_a_chunk_are(store: Store, unit: timedelta) -> None:
+    """Its summary counts by minute, hour or day, whichever are few enough, or not at all; edges fall where they like."""
+    chance = random.Random(7)
+    instants = [START + unit * chance.random() * 300 for _ in range(900)]
+    levels = chance.choices(list(Level), k=900)
+    for start in range(0, 900, 300):
+        some = slice(start, start + 300)
+        await store.write(
+            *(LogEntry(lv, "m", timestamp=at) for at, lv in zip(instants[some], levels[some], strict=True))
+        )
+    for step in (unit / 7, unit * 3, unit * 24, unit * 31.5):
+        for offset in (timedelta(0), unit / 3):
+            edges = [START + offset + step * number for number in range(int(unit * 320 / step) + 2)][-40:]
+            for since, chosen in ((None, frozenset[Level]()), (START + unit * 150.5, frozenset({Level.WARN}))):
+                selection = LogFilter(project_id="demo", since=since, levels=chosen)
+                bars = await store.queries.histogram(selection, edges)
+                wanted = [Counter[Level]() for _ in bars]
+                for at, level in zip(instants, levels, strict=True):
+                    bucket = bisect_right(edges, at) - 1
+                    if 0 <= bucket < len(bars) and (since is None or at >= since) and (not chosen or level in chosen):
+                        wanted[bucket][level] += 1
+                assert [bar.counts for bar in bars] == wanted
+
+
+async def test_a_search_stops_at_its_budget_says_how_far_it_got_and_goes_on(store: Store) -> None:
+    """A text that is nowhere costs `entries_max` entries at a time."""
+    for start in range(0, 250, 50):
+        await store.write(*(entry("hay", minutes=number) for number in range(start, start + 50)))
+    await store.write(entry("needle", -1))
     selection = LogFilter(project_id="demo", text="needle")
-    first = await store.queries.page(selection)
+    queries = store.limited(entries_max=100)
+    first = await queries.page(selection)
     assert (first.rows, first.has_more_to_search, first.searched_rows) == ([], True, 100)
     assert first.older is not None
-    assert first.older.timestamp == START + 150 * MINUTE
-    second = await store.queries.page(selection, first.older)
+    assert first.older.timestamp == START + 149 * MINUTE
+    second = await queries.page(selection, first.older)
     assert second.older is not None
-    assert (second.rows, second.older.timestamp) == ([], START + 50 * MINUTE)
-    third = await store.queries.page(selection, second.older)
+    assert (second.rows, second.older.timestamp) == ([], START + 49 * MINUTE)
+    third = await queries.page(selection, second.older)
     assert [row.log.message for row in third.rows] == ["needle"]
     assert (third.older, third.has_more_to_search) == (None, False)
-    monkeypatch.setattr(log_queries, "ROWS_MAX", 100)
-    assert (await store.queries.page(LogFilter(project_id="demo", service="no"))).has_more_to_search
+    assert (await queries.page(LogFilter(project_id="demo", levels=frozenset({Level.ERROR})))).searched_rows == 0
+    half = await queries.page(selection, is_counted=True)  # the chart has the other half
+    assert half.searched_rows == 50
 
 
 async def test_a_slow_search_stops_after_a_while(store: Store) -> None:
-    """However many rows it may look at: some have 5 MiB."""
-    await store.write(*(entry("hay", minutes=number) for number in range(1000)))
+    """However many entries it may look at: some have 5 MiB."""
+    for start in range(0, 1000, 100):
+        await store.write(*(entry("hay", minutes=number) for number in range(start, start + 100)))
     store.clock.seconds = 100
 
     def tick() -> float:
-        store.clock.seconds += log_queries.SEARCH_SECONDS_MAX
+        store.clock.seconds += 1.0
         return store.clock.seconds
 
-    queries = LogQueries(store.reader, monotonic=tick)
+    queries = LogQueries(store.reader, monotonic=tick, limits=QueryLimits(search_seconds_max=3.0))
     page = await queries.page(LogFilter(project_id="demo", text="needle"))
     assert page.has_more_to_search
-    assert page.searched_rows == log_queries.STRETCH_ROWS_MIN
+    assert page.searched_rows == 200
     edges = [START, START + 500 * MINUTE, START + 900 * MINUTE]
-    assert await queries.histogram(LogFilter(project_id="demo", text="needle"), edges) == []
+    bars = await queries.histogram(LogFilter(project_id="demo", text="needle"), edges)
+    assert [(bar.start, bar.counts, bar.reached and bar.reached.timestamp) for bar in bars] == [
+        (edges[1], {}, START + 699 * MINUTE)
+    ]
 
 
-async def test_stretches_grow_while_they_are_quick(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row after which a search stops tells how far each stretch went."""
-    monkeypatch.setattr(log_queries, "STRETCH_ROWS_MIN", 10)
-    await store.write(*(entry("hay", minutes=number) for number in range(1000)))
-    for stretch_seconds, searched in ((0.9, 10 + 20 + 40), (1.1, 10 + 10 + 10)):
-        store.clock.seconds = 0
-        looks = 0
+LAST_INSTANT = datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)
 
-        def tick(seconds: float = stretch_seconds) -> float:
-            nonlocal looks
-            looks += 1  # at the begin of the search, then before and after each stretch
-            return (looks - 1) // 2 * seconds
 
-        monkeypatch.setattr(log_queries, "STRETCH_SECONDS_MAX", 1.0)
-        monkeypatch.setattr(log_queries, "SEARCH_SECONDS_MAX", 2.5 * stretch_seconds)
-        page = await LogQueries(store.reader, monotonic=tick).page(LogFilter(project_id="demo", text="needle"))
-        assert page.searched_rows == searched
+async def test_chunks_that_all_end_with_the_same_instant_are_searched_whatever_the_budget(store: Store) -> None:
+    """A client whose clock is wrong makes many of them; pages go on, and meet without a gap."""
+    for number in range(12):
+        late = LogEntry(Level.INFO, f"late {number}", timestamp=LAST_INSTANT)
+        await store.write(late, entry(f"a {number}", number), entry(f"b {number}", -number))
+    expected = [f"late {number}" for number in range(11, -1, -1)] + [
+        message
+        for _, message in sorted(
+            [(number, f"a {number}") for number in range(1, 12)] + [(-number, f"b {number}") for number in range(1, 12)]
+            + [(0, "b 0"), (-0.5, "a 0")], reverse=True,
+        )
+    ]  # fmt: skip
+    queries = store.limited(entries_max=1)
+    for text in ("", " "):
+        for page_rows in (1, 5, 100):
+            rows = await store.rows(page_rows, queries, text=text)
+            assert [row.log.message for row in rows] == expected
+        bars = await queries.histogram(LogFilter(project_id="demo", text=text), [START, START + 6 * MINUTE])
+        assert bars[0].counts == {Level.INFO: 7}
+    assert await queries.countable_since(LogFilter(project_id="demo", text=" ")) is None
+
+
+async def test_chunks_that_all_end_with_the_same_instant_and_take_too_long_fail_as_slow(store: Store) -> None:
+    """There is no place to go on at; the search takes a few times as long as it may, and no longer."""
+    for number in range(12):
+        await store.write(LogEntry(Level.INFO, "late", timestamp=LAST_INSTANT), entry("a", number))
+    looks = 0
+
+    def tick() -> float:
+        nonlocal looks
+        looks += 1
+        return float(looks)
+
+    queries = LogQueries(store.reader, monotonic=tick, limits=QueryLimits(search_seconds_max=1.0))
+    selection = LogFilter(project_id="demo", text="a")
+    with pytest.raises(StoreSlowError, match="overlap in time"):
+        await queries.page(selection)
+    assert looks < 10
+    with pytest.raises(StoreSlowError, match="overlap in time"):
+        await queries.histogram(selection, [START, START + MINUTE])
 
 
 async def test_a_statement_that_takes_too_long_is_stopped(database_url: str) -> None:
