@@ -139,8 +139,8 @@ async def test_filters(store: Store, fields: dict[str, Any], found: str) -> None
     ("text", "found"),
     [
         ("needle", "dba"), ("NEEDLE", "dba"), ("nEedle in", "a"), ("100%", "c"), ("1%", ""), ("_ne", ""), ("/", "e"),
-        ("a\\b", "e"), ("'", "e"), ('"key": "Needle"', "d"), ("needl_", ""), ("%", "c"), ("KEY", "d"), ("timestamp", ""),
-        ("production", ""), ("level", ""), (",", ""), ("{", "d"),
+        ("a\\b", "e"), ("'", "e"), ('"key": "Needle"', "d"), ("needl_", ""), ("%", "c"), ("KEY", "d"),
+        ("timestamp", ""),        ("production", ""), ("level", ""), (",", ""), ("{", "d"),
     ],
 )  # fmt: skip
 async def test_text_is_found_literally_in_message_and_metadata(store: Store, text: str, found: str) -> None:
@@ -157,11 +157,13 @@ async def test_text_is_found_literally_in_message_and_metadata(store: Store, tex
     [
         ("Ärger", "ärger", True), ("ärger", "ÄRGER", True), ("ärger", "arger", False),
         ("Straße", "STRASSE", True), ("STRASSE", "straße", True), ("STRAẞE", "strasse", True), ("Maße", "mas", True),
-        ("\u0130stanbul", "i\u0307stanbul", True), ("i\u0307stanbul", "\u0130STANBUL", True), ("ISTANBUL", "istanbul", True),
+        ("\u0130stanbul", "i\u0307stanbul", True), ("i\u0307stanbul", "\u0130STANBUL", True),
+        ("ISTANBUL", "istanbul", True),
         ("\u0130stanbul", "istanbul", False), ("ISTANBUL", "\u0131stanbul", False),
         ("ΟΔΥΣΣΕΥΣ", "οδυσσευς", True), ("οδυσσευς", "ΟΔΥΣΣΕΥΣ", True), ("οδυσσευς", "οδυσσευσ", True),
         ("300 \u212a", "300 k", True), ("300 k", "300 \u212a", True), ("\u017fo", "SO", True), ("so", "\u017fO", True),
-        ("ДОМ", "дом", True), ("ﬁle", "FILE", True), ("𐐀𐐁", "𐐨𐐩", True), ("日志", "日志", True), ("😀 ok", "😀 OK", True),
+        ("ДОМ", "дом", True), ("ﬁle", "FILE", True), ("𐐀𐐁", "𐐨𐐩", True), ("日志", "日志", True),
+        ("😀 ok", "😀 OK", True),
         ("µ", "μ", True), ("Å", "å", True),
     ],
 )  # fmt: skip
@@ -169,27 +171,29 @@ async def test_text_is_found_without_regard_to_case_in_all_of_unicode(
     store: Store, stored: str, text: str, is_found: bool
 ) -> None:
     """By Unicode's full case folding, in whatever field it is looked for."""
-    fields = [
+    fields: list[dict[str, Any]] = [
         {},
         {"metadata": json.dumps({"k": stored}, ensure_ascii=False)},
         {"trace_id": stored},
         {"request_id": stored},
     ]
-    for number, changes in enumerate(fields):
-        await store.write(entry("m" if changes else stored, number, **changes))
+    for changes in fields:
+        await store.write(LogEntry(Level.INFO, "m" if changes else stored, **changes))
     assert len(await store.rows(text=text)) == (len(fields) if is_found else 0)
 
 
 async def test_text_is_found_in_trace_and_request_ids_and_not_in_other_fields(store: Store) -> None:
     names = ("trace_id", "request_id", "span_id", "vercel_id", "context", "release")
     for number, name in enumerate(names):
-        await store.write(entry(name, number, **{name: "4bf92F3577"}))
+        at = START + number * MINUTE
+        await store.write(LogEntry(Level.INFO, name, timestamp=at, **{name: "4bf92F3577"}))
     await store.write(entry("service", 9), service="4bf92F3577", environment="4bf92F3577", project_id="demo")
     assert await store.messages(text="4BF92f35") == ["request_id", "trace_id"]
 
 
 _ODD = [
-    '"', '\\', '\\"', '\\\\n', "\n", "\r\n", "\t", "\x01", "\x1f", "\x7f", "\u2028", "/", "\b", "\f", '","message":"', "u0001",
+    '"', '\\', '\\"', '\\\\n', "\n", "\r\n", "\t", "\x01", "\x1f", "\x7f", "\u2028", "/", "\b", "\f", "u0001",
+    '","message":"',
     '\\u0001', "}", '"}', "\ufffd", '\\/', ",", "\u0085",
 ]  # fmt: skip
 
@@ -207,7 +211,8 @@ async def test_characters_that_lines_escape_are_found_as_they_are(store: Store) 
 async def test_metadata_is_searched_as_it_was_sent(store: Store) -> None:
     """Its escapes are not undone; line breaks between its values are spaces."""
     kept = [
-        '{"a": "\\u00e9"}', '{"a": "é"}', '{"a":\n1,\r\n"b":2}', r'{"a":"x\n\"y"}', '{"x":",\\"environment\\":\\"x\\","}',
+        '{"a": "\\u00e9"}', '{"a": "é"}', '{"a":\n1,\r\n"b":2}', r'{"a":"x\n\"y"}',
+        '{"x":",\\"environment\\":\\"x\\","}',
         '{"environment":"x","level":"error"}',
     ]  # fmt: skip
     for number, metadata in enumerate(kept):
@@ -233,8 +238,8 @@ async def test_metadata_is_searched_as_it_was_sent(store: Store) -> None:
 
 
 _AWKWARD = [
-    "a", "a,b", 'a"', '"', '\\', 'a\\"', ',"environment":"x",', '"environment":"x"', ",", "x", 'a","environment":"x","message":"',
-    "\n", "\x01", "ä", "A", "", "é\u0301", "service", '","', "\u2028",
+    "a", "a,b", 'a"', '"', '\\', 'a\\"', ',"environment":"x",', '"environment":"x"', ",", "x",
+    'a","environment":"x","message":"',    "\n", "\x01", "ä", "A", "", "é\u0301", "service", '","', "\u2028",
 ]  # fmt: skip
 
 
@@ -333,7 +338,7 @@ async def test_pages_and_counts_are_what_a_plain_filter_returns(
     page_rows: int,
     budget: int,
 ) -> None:
-    """Whatever is stored and asked for, in whatever chunks, pages and budgets; nothing is left out and nothing twice."""
+    """Whatever is stored and asked for, in whatever chunks, pages and budgets; nothing is missing or twice."""
     await empty(store)
     await write_in_commits(store, entries, commit_entries, unit)
     since, until = (None if chosen[name] is None else START + chosen[name] * unit for name in ("since", "until"))
@@ -382,7 +387,7 @@ async def test_pages_and_counts_are_what_a_plain_filter_returns(
 
 @pytest.mark.parametrize("unit", [MINUTE, timedelta(hours=1), timedelta(days=1), timedelta(days=400)])
 async def test_bars_are_exact_however_far_apart_the_entries_of_a_chunk_are(store: Store, unit: timedelta) -> None:
-    """Its summary counts by minute, hour or day, whichever are few enough, or not at all; edges fall where they like."""
+    """Its summary counts by minute, hour or day, whichever are few enough, or not at all; edges are anywhere."""
     chance = random.Random(7)
     instants = [START + unit * chance.random() * 300 for _ in range(900)]
     levels = chance.choices(list(Level), k=900)
