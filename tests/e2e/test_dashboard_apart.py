@@ -27,7 +27,8 @@ REQUESTS = 300
 SEARCH = "/projects/shop/logs?range=all&text=%25no_such_text%25"
 PAGES = (
     "/projects", "/projects?q=sh", "/projects/shop/logs", SEARCH, "/projects/shop/logs?range=all&service=nope",
-    f"/projects/shop/logs/{IDS}", "/projects/shop/settings/keys", "/projects/shop/settings/origins", "/projects/shop/audit",
+    f"/projects/shop/logs/{IDS}", "/projects/shop/settings/keys", "/projects/shop/settings/origins",
+    "/projects/shop/audit",
     "/audit", "/nowhere", "/static/dashboard.css", "/projects/unknown/logs",
 )  # fmt: skip
 TAILS = ("/projects/shop/logs/stream?after=0", "/projects/shop/logs/stream?after=0&text=no_such_text")
