@@ -11,6 +11,7 @@ from playwright.async_api import Dialog, Error, Page, Request, Response, Route, 
 
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
+from httpbridge.log_store.chunk import IDS
 from httpbridge.log_store.queries import QueryLimits
 from tests.browser.stack import FORMS, RAW_KEY, Stack, elsewhere
 from tests.browser.tour import ORIGINS, dashboard_of, until_shown
@@ -243,7 +244,7 @@ async def test_logs_are_filtered_opened_and_followed_back(stack: Stack, has_java
     await entries.locator("summary").click()
     await expect(page.get_by_text('"order": 7')).to_be_visible()
     await page.get_by_role("link", name="by itself").click()
-    await expect(page.get_by_role("heading", name="Entry 251")).to_be_visible()
+    await expect(page.get_by_role("heading", name=f"Entry {2 * IDS}")).to_be_visible()
 
     # The chart: by a bar, and by its numbers.
     await page.goto(stack.url + "/projects/shop/logs?environment=x")
