@@ -24,7 +24,7 @@ def chunk_values(batch: LogBatch) -> tuple[object, ...]:
     return msgspec.structs.astuple(chunk)
 
 
-def entries_of(chunks: Iterable[tuple[int, str, bytes]]) -> list[dict[str, Any]]:
+def entries_of(chunks: Iterable[Any]) -> list[dict[str, Any]]:
     """Return the entries of chunks (id, project, content), each with the names of `StoredLog`."""
     found = []
     for chunk_id, project_id, compressed in chunks:

@@ -15,8 +15,7 @@ import msgspec
 from benchmarks.rig.processes import SERVER_CORE, output_of
 from httpbridge.errors import BodyRefusedError
 from httpbridge.ingest.log_parser import parse
-from httpbridge.log_store.rows import rows_of
-from httpbridge.log_store.sqlite_store import SqliteStore
+from httpbridge.log_store.chunk import encode
 
 _ENTRY = '{"level":"info","message":"m"<>}'
 _ONE = f'{{"logs":[{_ENTRY}]}}'
@@ -100,7 +99,7 @@ def _times(body: bytes) -> list[float]:
         except BodyRefusedError:
             return [*times, time.thread_time() - started]
         except StopIteration as end:
-            rows_of(end.value, SqliteStore.encode_instant)  # in the same step
+            encode(end.value)  # in the same step
             return [*times, time.thread_time() - started]
         times.append(time.thread_time() - started)
 

@@ -18,7 +18,7 @@ from benchmarks.rig.null_sink import NullSink
 from httpbridge import app
 from httpbridge.cli import commands as cli
 from httpbridge.config import Config
-from httpbridge.log_store.rows import Rows
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.sink import SqlSink, store_at
 
 
@@ -44,10 +44,10 @@ def main() -> None:
         store = store_at(config.store_url())
         commit = store.commit
 
-        async def counted(group: list[Rows]) -> None:
+        async def counted(chunks: list[Chunk]) -> None:
             nonlocal commits
             commits += 1
-            await commit(group)
+            await commit(chunks)
 
         store.commit = counted  # type: ignore[method-assign]
         sink = SqlSink(store, monotonic=time.monotonic, bounds=None)

@@ -1,11 +1,11 @@
-"""Rows a second into a log store: through the sink, and through its driver's bulk path alone. A process of its own.
+"""Entries a second into a log store: through the sink, and through its driver's bulk path alone. A process of its own.
 
 Usage: python -m benchmarks.rig.bulk_writes sink | driver URL ENTRIES_A_BATCH ROWS_A_COMMIT SECONDS
 
-The driver writes the rows that the sink made of the same batch, into the table that the sink created, with the settings
-that the sink's durability rests on: `sqlite3.executemany` in a transaction, or asyncpg's COPY. SQLite's log is copied
-into the database as rarely as the sink does it; what is left of it at the end, about one such copy at the most, neither
-pays for.
+The driver writes the chunk that the sink made of the same batch, into the table that the sink created, with the
+settings that the sink's durability rests on: `sqlite3.executemany` in a transaction, or asyncpg's COPY. SQLite's log is
+copied into the database as rarely as the sink does it; what is left of it at the end, about one such copy at the most,
+neither pays for.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ _IN_FLIGHT = 4
 """Batches that wait for the sink: enough that it never waits for the next."""
 
 _COLUMNS = ", ".join(WRITTEN_COLUMNS)
-_INSERT = f"INSERT INTO logs ({_COLUMNS}) VALUES ({', '.join('?' * len(WRITTEN_COLUMNS))})"
-_SELECT = f"SELECT {_COLUMNS} FROM logs LIMIT ?"
+_INSERT = f"INSERT INTO chunks ({_COLUMNS}) VALUES ({', '.join('?' * len(WRITTEN_COLUMNS))})"
+_SELECT = f"SELECT {_COLUMNS} FROM chunks LIMIT 1"
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -89,7 +89,7 @@ async def _write_through_sink(url: str, entries: int, rows: int, seconds: float)
     return result
 
 
-async def _rows_of_sink(url: str, entries: int) -> None:
+async def _chunk_of_sink(url: str, entries: int) -> None:
     """Have the sink create its tables and store one batch."""
     sink = await open_sql_sink(url, monotonic=time.monotonic)
     await sink.write(_batch(entries))
@@ -97,9 +97,9 @@ async def _rows_of_sink(url: str, entries: int) -> None:
 
 
 async def _repeat(
-    commit: Callable[[list[Any]], Awaitable[None]], rows: list[Any], count: int, seconds: float
+    commit: Callable[[list[Any]], Awaitable[None]], chunks: list[Any], count: int, entries: int, seconds: float
 ) -> Written:
-    transaction = (rows * (count // len(rows) + 1))[:count]
+    transaction = chunks * (count // entries)
     written = 0
     started, cpu = time.perf_counter(), time.process_time()
     while time.perf_counter() < started + seconds:
@@ -120,18 +120,18 @@ async def _write_through_sqlite3(path: str, entries: int, count: int, seconds: f
             connection.executemany(_INSERT, rows)
             connection.execute("COMMIT")
 
-        return await _repeat(commit, connection.execute(_SELECT, (entries,)).fetchall(), count, seconds)
+        return await _repeat(commit, connection.execute(_SELECT).fetchall(), count, entries, seconds)
 
 
 async def _write_through_asyncpg(url: str, entries: int, count: int, seconds: float) -> Written:
     connection = await asyncpg.connect(url)
     try:
-        rows = [tuple(row) for row in await connection.fetch(_SELECT.replace("?", "$1"), entries)]
+        rows = [tuple(row) for row in await connection.fetch(_SELECT)]
 
         async def commit(rows: list[Any]) -> None:
-            await connection.copy_records_to_table("logs", records=rows, columns=WRITTEN_COLUMNS)
+            await connection.copy_records_to_table("chunks", records=rows, columns=WRITTEN_COLUMNS)
 
-        return await _repeat(commit, rows, count, seconds)
+        return await _repeat(commit, rows, count, entries, seconds)
     finally:
         await connection.close()
 
@@ -140,11 +140,11 @@ async def _main(kind: str, url: str, entries: int, rows: int, seconds: float) ->
     is_sqlite = url.startswith("sqlite:")
     if not is_sqlite:  # every measurement begins with an empty table
         connection = await asyncpg.connect(url)
-        await connection.execute("DROP TABLE IF EXISTS logs")
+        await connection.execute("DROP TABLE IF EXISTS chunks")
         await connection.close()
     if kind == "sink":
         return await _write_through_sink(url, entries, rows, seconds)
-    await _rows_of_sink(url, entries)
+    await _chunk_of_sink(url, entries)
     if is_sqlite:
         return await _write_through_sqlite3(url.removeprefix("sqlite:///"), entries, rows, seconds)
     return await _write_through_asyncpg(url, entries, rows, seconds)

@@ -34,9 +34,8 @@ from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
-from httpbridge.log_store.rows import Rows
+from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.sink import SqlSink
-from httpbridge.log_store.sqlite_store import SqliteStore
 
 COUNTS = (200, 1200)
 """Requests: the first has everything warm, the difference to the second is counted."""
@@ -76,12 +75,10 @@ def _validator(clock: Callable[[], float]) -> KeyValidator:
 class _Store:
     """Forgets what is committed to it."""
 
-    encode_instant = staticmethod(SqliteStore.encode_instant)
-
     async def open(self) -> None:
         """Do nothing."""
 
-    async def commit(self, group: list[Rows]) -> None:
+    async def commit(self, chunks: list[Chunk]) -> None:
         """Do nothing: the commit is done at once."""
 
     async def probe(self) -> None:

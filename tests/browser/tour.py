@@ -16,13 +16,14 @@ from unittest.mock import patch
 
 from playwright.async_api import Page, expect
 
+from authsvc.runtime import clock
 from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app as dashboard
+from httpbridge.dashboard.connections import CONNECTION_LIMITS
 from httpbridge.dashboard.login_throttle import FAILURES_PER_ADDRESS_MAX
 from httpbridge.dashboard.views.origins import ENTRIES_MAX
-from httpbridge.log_store.queries import TEXT_ROWS_MAX
-from httpbridge.log_store.tail import ARRIVALS_MAX
-from httpbridge.logs import LOGS_MAX
+from httpbridge.log_store import read_store
+from httpbridge.log_store.queries import QueryLimits
 from tests.browser.stack import Stack
 from tests.e2e.http_exchange import exchange, request
 from tests.e2e.processes import until
@@ -54,10 +55,17 @@ async def send(
     return (await exchange(stack.bridge.address, request(key=key, origin=origin, body=body))).status
 
 
-async def haystack(stack: Stack, key: str) -> None:
-    """Send more logs than a page searches at a time."""
-    for _ in range(TEXT_ROWS_MAX // 2 // LOGS_MAX + 1):
-        assert await send(stack, key, *({"level": "debug", "message": "hay"} for _ in range(LOGS_MAX))) == 200
+@asynccontextmanager
+async def dashboard_of(stack: Stack, query_limits: QueryLimits) -> AsyncIterator[tuple[str, Page]]:
+    """Run a dashboard of another kind here, and sign in; give its URL and a page."""
+    address = Address.parse(stack.key_service.address)
+    async with running_dashboard(stack.system.state_dir, address, clock.now, CONNECTION_LIMITS, query_limits) as other:
+        page = await stack.page(is_signed_in=False)
+        await page.goto(other.url + "/sign-in")
+        await page.get_by_label("Your name").fill("Ann Example")
+        await page.get_by_label("Dashboard token").fill(TOKEN)
+        await page.get_by_role("button", name="Sign in").click()
+        yield other.url, page
 
 
 def an_hour_of_logs() -> list[Mapping[str, object]]:
@@ -258,7 +266,7 @@ async def many_logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await page.get_by_role("button", name="Live tail").click()
     await expect(page.locator("#live-state")).to_have_text("Live")
     await page.get_by_role("button", name="Pause").click()
-    await send(stack, key, *({"level": "info", "message": str(number)} for number in range(2 * ARRIVALS_MAX + 50)))
+    await send(stack, key, *({"level": "info", "message": str(number)} for number in range(250)))
     await page.get_by_role("button", name="Resume").click()
     await expect(page.get_by_text("More arrived than is shown here.")).to_be_visible()
     yield "live tail, a gap", page
@@ -266,20 +274,17 @@ async def many_logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await page.get_by_role("link", name="Older").click()
     await expect(page.get_by_role("link", name="Newest")).to_be_visible()
     yield "logs, an older page", page
-    await haystack(stack, key)
-    await page.goto(stack.url + LOGS + "?text=nothing-like-it")
-    await expect(page.get_by_text("There are older ones.")).to_be_visible()
-    await expect(page.get_by_text("There is too much to count at once")).to_be_visible()
-    yield "logs, a search that is not done", page
+    for _ in range(3):
+        await send(stack, key, {"level": "debug", "message": "hay"})
+    async with dashboard_of(stack, QueryLimits(entries_max=4)) as (url, page):
+        await page.goto(url + LOGS + "?text=nothing-like-it")
+        await expect(page.get_by_text("There are older ones.")).to_be_visible()
+        await expect(page.get_by_text("There is too much to count at once")).to_be_visible()
+        yield "logs, a search that is not done", page
     # A dashboard whose statements may take no time at all.
-    with patch.object(dashboard, "_STATEMENT_SECONDS_MAX", 0.0):
-        async with running_dashboard(stack.system.state_dir, Address.parse(stack.key_service.address)) as slow:
-            page = await stack.page(is_signed_in=False)
-            await page.goto(slow.url + "/sign-in")
-            await page.get_by_label("Your name").fill("Ann Example")
-            await page.get_by_label("Dashboard token").fill(TOKEN)
-            await page.get_by_role("button", name="Sign in").click()
-            await page.goto(slow.url + LOGS + "?text=nothing-like-it")
+    with patch.object(dashboard, "_STATEMENT_SECONDS_MAX", 0.0), patch.object(read_store, "_STEPS", 1):
+        async with dashboard_of(stack, QueryLimits()) as (url, page):
+            await page.goto(url + LOGS + "?text=nothing-like-it")
             await expect(page.get_by_role("heading", name="The log store is slow")).to_be_visible()
             yield "log store slow", page
 

@@ -6,24 +6,29 @@ import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import pytest
 
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
+from httpbridge.log_store.chunk import IDS
+from httpbridge.logs import Level, LogBatch, LogEntry
 from tests.e2e.processes import Service, System, until
 from tests.e2e.traffic import Ring, Traffic
 from tests.httpbridge.dashboard.conftest import Browser
+from tests.stored_chunks import COLUMNS, chunk_values
 
-STORED_ROWS = 150_000
+STORED_ENTRIES = 150_000
 REQUESTS = 300
 """Ingested in each situation."""
 
 SEARCH = "/projects/shop/logs?range=all&text=%25no_such_text%25"
 PAGES = (
     "/projects", "/projects?q=sh", "/projects/shop/logs", SEARCH, "/projects/shop/logs?range=all&service=nope",
-    "/projects/shop/logs/1", "/projects/shop/settings/keys", "/projects/shop/settings/origins", "/projects/shop/audit",
+    f"/projects/shop/logs/{IDS}", "/projects/shop/settings/keys", "/projects/shop/settings/origins",
+    "/projects/shop/audit",
     "/audit", "/nowhere", "/static/dashboard.css", "/projects/unknown/logs",
 )  # fmt: skip
 TAILS = ("/projects/shop/logs/stream?after=0", "/projects/shop/logs/stream?after=0&text=no_such_text")
@@ -99,15 +104,23 @@ class Situation:
         self.key_service = await self.system.key_service()
         self.bridge = await self.system.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="100000000")
         self.key = self.system.issue("shop")
-        rows = (
-            (f"2026-01-01 00:{number // 3000:02}:00.000000", f"message {number} " + "x" * 100, f'{{"n": {number}}}')
-            for number in range(STORED_ROWS)
+        started = datetime(2026, 1, 1, tzinfo=UTC)
+        entries = [
+            LogEntry(
+                Level.INFO,
+                f"message {number} " + "x" * 100,
+                timestamp=started + timedelta(minutes=number // 3000),
+                metadata=f'{{"n": {number}}}',
+            )
+            for number in range(STORED_ENTRIES)
+        ]
+        batches = (
+            LogBatch("shop", "k", started, "s", "production", None, entries[start : start + 1000])
+            for start in range(0, STORED_ENTRIES, 1000)
         )
         with closing(sqlite3.connect(self.system.state_dir / "logs.db")) as store, store:
             store.executemany(
-                "INSERT INTO logs (project_id, key_id, received_at, service, environment, level, message, timestamp, "
-                "metadata) VALUES ('shop', 'k', ?1, 's', 'production', 'info', ?2, ?1, ?3)",
-                rows,
+                f"INSERT INTO chunks ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", map(chunk_values, batches)
             )
 
     @asynccontextmanager

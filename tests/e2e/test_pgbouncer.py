@@ -11,12 +11,13 @@ from tests.e2e.load import Load, body, check_stored
 from tests.e2e.processes import System, until
 from tests.httpbridge.dashboard.conftest import Browser
 from tests.pgbouncer import SESSIONS, PgBouncer
+from tests.stored_chunks import SELECT, entries_of
 
 
 async def stored_messages(url: str) -> list[str]:
     connection = await asyncpg.connect(url)
     try:
-        return [row["message"] for row in await connection.fetch("SELECT message FROM logs ORDER BY id")]
+        return [entry["message"] for entry in entries_of(await connection.fetch(SELECT))]
     finally:
         await connection.close()
 

@@ -9,6 +9,7 @@ from sqlalchemy import make_url
 from tests.e2e.http_exchange import post
 from tests.e2e.load import body
 from tests.e2e.processes import System
+from tests.stored_chunks import SELECT, entries_of
 
 
 async def test_keys_and_logs_in_postgresql(system: System, postgres_url: str) -> None:
@@ -32,7 +33,7 @@ async def test_keys_and_logs_in_postgresql(system: System, postgres_url: str) ->
     assert (await post(bridge.address, revoked.stdout.strip(), body("second", 1))).status == 200
 
     connection = await asyncpg.connect(postgres_url)
-    rows = await connection.fetch("SELECT project_id, key_id, message FROM logs ORDER BY id")
+    rows = entries_of(await connection.fetch(SELECT))
     await connection.close()
     assert [row["message"] for row in rows] == ["first/0", "first/1", "first/2", "second/0"]
     assert {row["project_id"] for row in rows} == {"demo"}

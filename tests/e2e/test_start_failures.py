@@ -49,11 +49,12 @@ def make_files(directory: Path) -> None:
         (directory / f"state-{token}" / token).touch(mode=0o600)
     with closing(sqlite3.connect(directory / "newer-keys.db")) as keys, keys:
         keys.executescript("CREATE TABLE alembic_version (version_num TEXT); INSERT INTO alembic_version VALUES (9999)")
-    logs = sa.create_engine(f"sqlite:///{directory / 'newer-logs.db'}")
-    tables.create_all(logs)
-    with logs.begin() as connection:
-        connection.execute(log_store.insert().values(id=1, schema_version=99, probes=0))
-    logs.dispose()
+    for name, version in (("newer", 99), ("rows", 2)):
+        logs = sa.create_engine(f"sqlite:///{directory / f'{name}-logs.db'}")
+        tables.create_all(logs)
+        with logs.begin() as connection:
+            connection.execute(log_store.insert().values(id=1, schema_version=version, probes=0))
+        logs.dispose()
     ca = trustme.CA()
     ca.cert_pem.write_to_path(directory / "ca.pem")
     for name in ("one", "other"):
@@ -109,6 +110,8 @@ CASES = [
     ("authsvc serve", {KEYS: "sqlite:///{}/garbage.db"}, 2, f"{KEYS}: .*/garbage.db: file is not a database"),
     *((command, {KEYS: "sqlite:///{}/newer-keys.db"}, 2, "made by a newer authsvc") for command in KEY_COMMANDS),
     ("httpbridge serve", {LOGS: "sqlite:///{}/newer-logs.db"}, 2, "made by a newer httpbridge"),
+    *((command, {LOGS: "sqlite:///{}/rows-logs.db"}, 2, "schema version 2, .*`httpbridge logs .* `httpbridge import`")
+      for command in ("httpbridge serve", "httpbridge logs demo")),
     # The state directory and the tokens in it.
     *((command, {f"{command.split()[0].upper()}_STATE_DIR": "{}/file"}, 2, "_STATE_DIR: .*/file: ") for command in
       ("authsvc serve", "authsvc migrate", "httpbridge serve", "httpbridge dashboard", "httpbridge sign-in-link")),
