@@ -5,7 +5,8 @@ from typing import Any
 
 import msgspec
 
-from httpbridge.log_store.chunk import Content, Line, chunks_of, encode, instant_of
+from httpbridge.log_store.chunk import Content, Line, instant_of
+from httpbridge.log_store.encoding import chunks_of, encode
 from httpbridge.log_store.scan import instant
 from httpbridge.log_store.schema import WRITTEN_COLUMNS
 from httpbridge.logs import LogBatch

@@ -15,7 +15,7 @@ import msgspec
 from benchmarks.rig.processes import SERVER_CORE, output_of
 from httpbridge.errors import BodyRefusedError
 from httpbridge.ingest.log_parser import parse
-from httpbridge.log_store.chunk import encode
+from httpbridge.log_store.encoding import encode
 
 _ENTRY = '{"level":"info","message":"m"<>}'
 _ONE = f'{{"logs":[{_ENTRY}]}}'

@@ -44,10 +44,10 @@ def main() -> None:
         store = store_at(config.store_url())
         commit = store.commit
 
-        async def counted(chunks: list[Chunk]) -> None:
+        async def counted(chunks: list[Chunk]) -> list[int]:
             nonlocal commits
             commits += 1
-            await commit(chunks)
+            return await commit(chunks)
 
         store.commit = counted  # type: ignore[method-assign]
         sink = SqlSink(store, monotonic=time.monotonic, bounds=None)

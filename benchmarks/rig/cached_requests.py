@@ -78,8 +78,9 @@ class _Store:
     async def open(self) -> None:
         """Do nothing."""
 
-    async def commit(self, chunks: list[Chunk]) -> None:
+    async def commit(self, chunks: list[Chunk]) -> list[int]:  # noqa: ARG002
         """Do nothing: the commit is done at once."""
+        return []
 
     async def probe(self) -> None:
         """Do nothing."""

@@ -41,7 +41,7 @@ a batch. On an idle event loop four turns take some microseconds.
 """
 
 T = TypeVar("T")
-Commit = Callable[[list[T]], Awaitable[Mapping[int, Exception]]]
+Commit = Callable[[list[T]], Awaitable[Mapping[int, Exception] | None]]
 
 
 @coroutine

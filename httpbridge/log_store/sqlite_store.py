@@ -16,17 +16,15 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 import structlog
 
-from authsvc.runtime.sql import check_durable, reason
+from authsvc.runtime.sql import reason
 from authsvc.runtime.sqlite_files import FilesLostError, SqliteFiles, stamp
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.chunk import Chunk, without_repeats
 from httpbridge.log_store.database import EXPECTED_ERRORS, translated
 from httpbridge.log_store.idempotency import note_in_sqlite
-from httpbridge.log_store.schema import PROBE, WRITTEN_COLUMNS, create_tables
-
-BUSY_SECONDS_MAX = 2.0
-"""How long a commit waits for another process's lock before it is a 503."""
+from httpbridge.log_store.schema import PROBE, create_tables
+from httpbridge.log_store.sqlite_writes import STATEMENT_CHUNKS_MAX, connect, engine_of, insert_chunks
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """After about so much new WAL it is copied into the database: four times SQLite's own measure, and so less often."""
@@ -46,8 +44,6 @@ _COMMIT_WAL_BYTES = 16 * 1024
 _ROOM_BYTES_MIN = 64 * 1024 * 1024
 """On the disk: what the WAL and the file may grow by in some commits of the largest batches. Less is not ready."""
 
-_STATEMENT_CHUNKS_MAX = 64
-"""Chunks a statement: together below the 999 parameters that every SQLite takes."""
 _RECLAIMED_PAGES = 500
 """At a time: two MiB, some milliseconds."""
 
@@ -77,12 +73,6 @@ class SqliteStore:
         """Whether a reader keeps the WAL growing, as the last checkpoint found."""
         self._checkpoint: Future[None] | None = None
         """The one under way."""
-        row = f"({','.join('?' * len(WRITTEN_COLUMNS))})"
-        self._inserts = [
-            f"INSERT INTO chunks ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * rows)}"  # noqa: S608 - no input
-            for rows in range(_STATEMENT_CHUNKS_MAX + 1)
-        ]
-        """By the number of chunks, so that a commit is one statement; the driver keeps them prepared."""
 
     async def open(self) -> None:
         """See `sink.Store`; unavailable is what is locked, or on a full disk."""
@@ -140,8 +130,8 @@ class SqliteStore:
                 self._files.check_main()
             elif lost := self._files.lone_wal():
                 raise StoreSetupError(lost)
-            self._connection = connection = self._new_connection()
-            with _engine(connection).begin() as begun:
+            self._connection = connection = connect(self._path)
+            with engine_of(connection).begin() as begun:
                 create_tables(begun)
             self._files.note(connection)
             _stamp(connection)
@@ -149,26 +139,6 @@ class SqliteStore:
         except EXPECTED_ERRORS as error:
             self._disconnect()
             raise self._translated(error) from None
-        return connection
-
-    def _new_connection(self) -> sqlite3.Connection:
-        # Transactions are ours: the driver would begin them late, and not IMMEDIATE.
-        connection = sqlite3.connect(
-            self._path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
-            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-                # To the end, where it is written: the driver drops the failure of a statement that it leaves before.
-                connection.execute("PRAGMA journal_mode=WAL").fetchall()
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA secure_delete=FAST").fetchall()  # what was erased is in no page that stays
-            connection.execute("PRAGMA wal_autocheckpoint=0")  # see _copy_wal
-            connection.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
-            check_durable(connection)
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
     def _check_files(self) -> None:
@@ -193,13 +163,13 @@ class SqliteStore:
         conflicts: list[int] = []
         keys = [chunk.key_row for chunk in chunks if chunk.idempotency is not None]
         with self._writing(weight) as connection:
-            if not keys and len(chunks) <= _STATEMENT_CHUNKS_MAX:
-                self._insert_chunks(connection, chunks)  # one statement is a transaction by itself
+            if not keys and len(chunks) <= STATEMENT_CHUNKS_MAX:
+                insert_chunks(connection, chunks)  # one statement is a transaction by itself
                 return conflicts
             connection.execute("BEGIN IMMEDIATE")
             if keys:
                 chunks, conflicts = without_repeats(chunks, note_in_sqlite(connection, keys))
-            self._insert_chunks(connection, chunks)
+            insert_chunks(connection, chunks)
             connection.execute("COMMIT")
         return conflicts
 
@@ -208,7 +178,7 @@ class SqliteStore:
             connection.execute(PROBE)
 
     def _transact(self, work: Callable[[sa.Connection], T]) -> T:
-        with self._writing(_COMMIT_WAL_BYTES) as connection, _engine(connection).begin() as begun:
+        with self._writing(_COMMIT_WAL_BYTES) as connection, engine_of(connection).begin() as begun:
             return work(begun)
 
     def _reclaim(self) -> bool:
@@ -246,11 +216,6 @@ class SqliteStore:
             # Behind this commit in the thread's queue, so that its callers have their answer first.
             self._thread.submit(wait, [self._checkpoint])
 
-    def _insert_chunks(self, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
-        for start in range(0, len(chunks), _STATEMENT_CHUNKS_MAX):
-            some = chunks[start : start + _STATEMENT_CHUNKS_MAX]
-            connection.execute(self._inserts[len(some)], [value for chunk in some for value in chunk.columns])
-
     def _copy_wal(self) -> None:
         """Copy the WAL into the database, in a thread and over a connection of its own, while commits go on.
 
@@ -258,7 +223,7 @@ class SqliteStore:
         """
         try:
             self._check_files()  # to connect would make a file
-            with closing(self._new_connection()) as connection:
+            with closing(connect(self._path)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except (sqlite3.Error, StoreSetupError, StoreUnavailableError) as error:
             # All that was answered is in the WAL; the next commit finds out whether the store is in order.
@@ -309,9 +274,3 @@ def _stamp(connection: sqlite3.Connection) -> None:
     ((number,),) = connection.execute("PRAGMA user_version").fetchall()
     connection.execute(stamp(number + 1))
     connection.execute("COMMIT")
-
-
-def _engine(connection: sqlite3.Connection) -> sa.Engine:
-    engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
-    sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
-    return engine

@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, chunks_of, compress, encode, instant_text
-from httpbridge.log_store.queries import Activity, LogQueries, QueryLimits
+from httpbridge.log_store.activity import Activity
+from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, compress, instant_text
+from httpbridge.log_store.encoding import chunks_of, encode
+from httpbridge.log_store.queries import LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError
 from httpbridge.log_store.reader import read
 from httpbridge.log_store.schema import WRITTEN_COLUMNS, chunks

@@ -172,9 +172,9 @@ def counted(store: Store) -> list[int]:
     groups: list[int] = []
     commit = store.commit
 
-    async def commit_counted(chunks: list[Chunk]) -> None:
+    async def commit_counted(chunks: list[Chunk]) -> list[int]:
         groups.append(sum(chunk.entries for chunk in chunks))
-        await commit(chunks)
+        return await commit(chunks)
 
     store.commit = commit_counted  # type: ignore[method-assign]
     return groups

@@ -22,6 +22,7 @@ from httpbridge.http.listener import Listener
 from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.logs import LogBatch
 
 KEY = "dt_0123456789abcdef01234567"
@@ -104,7 +105,7 @@ class MemorySink:
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def write(self, batch: LogBatch) -> None:
+    async def write(self, batch: LogBatch, idempotency: IdempotencyKey | None = None) -> None:
         self.writing.set()
         await self.gate.wait()
         if self.failure is not None:

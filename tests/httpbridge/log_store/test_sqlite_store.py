@@ -26,6 +26,7 @@ from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.sink import open_sql_sink
 from httpbridge.log_store.sqlite_store import SqliteStore
+from httpbridge.log_store.sqlite_writes import insert_chunks
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
 from tests.stored_chunks import entries_of
 
@@ -55,7 +56,7 @@ async def test_another_processes_lock_is_unavailable_until_it_ends(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A locked file is neither waited for without end nor fatal, and what was refused is not stored."""
-    monkeypatch.setattr("httpbridge.log_store.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_writes.BUSY_SECONDS_MAX", 0.1)
     clock = Clock()
     async with sink_on(sqlite_url, monotonic=clock) as sink:
         await sink.write(batch("before"))
@@ -72,7 +73,7 @@ async def test_another_processes_lock_is_unavailable_until_it_ends(
 
 
 async def test_the_bridge_may_start_while_the_file_is_locked(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("httpbridge.log_store.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_writes.BUSY_SECONDS_MAX", 0.1)
     with locked(sqlite_url):
         sink = await open_sql_sink(sqlite_url, monotonic=Clock())
         with pytest.raises(StoreUnavailableError, match="locked"):
@@ -389,16 +390,15 @@ async def test_a_batch_whose_store_goes_while_it_is_written_is_not_acknowledged(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was in its place as the commit began. Once it is back, the batch is there, whole."""
-    insert_chunks = SqliteStore._insert_chunks
     files = files_of(sqlite_url)
 
-    def insert_and_lose(store: SqliteStore, connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
-        insert_chunks(store, connection, chunks)
+    def insert_and_lose(connection: sqlite3.Connection, chunks: list[Chunk]) -> None:
+        insert_chunks(connection, chunks)
         move(files)
 
     async with sink_on(sqlite_url) as sink:
         await sink.write(batch("before"))
-        monkeypatch.setattr(SqliteStore, "_insert_chunks", insert_and_lose)
+        monkeypatch.setattr("httpbridge.log_store.sqlite_store.insert_chunks", insert_and_lose)
         with pytest.raises(StoreUnavailableError, match="moved, removed or replaced"):
             await sink.write(batch("meanwhile"))
         monkeypatch.undo()

@@ -17,7 +17,8 @@ import uvloop
 
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
-from httpbridge.log_store.chunk import Chunk, chunks_of, encode
+from httpbridge.log_store.chunk import Chunk
+from httpbridge.log_store.encoding import chunks_of, encode
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.origin_store import OriginCount, OriginStore
 from httpbridge.log_store.sink import SqlSink, store_at
@@ -65,7 +66,7 @@ class Files:
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     """Name the files; the socket's path is relative, as long ones cannot be bound."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("httpbridge.log_store.sqlite_store.BUSY_SECONDS_MAX", 0.1)
+    monkeypatch.setattr("httpbridge.log_store.sqlite_writes.BUSY_SECONDS_MAX", 0.1)
     return Files(tmp_path / "logs.db", Path("log-writer"))
 
 
@@ -280,11 +281,11 @@ async def test_a_light_batch_goes_past_heavy_ones_of_its_worker_and_of_others(fi
     commit, gate = store.commit, asyncio.Event()
     committing: asyncio.Queue[None] = asyncio.Queue()
 
-    async def held(chunks: list[Chunk]) -> None:
+    async def held(chunks: list[Chunk]) -> list[int]:
         if chunks[0].size >= len(HEAVY):
             committing.put_nowait(None)
             await gate.wait()
-        await commit(chunks)
+        return await commit(chunks)
 
     store.commit = held  # type: ignore[method-assign]
     writer = Writer(store, OriginStore(files.url, store.probe))
@@ -343,10 +344,10 @@ def test_a_writer_that_stops_during_a_commit_stores_it_and_leaves_no_error(files
         committing, gate = asyncio.Event(), asyncio.Event()
         commit = store.commit
 
-        async def held(chunks: list[Chunk]) -> None:
+        async def held(chunks: list[Chunk]) -> list[int]:
             committing.set()
             await gate.wait()
-            await commit(chunks)
+            return await commit(chunks)
 
         store.commit = held  # type: ignore[method-assign]
         writer = Writer(store, OriginStore(files.url, store.probe))

@@ -1,0 +1,58 @@
+"""How a SQLite log store is written to: its connections, and chunks past SQLAlchemy."""
+
+import sqlite3
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from authsvc.runtime.sql import check_durable
+from httpbridge.log_store.chunk import Chunk
+from httpbridge.log_store.schema import WRITTEN_COLUMNS
+
+BUSY_SECONDS_MAX = 2.0
+"""How long a commit waits for another process's lock before it is a 503."""
+
+STATEMENT_CHUNKS_MAX = 64
+"""Chunks a statement: together below the 999 parameters that every SQLite takes."""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open the log store's file for writing. Raises sqlite3.Error, OSError and SetupError."""
+    # Transactions are ours: the driver would begin them late, and not IMMEDIATE.
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            # To the end, where it is written: the driver drops the failure of a statement that it leaves before.
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=FAST").fetchall()  # what was erased is in no page that stays
+        connection.execute("PRAGMA wal_autocheckpoint=0")  # see `SqliteStore`
+        connection.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
+        check_durable(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def engine_of(connection: sqlite3.Connection) -> sa.Engine:
+    """Return an engine that has only this connection, and takes the write lock when a transaction begins."""
+    engine = sa.create_engine("sqlite://", creator=lambda: connection, poolclass=sa.StaticPool)
+    sa.event.listen(engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def insert_chunks(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
+    """Insert chunks, STATEMENT_CHUNKS_MAX a statement; the driver keeps the statements prepared."""
+    for start in range(0, len(chunks), STATEMENT_CHUNKS_MAX):
+        some = chunks[start : start + STATEMENT_CHUNKS_MAX]
+        connection.execute(_insert(len(some)), [value for chunk in some for value in chunk.columns])
+
+
+@cache
+def _insert(chunks: int) -> str:
+    row = f"({','.join('?' * len(WRITTEN_COLUMNS))})"
+    return f"INSERT INTO chunks ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * chunks)}"  # noqa: S608 - no input
