@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.idempotency import IdempotencyKey, KeyRow
 from httpbridge.log_store.summary import Summary, cells_of, combined, read_summary, summary_of
 from httpbridge.logs import Level
@@ -45,8 +46,11 @@ _ZSTD_OPTIONS = {int(zstd.CompressionParameter.compression_level): 1, int(zstd.C
 """A higher level costs three times as much and gains nothing on logs, measured."""
 
 
-class ChunkDamagedError(Exception):
+class ChunkDamagedError(StoreUnavailableError):
     """A stored chunk is not what was written; the text says in what respect, and nothing of its entries."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"a chunk of the log store is damaged: {reason}")
 
 
 class Line(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -107,8 +108,6 @@ class ReadStore:
                     await connection.run_sync(_check)
                     self._is_checked = True
                 yield connection
-        except ChunkDamagedError as error:
-            raise StoreUnavailableError(f"a chunk of the log store is damaged: {error}") from None
         except EXPECTED_ERRORS as error:
             if _is_slow(error):
                 raise StoreSlowError("the log store takes too long to answer") from None
@@ -194,7 +193,10 @@ async def headers(
 def header_of(row: Any) -> Header:
     """Make a header of a row with its columns."""
     id_, span, version, first_at, last_at, entries, summary = row
-    return Header(id_, span, version, first_at, last_at, entries, read_summary(summary))
+    try:
+        return Header(id_, span, version, first_at, last_at, entries, read_summary(summary))
+    except msgspec.DecodeError:
+        raise ChunkDamagedError(f"the summary of {id_} cannot be read") from None
 
 
 async def content_of(connection: AsyncConnection, chunk_id: int) -> Content:
