@@ -18,17 +18,11 @@ from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.listener import Listener
-from httpbridge.http.server import (
-    CONNECTIONS_MAX,
-    HEALTH_CONNECTIONS_MAX,
-    PublicServer,
-    Readiness,
-    ReadyStatus,
-    ServerLimits,
-)
-from httpbridge.ingest.handler import Ingest
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Readiness, ReadyStatus
+from httpbridge.http.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.ingest.origin_counts import OriginCounts
-from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store import LogSink
 from httpbridge.log_store.origin_store import OriginStore
 from httpbridge.log_store.sink import SqlSink, open_sql_sink
@@ -93,14 +87,15 @@ async def serve(
             body_bytes_max=config.body_bytes_max,
             body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
         )
-        server = PublicServer(
+        router = Router(
             ingest=ingest.handle,
             readiness=partial(_readiness, validator, sink),
             now=now,
             monotonic=time.monotonic,
-            limits=ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max),
             trusted_proxies=config.trusted_proxies,
         )
+        limits = ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max)
+        server = PublicServer(router, limits, config.trusted_proxies)
         listeners: list[Listener] = []
         try:
             listeners.extend(

@@ -31,9 +31,10 @@ from authsvc.runtime.networks import Networks
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.handler import Ingest
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Readiness, ReadyStatus
+from httpbridge.http.server import PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.log_store.rows import Rows
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.sqlite_store import SqliteStore
@@ -138,14 +139,14 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
     )
-    server = PublicServer(
+    router = Router(
         ingest=ingest.handle,
         readiness=readiness,
         now=clock.now,
         monotonic=clock.monotonic,
-        limits=ServerLimits(),
         trusted_proxies=Networks(),
     )
+    server = PublicServer(router, ServerLimits(), Networks())
     return partial(server, "127.0.0.1")
 
 

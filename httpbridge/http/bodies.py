@@ -69,24 +69,22 @@ class Budget:
         self._is_logged = False
 
     def take(self, count: int, key_id: str) -> None:
-        """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
+        """Take so many bytes, or give them back, where `count` is negative.
+
+        Raises OverloadedError when fewer are left for all or for the key.
+        """
         key_bytes = self._taken_bytes_by_key.get(key_id, 0) + count
-        if key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
+        if count > 0 and key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
             raise OverloadedError
-        if self._taken_bytes + count > self._bytes_max:
+        if count > 0 and self._taken_bytes + count > self._bytes_max:
             if not self._is_logged:
                 self._is_logged = True
                 _log.warning(self._event, bytes=self._taken_bytes)
             raise OverloadedError
         self._taken_bytes += count
         self._taken_bytes_by_key[key_id] = key_bytes
-
-    def release(self, count: int, key_id: str) -> None:
-        """Give back what was taken."""
-        self._taken_bytes -= count
-        key_bytes = self._taken_bytes_by_key.pop(key_id, 0) - count
-        if key_bytes:
-            self._taken_bytes_by_key[key_id] = key_bytes
+        if not key_bytes:
+            del self._taken_bytes_by_key[key_id]
         if self._taken_bytes < self._bytes_max // 2:
             self._is_logged = False
 
@@ -115,7 +113,7 @@ class Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._budget.release(self._taken_bytes, self._key_id)
+        self._budget.take(-self._taken_bytes, self._key_id)
 
 
 async def read(

@@ -8,8 +8,8 @@ A place is the right to hold a connection: they are bounded in all and by addres
 import asyncio
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -25,8 +25,17 @@ CALLER_TURNS = 32
 """Of them those of one caller. Fewer would make group commits smaller, and refusals dearer by a tenth, where one caller
 sends all there is."""
 
+TURNS_BETWEEN = 8
+"""Turns of the event loop from one step of a large body to the next.
+
+In so many a small request that has arrived is read, checked and handed to the store, and a response is written. On an
+idle event loop they take some microseconds.
+"""
+
 _LOOKS = 64
 """At connections that cannot make room, before a new one is refused."""
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger("httpbridge")
 
@@ -156,6 +165,37 @@ class Turns:
             self._loop.call_soon(caller.waiting.popleft())
             if caller.waiting:
                 self._enqueue(caller)
+
+
+class BodyTurn:
+    """One large body's turns, of which one is taken at a time.
+
+    Work that keeps the interpreter lock holds the event loop wherever it runs, in a thread as well. So large bodies are
+    taken apart in steps, project by project. A request that has begun goes on before others of its project begin:
+    sixteen that were inflated side by side would take all that the project may hold, and none would come to its end.
+    """
+
+    __slots__ = ("_has_begun", "_project_id", "_turns")
+
+    def __init__(self, turns: Turns, project_id: str) -> None:
+        self._turns = turns
+        self._project_id = project_id
+        self._has_begun = False
+
+    async def take(self) -> None:
+        """Return when it is this request's turn: it may hold the event loop until it awaits something."""
+        await self._turns.turn(self._project_id, TURNS_BETWEEN, is_first=self._has_begun)
+        self._has_begun = True
+
+    async def run(self, steps: Generator[None, None, _T]) -> _T:
+        """Take each step in a turn of its own, and return what the last one returns, still in its turn."""
+        while True:
+            await self.take()
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
 
 
 class ConnectionPlaces:

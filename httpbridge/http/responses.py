@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
@@ -80,6 +81,33 @@ LINE_CLOSE = b"Connection: close\r\n\r\n"
 """The last header line of a response after which the connection is closed, and the empty line."""
 
 
+class ReadyStatus(StrEnum):
+    """Whether requests should be sent here."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    """The key service is away, and cached verdicts serve."""
+    UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """What GET /ready says; `reason` is for the operator, and public."""
+
+    status: ReadyStatus
+    reason: str = ""
+
+
+DRAINING = Readiness(ReadyStatus.UNAVAILABLE, "draining")
+
+
+def ready(readiness: Readiness) -> Response:
+    """Prepare the response of GET /ready."""
+    status = 503 if readiness.status is ReadyStatus.UNAVAILABLE else 200
+    reason = {"reason": readiness.reason} if readiness.reason else {}
+    return json_response(status, {"status": readiness.status, **reason})
+
+
 def preflight(allowed: str) -> Response:
     """Prepare the response to a preflight of a path with these methods, but for `preflight_headers`."""
     headers = {
@@ -125,12 +153,6 @@ def refused_body(error: BodyRefusedError) -> Response:
 def rate_limited(retry_after_seconds: int) -> Response:
     """Prepare the response to a request over the limit."""
     return _error(429, "Rate limit exceeded", {"Retry-After": str(retry_after_seconds)})
-
-
-def rate_headers(limit: int, remaining: int, reset_unix_seconds: int) -> bytes:
-    """Return the header lines that tell a caller with a valid key where it stands in this minute."""
-    lines = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n"
-    return lines % (limit, remaining, reset_unix_seconds)
 
 
 def last_response(response: Response, date_line: bytes) -> bytes:

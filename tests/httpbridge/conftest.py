@@ -19,9 +19,10 @@ from authsvc.runtime.environment import Address
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
 from httpbridge.http.listener import Listener
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.handler import Ingest
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Readiness, ReadyStatus
+from httpbridge.http.server import PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.logs import LogBatch
 
 KEY = "dt_0123456789abcdef01234567"
@@ -190,14 +191,14 @@ class Bridge:
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
         )
         self.turns = ingest.turns
-        self.server = PublicServer(
+        router = Router(
             ingest=ingest.handle,
             readiness=self._ask_readiness,
             now=self.clock.now,
             monotonic=self.clock.monotonic,
-            limits=limits,
             trusted_proxies=trusted_proxies,
         )
+        self.server = PublicServer(router, limits, trusted_proxies)
         self._trusted_proxies = trusted_proxies
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]

@@ -8,7 +8,7 @@ import pytest
 
 from authsvc.client import KeyServiceUnavailableError
 from httpbridge.errors import BatchRefusedError, BridgeError, StoreUnavailableError
-from httpbridge.http.server import Readiness, ReadyStatus
+from httpbridge.http.responses import Readiness, ReadyStatus
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
     BODY,
