@@ -45,13 +45,17 @@ class Client:
     def site(self, request: web.Request) -> Literal["ours", "another", "unknown"]:
         """Return whose page sent a request, as far as the browser says so.
 
+        `same-origin` is its own comparison of the two addresses, which holds also where a proxy changed our name, or
+        left its port out. Browsers send it under HTTPS and to this machine alone; else Origin is compared with Host.
         Where a proxy that is not trusted speaks HTTPS, our own pages are HTTPS and we do not know it.
         """
         site, origin = (request.headers.get(name) for name in ("Sec-Fetch-Site", hdrs.ORIGIN))
+        if site == "same-origin":
+            return "ours"
         ours = {f"https://{self.host}", f"{'https' if self.is_https else 'http'}://{self.host}"}
-        if site not in (None, "same-origin", "none") or (origin is not None and origin.lower() not in ours):
+        if site not in (None, "none") or (origin is not None and origin.lower() not in ours):
             return "another"
-        return "unknown" if site == "none" or (site is None and origin is None) else "ours"
+        return "unknown" if site == "none" or origin is None else "ours"
 
 
 CLIENT = web.RequestKey("client", Client)

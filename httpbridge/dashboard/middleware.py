@@ -53,8 +53,8 @@ _READING = ("GET", "HEAD")
 
 _FROM_ANOTHER_SITE = (
     "What was sent does not come from a page of this dashboard. If it does, the dashboard does not know the address by "
-    "which you reach it: the proxy in front has to pass on the header Host, or to send X-Forwarded-Host and stand in "
-    "HTTPBRIDGE_TRUSTED_PROXIES."
+    "which you reach it: the proxy in front has to pass on the header Host, port included, or to send X-Forwarded-Host "
+    "and stand in HTTPBRIDGE_TRUSTED_PROXIES."
 )
 
 _REFUSALS = {

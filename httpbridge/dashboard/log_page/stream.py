@@ -6,7 +6,7 @@ who does not take what it asked for is disconnected.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -37,6 +37,8 @@ class StreamLimits(msgspec.Struct, frozen=True):
     poll_seconds: float = 1.0
     heartbeat_seconds: float = 15.0
     """Between two signs of life: shorter than proxies wait; a reader who went away is noticed as fast."""
+    event_characters_max: int = 1_000_000
+    """Of the markup in one event: a hundred usual entries are a tenth of that, the longest ones eight times as much."""
     write_seconds_max: float = 10.0
     """A reader who takes nothing for so long is disconnected."""
 
@@ -146,8 +148,8 @@ class LogStreams:
                 is_lost = True
             else:
                 if arrivals.rows or arrivals.is_gap or is_lost:
-                    html = "".join(self._markup(row) for row in reversed(arrivals.rows))
-                    data = _json({"html": html, "is_gap": arrivals.is_gap})
+                    html, is_cut = self._html(arrivals.rows)
+                    data = _json({"html": html, "is_gap": arrivals.is_gap or is_cut})
                     event = f"id: {arrivals.cursor}\ndata: {data}\n\n"
                 elif self._monotonic() - written_at >= self._limits.heartbeat_seconds:
                     event = f"id: {arrivals.cursor}\n\n"  # without data it moves the cursor, and nothing else
@@ -159,6 +161,18 @@ class LogStreams:
                 await asyncio.wait_for(stream.ending.wait(), self._limits.poll_seconds)
         if stream.is_displaced:
             await self._write(response, _DISPLACED)
+
+    def _html(self, rows: Sequence[LogRow]) -> tuple[str, bool]:
+        """Return the markup of the newest, as many as an event takes, and whether that leaves any out."""
+        parts: list[str] = []
+        room = self._limits.event_characters_max
+        for row in reversed(rows):
+            part = self._markup(row)
+            room -= len(part)
+            if parts and room < 0:
+                return "".join(parts), True
+            parts.append(part)
+        return "".join(parts), False
 
     async def _write(self, response: web.StreamResponse, text: str) -> None:
         async with asyncio.timeout(self._limits.write_seconds_max):
