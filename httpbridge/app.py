@@ -19,7 +19,7 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.listener import Listener
 from httpbridge.http.request import Router
-from httpbridge.http.responses import Readiness, ReadyStatus
+from httpbridge.http.responses import Response, ready
 from httpbridge.http.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, ServerLimits
 from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.ingest.origin_counts import OriginCounts
@@ -37,12 +37,13 @@ _NOTICE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
 
 _READINESS = {
-    KeyServiceState.NEVER_REACHED: Readiness(ReadyStatus.UNAVAILABLE, "the key service has not been reached yet"),
-    KeyServiceState.AWAY: Readiness(ReadyStatus.UNAVAILABLE, "the key service is away, and no verdict is cached"),
-    KeyServiceState.AWAY_CACHED: Readiness(ReadyStatus.DEGRADED, "the key service is away; cached verdicts serve"),
-    KeyServiceState.NO_LEASE: Readiness(ReadyStatus.DEGRADED, "there is no lease; each request asks the key service"),
-    KeyServiceState.OK: Readiness(ReadyStatus.OK),
+    KeyServiceState.NEVER_REACHED: ready("unavailable", "the key service has not been reached yet"),
+    KeyServiceState.AWAY: ready("unavailable", "the key service is away, and no verdict is cached"),
+    KeyServiceState.AWAY_CACHED: ready("degraded", "the key service is away; cached verdicts serve"),
+    KeyServiceState.NO_LEASE: ready("degraded", "there is no lease; each request asks the key service"),
+    KeyServiceState.OK: ready("ok"),
 }
+_STORE_REFUSES = ready("unavailable", "the log store refuses writes")
 """While the log store takes logs."""
 
 
@@ -112,15 +113,15 @@ async def serve(
             await server.shutdown(_DRAIN_SECONDS)
 
 
-async def _readiness(validator: KeyValidator, sink: LogSink) -> Readiness:
+async def _readiness(validator: KeyValidator, sink: LogSink) -> Response:
     """Say whether logs can be taken; the reasons are public, so the details are in the log only."""
-    readiness = _READINESS[await validator.state()]
-    if readiness.status is not ReadyStatus.UNAVAILABLE:
+    response = _READINESS[await validator.state()]
+    if response.status == 200:
         try:
             await sink.check()
         except StoreUnavailableError:
-            return Readiness(ReadyStatus.UNAVAILABLE, "the log store refuses writes")
-    return readiness
+            return _STORE_REFUSES
+    return response
 
 
 def _validator(config: Config) -> KeyValidator:

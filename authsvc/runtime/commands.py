@@ -50,7 +50,6 @@ class Commands(click.Group):
     """Commands; whatever one of them raises is a line and an exit status, and so is output that cannot be written."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
         # Standard output takes any text that a caller chose, whatever its encoding, as Python's standard error does.
         if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")

@@ -115,7 +115,6 @@ class Places:
         self._of_addresses: Counter[str] = Counter()
 
     def has_room(self, address: str) -> bool:
-        """Return whether an address may take one more."""
         if self.taken < self.free:
             return True
         if self.taken >= self.places_max:
@@ -135,7 +134,6 @@ class Places:
         return True
 
     def release(self, address: str) -> None:
-        """Give a place back."""
         group = address_group(address)
         self.taken -= 1
         self._of_addresses[group] -= 1
@@ -143,5 +141,4 @@ class Places:
             del self._of_addresses[group]
 
     def count(self, address: str) -> int:
-        """Return how many places an address has."""
         return self._of_addresses.get(address_group(address), 0)

@@ -150,11 +150,9 @@ class Parent:
                 task.result()
 
     def command(self, name: str, arguments: Sequence[str], channel_fd: int) -> list[str]:
-        """Return what starts a process."""
         return [*self._program, *arguments, str(WorkerSpec(name, channel_fd, self._address))]
 
     def pass_on(self, notifier: "_Worker") -> None:
-        """Notify all but the one that did."""
         for worker in self._all():
             if worker is not notifier:
                 worker.notify()
@@ -177,7 +175,6 @@ class _Worker:
         self.task = asyncio.create_task(self._keep_running(), name=f"worker {name}")
 
     def log_start(self) -> None:
-        """Log which process it is now."""
         if self._process is not None:
             _log.info("worker_started", worker=self.name, pid=self._process.pid)
 

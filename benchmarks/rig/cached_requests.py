@@ -32,7 +32,7 @@ from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.request import Router
-from httpbridge.http.responses import Readiness, ReadyStatus
+from httpbridge.http.responses import Response, ready
 from httpbridge.http.server import PublicServer, ServerLimits
 from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.log_store.rows import Rows
@@ -127,8 +127,8 @@ class _Transport(asyncio.Transport):
 async def _ours() -> Callable[[], asyncio.Protocol]:
     clock = _Clock()
 
-    async def readiness() -> Readiness:
-        return Readiness(ReadyStatus.OK)
+    async def readiness() -> Response:
+        return ready("ok")
 
     ingest = Ingest(
         validator=_validator(clock.monotonic),

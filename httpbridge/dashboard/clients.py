@@ -25,7 +25,6 @@ class Client:
 
     @property
     def name(self) -> str:
-        """The host without its port."""
         return self.host if self.host.endswith("]") else self.host.rpartition(":")[0] or self.host
 
     @property

@@ -128,20 +128,17 @@ class Connection(web.RequestHandler):
             self.abort()
 
     def abort(self) -> None:
-        """Close it at once."""
         if self._wire is not None:
             self._wire.abort()
         elif self.opening is not None:
             self.opening.cancel()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it."""
         self._wire = cast(asyncio.Transport, transport)
         self._since = self._head_since = self._loop.time()
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give its place back."""
         super().connection_lost(exc)
         self._wire = None
         self._server.closed(self)
@@ -194,14 +191,12 @@ class Connections(web.Server):
         self._look()
 
     def __call__(self, address: str = "") -> Connection:
-        """Return the protocol of a new connection, which has its place until `closed`."""
         connection = Connection(self, address, self._logger)
         self._places.take(address)
         self._open.add(connection)
         return connection
 
     def has_room(self, address: str) -> bool:
-        """Return whether an address may have one more connection, after making room for it where that is possible."""
         if self._places.has_room(address):
             return True
         longest = min(self._waiting(address), key=lambda one: (one.is_signed_in, one.waiting_since), default=None)
@@ -216,11 +211,9 @@ class Connections(web.Server):
         return True
 
     def refusal(self) -> bytes:
-        """Return what is said to a connection too many."""
         return _response(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def closed(self, connection: Connection) -> None:
-        """Give a connection's place back, if it has not been given back."""
         if connection in self._open:
             self._open.remove(connection)
             self._places.release(connection.address)

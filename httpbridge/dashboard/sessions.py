@@ -58,14 +58,12 @@ class Sessions:
     def __init__(
         self, token: Callable[[], Secret], signed_out: Spent, used_links: Spent, now: Callable[[], datetime]
     ) -> None:
-        """`now` gives aware instants."""
         self._token = token
         self._signed_out = signed_out
         self._used_links = used_links
         self._now = now
 
     def is_token(self, presented: str) -> bool:
-        """Whether this is the dashboard token."""
         return hmac.compare_digest(presented.strip().encode(errors="replace"), self._token().reveal().encode())
 
     def begin(self, name: str) -> str:
@@ -107,7 +105,6 @@ class Sessions:
         return SignInLink(fields["id"], fields["name"], fields["until"]) if fields and "id" in fields else None
 
     def is_used(self, link: SignInLink) -> bool:
-        """Whether a link has signed somebody in."""
         return self._used_links.has(link.link_id, link.expires_at)
 
     def use(self, link: SignInLink) -> bool:
@@ -122,7 +119,6 @@ class Sessions:
         return self._sign("notice", self._unix() + NOTICE_SECONDS, text=text)
 
     def read_notice(self, cookie: str | None) -> str:
-        """Return the notice, or nothing."""
         fields = self._read("notice", cookie)
         return "" if fields is None else str(fields["text"])
 
@@ -131,7 +127,6 @@ class Sessions:
         return hmac.new(_key(self._token().reveal()), b"form " + subject.encode(), hashlib.sha256).hexdigest()
 
     def is_csrf_token(self, subject: str, presented: str) -> bool:
-        """Whether a form comes from such a page."""
         return hmac.compare_digest(self.csrf_token(subject).encode(), presented.encode(errors="replace"))
 
     def _cookie(self, session_id: str, name: str, until: int) -> str:

@@ -139,7 +139,6 @@ class Connection(Inbound):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it."""
         transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         tcp_keepalive(transport)

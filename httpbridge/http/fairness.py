@@ -90,7 +90,6 @@ class Turns:
         return caller
 
     def leave(self, caller: Caller) -> None:
-        """Forget a connection of a caller."""
         caller.connections -= 1
         if caller.connections == 0:
             del self._callers[caller.name]
@@ -143,7 +142,6 @@ class Turns:
             self.leave(caller)
 
     def end(self, caller: Caller) -> None:
-        """Give a turn back."""
         self._taken -= 1
         caller.taken -= 1
         if caller.waiting:

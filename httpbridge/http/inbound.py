@@ -110,7 +110,6 @@ class Inbound(BaseProtocol):
             super().resume_reading(resume_parser)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Let go of what came."""
         super().connection_lost(exc)
         # Each of these refers to the connection: its memory does not wait for the garbage collector.
         self._is_broken = True

@@ -24,7 +24,7 @@ from authsvc.runtime.logging import log_unexpected
 from authsvc.runtime.networks import Networks, client_address, forwarded_for
 from httpbridge import errors
 from httpbridge.http import responses
-from httpbridge.http.responses import Readiness, Response
+from httpbridge.http.responses import Response
 
 _HEADER_BYTES_MAX = 8190
 """Of the request line, and of each header field: what Apache and aiohttp allow."""
@@ -192,7 +192,7 @@ class _Route:
 class Router:
     """Responds to the requests of all connections.
 
-    `ingest` responds to POST /ingest/logs; `readiness` is asked at each GET /ready. `now` is aware UTC, `monotonic` in
+    `ingest` responds to POST /ingest/logs; `readiness` at each GET /ready. `now` is aware UTC, `monotonic` in
     seconds.
     """
 
@@ -200,7 +200,7 @@ class Router:
         self,
         *,
         ingest: Handler,
-        readiness: Callable[[], Awaitable[Readiness]],
+        readiness: Callable[[], Awaitable[Response]],
         now: Callable[[], datetime],
         monotonic: Callable[[], float],
         trusted_proxies: Networks,
@@ -279,7 +279,7 @@ class Router:
         return responses.json_response(200, {"status": "ok", "timestamp": timestamp})
 
     async def _ready(self, _request: Request) -> Response:
-        return responses.ready(responses.DRAINING if self.is_draining else await self._readiness())
+        return responses.DRAINING if self.is_draining else await self._readiness()
 
 
 @lru_cache(maxsize=1)

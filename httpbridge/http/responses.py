@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
 
@@ -81,31 +80,13 @@ LINE_CLOSE = b"Connection: close\r\n\r\n"
 """The last header line of a response after which the connection is closed, and the empty line."""
 
 
-class ReadyStatus(StrEnum):
-    """Whether requests should be sent here."""
-
-    OK = "ok"
-    DEGRADED = "degraded"
-    """The key service is away, and cached verdicts serve."""
-    UNAVAILABLE = "unavailable"
+def ready(status: str, reason: str = "") -> Response:
+    """Prepare the response of GET /ready: "ok", "degraded" or "unavailable", and why, for the operator and in public."""
+    content = {"status": status, "reason": reason} if reason else {"status": status}
+    return json_response(503 if status == "unavailable" else 200, content)
 
 
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """What GET /ready says; `reason` is for the operator, and public."""
-
-    status: ReadyStatus
-    reason: str = ""
-
-
-DRAINING = Readiness(ReadyStatus.UNAVAILABLE, "draining")
-
-
-def ready(readiness: Readiness) -> Response:
-    """Prepare the response of GET /ready."""
-    status = 503 if readiness.status is ReadyStatus.UNAVAILABLE else 200
-    reason = {"reason": readiness.reason} if readiness.reason else {}
-    return json_response(status, {"status": readiness.status, **reason})
+DRAINING = ready("unavailable", "draining")
 
 
 def preflight(allowed: str) -> Response:

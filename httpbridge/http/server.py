@@ -63,7 +63,6 @@ class PublicServer:
         self._connections: set[Connection] = set()
 
     def __call__(self, address: str) -> Connection:
-        """Return the protocol of a new connection, which is counted until `closed`."""
         caller = self.turns.join(address)
         is_for_health = not self._places.has_room(caller)
         places = self._health_places if is_for_health else self._places
@@ -73,10 +72,6 @@ class PublicServer:
         return connection
 
     def has_room(self, address: str) -> bool:
-        """Return whether an address may have one more connection, after making room for it where that is possible.
-
-        Where it is not, there is room for a health check.
-        """
         caller = self.turns.join(address)
         try:
             return self._places.make_room(caller) or self._health_places.make_room(caller)
@@ -84,7 +79,6 @@ class PublicServer:
             self.turns.leave(caller)
 
     def refusal(self) -> bytes:
-        """Return what is said to a connection too many."""
         return responses.last_response(responses.OVERLOADED, self.router.date_line())
 
     def drain(self) -> None:

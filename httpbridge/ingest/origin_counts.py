@@ -87,7 +87,6 @@ class OriginCounts:
             self._count_new(project_id, origin, is_allowed)
 
     def start(self) -> None:
-        """Begin to flush every `flush_seconds`, until `close`."""
         self._task = asyncio.create_task(self._flush_until_stopped(), name="origin counts")
 
     async def flush(self) -> None:

@@ -20,7 +20,7 @@ from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
 from httpbridge.http.listener import Listener
 from httpbridge.http.request import Router
-from httpbridge.http.responses import Readiness, ReadyStatus
+from httpbridge.http.responses import Response, ready
 from httpbridge.http.server import PublicServer, ServerLimits
 from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.logs import LogBatch
@@ -180,7 +180,7 @@ class Bridge:
         self.validator = FakeValidator()
         self.sink = MemorySink()
         self.origins = CountedOrigins()
-        self.readiness = Readiness(ReadyStatus.OK)
+        self.readiness = ready("ok")
         ingest = Ingest(
             validator=cast(KeyValidator, self.validator),
             count_origin=self.origins.count,
@@ -205,7 +205,7 @@ class Bridge:
         self.listener: Listener
         self._clients = AsyncExitStack()
 
-    async def _ask_readiness(self) -> Readiness:
+    async def _ask_readiness(self) -> Response:
         return self.readiness
 
     def start(self, ssl_context: ssl.SSLContext | None = None) -> None:

@@ -88,7 +88,6 @@ class LogStreams:
 
     @property
     def open(self) -> int:
-        """How many there are."""
         return len(self._streams)
 
     async def close(self) -> None:

@@ -20,7 +20,6 @@ class Projects:
     """`/projects` and `/projects/new`."""
 
     def __init__(self, admin: AdminClient, logs: LogQueries, pages: Pages, now: Callable[[], datetime]) -> None:
-        """`now` gives aware instants."""
         self._admin = admin
         self._logs = logs
         self._pages = pages
