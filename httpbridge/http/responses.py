@@ -81,7 +81,7 @@ LINE_CLOSE = b"Connection: close\r\n\r\n"
 
 
 def ready(status: str, reason: str = "") -> Response:
-    """Prepare the response of GET /ready: "ok", "degraded" or "unavailable", and why, for the operator and in public."""
+    """Prepare the response of GET /ready; the status is "ok", "degraded" or "unavailable". The reason is public."""
     content = {"status": status, "reason": reason} if reason else {"status": status}
     return json_response(503 if status == "unavailable" else 200, content)
 

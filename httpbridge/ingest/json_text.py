@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.http import magic
+from httpbridge.http.bodies import likeness
 from httpbridge.ingest.mending import PIECE_BYTES, pieces
 
 NESTING_MAX = 500
@@ -145,7 +145,7 @@ def refusal(body: bytes, error: MalformedError) -> BodyRefusedError:
     """Return the refusal of a body that is not JSON; nothing of it is repeated."""
     if not body:
         return BodyRefusedError("The body is empty")
-    if (text := magic.sentence(body)) is not None:
+    if (text := likeness(body)) is not None:
         return BodyRefusedError(text)
     if error.byte is None:
         return BodyRefusedError("The body is not valid JSON: it ends too early")
