@@ -55,9 +55,9 @@ async def serve(
     is_worker: bool = False,
     log_writer: Path | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
+    """Serve until `stop` is set, then drain: each request that was read gets its response, each batch taken is stored.
 
-    `started` is called once, with the bound address, when requests are answered. A worker shares the port with others,
+    `started` is called once, with the bound address, when requests are served. A worker shares the port with others,
     and stores by way of the log writer that listens on the socket `log_writer`, if there is one. Raises
     ConfigurationError and StoreSetupError when the bridge cannot start as configured.
     """

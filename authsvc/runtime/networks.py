@@ -63,8 +63,8 @@ class Networks(tuple[_Network, ...]):
 def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Networks) -> str:
     """Return the address that a request comes from: the last one that is not a trusted proxy's.
 
-    `peer` is the connection's, `forwarded_for` what X-Forwarded-For lists (or Forwarded's `for`), in its order. What a
-    stranger sends in them is not believed: each is looked at only where the one after it is a trusted proxy.
+    `peer` is the connection's, `forwarded_for` what X-Forwarded-For lists (or Forwarded's `for`), in its order. What
+    anybody else sends in them is not believed: each is looked at only where the one after it is a trusted proxy.
     """
     address = peer
     for text in reversed(forwarded_for):

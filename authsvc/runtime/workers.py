@@ -2,7 +2,7 @@
 
 Both command lines use it when `…_WORKERS` is more than 1. The parent serves nothing. It binds the port, which makes
 sure that it is free, and never listens on it, as it would be given connections; each worker binds it too
-(SO_REUSEPORT), so that the system spreads connections over those who live. Workers are new processes of the same
+(SO_REUSEPORT), so that the system spreads connections over the live ones. Workers are new processes of the same
 program, never forks, which gRPC does not survive.
 """
 
@@ -62,7 +62,7 @@ async def run_workers(
 ) -> None:
     """Run `count` workers with these arguments until SIGTERM or SIGINT, and then let them drain.
 
-    `started` is called with the address once all answer; `helpers` are what Parent's are. Raises ConfigurationError
+    `started` is called with the address once all are ready; `helpers` are what Parent's are. Raises ConfigurationError
     naming the variable that says where to listen, and StartFailedError.
     """
     stop = stop_at_signals()

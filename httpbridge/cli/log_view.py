@@ -1,7 +1,6 @@
 """What `httpbridge logs` prints: stored entries as lines for people, or as JSON.
 
-Entries come from anyone with a key, so nothing of one may act on the terminal it is shown in: whatever does not print
-is escaped.
+Entries come from anyone with a key, so none may control the terminal that shows it: what does not print is escaped.
 """
 
 import asyncio

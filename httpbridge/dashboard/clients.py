@@ -1,4 +1,4 @@
-"""Who asks, and at which address of ours: what the connection says, or a trusted proxy. Made by `middleware`."""
+"""Who sent a request, and to which of our addresses: as the connection says, or a trusted proxy."""
 
 from dataclasses import dataclass
 from itertools import takewhile
@@ -61,7 +61,7 @@ CLIENT = web.RequestKey("client", Client)
 
 
 def client_of(request: web.Request, trusted_proxies: Networks) -> Client:
-    """Return who sent it. What a stranger writes into the headers of a proxy is not believed.
+    """Return who sent it. What anybody but a trusted proxy writes into these headers is not believed.
 
     X-Forwarded-… go before Forwarded, so a proxy has to set or remove both.
     """

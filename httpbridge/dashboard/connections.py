@@ -1,11 +1,9 @@
-"""The dashboard's connections: aiohttp's, but bounded, and but for what is no request. Built by `app`.
+"""The dashboard's connections: aiohttp's, bounded, and with a fixed text for what is not a request.
 
-aiohttp logs what its parser refuses and responds with the offending bytes, a cookie or a token among them, and says its
-version. Here such a request gets a fixed text under the headers of every page, and the connection is closed.
-
-aiohttp also counts nothing, and waits for clients as long as they please. Here the places are counted, and whoever has
-no room takes the place of the connection that has waited longest for its client: for the rest of a head or of a body,
-for the next request, or for a response to be taken. Those on which somebody is signed in go last.
+aiohttp logs what its parser refuses and responds with the offending bytes, a cookie or a token among them, and with its
+own version. It also counts nothing, and waits for clients as long as they please. Here the places are counted, and a
+new connection replaces the one that has waited longest for its client: for the rest of a head or of a body, for the
+next request, or for a response to be read. Those on which somebody is signed in go last.
 """
 
 import asyncio
@@ -164,7 +162,7 @@ class Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - repeats what was sent
     ) -> NoReturn:
         """Respond by the status alone, and end the connection. Neither `message` nor the error's text is ours."""
-        if isinstance(exc, ConnectionError):  # who asked is gone, or this was called before
+        if isinstance(exc, ConnectionError):  # the client is gone, or this was called before
             raise exc
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and exc is not None:
             log_unexpected(_log, exc)

@@ -187,7 +187,7 @@ def encoding(headers: MultiMapping[str]) -> str:
 async def decode(
     body: bytes, encoding: str, bytes_max: int, reservation: Reservation, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
-    """Return a body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
+    """Return a body inflated; `take_turn` waits for the next turn (see `BodyTurn`), and a large body takes many.
 
     Raises BodyTooLargeError beyond the limit, OverloadedError, RateLimitedError, and BodyRefusedError for what is not
     whole.

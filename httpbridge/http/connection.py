@@ -18,9 +18,8 @@ from aiohttp.tcp_helpers import tcp_keepalive
 from authsvc.runtime.logging import log_unexpected
 from httpbridge.errors import BridgeError, ClientGoneError, OverloadedError
 from httpbridge.http import responses
-from httpbridge.http.fairness import Caller, ConnectionPlaces
+from httpbridge.http.fairness import PROGRESS_BYTES, PROGRESS_SECONDS, Caller, ConnectionPlaces
 from httpbridge.http.inbound import Inbound
-from httpbridge.http.lingering import PROGRESS_BYTES, PROGRESS_SECONDS
 from httpbridge.http.request import Request
 from httpbridge.http.responses import Response
 

@@ -2,7 +2,7 @@
 
 A turn is the right to parse one piece of what came, and to begin one request. Whoever sends more has to wait, behind
 those who did not: what costs others is not how much is asked of the bridge, but how much of it is done in a row.
-A place is the right to hold a connection: they are bounded in all and by address, and who only waits makes room.
+A place is the right to hold a connection: they are bounded in all and by address, and a connection that only waits makes room.
 """
 
 import asyncio
@@ -31,6 +31,11 @@ TURNS_BETWEEN = 8
 In so many a small request that has arrived is read, checked and handed to the store, and a response is written. On an
 idle event loop they take some microseconds.
 """
+
+PROGRESS_BYTES = 8 * 1024
+"""Of a body, which a client has to send in PROGRESS_SECONDS not to count as silent."""
+
+PROGRESS_SECONDS = 5.0
 
 _LOOKS = 64
 """At connections that cannot make room, before a new one is refused."""

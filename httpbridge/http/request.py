@@ -190,11 +190,7 @@ class _Route:
 
 
 class Router:
-    """Responds to the requests of all connections.
-
-    `ingest` responds to POST /ingest/logs; `readiness` at each GET /ready. `now` is aware UTC, `monotonic` in
-    seconds.
-    """
+    """Responds to the requests of all connections: `ingest` to POST /ingest/logs, `readiness` to GET /ready."""
 
     def __init__(
         self,

@@ -1,16 +1,19 @@
-"""The public HTTP server: its connections, who has room for one, draining. `request` responds, `connection` writes."""
+"""The public HTTP server: who has room for a connection, what is still read of refused bodies, draining.
+
+`request` responds, and `connection` writes.
+"""
 
 import asyncio
 from dataclasses import dataclass
 
 import structlog
+from aiohttp.streams import StreamReader
 
-from authsvc.runtime.networks import Networks
+from authsvc.runtime.networks import Networks, Places
 from httpbridge.http import responses
 from httpbridge.http.bodies import Budget
 from httpbridge.http.connection import Connection
-from httpbridge.http.fairness import ConnectionPlaces, Turns
-from httpbridge.http.lingering import Lingering
+from httpbridge.http.fairness import PROGRESS_BYTES, PROGRESS_SECONDS, ConnectionPlaces, Turns
 from httpbridge.http.request import Router
 
 CONNECTIONS_MAX = 10_000
@@ -22,6 +25,12 @@ part of a head, of a body that is not read yet, of requests that wait for their 
 
 HEALTH_CONNECTIONS_MAX = 64
 """Beyond these, for health checks alone."""
+
+_LINGERING_SECONDS_MAX = 120.0
+"""As long as a body may take that is not refused."""
+
+_LINGERING_SHARE = 10
+"""One connection in so many may be one whose refused body is still read."""
 
 _POLL_SECONDS = 0.02
 """Between two looks at which connections have become idle while shutting down."""
@@ -43,6 +52,46 @@ class ServerLimits:
     """Of all connections together: of what came before its turn, and of heads that are not whole."""
     caller_held_bytes_max: int = 64 * 1024 * 1024
     """Of one caller."""
+
+
+class Lingering:
+    """Discards what is still sent of refused bodies for a while, of as many connections at once as have places for it.
+
+    A connection that is closed while something of it is unread takes the response back: slow clients would see a broken
+    pipe instead of the status (docs/http-api.md).
+    """
+
+    def __init__(self, connections_max: int, bytes_max: int, trusted_proxies: Networks) -> None:
+        self._places = Places(max(1, connections_max // _LINGERING_SHARE), trusted_proxies)
+        self._bytes_max = bytes_max
+
+    async def discard(self, payload: StreamReader, address: str) -> bool:
+        """Discard what comes of a body as long as enough does; return whether that was all of it.
+
+        Raises what the connection does to a body that breaks off.
+        """
+        if payload.is_eof():
+            return True
+        if not self._places.take(address):
+            return False
+        try:
+            await self._discard(payload)
+        except TimeoutError:
+            pass
+        finally:
+            self._places.release(address)
+        return payload.is_eof()
+
+    async def _discard(self, payload: StreamReader) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + _LINGERING_SECONDS_MAX
+        discarded_bytes = counted_bytes = 0
+        async with asyncio.timeout(PROGRESS_SECONDS) as timeout:
+            while not payload.is_eof() and discarded_bytes <= self._bytes_max:
+                discarded_bytes += len(await payload.readany())
+                if discarded_bytes - counted_bytes >= PROGRESS_BYTES:
+                    counted_bytes = discarded_bytes
+                    timeout.reschedule(min(loop.time() + PROGRESS_SECONDS, end))
 
 
 class PublicServer:

@@ -1,4 +1,4 @@
-"""JSON as text: taking objects apart, how deeply they may nest, and what is said where it is none. Pure.
+"""JSON as text: taking objects apart, how deeply they may nest, and what is wrong with what is not JSON. Pure.
 
 Used by `log_parser` and `log_fields`. Yields between steps, each of which is a few milliseconds, or as much as msgspec
 takes to skip one value: up to 5 ms a MiB.

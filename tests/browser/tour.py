@@ -18,8 +18,8 @@ from playwright.async_api import Page, expect
 
 from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app as dashboard
-from httpbridge.dashboard.login_throttle import FAILURES_PER_ADDRESS_MAX
 from httpbridge.dashboard.views.origins import ENTRIES_MAX
+from httpbridge.dashboard.views.sign_in import FAILURES_PER_ADDRESS_MAX
 from httpbridge.log_store.queries import TEXT_ROWS_MAX
 from httpbridge.log_store.tail import ARRIVALS_MAX
 from httpbridge.logs import LOGS_MAX

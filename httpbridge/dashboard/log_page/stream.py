@@ -1,8 +1,8 @@
 """Live tail: server-sent events of what arrives in a project. Used by `page`; `app` closes it.
 
 One event a poll that found something, with the markup of the entries, newest first; its id is the cursor where the next
-poll begins, so a browser that connects again misses nothing. Streams are few, each polls once a second, and a reader
-who does not take what it asked for is disconnected.
+poll begins, so a browser that connects again misses nothing. Streams are few, each polls once a second, and a client
+that does not read is disconnected.
 """
 
 import asyncio
@@ -97,7 +97,7 @@ class LogStreams:
             stream.ending.set()
 
     async def serve(self, request: web.Request, selection: LogFilter, after: Cursor) -> web.StreamResponse:
-        """Answer with the entries that arrive after it, until the reader, the session or the dashboard is gone.
+        """Respond with the entries that arrive after it, until the reader, the session or the dashboard is gone.
 
         503 when there are too many streams.
         """

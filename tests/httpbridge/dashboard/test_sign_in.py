@@ -15,18 +15,19 @@ from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.networks import Networks
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
-from httpbridge.dashboard.login_throttle import (
+from httpbridge.dashboard.middleware import Middlewares
+from httpbridge.dashboard.pages import Pages
+from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS, SESSION_SECONDS, SPENT_MAX, Spent
+from httpbridge.dashboard.views.sign_in import (
     FAILURES_MAX,
     FAILURES_PER_ADDRESS_MAX,
     WAITING_MAX,
     WINDOW_SECONDS,
     LoginThrottle,
+    SignIn,
     ThrottledError,
+    own_path,
 )
-from httpbridge.dashboard.middleware import Middlewares
-from httpbridge.dashboard.pages import Pages
-from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS, SESSION_SECONDS, SPENT_MAX, Spent
-from httpbridge.dashboard.views.sign_in import SignIn, own_path
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
 
