@@ -28,8 +28,8 @@ from authsvc.runtime.commands import (
     note,
     run,
     service_config,
-    show,
     user_name,
+    writing,
 )
 from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
@@ -186,7 +186,12 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
 
     if as_json and isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors=log_view.JSON_ESCAPES)
-    write, color = partial(show, ends_line=False), sys.stdout.isatty()
+    color = sys.stdout.isatty()
+
+    def write(line: str) -> None:
+        with writing():
+            click.echo(line, nl=False, file=sys.stdout)  # click by itself makes UTF-8 of ASCII
+
     work = log_view.show_logs(config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=write)
     with suppress(KeyboardInterrupt):
         if not _run(config, work):

@@ -2,7 +2,8 @@
 
 A turn is the right to parse one piece of what came, and to begin one request. Whoever sends more has to wait, behind
 those who did not: what costs others is not how much is asked of the bridge, but how much of it is done in a row.
-A place is the right to hold a connection: they are bounded in all and by address, and a connection that only waits makes room.
+A place is the right to hold a connection: they are bounded in all and by address, and connections that only wait make
+room.
 """
 
 import asyncio
