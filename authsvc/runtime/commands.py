@@ -50,7 +50,10 @@ class OutputError(Exception):
 
 
 class Commands(click.Group):
-    """Commands; whatever one of them raises is a line and an exit status, and so is output that cannot be written."""
+    """Commands; whatever one of them raises is a line and an exit status, and so is output that cannot be written.
+
+    Before any reads a secret or opens a file, core dumps are off, and the three standard streams are open.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         turn_off_core_dumps()

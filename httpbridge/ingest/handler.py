@@ -148,7 +148,7 @@ class Ingest:
     async def handle(self, request: Request) -> Response:
         """Respond once the batch is durably stored, or refused.
 
-        Raises BridgeError and KeyServiceUnavailableError, which `server` turns into responses.
+        Raises BridgeError and KeyServiceUnavailableError, which `request` turns into responses.
         """
         received_at = self._now()
         api_key = _api_key(request.headers)
