@@ -190,11 +190,16 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
 
     def write(line: str) -> None:
         with writing():
-            click.echo(line, nl=False, file=sys.stdout)  # click by itself makes UTF-8 of ASCII
+            sys.stdout.write(line)  # not by click, which makes UTF-8 of ASCII, and flushes each line
+            if follow:
+                sys.stdout.flush()
 
     work = log_view.show_logs(config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=write)
     with suppress(KeyboardInterrupt):
-        if not _run(config, work):
+        is_any = _run(config, work)
+        with writing():
+            sys.stdout.flush()
+        if not is_any:
             note(f"no logs of project {project}{' match' if since or level else ''}")
 
 
