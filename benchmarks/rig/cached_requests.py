@@ -31,9 +31,10 @@ from authsvc.runtime.networks import Networks
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.handler import Ingest
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Response, ready
+from httpbridge.http.server import PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.sink import SqlSink
 
@@ -124,8 +125,8 @@ class _Transport(asyncio.Transport):
 async def _ours() -> Callable[[], asyncio.Protocol]:
     clock = _Clock()
 
-    async def readiness() -> Readiness:
-        return Readiness(ReadyStatus.OK)
+    async def readiness() -> Response:
+        return ready("ok")
 
     ingest = Ingest(
         validator=_validator(clock.monotonic),
@@ -136,14 +137,14 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
     )
-    server = PublicServer(
+    router = Router(
         ingest=ingest.handle,
         readiness=readiness,
         now=clock.now,
         monotonic=clock.monotonic,
-        limits=ServerLimits(),
         trusted_proxies=Networks(),
     )
+    server = PublicServer(router, ServerLimits(), Networks())
     return partial(server, "127.0.0.1")
 
 

@@ -13,23 +13,27 @@ from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import msgspec
-import structlog
 
-from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, Commands, announce, fail, note, run, user_name
+from authsvc.runtime.commands import (
+    TEXT,
+    UNAVAILABLE,
+    USAGE,
+    Commands,
+    announce,
+    fail,
+    note,
+    run,
+    service_config,
+    user_name,
+    writing,
+)
 from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
-from authsvc.runtime.logging import configure
-from authsvc.runtime.process import (
-    ignore_other_signals,
-    ignore_stop_signals,
-    open_missing_streams,
-    stop_at_signals,
-    turn_off_core_dumps,
-)
+from authsvc.runtime.process import ignore_stop_signals, stop_at_signals
 from authsvc.runtime.workers import run_workers
 from httpbridge.config import Config
 from httpbridge.errors import StoreUnavailableError
@@ -37,7 +41,7 @@ from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
 from httpbridge.text import parse_since
 
-_log = structlog.get_logger("httpbridge")
+_T = TypeVar("_T")
 
 _DIRECTORY_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
@@ -49,16 +53,12 @@ def main() -> None:
 
     Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
     """
-    turn_off_core_dumps()
-    open_missing_streams()
 
 
 @main.command()
 def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
-    config = _service_config()
-    _warn(config)
-
+    config = _bridge_config()
     started = partial(announce, "httpbridge", config.tls_cert is not None)
     if config.workers > 1:
         _run(config, _run_workers(config, started))
@@ -76,7 +76,7 @@ def serve() -> None:
 @click.argument("spec", type=WorkerSpec.parse)
 def worker(spec: WorkerSpec, log_writer: Path | None) -> None:
     """Be one of the processes of `serve`, which starts it."""
-    config = msgspec.structs.replace(_service_config(spec), listen=spec.address)
+    config = msgspec.structs.replace(_bridge_config(spec), listen=spec.address)
     from httpbridge import app  # noqa: PLC0415 - as above
 
     async def work() -> None:
@@ -92,7 +92,7 @@ def worker(spec: WorkerSpec, log_writer: Path | None) -> None:
 def log_writer(path: Path, spec: WorkerSpec) -> None:
     """Be the process that stores the logs of the workers of `serve`, which starts it."""
     ignore_stop_signals()  # the parent says when: after the last worker
-    config = _service_config(spec)
+    config = _bridge_config(spec)
     from httpbridge.log_store.retention import Retention  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
@@ -136,13 +136,8 @@ def _socket_directory() -> TemporaryDirectory[str]:
 @main.command()
 def dashboard() -> None:
     """Run the dashboard until SIGTERM or SIGINT."""
-    ignore_other_signals()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    config = service_config(Config)
     from httpbridge.dashboard import app  # noqa: PLC0415 - as above
-
-    config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format)
-    _warn(config)
 
     started = partial(announce, "httpbridge-dashboard", config.tls_cert is not None)
 
@@ -191,42 +186,34 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
     levels = frozenset([Level(level)] if level else ())
     selection = LogFilter(project_id=project, since=start, levels=levels)
 
-    if not isinstance(sys.stdout, TextIOWrapper):
-        fail("standard output is closed", REFUSED)
-    output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
+    if as_json and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors=log_view.JSON_ESCAPES)
     color = sys.stdout.isatty()
+
+    def write(line: str) -> None:
+        with writing():
+            sys.stdout.write(line)  # not by click, which makes UTF-8 of ASCII, and flushes each line
+            if follow:
+                sys.stdout.flush()
+
+    work = log_view.show_logs(config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=write)
     with suppress(KeyboardInterrupt):
-        _run(
-            config,
-            log_view.show_logs(
-                config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-            ),
-        )
-        output.flush()
-        if output.is_empty:
+        is_any = _run(config, work)
+        with writing():
+            sys.stdout.flush()
+        if not is_any:
             note(f"no logs of project {project}{' match' if since or level else ''}")
 
 
-def _service_config(spec: WorkerSpec | None = None) -> Config:
-    """Return the configuration of a process that serves, after what all of those do first."""
-    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
-    ignore_other_signals()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+def _bridge_config(spec: WorkerSpec | None = None) -> Config:
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
-    config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format, spec.name if spec else None)
-    return config
+    return service_config(Config, spec)
 
 
-def _warn(config: Config) -> None:
-    for variable, path in config.keys_readable_by_all():
-        _log.warning("key_readable_by_all", variable=variable, file=str(path))
-
-
-def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
+def _run(config: Config, work: Coroutine[Any, Any, _T]) -> _T:
     """Run to the end; what goes wrong is one line and an exit status."""
     try:
-        run(work)
+        return run(work)
     except StoreSetupError as error:
         fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:

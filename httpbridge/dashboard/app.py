@@ -25,16 +25,13 @@ from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits, Connections
 from httpbridge.dashboard.log_page.page import Logs
 from httpbridge.dashboard.log_page.stream import LogStreams
-from httpbridge.dashboard.login_throttle import LoginThrottle
 from httpbridge.dashboard.middleware import Middlewares, session_id
 from httpbridge.dashboard.pages import DIRECTORY, Pages
-from httpbridge.dashboard.sessions import Sessions
-from httpbridge.dashboard.spent_tokens import Spent
+from httpbridge.dashboard.sessions import Sessions, Spent
 from httpbridge.dashboard.views.api_keys import ApiKeys
-from httpbridge.dashboard.views.audit import Audit
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
-from httpbridge.dashboard.views.sign_in import SignIn
+from httpbridge.dashboard.views.sign_in import LoginThrottle, SignIn
 from httpbridge.http.listener import Listener
 from httpbridge.log_store.queries import QUERY_LIMITS, LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore
@@ -95,7 +92,6 @@ async def serve(
             *Logs(admin, store, queries, streams, pages, now).routes,
             *ApiKeys(admin, pages).routes,
             *AllowedOrigins(admin, store, pages, now).routes,
-            *Audit(admin, pages).routes,
         ]
         application = web.AppRunner(_application(Middlewares(sessions, pages, config.trusted_proxies), routes))
         stack.push_async_callback(application.cleanup)

@@ -19,9 +19,10 @@ from authsvc.runtime.environment import Address
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
 from httpbridge.http.listener import Listener
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.handler import Ingest
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Response, ready
+from httpbridge.http.server import PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.logs import LogBatch
 
@@ -180,7 +181,7 @@ class Bridge:
         self.validator = FakeValidator()
         self.sink = MemorySink()
         self.origins = CountedOrigins()
-        self.readiness = Readiness(ReadyStatus.OK)
+        self.readiness = ready("ok")
         ingest = Ingest(
             validator=cast(KeyValidator, self.validator),
             count_origin=self.origins.count,
@@ -191,21 +192,21 @@ class Bridge:
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
         )
         self.turns = ingest.turns
-        self.server = PublicServer(
+        router = Router(
             ingest=ingest.handle,
             readiness=self._ask_readiness,
             now=self.clock.now,
             monotonic=self.clock.monotonic,
-            limits=limits,
             trusted_proxies=trusted_proxies,
         )
+        self.server = PublicServer(router, limits, trusted_proxies)
         self._trusted_proxies = trusted_proxies
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
         self.listener: Listener
         self._clients = AsyncExitStack()
 
-    async def _ask_readiness(self) -> Readiness:
+    async def _ask_readiness(self) -> Response:
         return self.readiness
 
     def start(self, ssl_context: ssl.SSLContext | None = None) -> None:

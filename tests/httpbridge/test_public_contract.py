@@ -8,7 +8,7 @@ import pytest
 
 from authsvc.client import KeyServiceUnavailableError
 from httpbridge.errors import BridgeError, StoreUnavailableError
-from httpbridge.http.server import Readiness, ReadyStatus
+from httpbridge.http.responses import Response, ready
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
     BODY,
@@ -277,21 +277,21 @@ async def test_rate_headers_on_every_answer_to_a_valid_key_and_only_admitted_ori
 @pytest.mark.parametrize(
     ("readiness", "status", "content"),
     [
-        (Readiness(ReadyStatus.OK), 200, {"status": "ok"}),
+        (ready("ok"), 200, {"status": "ok"}),
         (
-            Readiness(ReadyStatus.DEGRADED, "key service unavailable"),
+            ready("degraded", "key service unavailable"),
             200,
             {"status": "degraded", "reason": "key service unavailable"},
         ),
         (
-            Readiness(ReadyStatus.UNAVAILABLE, "log store unavailable"),
+            ready("unavailable", "log store unavailable"),
             503,
             {"status": "unavailable", "reason": "log store unavailable"},
         ),
     ],
 )
 async def test_ready_tells_what_the_parts_say(
-    bridge: Bridge, readiness: Readiness, status: int, content: dict[str, str]
+    bridge: Bridge, readiness: Response, status: int, content: dict[str, str]
 ) -> None:
     bridge.readiness = readiness
     answer = await bridge.exchange(request("GET", "/ready", key=None))

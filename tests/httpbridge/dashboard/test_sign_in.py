@@ -15,19 +15,19 @@ from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.networks import Networks
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
-from httpbridge.dashboard.login_throttle import (
+from httpbridge.dashboard.middleware import Middlewares
+from httpbridge.dashboard.pages import Pages
+from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS, SESSION_SECONDS, SPENT_MAX, Spent
+from httpbridge.dashboard.views.sign_in import (
     FAILURES_MAX,
     FAILURES_PER_ADDRESS_MAX,
     WAITING_MAX,
     WINDOW_SECONDS,
     LoginThrottle,
+    SignIn,
     ThrottledError,
+    own_path,
 )
-from httpbridge.dashboard.middleware import Middlewares
-from httpbridge.dashboard.pages import Pages
-from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS, SESSION_SECONDS
-from httpbridge.dashboard.spent_tokens import KEPT_MAX, Spent
-from httpbridge.dashboard.views.sign_in import SignIn, own_path
 from tests.httpbridge.conftest import FakeClock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
 
@@ -269,8 +269,8 @@ async def test_signing_out_works_without_a_state_directory_to_write_to(tmp_path:
 
 def test_what_is_kept_of_sign_outs_and_used_links_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is over anyway is forgotten, and of too many those that end first."""
-    assert KEPT_MAX == 10_000
-    monkeypatch.setattr("httpbridge.dashboard.spent_tokens.KEPT_MAX", 3)
+    assert SPENT_MAX == 10_000
+    monkeypatch.setattr("httpbridge.dashboard.sessions.SPENT_MAX", 3)
     spent = Spent(tmp_path / "spent")
     for number in range(5):
         assert spent.add(f"{number}", until=100 + number, now=50)

@@ -16,7 +16,7 @@ from httpbridge.errors import (
 )
 from httpbridge.http import bodies
 from httpbridge.http.bodies import Budget, Reservation
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.ingest.handler import RateLimit
 from tests.httpbridge.conftest import FakeClock
 
 LIMIT_BYTES = 256 * 1024

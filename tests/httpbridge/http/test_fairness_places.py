@@ -254,7 +254,7 @@ async def test_when_the_places_are_as_busy_as_they_can_be_a_connection_too_many_
             await gate.wait()
             return bridge.readiness
 
-        bridge.server._readiness = readiness  # type: ignore[assignment]
+        bridge.server.router._readiness = readiness  # type: ignore[assignment]
         busy = await bridge.connect()
         busy.send(request(body=BODY))
         await bridge.sink.writing.wait()

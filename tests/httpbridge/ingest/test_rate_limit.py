@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from httpbridge.errors import RateLimitedError
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.ingest.handler import RateLimit
 from tests.httpbridge.conftest import FakeClock
 
 BYTES = 1000
