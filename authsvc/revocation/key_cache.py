@@ -14,9 +14,8 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import msgspec
 import structlog
 
 from authsvc.client.api_key import Digest
@@ -54,7 +53,7 @@ class CachedKeys(Generic[_Key]):
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
         """In each room the least recently used digest leaves first.
 
-        The defaults come to about 25 MB, and 70 MB with the responses that `CachedKey` has room for.
+        The defaults come to about 25 MB, and 70 MB with the responses that `ActiveKey` has room for.
         """
         self._keys: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._unknown: OrderedDict[Digest, _Key | None] = OrderedDict()
@@ -85,14 +84,6 @@ class CachedKeys(Generic[_Key]):
         self._unknown.clear()
 
 
-class CachedKey(msgspec.Struct):
-    """A key, and room for what the asker made of it at a revision, which does for many requests."""
-
-    key: ActiveKey
-    response: Any = None
-    response_revision: int = -1
-
-
 class KeyCache:
     """Answers from memory where that is allowed. Made and used in one event loop; `run` is its life."""
 
@@ -102,7 +93,7 @@ class KeyCache:
         self._watch = watch
         self._name = name
         self._clock = clock
-        self._known: CachedKeys[CachedKey] = CachedKeys()
+        self._known: CachedKeys[ActiveKey] = CachedKeys()
         self._holder = self._new_holder()
         self._due = asyncio.Event()
         """A keep-alive is: it acknowledges a change, or releases its lease."""
@@ -118,7 +109,7 @@ class KeyCache:
         # Rule 8: a new id each time, since the last one released its lease.
         return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
-    def get(self, digest: Digest) -> tuple[str, int, CachedKey | None] | None:
+    def get(self, digest: Digest) -> tuple[str, int, ActiveKey | None] | None:
         """Return as of which epoch and revision whose key a digest is; None where the database has to be asked."""
         now = self._clock()  # rule 2: read at every use, after the request arrived
         self._uses += 1
@@ -140,8 +131,7 @@ class KeyCache:
         snapshot = await self._store.lookup(digests)
         if self._holder.may_keep(snapshot.revision, snapshot.epoch):  # rule 4
             for digest in digests:
-                key = snapshot.keys.get(digest)
-                self._known.put(digest, None if key is None else CachedKey(key))
+                self._known.put(digest, snapshot.keys.get(digest))
         return snapshot
 
     async def run(self) -> None:

@@ -18,7 +18,7 @@ from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableEr
 from authsvc.keys import KeyId, ProjectId
 from authsvc.origins import EVERY_ORIGIN, OriginList
 from authsvc.storage.database import Database
-from authsvc.storage.records import ActiveKey, Change, ChangeKind, Key, NewKey, Project, Revision, Revoked, Snapshot
+from authsvc.storage.records import ActiveKey, Change, ChangeKind, Key, Mutated, NewKey, Project, Revision, Snapshot
 from authsvc.storage.tables import COUNTER
 from authsvc.storage.tables import changes as _changes
 from authsvc.storage.tables import keys as _keys
@@ -73,9 +73,7 @@ class KeyStore:
         _, epoch, revision, *_ = next(iter(rows.values()))
         return Snapshot(epoch, revision, keys)
 
-    async def issue(
-        self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str
-    ) -> tuple[Key, tuple[str, ...], Revision]:
+    async def issue(self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str) -> Mutated:
         """Store the project's active key, and the project with its (normalised) origins if it is new.
 
         Raises AlreadyExistsError when the project has an active key.
@@ -94,9 +92,9 @@ class KeyStore:
             stored = await mutation.insert_key(key)
             # Rule 5: the new key's digest too, which may have been probed, and be cached as unknown, before it existed.
             await mutation.record(ChangeKind.ISSUE, key.digest)
-        return stored, tuple(origins), mutation.revision
+        return Mutated(mutation.revision, stored, origins=tuple(origins))
 
-    async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Revoked:
+    async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Mutated:
         """Revoke the named key, or else the active one, and store the project's next key.
 
         A key that is revoked already changes nothing. Raises NotFoundError for an unknown project or key.
@@ -110,15 +108,15 @@ class KeyStore:
                 raise NotFoundError(f"no {what} in a project {project_id!r}")
             if row.revoke_time is not None:
                 await mutation.connection.rollback()  # rule 11
-                return Revoked(_key(row), None, Revision(mutation.revision - 1))
+                return Mutated(Revision(mutation.revision - 1), revoked_key=_key(row), is_new=False)
             revoke = _keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=mutation.now)
             await mutation.connection.execute(revoke)
             stored = await mutation.insert_key(next_key)
             await mutation.record(ChangeKind.REVOKE, Digest(row.digest), next_key.digest)  # rule 5
-        return Revoked(_key(row, revoke_time=mutation.now), stored, mutation.revision)
+        return Mutated(mutation.revision, stored, _key(row, revoke_time=mutation.now))
 
-    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
-        """Replace the project's origins by these (normalised) ones; return as of when, and whether they are new.
+    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> Mutated:
+        """Replace the project's origins by these (normalised) ones.
 
         A list that is stored already changes nothing. Raises NotFoundError for an unknown project.
         """
@@ -127,10 +125,10 @@ class KeyStore:
             project = await _existing_project(mutation.connection, project_id)
             if project.origins == tuple(origins):
                 await mutation.connection.rollback()  # rule 11
-                return Revision(mutation.revision - 1), False
+                return Mutated(Revision(mutation.revision - 1), origins=project.origins, is_new=False)
             await mutation.update_origins(origins)
             await mutation.record(ChangeKind.SET_ORIGINS, *(await mutation.connection.execute(query)).scalars())
-        return mutation.revision, True
+        return Mutated(mutation.revision, origins=tuple(origins))
 
     async def project(self, project_id: ProjectId) -> Project:
         """Return the project. Raises NotFoundError."""

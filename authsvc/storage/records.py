@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from typing import Any, NewType
 
 import msgspec
 
@@ -102,12 +102,17 @@ class Project:
     active_key: Key | None
 
 
-class ActiveKey(msgspec.Struct, frozen=True):
-    """Whose key a digest is, and which origins it may be used from."""
+class ActiveKey(msgspec.Struct):
+    """Whose key a digest is, and which origins it may be used from.
+
+    There is room for what the asker makes of it at a revision: a cached one serves many requests.
+    """
 
     key_id: KeyId
     project_id: ProjectId
     origins: OriginList
+    response: Any = None
+    response_revision: int = -1
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -127,12 +132,17 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Revoked:
-    """The outcome of `KeyStore.revoke`; `next_key` is None when the key had been revoked before."""
+class Mutated:
+    """The outcome of a mutation."""
 
-    key: Key
-    next_key: Key | None
     revision: Revision
+    """Its own; of the last one before it where all was so already, and nothing was committed (rule 11)."""
+    key: Key | None = None
+    """That was issued."""
+    revoked_key: Key | None = None
+    origins: tuple[str, ...] = ()
+    """The project's, but not after a revocation."""
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
