@@ -42,33 +42,30 @@ _log = EventLogger()
 class PendingLookup:
     """A key and an origin, and who waits for the verdict: the one who asked, and those who joined."""
 
-    __slots__ = ("_joined", "api_key", "decided", "is_known", "origin", "route")
+    __slots__ = ("_waiting", "api_key", "is_known", "origin", "route")
 
-    def __init__(self, api_key: ApiKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
+    def __init__(self, api_key: ApiKey, origin: str | None, *, is_known: bool) -> None:
         """`is_known`: the key was good lately."""
         self.api_key = api_key
         self.origin = origin
         self.route = api_key.digest, origin
         self.is_known = is_known
-        self.decided: asyncio.Future[Decision] = loop.create_future()
-        """For the one who asked."""
-        self._joined: set[asyncio.Future[Decision]] = set()
+        self._waiting: list[asyncio.Future[Decision]] = []
 
     def join(self) -> asyncio.Future[Decision]:
         """Return what is done when there is a verdict, which rule 4 leaves to the one who asked."""
-        told: asyncio.Future[Decision] = self.decided.get_loop().create_future()
-        self._joined.add(told)
-        told.add_done_callback(self._joined.discard)
-        return told
+        waiting: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return waiting
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits any more."""
-        return self.decided.done() and all(told.done() for told in self._joined)
+        return all(waiting.done() for waiting in self._waiting)
 
     def settle(self, outcome: Answer | Exception) -> None:
         """Wake all who wait, or raise the error in them."""
-        for waiting in (self.decided, *self._joined):
+        for waiting in self._waiting:
             if waiting.done():
                 continue
             if isinstance(outcome, Answer):

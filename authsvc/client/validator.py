@@ -13,12 +13,12 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any, Self
 
-from authsvc.client import release
 from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import ClientTls, FixedToken, TokenSource
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.pending_lookups import PendingLookup, PendingLookups
+from authsvc.client.release import release_on_sigterm
 from authsvc.client.verdict_cache import VerdictCache, sendable_origin
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
 from authsvc.client.watcher import Watcher
@@ -88,7 +88,7 @@ class KeyValidator:
         address = Address.parse(address) if isinstance(address, str) else address
         token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
         self._clock = clock
-        self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
+        self._cache = cache or VerdictCache()
         self._client = KeyClient(address, token, tls, clock)
         self._holder = Holder("", name, self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
@@ -118,19 +118,7 @@ class KeyValidator:
         self._holder.holder_id = secrets.token_hex(16)
         self._holder.name = self._holder.name or f"{socket.gethostname()}:{os.getpid()}"
         self._watching = asyncio.create_task(self._watcher.run(), name="key service watcher")
-        release.release_on_sigterm(self)
-
-    def release_soon(self, done: Callable[[], None]) -> None:
-        """Use the cache no more, and release the lease; `done` is called then. For `release`, from any thread."""
-        watching = self._watching
-        if watching is None:
-            raise RuntimeError("nothing to release")
-
-        def leave() -> None:
-            self._watcher.leave()
-            watching.add_done_callback(lambda _: done())
-
-        watching.get_loop().call_soon_threadsafe(leave)
+        release_on_sigterm(self._watching, self._watcher.leave)
 
     @property
     def has_lease(self) -> bool:
@@ -191,11 +179,10 @@ class KeyValidator:
             timer.cancel()
 
     async def _ask(self, api_key: ApiKey, origin: str | None, give_up_at: float) -> Decision:
-        loop = asyncio.get_running_loop()
-        lookup = PendingLookup(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
+        lookup = PendingLookup(api_key, origin, is_known=self._cache.knows(api_key.digest, origin))
         self._lookups.put(lookup)
         try:
-            return await self._wait(lookup.decided, give_up_at)
+            return await self._wait(lookup.join(), give_up_at)
         finally:
             self._lookups.forget(lookup)
 
@@ -260,7 +247,6 @@ class KeyValidator:
         """Release the lease, and end the connection and the calls under way: these raise KeyServiceUnavailableError."""
         self._closed = True
         self._lookups.refuse()
-        release.forget(self)
         self._watcher.leave()
         if self._watching is not None:
             await asyncio.wait([self._watching], timeout=_RELEASE_SECONDS_MAX)

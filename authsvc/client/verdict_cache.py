@@ -20,7 +20,6 @@ from authsvc.client.verdicts import INVALID_KEY, ORIGIN_CHARACTERS_MAX, Answer, 
 
 _NEVER = float("-inf")
 
-
 _Expiries: TypeAlias = dict[str | None, float]
 """When the verdict on each origin expires, in order of use; small, so no OrderedDict."""
 
@@ -37,9 +36,6 @@ class _Key:
         """Until when every origin is admitted."""
         self.admitted: _Expiries | None = None
         self.refused: _Expiries | None = None
-
-    def __len__(self) -> int:
-        return (self.any_expires_at != _NEVER) + len(self.admitted or ()) + len(self.refused or ())
 
 
 class VerdictCache:
@@ -149,10 +145,6 @@ class VerdictCache:
             key.any_expires_at > now or any(expires_at > now for expires_at in (key.admitted or {}).values())
             for key in reversed(self._keys.values())
         )
-
-    def __len__(self) -> int:
-        """Return how many verdicts are kept, expired ones included."""
-        return sum(map(len, self._keys.values())) + len(self._invalid)
 
 
 def _is_live(expiries: _Expiries, origin: str | None, now: float) -> bool:

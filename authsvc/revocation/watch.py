@@ -21,7 +21,7 @@ from authsvc.errors import (
 )
 from authsvc.revocation.change_feed import ChangeFeed, Outage
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
-from authsvc.revocation.lessor import LOST, Holders, LeaseReader, Lessor
+from authsvc.revocation.lessor import LOST, Holders, Lessor
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
@@ -63,7 +63,6 @@ class Watch:
     def __post_init__(self) -> None:
         self.lessor = Lessor(self.leases, self.feed, self.lease_seconds)
         self.closing = asyncio.Event()
-        self._reader = LeaseReader(self.leases, self.feed)
 
     async def run(self) -> None:
         """Follow changes and sweep, until cancelled; then grant no more leases."""
@@ -73,7 +72,6 @@ class Watch:
                 tasks.create_task(self._sweep())
         finally:
             await self.lessor.close()
-            await self._reader.close()
 
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
@@ -116,7 +114,7 @@ class Watch:
             moved = self.feed.leases_moved.next()
             try:
                 async with asyncio.timeout(read_by - self.monotonic()):
-                    rows, state = await self._reader.rows()
+                    rows, state = await self.lessor.rows()
                 if propagation is None:
                     propagation, read_by = Propagation(revision, rows, state), give_up_at
                 else:
@@ -168,7 +166,13 @@ class _Stream:
             await asyncio.wait(tasks)
 
     async def _read(self, keep_alives: AsyncIterator[KeepAlive]) -> None:
-        keep_alive = await self._first(keep_alives)
+        try:
+            async with asyncio.timeout(_OPENING_SECONDS):
+                keep_alive = await anext(keep_alives, None)
+        except TimeoutError:
+            raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
+        if keep_alive is not None:
+            self.holder_id, self.name = keep_alive.holder_id, keep_alive.name
         while keep_alive is not None:
             if keep_alive.holder_id != self.holder_id:  # a row each, which every mutation waits for
                 raise InvalidArgumentError("holder_id: a stream is one holder's")
@@ -186,16 +190,6 @@ class _Stream:
                 self._offer(event)
             self._opened.set()
             keep_alive = await anext(keep_alives, None)
-
-    async def _first(self, keep_alives: AsyncIterator[KeepAlive]) -> KeepAlive | None:
-        try:
-            async with asyncio.timeout(_OPENING_SECONDS):
-                keep_alive = await anext(keep_alives, None)
-        except TimeoutError:
-            raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
-        if keep_alive is not None:
-            self.holder_id, self.name = keep_alive.holder_id, keep_alive.name
-        return keep_alive
 
     async def _resumable(self, keep_alive: KeepAlive, state: StoreState) -> StoreState:
         """Leave no resuming from a change that is over an hour old: the cache holds nothing from then."""

@@ -7,6 +7,7 @@ from authsvc.client.holder import ANSWER_SECONDS_MAX, KEEP_ALIVE_SECONDS_MAX, Ho
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+from tests.authsvc.client.kept import kept
 
 _KEY, _OTHER = Digest(b"key"), Digest(b"other")
 _VALID = Answer(Decision(Verdict.ALLOWED, "project", "key_1"), True, 60.0, 0)
@@ -110,7 +111,7 @@ def test_a_reset_empties_the_cache(reset: ResetEvent, applied_revision: int, is_
     bridge = _Bridge()
     bridge.fill()
     assert bridge.hear(reset)
-    assert len(bridge.cache) == 0
+    assert kept(bridge.cache) == 0
     assert bridge.holder.applied_revision == applied_revision
     assert bridge.holder.is_live(101.0) is is_live
     assert bridge.holder.renew(101.0).epoch == reset.epoch
@@ -123,7 +124,7 @@ def test_the_lease_outlasts_its_stream() -> None:
     _, keep_alive = bridge.holder.open(120.0)
     assert keep_alive.applied_revision == 5
     assert bridge.holder.is_live(159.0)
-    assert len(bridge.cache) == 2
+    assert kept(bridge.cache) == 2
 
 
 def test_what_abandoned_streams_bring_is_discarded() -> None:
@@ -145,7 +146,7 @@ def test_after_release_nothing_is_cached_or_granted() -> None:
     asked = bridge.holder.renew(101.0)
     assert bridge.holder.release() == KeepAlive("e", "id", "name", asked.sequence + 1, 5, is_release=True)
     bridge.hear(LeaseEvent(asked.sequence, 60.0, 5))
-    assert len(bridge.cache) == 0
+    assert kept(bridge.cache) == 0
     assert not bridge.holder.is_live(102.0)
     assert not bridge.holder.may_keep(9, "e")
 

@@ -8,6 +8,7 @@ import pytest
 from authsvc.client.api_key import Digest
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+from tests.authsvc.client.kept import kept
 
 PAGE = "https://example.com"
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_1")
@@ -71,7 +72,7 @@ def test_a_verdict_that_must_not_be_reused_is_not_kept(answer: Answer) -> None:
     cache.put(KEY, PAGE, allowed(), sent_at=0.0)
     cache.put(KEY, PAGE, answer, sent_at=0.0)
     assert cache.get(KEY, PAGE, 0.0) is None
-    assert len(cache) == 0
+    assert kept(cache) == 0
 
 
 def test_a_verdict_for_any_origin_is_one_entry() -> None:
@@ -79,7 +80,7 @@ def test_a_verdict_for_any_origin_is_one_entry() -> None:
     for origin in (None, PAGE, "null", ""):
         cache.put(KEY, origin, allowed(), sent_at=0.0)
         assert cache.get(KEY, "https://never.asked", 1.0) == ALLOWED
-    assert len(cache) == 1
+    assert kept(cache) == 1
 
 
 def test_a_verdict_for_an_origin_is_for_that_origin() -> None:
@@ -115,7 +116,7 @@ def test_a_newer_verdict_replaces_what_contradicts_it(before: Answer, after: Ans
     cache.put(KEY, PAGE, after, sent_at=1.0)
     assert cache.get(KEY, PAGE, 1.0) == after.decision
     assert cache.get(KEY, "https://other.example", 1.0) == (after.decision if after.any_origin else None)
-    assert len(cache) == 1
+    assert kept(cache) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_dropping_a_key_forgets_everything_about_it() -> None:
     cache.put(digest("probed"), None, invalid(), sent_at=0.0)
     for name in (KEY, digest("probed"), digest("unknown")):
         cache.drop(name)
-    assert len(cache) == 0
+    assert kept(cache) == 0
     assert cache.get(KEY, PAGE, 0.0) is None
     assert cache.get(digest("probed"), None, 0.0) is None
 
@@ -166,7 +167,7 @@ def test_probing_does_not_push_out_valid_keys() -> None:
     for number in range(1000):
         cache.put(digest(number), None, invalid(), sent_at=0.0)
     assert cache.get(KEY, None, 1.0) == ALLOWED
-    assert len(cache) == 1 + 3
+    assert kept(cache) == 1 + 3
     assert cache.get(digest(999), None, 1.0) == INVALID_KEY
     assert cache.get(digest(0), None, 1.0) is None
 
@@ -181,7 +182,7 @@ def test_hostile_origins_push_out_neither_other_keys_nor_admitted_origins() -> N
     assert cache.get(digest("other"), None, 1.0) == ALLOWED
     assert cache.get(KEY, None, 1.0) == ALLOWED
     assert cache.get(KEY, PAGE, 1.0) == ALLOWED
-    assert len(cache) == 1 + 2 + 4
+    assert kept(cache) == 1 + 2 + 4
 
 
 def test_the_origins_of_a_key_are_bounded_and_the_least_recently_used_leaves_first() -> None:
