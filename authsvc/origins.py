@@ -1,9 +1,6 @@
-"""Origin entries: parse, normalise, match. Pure.
+"""Origin entries, of which a project lists those it admits: parse, normalise, match. Pure.
 
-A project lists the browser origins it admits. `key_service` normalises the entries
-that SetOrigins and Issue get, and asks an OriginList about the `Origin` header
-that Validate brings; `project_service` does both for CheckOrigins. The rules are the
-public contract's:
+The rules are the public contract's:
 
     example.com               http or https, any port
     example.com:8443          http or https, that port (a default port counts)
@@ -38,6 +35,14 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _OPAQUE_HOST = re.compile(r"[!-~]+")
 """Of another scheme: browsers change nothing in it, and what else they would not leave in it is refused before."""
+_FOREIGN = {
+    "@": "user info",
+    "/": "a path",
+    "\\": "a path",
+    "?": "a query",
+    "#": "a fragment",
+    "%": "a percent sign",
+}
 _OPAQUE_FORBIDDEN = frozenset("<>[]^|*,")
 
 
@@ -209,17 +214,9 @@ def _is_web(scheme: str) -> bool:
 def _parse(text: str) -> _Parts:
     """Read `[scheme://]host[:port]`."""
     scheme, authority = _split_scheme(text)
-    for character, name in (
-        ("@", "user info"),
-        ("/", "a path"),
-        ("\\", "a path"),
-        ("?", "a query"),
-        ("#", "a fragment"),
-    ):
+    for character, name in _FOREIGN.items():
         if character in authority:
             raise _UnparsableError(f"{name} is not part of an origin")
-    if "%" in authority:
-        raise _UnparsableError("a percent sign is not part of an origin")
     if any(character.isspace() for character in authority):
         raise _UnparsableError("white space is not part of an origin")
     match = _AUTHORITY.fullmatch(authority)
@@ -235,10 +232,9 @@ def _parse(text: str) -> _Parts:
 def _opaque_host(text: str) -> str:
     """Return the host of a scheme that browsers know nothing about: it is compared as it is (URL standard, 3.5)."""
     if _OPAQUE_HOST.fullmatch(text) is None or not _OPAQUE_FORBIDDEN.isdisjoint(text):
-        reason = (
-            "has a wildcard, and these are for http and https" if "*" in text else "has characters that no origin has"
-        )
-        raise _UnparsableError(f"the host {reason}")
+        if "*" in text:
+            raise _UnparsableError("the host has a wildcard, and these are for http and https")
+        raise _UnparsableError("the host has characters that no origin has")
     return text
 
 

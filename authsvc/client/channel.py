@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 
@@ -86,31 +86,21 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, vari
         ) from None
 
 
-class TokenSource(Protocol):
-    """Where the bearer token comes from."""
+class TokenSource:
+    """Where the bearer token comes from: here, from the configuration."""
+
+    def __init__(self, token: Secret) -> None:
+        self._configured = token
 
     def read(self) -> Secret:
         """Return the token; raise KeyServiceUnavailableError when there is none now."""
+        return self._configured
 
     def forget(self) -> None:
         """Look again at the next `read`: a call failed, so the service may have been replaced, and its token too."""
 
 
-class FixedToken:
-    """A token that was configured."""
-
-    def __init__(self, token: Secret) -> None:
-        self._token = token
-
-    def read(self) -> Secret:
-        """Return the token."""
-        return self._token
-
-    def forget(self) -> None:
-        """Do nothing."""
-
-
-class TokenFile:
+class TokenFile(TokenSource):
     """A token that the key service keeps in a file, which may appear after us and be replaced."""
 
     def __init__(self, path: Path, *, is_private: bool = False) -> None:
@@ -119,25 +109,23 @@ class TokenFile:
         self._is_private = is_private
         self._token: Secret | None = None
 
-    def read(self) -> Secret:
-        """Return the token; raise KeyServiceUnavailableError when the file has none yet."""
-        if self._token is None:
-            try:
-                text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
-                self._token = Token.parse(text)
-            except FileNotFoundError:
-                reason = f"{self._path} does not exist; the key service writes it at its first start"
-            except OSError as error:
-                reason = _why(self._path, error)
-            except ValueError as error:
-                reason = f"{self._path} holds something else: {error}"
-            else:
-                return self._token
-            raise KeyServiceUnavailableError(f"there is no token: {reason}")
-        return self._token
+    def read(self) -> Secret:  # noqa: D102 - see TokenSource
+        if self._token is not None:
+            return self._token
+        try:
+            text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
+            self._token = Token.parse(text)
+        except FileNotFoundError:
+            reason = f"{self._path} does not exist; the key service writes it at its first start"
+        except OSError as error:
+            reason = _why(self._path, error)
+        except ValueError as error:
+            reason = f"{self._path} holds something else: {error}"
+        else:
+            return self._token
+        raise KeyServiceUnavailableError(f"there is no token: {reason}")
 
-    def forget(self) -> None:
-        """Read the file again at the next `read`."""
+    def forget(self) -> None:  # noqa: D102 - see TokenSource
         self._token = None
 
 

@@ -127,6 +127,8 @@ class KeyClient:
         self._monotonic = monotonic
         self._deadline_seconds = deadline_seconds
         self._closed = False
+        self._files_fault: str | None = None
+        """Why no channel can be opened anew: the fault to mend, whatever the old channels fail with meanwhile."""
         self._retired: set[asyncio.Task[None]] = set()
         if tls is not None:
             tls.read()
@@ -177,7 +179,7 @@ class KeyClient:
             raise KeyServiceUnavailableError(f"the call could not be sent ({type(error).__name__})") from None
         finally:
             line.calls -= 1
-        line.good_at, line.failed_at = self._monotonic(), float("-inf")
+        line.good_at, line.failed_at, self._files_fault = self._monotonic(), float("-inf"), None
         if len(answers) != len(requests):
             raise KeyServiceUnavailableError(f"the key service gave {len(answers)} answers to {len(requests)} lookups")
         return [_answer(answer) for answer in answers]
@@ -198,17 +200,19 @@ class KeyClient:
 
     def _reopen_if_stale(self, line: _Line) -> None:
         now = self._monotonic()
-        if self._closed or now - line.good_at < _REOPEN_AFTER_SECONDS:
-            return
-        stale = line.channel
-        try:
-            line.open()
-        except ConfigurationError as error:  # a certificate is just being replaced, say
-            line.good_at = now
-            raise KeyServiceUnavailableError(str(error)) from None
-        retired = asyncio.create_task(stale.close(grace=self._deadline_seconds))  # for the calls on their way
-        self._retired.add(retired)
-        retired.add_done_callback(self._retired.discard)
+        if not self._closed and now - line.good_at >= _REOPEN_AFTER_SECONDS:
+            stale = line.channel
+            try:
+                line.open()
+            except ConfigurationError as error:  # a certificate is just being replaced, say: the old channel goes on
+                line.good_at, self._files_fault = now, str(error)
+            else:
+                self._files_fault = None
+                retired = asyncio.create_task(stale.close(grace=self._deadline_seconds))  # for the calls on their way
+                self._retired.add(retired)
+                retired.add_done_callback(self._retired.discard)
+        if self._files_fault is not None:
+            raise KeyServiceUnavailableError(self._files_fault) from None
 
     async def close(self) -> None:
         """End the calls on their way, which get KeyServiceUnavailableError, and the connections."""

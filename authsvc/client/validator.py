@@ -14,7 +14,7 @@ from enum import Enum, auto
 from typing import Any, Self
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import ClientTls, FixedToken, TokenSource
+from authsvc.client.channel import ClientTls, TokenSource
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.pending_lookups import PendingLookup, PendingLookups
@@ -86,7 +86,7 @@ class KeyValidator:
         address that is not HOST:PORT, for a token that cannot be sent and for less than 2 calls.
         """
         address = Address.parse(address) if isinstance(address, str) else address
-        token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
+        token = TokenSource(Token.parse(token)) if isinstance(token, str) else token
         self._clock = clock
         self._cache = cache or VerdictCache()
         self._client = KeyClient(address, token, tls, clock)

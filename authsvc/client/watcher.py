@@ -166,7 +166,9 @@ class Watcher:
                         tasks.add(reading)
                 await self._send_release(call, reading)
             finally:
-                await _end(tasks)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
                 call.cancel()
                 # An error that was read holds this frame. If this held the error too, the connection would stay until
                 # the next collection.
@@ -204,12 +206,6 @@ class Watcher:
         finally:
             reading = None  # as in `_watch`
         self._owes_release = False
-
-
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
 
 
 def _request(keep_alive: KeepAlive) -> pb2.WatchRequest:

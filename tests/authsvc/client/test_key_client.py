@@ -9,7 +9,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.verdict_cache import sendable_origin
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
@@ -29,7 +29,7 @@ from tests.authsvc.conftest import running
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 OTHER = ApiKey("dt_76543210fedcba9876543210")
-TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
+TOKEN = TokenSource(Secret(BRIDGE_TOKEN))
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ async def test_each_lookup_of_a_call_is_answered_by_itself(service: FakeKeyServi
 async def test_the_service_takes_the_largest_call(tmp_path: Path, clock: Clock) -> None:
     """Nobody can spoil a call for the others with long origins, or characters that take four bytes."""
     async with running(tmp_path) as real:
-        token = FixedToken(Secret(real.token("bridge")[0][1].removeprefix("Bearer ")))
+        token = TokenSource(Secret(real.token("bridge")[0][1].removeprefix("Bearer ")))
         client = KeyClient(real.address, token, None, clock, deadline_seconds=30.0)
         origin = sendable_origin("\N{GRINNING FACE}" * ORIGIN_CHARACTERS_MAX)
         answers = await client.validate([(KEY, origin)] * KEYS_PER_CALL_MAX)
@@ -249,7 +249,7 @@ async def test_a_connection_that_fails_is_spared_while_others_do_not(
 
 
 async def test_a_call_that_grpc_itself_refuses_to_send_is_a_fault(address: Address, clock: Clock) -> None:
-    client = KeyClient(address, FixedToken(Secret("käse")), None, clock)
+    client = KeyClient(address, TokenSource(Secret("käse")), None, clock)
     assert "could not be sent" in await fault(client)
     await client.close()
 
