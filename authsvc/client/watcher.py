@@ -61,19 +61,17 @@ class Watcher:
         """
         try:
             await self._watch_again_and_again()
-            await self._say_what_is_owed()
+            if self._owes_release:
+                await self._try(self._release)
         except asyncio.CancelledError:
             if not self._leaving.is_set():
                 self.leave()
-                await self._say_what_is_owed()
+                if self._owes_release:
+                    await self._try(self._release)
             raise
         finally:
             if self._lease_end is not None:
                 self._lease_end.cancel()
-
-    async def _say_what_is_owed(self) -> None:
-        if self._owes_release:
-            await self._try(self._open_for_release)
 
     async def _watch_again_and_again(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
@@ -88,10 +86,16 @@ class Watcher:
                     await self._leaving.wait()
             back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
 
-    async def _try(self, stream: Callable[[], Awaitable[None]]) -> None:
-        """Let a stream take its course; whatever ends it, another may follow."""
+    async def _try(self, serve: Callable[[Any], Awaitable[None]]) -> None:
+        """Open a stream and let it take its course; whatever ends it, another may follow."""
         try:
-            await stream()
+            async with open_channel(self._address, self._tls) as channel:
+                # Rule 6: without a deadline.
+                call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
+                try:
+                    await serve(call)
+                finally:
+                    call.cancel()
             reason = "the key service ended the stream"
         except grpc.aio.AioRpcError as error:
             reason = error.code().name
@@ -133,47 +137,41 @@ class Watcher:
             _log.warning("lease_lost")
         self._was_live = is_live
 
-    async def _watch(self) -> None:
+    async def _watch(self, call: Any) -> None:
         """Serve one stream until it ends."""
-        async with open_channel(self._address, self._tls) as channel:
-            # Rule 6: without a deadline.
-            call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
-            stream, keep_alive = self._holder.open(self._clock())
-            leaving = asyncio.create_task(self._leaving.wait())
-            reading: asyncio.Task[Any] | None = None
-            tasks: set[asyncio.Task[Any]] = {leaving}
-            try:
-                await self._send(call, keep_alive)
-                reading = asyncio.create_task(call.read())
-                tasks.add(reading)
-                is_behind = False
-                while not leaving.done():
-                    now = self._clock()
-                    if now >= self._holder.give_up_at():  # looked at in every round: changes may come without leases
-                        raise TimeoutError("no lease in time")
-                    if now >= self._holder.renew_at() or (is_behind and self._holder.unanswered < _UNANSWERED_MAX):
-                        is_behind = False
-                        await self._send(call, self._holder.renew(now))
-                    until = min(self._holder.renew_at(), self._holder.give_up_at())
-                    await asyncio.wait(tasks, timeout=max(0.0, until - now), return_when=asyncio.FIRST_COMPLETED)
-                    if reading.done():
-                        if (response := reading.result()) is grpc.aio.EOF:
-                            return
-                        is_behind = self._holder.receive(stream, _event(response)) or is_behind
-                        self._note()
-                        tasks.discard(reading)
-                        reading = asyncio.create_task(call.read())
-                        tasks.add(reading)
-                await self._send_release(call, reading)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-                call.cancel()
-                # An error that was read holds this frame. If this held the error too, the connection would stay until
-                # the next collection.
-                reading = None
-                tasks.clear()
+        stream, keep_alive = self._holder.open(self._clock())
+        leaving = asyncio.create_task(self._leaving.wait())
+        reading: asyncio.Task[Any] | None = None
+        tasks: set[asyncio.Task[Any]] = {leaving}
+        try:
+            await self._send(call, keep_alive)
+            reading = asyncio.create_task(call.read())
+            tasks.add(reading)
+            is_behind = False
+            while not leaving.done():
+                now = self._clock()
+                if now >= self._holder.give_up_at():  # looked at in every round: changes may come without leases
+                    raise TimeoutError("no lease in time")
+                if now >= self._holder.renew_at() or (is_behind and self._holder.unanswered < _UNANSWERED_MAX):
+                    is_behind = False
+                    await self._send(call, self._holder.renew(now))
+                until = min(self._holder.renew_at(), self._holder.give_up_at())
+                await asyncio.wait(tasks, timeout=max(0.0, until - now), return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    if (response := reading.result()) is grpc.aio.EOF:
+                        return
+                    is_behind = self._holder.receive(stream, _event(response)) or is_behind
+                    self._note()
+                    tasks.discard(reading)
+                    reading = asyncio.create_task(call.read())
+                    tasks.add(reading)
+            await self._release(call, reading)
+        finally:
+            await _end(tasks)
+            # An error that was read holds this frame. If this held the error too, the connection would stay until the
+            # next collection.
+            reading = None
+            tasks.clear()
 
     async def _send(self, call: Any, keep_alive: KeepAlive) -> None:
         self._owes_release = True
@@ -183,15 +181,7 @@ class Watcher:
         except TimeoutError:
             raise TimeoutError("no connection in time") from None
 
-    async def _open_for_release(self) -> None:
-        async with open_channel(self._address, self._tls) as channel:
-            call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
-            try:
-                await self._send_release(call)
-            finally:
-                call.cancel()
-
-    async def _send_release(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
+    async def _release(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
         if self._release_message is None:
             return
         try:
@@ -206,6 +196,12 @@ class Watcher:
         finally:
             reading = None  # as in `_watch`
         self._owes_release = False
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 def _request(keep_alive: KeepAlive) -> pb2.WatchRequest:
