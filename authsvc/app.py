@@ -56,7 +56,7 @@ _OTHER_FILES_MAX = 100  # the database's, and the system's
 _DRAIN_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 """Between two looks at whether a call is still under way."""
-_LAST_ANSWERS_SECONDS = 0.5
+_LAST_RESPONSES_SECONDS = 0.5
 """For what was answered to be sent."""
 
 
@@ -155,7 +155,7 @@ async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
     stopping = asyncio.create_task(server.stop(_DRAIN_SECONDS))
     while guard.calls and not stopping.done():
         await asyncio.wait([stopping], timeout=_POLL_SECONDS)
-    await server.stop(_LAST_ANSWERS_SECONDS)
+    await server.stop(_LAST_RESPONSES_SECONDS)
     await stopping
 
 

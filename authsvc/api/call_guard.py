@@ -97,8 +97,8 @@ class CallGuard(grpc.GenericRpcHandler):
             return self._handlers[method]
 
         async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
-            is_strangers = self._callers.role(context) is None
-            refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", is_strangers)
+            has_token = self._callers.role(context) is not None
+            refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", has_token)
             await self._refuse(method, context, self._callers.caller(context), refusal)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -115,7 +115,7 @@ class CallGuard(grpc.GenericRpcHandler):
             overdue = self._monotonic() - self._limits.call_seconds - self._limits.untaken_seconds
             for held in self._held.values():
                 if held.since < overdue:
-                    self._refusals.close(held.caller, "it does not take its answers")
+                    self._refusals.close(held.caller, "it does not read its responses")
 
     @property
     def calls(self) -> int:
@@ -167,7 +167,9 @@ class CallGuard(grpc.GenericRpcHandler):
         async def guarded(requests: Any, context: Any) -> Any:
             caller = self._callers.caller(context)
             if (refusal := self._refusal(method, context)) is None and not places.take(caller.address):
-                refusal = _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", is_open)
+                refusal = _Refusal(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", not is_open
+                )
             if refusal is not None:
                 return await self._refuse(method, context, caller, refusal)
             started = self._monotonic()
@@ -249,7 +251,7 @@ class CallGuard(grpc.GenericRpcHandler):
         if self._refusals.is_closing(caller):
             raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
         fields = {"method": method, "status": refusal.status.name}
-        async with self._refusals.refusing(caller, is_stranger=refusal.is_strangers, **fields):
+        async with self._refusals.refusing(caller, has_token=refusal.has_token, **fields):
             await self._abort(method, context, caller, refusal.status, refusal.detail)
         raise AssertionError("abort raises")
 
@@ -266,12 +268,12 @@ class CallGuard(grpc.GenericRpcHandler):
 class _Refusal(NamedTuple):
     status: grpc.StatusCode
     detail: str
-    is_strangers: bool
-    """The caller has no token of ours."""
+    has_token: bool
+    """The caller has one of ours."""
 
 
-_NO_TOKEN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed", is_strangers=True)
-_NO_ADMIN = _Refusal(grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", is_strangers=False)
+_NO_TOKEN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed", has_token=False)
+_NO_ADMIN = _Refusal(grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", has_token=True)
 
 
 @dataclass(slots=True)

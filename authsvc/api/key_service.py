@@ -159,13 +159,13 @@ class KeyService(pb_grpc.KeyServiceServicer):
         Return its outcome and, after the wait that the request asks for, how far it holds: where nothing was committed
         (rule 11) as for the first call.
         """
-        wait_seconds, answer_by = _wait_seconds(request), self._watch.answer_by(context.time_remaining())
+        wait_seconds, respond_by = _wait_seconds(request), self._watch.respond_by(context.time_remaining())
         task = asyncio.create_task(self._commit(event, mutate, request.project_id, _caller(context)))
         self._mutations.add(task)
         task.add_done_callback(self._mutations.discard)
         task.add_done_callback(lambda _: self._feed.wake())
         outcome = await asyncio.shield(task)
-        return outcome, await self._propagate(outcome.revision, wait_seconds, answer_by)
+        return outcome, await self._propagate(outcome.revision, wait_seconds, respond_by)
 
     async def _commit(
         self, event: str, mutate: Callable[[str], Awaitable[Mutated]], project_id: str, caller: str
@@ -180,9 +180,9 @@ class KeyService(pb_grpc.KeyServiceServicer):
             _log.info(event, project_id=project_id, **fields, caller=caller, revision=outcome.revision)
         return outcome
 
-    async def _propagate(self, revision: int, wait_seconds: float, answer_by: float) -> pb.Propagation:
+    async def _propagate(self, revision: int, wait_seconds: float, respond_by: float) -> pb.Propagation:
         bound = self._watch.lease_bound()  # what is granted after the commit counts only with it (rules 1 and 3)
-        propagation = await self._watch.propagate(revision, wait_seconds, answer_by)
+        propagation = await self._watch.propagate(revision, wait_seconds, respond_by)
         if propagation is None:
             return pb.Propagation(effective_by=messages.timestamp(bound))
         confirmed = [row for row in propagation.confirmed.values() if not row.is_index]

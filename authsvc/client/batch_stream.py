@@ -21,7 +21,7 @@ class BatchStream:
         """Open it; whether the service lets us shows at the first batch."""
         open_stream: Any = stub.StreamValidate  # the stub does not know that requests may be written, too
         self._call = open_stream(metadata=metadata)
-        self.has_answered = False
+        self.has_responded = False
 
     @property
     def is_over(self) -> bool:
@@ -49,7 +49,7 @@ class BatchStream:
                 self.close()
         if not isinstance(response, pb2.StreamValidateResponse):  # but the mark of the end
             return None
-        self.has_answered = True
+        self.has_responded = True
         return response.responses
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ KEEP_ALIVE_SECONDS_MAX = 10.0
 """Between two keep-alives while nothing changes."""
 KEEP_ALIVES_PER_LEASE_MIN = 3
 """Several fit into a lease, however short, so that a lost one costs nothing."""
-ANSWER_SECONDS_MAX = 5.0
+RESPONSE_SECONDS_MAX = 5.0
 """Without a lease so long after asking, the stream is given up: it may be half open."""
 
 _NEVER = float("-inf")
@@ -123,7 +123,7 @@ class Holder:
     def give_up_at(self) -> float:
         """Return when to give the stream up, unless a lease comes first, and the changes up to it (rule 6)."""
         oldest = next(iter(self._asked_at.values()), None)
-        return float("inf") if oldest is None else oldest + ANSWER_SECONDS_MAX
+        return float("inf") if oldest is None else oldest + RESPONSE_SECONDS_MAX
 
     def _keep_alive(self, *, is_release: bool = False) -> KeepAlive:
         return KeepAlive(

@@ -1,4 +1,4 @@
-"""Batches of lookups at the key service: protobuf and status codes in, typed answers and errors out.
+"""Batches of lookups at the key service: protobuf and status codes in, typed responses and errors out.
 
 `validator` calls it, and nothing else talks to the key service on the ingest path.
 """
@@ -14,15 +14,15 @@ from authsvc.client.api_key import ApiKey
 from authsvc.client.batch_stream import BatchStream
 from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, open_channel
 from authsvc.client.diagnosis import connection_fault
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import INVALID_KEY, Decision, KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.v1 import key_service_pb2 as pb2
 from authsvc.v1.key_service_pb2_grpc import KeyServiceStub
 
 KEYS_PER_CALL_MAX = 256
-"""As many as the key service answers in one call."""
+"""As many as the key service takes in one call."""
 CALL_SECONDS_MAX = 2.0
-"""For the answer, connecting included."""
+"""For the response, connecting included."""
 
 _VERDICTS = {
     pb2.VERDICT_ALLOWED: Verdict.ALLOWED,
@@ -35,7 +35,7 @@ _REST_SECONDS = 1.0
 """For a channel whose call failed, while others do not fail: as long as gRPC may take to connect again."""
 _NO_STREAM_SECONDS = 60.0
 """For a channel whose stream was never answered: the key service is an older one, or has too many."""
-_FIRST_ANSWER_SECONDS = 0.5
+_FIRST_RESPONSE_SECONDS = 0.5
 """For a new stream, to leave time for a call: something in between may keep what is streamed to itself."""
 # A channel that has failed for so long is replaced: gRPC retries an unknown host name with a back-off of up to two
 # minutes that has no setting, and renewed certificate files are read by a new channel only.
@@ -78,21 +78,21 @@ class _Line:
         stream, loop = self._take_stream(metadata, now), asyncio.get_running_loop()
         if stream is not None:
             channel, left_seconds = self.channel, give_up_at - loop.time()
-            answers = await stream.ask(
-                requests, left_seconds if stream.has_answered else min(left_seconds, _FIRST_ANSWER_SECONDS)
+            responses = await stream.ask(
+                requests, left_seconds if stream.has_responded else min(left_seconds, _FIRST_RESPONSE_SECONDS)
             )
-            if answers is not None:
-                if len(answers) == len(requests) and self.channel is channel and self._stream is None:
+            if responses is not None:
+                if len(responses) == len(requests) and self.channel is channel and self._stream is None:
                     self._stream = stream
                 else:
                     stream.close()
-                return answers
+                return responses
         self._needs_call = True
         request = pb2.BatchValidateRequest(requests=requests)
         left_seconds = give_up_at - loop.time()
         response: Any = await self._stub.BatchValidate(request, timeout=left_seconds, metadata=metadata)
         self._needs_call = False
-        if stream is not None and not stream.has_answered:
+        if stream is not None and not stream.has_responded:
             self._streams_from = now + _NO_STREAM_SECONDS
         return () if response is None else response.responses  # gRPC's word for bytes that are no message
 
@@ -135,10 +135,12 @@ class KeyClient:
         self._lines: list[_Line] = []
         """Made by the first call, in its event loop. The one that was used last is last."""
 
-    async def validate(self, lookups: Sequence[tuple[ApiKey, str | None]]) -> list[Answer | KeyServiceUnavailableError]:
+    async def validate(
+        self, lookups: Sequence[tuple[ApiKey, str | None]]
+    ) -> list[Response | KeyServiceUnavailableError]:
         """Ask about keys, each with the origin of a request: None for one without, else `sendable_origin`'s.
 
-        Up to KEYS_PER_CALL_MAX at once. Return as many answers, or errors where the key service had none. Every fault
+        Up to KEYS_PER_CALL_MAX at once. Return as many responses, or errors where the key service had none. Every fault
         of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
         """
         requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in lookups]
@@ -150,7 +152,7 @@ class KeyClient:
 
     async def _call(
         self, requests: Sequence[pb2.ValidateRequest], give_up_at: float, metadata: Metadata
-    ) -> list[Answer | KeyServiceUnavailableError]:
+    ) -> list[Response | KeyServiceUnavailableError]:
         if self._closed:
             raise KeyServiceUnavailableError("this client is closed")
         try:
@@ -164,7 +166,7 @@ class KeyClient:
         self._lines.append(line)
         line.calls += 1
         try:
-            answers = await line.ask(requests, metadata, now, give_up_at)
+            responses = await line.ask(requests, metadata, now, give_up_at)
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
@@ -180,9 +182,9 @@ class KeyClient:
         finally:
             line.calls -= 1
         line.good_at, line.failed_at, self._files_fault = self._monotonic(), float("-inf"), None
-        if len(answers) != len(requests):
-            raise KeyServiceUnavailableError(f"the key service gave {len(answers)} answers to {len(requests)} lookups")
-        return [_answer(answer) for answer in answers]
+        if len(responses) != len(requests):
+            raise KeyServiceUnavailableError(f"the key service answered {len(responses)} of {len(requests)} lookups")
+        return [_typed(response) for response in responses]
 
     def _reason(self, error: grpc.aio.AioRpcError) -> str:
         who = f"the key service at {self._address}"
@@ -223,7 +225,7 @@ class KeyClient:
         await asyncio.gather(*(line.channel.close() for line in self._lines))
 
 
-def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableError:
+def _typed(response: pb2.ValidateResponse) -> Response | KeyServiceUnavailableError:
     code = response.verdict
     if code == pb2.VERDICT_UNSPECIFIED:
         return KeyServiceUnavailableError("the key service could not ask its database in time")
@@ -237,4 +239,4 @@ def _answer(response: pb2.ValidateResponse) -> Answer | KeyServiceUnavailableErr
         if not decision.project_id or not decision.key_id:
             return KeyServiceUnavailableError(f"the key service sent verdict {verdict} without saying for which key")
     ttl = response.cache_ttl
-    return Answer(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)
+    return Response(decision, response.any_origin, ttl.seconds + ttl.nanos / 1e9, response.revision, response.epoch)

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from authsvc.client.api_key import ApiKey, Digest
 from authsvc.client.key_client import KEYS_PER_CALL_MAX
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
+from authsvc.client.verdicts import INVALID_KEY, Decision, KeyServiceUnavailableError, Response
 from authsvc.runtime.library_logging import EventLogger
 
 _GATHER_TURNS = 4
@@ -63,12 +63,12 @@ class PendingLookup:
         """Whether nobody waits any more."""
         return all(waiting.done() for waiting in self._waiting)
 
-    def settle(self, outcome: Answer | Exception) -> None:
+    def settle(self, outcome: Response | Exception) -> None:
         """Wake all who wait, or raise the error in them."""
         for waiting in self._waiting:
             if waiting.done():
                 continue
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, Response):
                 waiting.set_result(outcome.decision)
             else:
                 waiting.set_exception(outcome)
@@ -82,7 +82,7 @@ class PendingLookups:
 
     def __init__(
         self,
-        call: Callable[[list[PendingLookup]], Awaitable[Sequence[Answer | Exception]]],
+        call: Callable[[list[PendingLookup]], Awaitable[Sequence[Response | Exception]]],
         clock: Callable[[], float],
         *,
         calls_max: int,
@@ -99,9 +99,8 @@ class PendingLookups:
         self._clock = clock
         self._calls_max = calls_max
         self._waiting_max = waiting_max
-        self._calls: list[list[PendingLookup]] = []
+        self._calls: dict[asyncio.Task[None], list[PendingLookup]] = {}
         """What those under way are about."""
-        self._tasks: set[asyncio.Task[None]] = set()
         self._is_gathering = False
         self._is_closed = False
         self._pause: asyncio.TimerHandle | None = None
@@ -133,7 +132,7 @@ class PendingLookups:
         waiting = self._waiting_with(lookup)
         if lookup in waiting and lookup.is_abandoned:
             del waiting[lookup]
-            self._answered(lookup)
+            self._forget_route(lookup)
 
     def refuse(self) -> None:
         """Take no more lookups."""
@@ -144,16 +143,16 @@ class PendingLookups:
         self._is_closed = True
         if self._pause is not None:
             self._pause.cancel()
-        for lookups in (self._known, self._unknown, *self._calls):
+        for lookups in (self._known, self._unknown, *self._calls.values()):
             for lookup in lookups:
                 lookup.settle(KeyServiceUnavailableError(_CLOSED))
         self._known.clear()
         self._unknown.clear()
         self._latest.clear()
-        for task in self._tasks:
+        for task in self._calls:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._calls:
+            await asyncio.wait(self._calls)
 
     def _gather(self, turns: int) -> None:
         if not self._is_gathering:
@@ -167,10 +166,7 @@ class PendingLookups:
             return
         self._is_gathering = False
         while lookups := self._next_call():
-            self._calls.append(lookups)
-            task = asyncio.create_task(self._make_call(lookups))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._calls[asyncio.create_task(self._make_call(lookups))] = lookups
         if self._pause is None and (pause_seconds := self._pause_seconds()) > 0:
             self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
 
@@ -180,19 +176,19 @@ class PendingLookups:
 
     async def _make_call(self, lookups: list[PendingLookup]) -> None:
         """Make a call, tell who waits, and begin the next one."""
-        outcomes: Sequence[Answer | Exception]
+        outcomes: Sequence[Response | Exception]
         try:
             outcomes = await self._call(lookups)
         except Exception as error:  # noqa: BLE001 - who waits gets it
             outcomes = [error] * len(lookups)
-        self._calls.remove(lookups)
+        self._calls.pop(asyncio.current_task())  # type: ignore[arg-type] # in one
         if not lookups[0].is_known:
-            invalid = sum(isinstance(each, Answer) and each.decision is INVALID_KEY for each in outcomes)
+            invalid = sum(isinstance(each, Response) and each.decision is INVALID_KEY for each in outcomes)
             self._invalid_left += len(lookups) - invalid
             if invalid and self._pause_seconds() > 0:
                 self._warn("invalid_keys_flood")
         for lookup, outcome in zip(lookups, outcomes, strict=True):
-            self._answered(lookup)
+            self._forget_route(lookup)
             lookup.settle(outcome)
         self._gather(_GATHER_TURNS)
 
@@ -228,7 +224,7 @@ class PendingLookups:
     def _waiting_with(self, lookup: PendingLookup) -> _Waiting:
         return self._known if lookup.is_known else self._unknown
 
-    def _answered(self, lookup: PendingLookup) -> None:
+    def _forget_route(self, lookup: PendingLookup) -> None:
         if self._latest.get(lookup.route) is lookup:
             del self._latest[lookup.route]
 

@@ -20,7 +20,7 @@ from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyCl
 from authsvc.client.pending_lookups import PendingLookup, PendingLookups
 from authsvc.client.release import release_on_sigterm
 from authsvc.client.verdict_cache import VerdictCache, sendable_origin
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
+from authsvc.client.verdicts import INVALID_KEY, Decision, KeyRefusedError, KeyServiceUnavailableError, Response
 from authsvc.client.watcher import Watcher
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address, Token
@@ -186,7 +186,7 @@ class KeyValidator:
         finally:
             self._lookups.forget(lookup)
 
-    async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Answer | KeyServiceUnavailableError]:
+    async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Response | KeyServiceUnavailableError]:
         """Ask about all of them in one call, and cache what may be reused.
 
         How it went is noted for `state`: badly if there is not one verdict.

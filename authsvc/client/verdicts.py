@@ -30,7 +30,7 @@ INVALID_KEY = Decision(Verdict.INVALID_KEY, project_id="", key_id="")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the key service said, and how long and how widely it holds."""
 
     decision: Decision

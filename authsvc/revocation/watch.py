@@ -35,8 +35,8 @@ _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _READ_SECONDS_MAX = 2.0
 """For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
-_ANSWER_SECONDS = 0.5
-_ANSWER_SHARE_MAX = 0.25
+_RESPONSE_SECONDS = 0.5
+_RESPONSE_SHARE_MAX = 0.25
 """Of the time that a caller has, kept for the answer's way back: one that comes late has lost the API key."""
 _CALL_SECONDS_MAX = 29.0
 """The call guard ends a call after 30 s."""
@@ -95,20 +95,20 @@ class Watch:
             _log.warning("holder_disconnected", holder=stream.holder_id, name=stream.name, reason=str(error))
             raise
 
-    def answer_by(self, left_seconds: float | None) -> float:
+    def respond_by(self, left_seconds: float | None) -> float:
         """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
-        return self.monotonic() + left_seconds - min(_ANSWER_SECONDS, left_seconds * _ANSWER_SHARE_MAX)
+        return self.monotonic() + left_seconds - min(_RESPONSE_SECONDS, left_seconds * _RESPONSE_SHARE_MAX)
 
-    async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
+    async def propagate(self, revision: int, wait_seconds: float, respond_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
-        Returns before `answer_by` whatever happens, since only the answer shows the API key; and at once when the
+        Returns before `respond_by` whatever happens, since only the answer shows the API key; and at once when the
         service stops, since it hears no more of its holders. None says that the database could not be asked, or has
         lost revisions: then no lease that counts without the change outlasts what `lease_bound` was at its commit.
         """
-        give_up_at = min(self.monotonic() + wait_seconds, answer_by)
-        read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
+        give_up_at = min(self.monotonic() + wait_seconds, respond_by)
+        read_by = min(give_up_at + _READ_SECONDS_MAX, respond_by)
         propagation = None
         while not self.feed.has_lost_revisions:
             moved = self.feed.leases_moved.next()

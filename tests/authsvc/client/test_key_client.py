@@ -12,7 +12,7 @@ from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.verdict_cache import sendable_origin
-from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Decision, KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address, Secret
 from authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.fake_key_service import (
@@ -39,7 +39,7 @@ async def client(address: Address, clock: Clock) -> AsyncIterator[KeyClient]:
     await client.close()
 
 
-async def ask(client: KeyClient, origin: str | None) -> Answer:
+async def ask(client: KeyClient, origin: str | None) -> Response:
     """Ask about one key; raise the error if there is no answer."""
     (answer,) = await client.validate([(KEY, origin)])
     if isinstance(answer, KeyServiceUnavailableError):
@@ -163,9 +163,9 @@ async def test_each_lookup_of_a_call_is_answered_by_itself(service: FakeKeyServi
     service.next_answers += [allowed(revision=7), pb2.ValidateResponse(), invalid(), pb2.ValidateResponse(verdict=99)]  # type: ignore[arg-type]  # a verdict of a later version
     answers = await client.validate([(KEY, "https://example.com"), (KEY, None), (OTHER, ""), (OTHER, None)])
     first, without_verdict, third, senseless = answers
-    assert isinstance(first, Answer)
+    assert isinstance(first, Response)
     assert (first.decision.verdict, first.revision) == (Verdict.ALLOWED, 7)
-    assert isinstance(third, Answer)
+    assert isinstance(third, Response)
     assert third.decision.verdict is Verdict.INVALID_KEY
     assert isinstance(without_verdict, KeyServiceUnavailableError)
     assert isinstance(senseless, KeyServiceUnavailableError)
@@ -187,7 +187,7 @@ async def test_the_service_takes_the_largest_call(tmp_path: Path, clock: Clock) 
         answers = await client.validate([(KEY, origin)] * KEYS_PER_CALL_MAX)
         await client.close()
     assert len(answers) == KEYS_PER_CALL_MAX
-    assert all(isinstance(answer, Answer) for answer in answers)
+    assert all(isinstance(answer, Response) for answer in answers)
 
 
 async def test_a_service_that_answers_another_number_of_lookups_is_a_fault(
@@ -195,7 +195,7 @@ async def test_a_service_that_answers_another_number_of_lookups_is_a_fault(
 ) -> None:
     """Which answer belongs to which key is not known then."""
     service.answers_missing = 1
-    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 lookups"):
+    with pytest.raises(KeyServiceUnavailableError, match="answered 1 of 2 lookups"):
         await client.validate([(KEY, None), (OTHER, None)])
 
 

@@ -11,7 +11,7 @@ import trustme
 from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import ClientTls, TokenSource
 from authsvc.client.key_client import KeyClient
-from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError, Secret
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, serve, server_credentials
 
@@ -75,9 +75,9 @@ async def start(service: FakeKeyService, authority: trustme.CA) -> AsyncIterator
         await server.stop(None)
 
 
-async def ask(client: KeyClient) -> Answer:
+async def ask(client: KeyClient) -> Response:
     (answer,) = await client.validate([(KEY, None)])
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     return answer
 
 

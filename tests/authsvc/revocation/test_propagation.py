@@ -189,7 +189,7 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
     watch = watch_module.Watch(
         store, leases, feed, holders, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0
     )
-    assert watch.answer_by(left_seconds) == pytest.approx(1000.0 + answer_after)
+    assert watch.respond_by(left_seconds) == pytest.approx(1000.0 + answer_after)
 
 
 async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -548,7 +548,7 @@ async def test_a_database_that_hangs_does_not_outlast_the_caller(
     migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Someone has locked the leases: the API key comes all the same, before the caller gives up."""
-    monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(watch_module, "_RESPONSE_SECONDS", 1.0)
     async with replica(tmp_path / "state", migrated_postgres_url) as service:
         database = Database(migrated_postgres_url)
         async with database.writing() as connection:
