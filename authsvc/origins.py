@@ -49,11 +49,12 @@ _OPAQUE_FORBIDDEN = frozenset("<>[]^|*,")
 class OriginEntryError(ValueError):
     """A list of origin entries that cannot be stored; the message names the entry and says why."""
 
-    def __init__(self, entry: str, reason: str) -> None:
-        """`entry` is the culprit as given, empty when the fault is the list's."""
+    def __init__(self, entry: str, reason: str, public_suffix: str = "") -> None:
+        """`entry` is the culprit as given, empty when the fault is the list's; the suffix is why it is refused."""
         shown = entry if len(entry) <= _SHOWN_CHARACTERS_MAX else entry[:_SHOWN_CHARACTERS_MAX] + "…"
         super().__init__(f"origin entry {shown!r}: {reason}" if entry else reason)  # repr escapes what does not print
         self.reason = reason
+        self.public_suffix = public_suffix
 
 
 class _UnparsableError(Exception):
@@ -110,12 +111,7 @@ def normalise_list(entries: Sequence[str], *, allow_public_suffix: bool = False)
     """
     if len(entries) > ENTRIES_MAX:
         raise OriginEntryError("", f"{len(entries)} origin entries, and {ENTRIES_MAX} is the most")
-    normalised = dict(zip(map(normalise_entry, entries), entries, strict=True))
-    if not allow_public_suffix:
-        for entry, given in normalised.items():
-            if suffix := admitted_public_suffix(entry):
-                raise OriginEntryError(given, public_suffix_reason(suffix))
-    return tuple(normalised)
+    return tuple(dict.fromkeys(normalise_entry(entry, allow_public_suffix=allow_public_suffix) for entry in entries))
 
 
 def admitted_public_suffix(entry: str) -> str:
@@ -126,12 +122,7 @@ def admitted_public_suffix(entry: str) -> str:
     return public_suffix_within(host.removeprefix("*.").partition(":")[0]) or ""
 
 
-def public_suffix_reason(suffix: str) -> str:
-    """Say why such an entry is refused."""
-    return f"it would admit everybody's pages under {suffix}, a public suffix, and so must be forced"
-
-
-def normalise_entry(entry: str) -> str:
+def normalise_entry(entry: str, *, allow_public_suffix: bool) -> str:
     """Return one entry in the form that is stored and compared; raise OriginEntryError saying why it cannot be."""
     if len(entry) > ENTRY_CHARACTERS_MAX:
         raise OriginEntryError(entry, f"longer than {ENTRY_CHARACTERS_MAX} characters")
@@ -150,7 +141,11 @@ def normalise_entry(entry: str) -> str:
             raise _UnparsableError("an IP address has no labels under it")
     except _UnparsableError as error:
         raise OriginEntryError(entry, str(error)) from None
-    return _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
+    normalised = _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
+    if not allow_public_suffix and (suffix := admitted_public_suffix(normalised)):
+        reason = f"it would admit everybody's pages under {suffix}, a public suffix, and so must be forced"
+        raise OriginEntryError(entry, reason, suffix)
+    return normalised
 
 
 def _check_single(text: str) -> None:

@@ -1,7 +1,7 @@
-"""What stands between the wire and the servicers: who may call and how much, errors as status codes, the request log.
+"""What every call passes first: who may call and how much, errors as status codes, the request log.
 
-A `CallGuard` wraps every handler, ours and those of the health and reflection services, once: gRPC's own interceptors
-would wrap them anew for each call, which costs as much as the call's work.
+A `CallGuard` wraps each handler once, also of health and reflection. gRPC's own interceptors would wrap it anew for
+each call, which costs as much as the call's work.
 """
 
 import asyncio
@@ -81,10 +81,9 @@ class CallGuard(grpc.GenericRpcHandler):
             self._handlers[method] = self._guarded(method, handler)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add to a server what others' floods must not delay, each method by itself.
+        """Add to a server, each by itself, the methods that floods of others must not delay.
 
-        gRPC hands over one call after the other, of each such method and of all others together. Each costs every call
-        of any method: grpc.aio waits for all of them at once, anew for each call.
+        All others share one queue of calls. Each queue costs every call: grpc.aio waits for all of them, anew for each.
         """
         for method in _PROMPT_METHODS:
             _, service, name = method.split("/")
@@ -147,7 +146,7 @@ class CallGuard(grpc.GenericRpcHandler):
             return _stream(self._guard(method, serve, places, None), handler)
         serve_one = handler.unary_unary
 
-        async def answer(_requests: AsyncIterator[bytes], context: Any) -> Any:
+        async def serve_unary(_requests: AsyncIterator[bytes], context: Any) -> Any:
             message = await context.read()
             self._calls += 1
             try:
@@ -156,7 +155,7 @@ class CallGuard(grpc.GenericRpcHandler):
                 self._calls -= 1
 
         places = self._bridge_calls if method in _BRIDGE_METHODS else self._admin_calls
-        guarded = self._guard(method, answer, places, None if method in _UNTIMED_METHODS else limits.call_seconds)
+        guarded = self._guard(method, serve_unary, places, None if method in _UNTIMED_METHODS else limits.call_seconds)
         # As a stream of one: gRPC waits for the message of any other call before it calls the handler, for ever.
         return grpc.stream_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
@@ -217,10 +216,7 @@ class CallGuard(grpc.GenericRpcHandler):
             _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
     def _open(self, handler: _Handler) -> Any:
-        """Serve a call that needs no token, whatever it streams, as a stream.
-
-        gRPC waits for the message of a call that is no stream before it calls the handler: for ever, if need be.
-        """
+        """Serve a call that needs no token as a stream, also a unary one: see `_guarded`."""
 
         async def serve(requests: AsyncIterator[bytes], context: Any) -> None:
             caller = self._callers.caller(context)
@@ -243,7 +239,7 @@ class CallGuard(grpc.GenericRpcHandler):
         return serve
 
     async def _send_metadata(self, context: Any, caller: Caller) -> None:
-        """Begin to answer. gRPC does so with the first answer otherwise, and meanwhile could not end the call."""
+        """Begin the response: until then gRPC could not end the call."""
         with self._refusals.sending(caller):
             await context.send_initial_metadata(())
 

@@ -1,7 +1,7 @@
 """Whether the key service serves, overall and each of its services: the health protocol of gRPC.
 
-The servicer that comes with grpcio holds a lock while it writes to a watcher: a stranger who reads nothing would block
-all the others, and the end of the service.
+The servicer that comes with grpcio holds a lock while it writes to a watcher: one that reads nothing would block all
+the others, and the end of the service.
 """
 
 from collections.abc import Iterable
@@ -56,9 +56,9 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grp
         said = None
         while True:  # the protocol leaves the end of the stream to the watcher
             changed = self._changed.next()
-            if (answer := self._response(request.service)) != said:
-                await context.write(answer)
-                said = answer
+            if (response := self._response(request.service)) != said:
+                await context.write(response)
+                said = response
             else:
                 await changed.wait()
 

@@ -27,7 +27,7 @@ _log = structlog.get_logger("authsvc")
 
 _BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
-_NAMED_MAX = 100  # holders in the answer to a mutation; the rest are counted
+_NAMED_MAX = 100  # holders in the response to a mutation; the rest are counted
 _WAIT_SECONDS_DEFAULT = 2.0
 _WAIT_SECONDS_MAX = 25.0
 
@@ -58,13 +58,13 @@ class KeyService(pb_grpc.KeyServiceServicer):
         )
 
     async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
-        """Answer each request with a verdict: from memory, and all others with one look at the database."""
+        """Return a verdict for each request: from memory, and for all others after one look at the database."""
         return pb.BatchValidateResponse(responses=await self._responses(request.requests))
 
     async def StreamValidate(
         self, request_iterator: AsyncIterator[pb.StreamValidateRequest], context: Context
     ) -> AsyncIterator[pb.StreamValidateResponse]:
-        """Answer one batch after the other."""
+        """Return the verdicts of one batch after the other."""
         async for request in request_iterator:
             yield pb.StreamValidateResponse(responses=await self._responses(request.requests))
 

@@ -1,7 +1,6 @@
-"""What becomes of callers that are refused, and of those that do not take what they are told. No gRPC.
+"""What becomes of callers that are refused, and of those that do not read their responses. No gRPC.
 
-gRPC counts a call among a connection's until its caller has taken how it ended, and waits for that for as long as the
-caller likes.
+gRPC counts a call among its connection's until the caller has read how it ended, however long that takes.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
-"""The admin's side of the key service: issue, revoke, origins, projects, holders, the audit trail.
+"""The calls of whoever holds the admin token: the dashboard, and the service's own command line.
 
-For programs that hold the admin token and act for people: the dashboard, and the service's own command line. Calls
-return the service's messages. They raise RefusedError, CallError, and KeyServiceUnavailableError where nothing was
+They return the service's messages. They raise RefusedError, CallError, and KeyServiceUnavailableError where nothing was
 sent.
 """
 
@@ -12,8 +11,15 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, naming, open_channel
-from authsvc.client.diagnosis import connection_fault
+from authsvc.client.channel import (
+    ClientTls,
+    Metadata,
+    TokenSource,
+    call_with_token,
+    connection_fault,
+    naming,
+    open_channel,
+)
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2 as pb
@@ -74,7 +80,7 @@ class CallError(KeyServiceUnavailableError):
     @property
     def is_unavailable(self) -> bool:
         """Whether the same call may succeed later."""
-        # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
+        # CANCELLED: gRPC's status for what a service that is being stopped has read and not begun.
         return self.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 

@@ -1,7 +1,4 @@
-"""StreamValidate from the caller's side: one batch at a time on a stream that stays open.
-
-A turn on it costs both sides a quarter of what a call does.
-"""
+"""StreamValidate from the caller's side: one batch at a time, for a quarter of what a call costs both sides."""
 
 import asyncio
 from collections.abc import Sequence
@@ -33,8 +30,8 @@ class BatchStream:
     ) -> Sequence[pb2.ValidateResponse] | None:
         """Send a batch and return what comes back; None when that is the stream's end, or nothing in so many seconds.
 
-        Why is for a call to find out: the service may only have stopped. Without an answer the stream is over, also
-        when this is cancelled: who asks next must not get this answer.
+        Why is for a call to find out: the service may only have stopped. Without a response the stream is over, also
+        when this is cancelled: the next batch must not get this one's response.
         """
         response: Any = None
         try:

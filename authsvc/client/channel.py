@@ -1,5 +1,6 @@
-"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back."""
+"""The gRPC channel to the key service: TLS, the caller's token, how it reconnects, and why it cannot."""
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -33,6 +34,17 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # Keys and tokens go to the address that was configured, never to a proxy that the environment names.
     ("grpc.enable_http_proxy", 0),
 )
+
+_WORDS = {
+    "Connection refused": "{} refuses connections: is the key service running?",
+    "timed out": "{} did not answer in time",
+    "Failed parsing HTTP/2": "{} does not speak gRPC: is it the bridge's address, or another service's?",
+    "WRONG_VERSION_NUMBER": "{} does not speak TLS",
+    "HTTP_REQUEST": "{} does not speak TLS",
+    "Hostname Verification Check failed": "the certificate of {} is not accepted: it is for another host",
+}
+_CLOSED = ("Socket closed", "reset by peer", "ALERT")
+"""gRPC's servers close without a TLS alert when they do not accept a client's certificate; others send one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +183,39 @@ def open_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Cha
     if tls is None:
         return grpc.aio.insecure_channel(str(address), options=_OPTIONS)
     return grpc.aio.secure_channel(str(address), tls.credentials(), options=_OPTIONS)
+
+
+def connection_fault(details: str, address: Address, tls: ClientTls | None) -> str | None:
+    """Return why no connection came about, in one line; None for the details of a call that may have been sent.
+
+    That is what gRPC says of it, in our words where they are clearer.
+    """
+    if details.startswith("errors resolving "):
+        return f"{address}: the host is not known"
+    failed, _, reason = details.partition("; last error: ")
+    if not failed.startswith("failed to connect to "):
+        return None
+    for theirs, ours in _WORDS.items():
+        if theirs in reason:
+            return ours.format(address)
+    if tls is not None and (match := re.search("CERTIFICATE_VERIFY_FAILED: ([^:]+)", reason)):
+        ca = f"{tls.variables[0]}={tls.ca}" if tls.ca else f"{tls.variables[0]} is not set"
+        return f"the certificate of {address} is not accepted: {match[1]} ({ca})"
+    if any(closed in reason for closed in _CLOSED):
+        return _closed_fault(address, tls)
+    return f"{address}: {reason or details}"
+
+
+def _closed_fault(address: Address, tls: ClientTls | None) -> str:
+    if tls is None:
+        return f"{address} ends connections without TLS: it may expect TLS, and no CA is configured"
+    _, certificate, key = tls.variables
+    if tls.certificate is None:
+        return f"{address} demands a client certificate (it closes the connection): set {certificate} and {key}"
+    return (
+        f"{address} does not accept our client certificate ({certificate}={tls.certificate}): has it expired, "
+        "and is it signed by the CA that the key service expects?"
+    )
 
 
 def _why(path: Path, error: OSError) -> str:

@@ -1,8 +1,7 @@
-"""The holder's side of the lease protocol: when a cached verdict may be used, and when an answer may be kept. Pure.
+"""The holder's side of the lease protocol: when a cached verdict may be used, and when a response may be kept. Pure.
 
-`watcher` feeds it what a stream brings and sends what it gives back; `validator` asks it on every request. It has no
-clock of its own: the time comes in, in seconds of a monotonic clock that also counts while the machine is suspended.
-The rules are those of docs/watch-protocol.md, by number.
+The time comes in, in seconds of a monotonic clock that also counts while the machine is suspended. The rules are those
+of docs/watch-protocol.md, by number.
 """
 
 from typing import Protocol
@@ -61,10 +60,10 @@ class Holder:
         return now < self.lease_ends_at
 
     def may_keep(self, revision: int, epoch: str) -> bool:
-        """Whether an answer that was read at `revision` of `epoch` may be cached.
+        """Whether a response that was read at `revision` of `epoch` may be cached.
 
-        Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache,
-        nor one from another epoch, whose revisions say nothing of this one's.
+        Rule 4, fenced fills: none from before a change that was applied, nor from another epoch, whose revisions say
+        nothing of this one's.
         """
         return revision >= self.applied_revision and epoch == self.epoch and not self.is_released
 

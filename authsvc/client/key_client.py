@@ -1,7 +1,4 @@
-"""Batches of lookups at the key service: protobuf and status codes in, typed responses and errors out.
-
-`validator` calls it, and nothing else talks to the key service on the ingest path.
-"""
+"""Batches of lookups at the key service: protobuf and status codes in, typed responses and errors out."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,8 +9,7 @@ import grpc
 
 from authsvc.client.api_key import ApiKey
 from authsvc.client.batch_stream import BatchStream
-from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, open_channel
-from authsvc.client.diagnosis import connection_fault
+from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, connection_fault, open_channel
 from authsvc.client.verdicts import INVALID_KEY, Decision, KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.v1 import key_service_pb2 as pb2
@@ -140,8 +136,8 @@ class KeyClient:
     ) -> list[Response | KeyServiceUnavailableError]:
         """Ask about keys, each with the origin of a request: None for one without, else `sendable_origin`'s.
 
-        Up to KEYS_PER_CALL_MAX at once. Return as many responses, or errors where the key service had none. Every fault
-        of the call, a status other than OK included, is KeyServiceUnavailableError: none says anything about a key.
+        Up to KEYS_PER_CALL_MAX at once. Return as many responses, or errors where the key service had none. Any fault
+        of the call, a status other than OK included, is KeyServiceUnavailableError, and says nothing about a key.
         """
         requests = [pb2.ValidateRequest(api_key=api_key.reveal(), origin=origin) for api_key, origin in lookups]
         give_up_at = asyncio.get_running_loop().time() + self._deadline_seconds

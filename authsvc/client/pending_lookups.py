@@ -1,11 +1,10 @@
-"""Lookups without an answer: gathered into calls, keys that are known to be good first, and bounded.
+"""Lookups that the cache could not answer: gathered into calls, keys that are known to be good first, and bounded.
 
-`validator` puts in what its cache does not hold. As in a group commit there is no timer: who asks while calls are under
-way goes with the next one, and nobody else waits.
+As in a group commit there is no timer: what comes while calls are under way goes into the next one.
 
-Whoever has no key can send any number of well-formed ones, each of which must be looked up. So keys that were good
-lately have a queue and calls of their own, which go first, and one call is kept for them. And so many invalid keys that
-only a flood has them are looked up a few at a time, at a rate that leaves the processor to the others.
+Anybody can send any number of well-formed keys, each of which must be looked up. So keys that were good lately have a
+queue and calls of their own, which go first, and one call is kept for them. And so many invalid keys that only a flood
+has them are looked up a few at a time, at a rate that leaves the processor to the others.
 """
 
 import asyncio
@@ -20,10 +19,9 @@ from authsvc.client.verdicts import INVALID_KEY, Decision, KeyServiceUnavailable
 from authsvc.runtime.library_logging import EventLogger
 
 _GATHER_TURNS = 4
-"""Turns of the event loop from the end of a call to the next.
+"""Turns of the event loop from the end of a call to the next, in which its callers can join with their next key.
 
-In these, those who were just answered are written to, and what they send next is read, and joins. Measured: of 32
-clients that send one key after the other more share each call, for a third less CPU a key.
+Measured: of 32 clients that send one key after the other more share each call, for a third less CPU a key.
 """
 
 _INVALID_PER_SECOND = 1000.0

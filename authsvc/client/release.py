@@ -1,7 +1,7 @@
 """SIGTERM in a program that does nothing about it: its validators release their leases before it ends.
 
-The system's default ends a process at once, and revocations would wait for a lease that nobody uses any more. A host
-that handles SIGTERM is left alone: it closes its validators itself, or ends its event loop, which releases them too.
+Otherwise revocations would wait for a lease that nobody uses any more. A host that handles SIGTERM is left alone: it
+closes its validators itself, or ends its event loop, which releases them too.
 """
 
 import asyncio

@@ -1,8 +1,4 @@
-"""Whether a key may be used: cached verdicts first, then few calls for all who ask at once.
-
-The bridge's `handler` and other callers in Python use KeyValidator; it owns the key client, the verdict cache and
-the lookups that are pending.
-"""
+"""Whether a key may be used: cached verdicts first, then few calls for all who ask at once."""
 
 import asyncio
 import os
@@ -38,7 +34,7 @@ _WAITING_MAX = 8 * KEYS_PER_CALL_MAX
 """Of either kind: what calls of some ten milliseconds answer well within the time that a caller waits."""
 
 _JOINS_MAX = 2
-"""Of callers who ask for the same: an answer that a change overtook is not cached, and the next one mostly is."""
+"""Of equal lookups: a response that a change overtook is not cached, and the next one mostly is."""
 
 _RELEASE_SECONDS_MAX = 2.0
 
@@ -49,13 +45,13 @@ class KeyServiceState(Enum):
     """How things stand with the key service."""
 
     NEVER_REACHED = auto()
-    """It has not answered since this process started."""
+    """It has not responded since this process started."""
     OK = auto()
-    """It answers, and verdicts are cached under a live lease."""
+    """It responds, and verdicts are cached under a live lease."""
     NO_LEASE = auto()
-    """It answers, and there is no lease: each request asks."""
+    """It responds, and there is no lease: each request asks."""
     AWAY_CACHED = auto()
-    """It does not answer, and keys whose cached verdict lasts are still admitted."""
+    """It does not respond, and keys whose cached verdict lasts are still admitted."""
     AWAY = auto()
 
 
@@ -97,7 +93,8 @@ class KeyValidator:
         self._lookups = PendingLookups(self._look_up, clock, calls_max=calls_max, waiting_max=waiting_max)
         self._closed = False
         self._reached = False
-        self._fault: str | None = None
+        self.fault: str | None = None
+        """Why the key service gave no verdict at the last call, in one line for a health page; None when it did."""
         self._outcome_at = float("-inf")
 
     async def __aenter__(self) -> Self:
@@ -133,9 +130,8 @@ class KeyValidator:
     async def validate(self, api_key: ApiKey | str, origin: str | None = None) -> Decision:
         """Return whether the key may be used, and from the value of an `Origin` header: None for a request without.
 
-        Who asks while calls are under way goes along with the next one, and callers who ask for the same share their
-        place in it. Raises KeyServiceUnavailableError when there is no verdict within 2 s, or too many wait already;
-        that is never cached.
+        Lookups that come while calls are under way share the next one, and equal ones their place in it. Raises
+        KeyServiceUnavailableError, which is never cached, when there is no verdict within 2 s or too many wait already.
         """
         if isinstance(api_key, str):
             parsed = ApiKey.parse(api_key)
@@ -157,7 +153,7 @@ class KeyValidator:
                 break
             await self._wait(asked.join(), give_up_at)
             # Rule 4: its call may have begun before this request, and before a change that this request must see. The
-            # answer counts here only if it was fit to be cached.
+            # response counts here only if it was fit to be cached.
             decision = self.cached(api_key, origin)
             if decision is not None:
                 return decision
@@ -208,18 +204,13 @@ class KeyValidator:
         return outcomes
 
     def _note(self, fault: str | None) -> None:
-        if fault is not None and (self._fault is None and not self._closed):
+        if fault is not None and (self.fault is None and not self._closed):
             _log.warning("key_service_lost" if self._reached else "key_service_not_reached", reason=fault)
-        elif fault is None and (self._fault is not None or not self._reached):
+        elif fault is None and (self.fault is not None or not self._reached):
             _log.info("key_service_reached")
-        self._fault = fault
+        self.fault = fault
         self._reached = self._reached or fault is None
         self._outcome_at = self._clock()
-
-    @property
-    def fault(self) -> str | None:
-        """Why the key service gave no verdict at the last call, in one line for a health page; None when it did."""
-        return self._fault
 
     async def state(self) -> KeyServiceState:
         """Return how things stand, after at most a second: without recent traffic, a call finds out."""
@@ -228,7 +219,7 @@ class KeyValidator:
             await self._probe()
         if not self._reached:
             return KeyServiceState.NEVER_REACHED
-        if self._fault is None:
+        if self.fault is None:
             return KeyServiceState.OK if self.has_lease else KeyServiceState.NO_LEASE
         can_serve = self.has_lease and self._cache.has_live_keys(self._clock())
         return KeyServiceState.AWAY_CACHED if can_serve else KeyServiceState.AWAY

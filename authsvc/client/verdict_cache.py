@@ -1,7 +1,5 @@
 """Verdicts that may be reused for a while, by key digest and origin; never the API key. Pure.
 
-`validator` asks it first on every request, so `get` is a few dictionary look-ups.
-
 Three bounds keep hostile callers from pushing out what others need:
 
 - Keys that are valid have a cache of their own; the least recently used key leaves first. Invalid keys have another,

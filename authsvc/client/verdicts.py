@@ -1,4 +1,4 @@
-"""What a key check says, and the one way it can fail. Used by everything that asks for a verdict."""
+"""What a key check says, and the one way it can fail."""
 
 from dataclasses import dataclass
 from enum import StrEnum

@@ -1,7 +1,4 @@
-"""Keeps a Watch stream to the key service open, so that the holder has a lease and hears of every change.
-
-The rules are the holder's; here are only the stream, the waits and the attempts to connect.
-"""
+"""Keeps a Watch stream to the key service open, so that the holder has a lease and hears of every change."""
 
 import asyncio
 import random
@@ -48,7 +45,7 @@ class Watcher:
         self._owes_release = False
         """The service may have a lease of ours, for which revocations wait, and has not said that it took the release.
 
-        From the first keep-alive on: it may be committed though its answer was lost, and outlasts the lease by the
+        From the first keep-alive on: it may be committed though its response was lost, and outlasts the lease by the
         margin.
         """
         self._was_live = False
@@ -192,7 +189,7 @@ class Watcher:
                     reading = None
         except TimeoutError:
             self._owes_release = False  # whoever stops has no time for a second try
-            raise TimeoutError("no answer to the release") from None
+            raise TimeoutError("no response to the release") from None
         finally:
             reading = None  # as in `_watch`
         self._owes_release = False

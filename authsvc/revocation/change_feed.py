@@ -55,10 +55,7 @@ class Outage:
     """
 
     def __init__(self, lost: str, back: str, tell: Callable[[bool], None] = lambda _: None) -> None:
-        """Take the names of the two events, written out: whoever meets one in a log searches the code for it.
-
-        `tell` is told whenever one of them is logged, of whether it works.
-        """
+        """Take the names of the two events; `tell` is told whenever one of them is logged, of whether it works."""
         self._lost = lost
         self._back = back
         self._tell = tell

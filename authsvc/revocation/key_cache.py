@@ -1,10 +1,7 @@
-"""The keys that this process knows: one more holder of the lease protocol, inside the key service.
+"""The keys that this process knows: one more holder of the lease protocol, connected to `watch` without a wire.
 
-It is connected to `watch` like any bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it
-answers from memory under a live lease alone, with the revision that it has applied, and otherwise from the database.
-
-It holds a lease while the service is busy, and releases it afterwards: where a lookup now and then is all there is to
-save, revocations need not wait for one holder more, nor keep-alives be committed. The lease is short, because
+It keeps the rules of docs/watch-protocol.md: only under a live lease are verdicts from memory. It holds one while the
+service is busy; otherwise revocations need not wait for it, nor keep-alives be committed. The lease is short, because
 revocations wait for its end when the process was killed.
 """
 
@@ -51,10 +48,7 @@ class CachedKeys(Generic[_Key]):
     """
 
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
-        """In each room the least recently used digest leaves first.
-
-        The defaults come to about 25 MB, and 70 MB with the responses that `ActiveKey` has room for.
-        """
+        """By default about 25 MB, and 70 MB with responses. The least recently used digest leaves first."""
         self._keys: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._unknown: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._keys_max = keys_max
@@ -85,7 +79,7 @@ class CachedKeys(Generic[_Key]):
 
 
 class KeyCache:
-    """Answers from memory where that is allowed. Made and used in one event loop; `run` is its life."""
+    """Keys from memory where that is allowed. Made and used in one event loop; `run` is its life."""
 
     def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
         """`name` is a label for operators; `clock`, in seconds, counts while the machine is suspended (rule 12)."""

@@ -34,10 +34,10 @@ _OPENING_SECONDS = 5.0
 _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _READ_SECONDS_MAX = 2.0
-"""For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
+"""For the first look at the leases, beyond the time to wait: a response that names nobody is of little use."""
 _RESPONSE_SECONDS = 0.5
 _RESPONSE_SHARE_MAX = 0.25
-"""Of the time that a caller has, kept for the answer's way back: one that comes late has lost the API key."""
+"""Of the time that a caller has, kept for the response's way back: one that comes late has lost the API key."""
 _CALL_SECONDS_MAX = 29.0
 """The call guard ends a call after 30 s."""
 _SWEEP_SECONDS = 60.0
@@ -96,16 +96,16 @@ class Watch:
             raise
 
     def respond_by(self, left_seconds: float | None) -> float:
-        """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
+        """Return when to respond to a caller that waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
         return self.monotonic() + left_seconds - min(_RESPONSE_SECONDS, left_seconds * _RESPONSE_SHARE_MAX)
 
     async def propagate(self, revision: int, wait_seconds: float, respond_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
-        Returns before `respond_by` whatever happens, since only the answer shows the API key; and at once when the
-        service stops, since it hears no more of its holders. None says that the database could not be asked, or has
-        lost revisions: then no lease that counts without the change outlasts what `lease_bound` was at its commit.
+        Returns before `respond_by` whatever happens, since only the response shows the API key; and at once when the
+        service stops. None says that the database could not be asked, or has lost revisions: then no lease that counts
+        without the change outlasts what `lease_bound` was at its commit.
         """
         give_up_at = min(self.monotonic() + wait_seconds, respond_by)
         read_by = min(give_up_at + _READ_SECONDS_MAX, respond_by)

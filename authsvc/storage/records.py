@@ -17,7 +17,6 @@ Revision = NewType("Revision", int)
 CHANGES_BEHIND_MAX = 10_000
 """A holder that is further behind is reset: emptying its cache is cheaper than so many messages (rule 6)."""
 
-
 INDEX_ID_PREFIX = "index-"
 """How the holder ids of the service's own key caches begin (`key_cache`); no caller may use them."""
 

@@ -1,7 +1,6 @@
 """The key service's database in a SQLite file: how it is opened, and kept in view as long as it is.
 
-`database` uses it. Nothing is read from, or written to, a file that the path no longer leads to: what is committed
-there is a revocation that is nowhere, once the service is started again.
+A revocation that is committed to a file that the path no longer leads to is nowhere once the service is started again.
 """
 
 import sqlite3
