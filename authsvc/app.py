@@ -59,10 +59,7 @@ _LAST_RESPONSES_SECONDS = 0.5  # to be sent
 
 
 async def migrate(config: Config) -> tuple[str | None, str]:
-    """Bring the database to this version's schema; return the version it had, and the one it has.
-
-    Raises ConfigurationError for a schema newer than this code, StoreUnavailableError.
-    """
+    """Bring the database to this version's schema, if that is not older; return the versions before and after."""
     async with _database(config) as database:
         before = await database.schema_version()
         await _migrate(database, before)
@@ -107,15 +104,7 @@ async def serve(
         proxies = config.trusted_proxies
         holding_seconds = config.lease_seconds + config.lease_margin_seconds
         holders = Holders(limits.holders_max, proxies, holding_seconds, time.monotonic)
-        watch = Watch(
-            store,
-            leases,
-            feed,
-            holders,
-            lease_seconds=config.lease_seconds,
-            margin_seconds=config.lease_margin_seconds,
-            monotonic=time.monotonic,
-        )
+        watch = Watch(store, leases, feed, holders, config.lease_seconds, config.lease_margin_seconds, time.monotonic)
         connections = Connections(connections_max, proxies, time.monotonic)
         callers = Callers(tokens, proxies)
         guard: Any = CallGuard(callers, limits, proxies, time.monotonic, connections.close)

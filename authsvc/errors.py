@@ -1,7 +1,4 @@
-"""What can go wrong in the key service; `faults` has the gRPC status of each.
-
-A bad key is none of these: it is a verdict, in an OK response.
-"""
+"""What can go wrong in the key service; `faults` has the gRPC status of each. A bad key is none: it is a verdict."""
 
 
 class KeyServiceError(Exception):

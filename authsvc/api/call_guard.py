@@ -41,7 +41,7 @@ _log = structlog.get_logger("authsvc")
 class CallGuard(grpc.GenericRpcHandler):
     """Lets a call through to its handler if its token's role may make it.
 
-    Messages reach a guarded handler as bytes, and are read inside the guard: a fault in them is the caller's.
+    Handlers get bytes, which are read inside the guard: a fault in them is the caller's.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""The calls of whoever holds the admin token: the dashboard, and the service's own command line.
+"""The admin's calls, for the dashboard and the service's own command line. They return the service's messages.
 
-They return the service's messages. They raise RefusedError, CallError, and KeyServiceUnavailableError where nothing was
-sent.
+They raise RefusedError, CallError, and KeyServiceUnavailableError where nothing was sent.
 """
 
 import asyncio
@@ -87,8 +86,7 @@ class CallError(KeyServiceUnavailableError):
 class AdminClient:
     """One key service. Made anywhere, used in one event loop; `close` ends it.
 
-    A mutation names who asked for it (`caller`, any text), for the audit trail, and may wait for all holders to
-    confirm it: 2 s where `wait` is None.
+    `caller` is for the audit trail. Mutations wait for all holders to confirm them: 2 s where `wait` is None.
     """
 
     def __init__(

@@ -147,10 +147,7 @@ def authorization(token: Secret) -> Metadata:
 
 
 async def call_with_token(source: TokenSource, call: Callable[[Metadata], Awaitable[_T]]) -> _T:
-    """Make a call with the token, and once more if it is refused and there is another one by now.
-
-    Raises AioRpcError, and what `TokenSource.read` raises.
-    """
+    """Make a call, and once more if its token is refused and was replaced; raise AioRpcError, and as `read`."""
     token = source.read()
     try:
         return await call(authorization(token))
@@ -176,20 +173,14 @@ def naming(caller: str) -> Metadata:
 
 
 def open_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Channel:
-    """Return a channel, which connects at its first call. Called in the event loop that will use it.
-
-    Raises ConfigurationError naming the TLS file that cannot be used.
-    """
+    """Return a channel, which connects at its first call, in this event loop; raise ConfigurationError for a file."""
     if tls is None:
         return grpc.aio.insecure_channel(str(address), options=_OPTIONS)
     return grpc.aio.secure_channel(str(address), tls.credentials(), options=_OPTIONS)
 
 
 def connection_fault(details: str, address: Address, tls: ClientTls | None) -> str | None:
-    """Return why no connection came about, in one line; None for the details of a call that may have been sent.
-
-    That is what gRPC says of it, in our words where they are clearer.
-    """
+    """Return in one line why no connection came about; None for the details of a call that may have been sent."""
     if details.startswith("errors resolving "):
         return f"{address}: the host is not known"
     failed, _, reason = details.partition("; last error: ")

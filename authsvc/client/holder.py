@@ -68,10 +68,7 @@ class Holder:
         return revision >= self.applied_revision and epoch == self.epoch and not self.is_released
 
     def open(self, now: float) -> tuple[int, KeepAlive]:
-        """Begin a new stream; return its number, which `receive` takes, and what to send first.
-
-        The lease lasts to its end (rule 6); what older streams still bring is discarded (rule 8).
-        """
+        """Begin a new stream; return its number, for `receive`, and what to send first. The lease stays (rule 6)."""
         self._stream += 1
         self._asked_at.clear()
         self._early.clear()
@@ -96,10 +93,7 @@ class Holder:
         self._forget_leases()
 
     def receive(self, stream: int, event: Event) -> bool:
-        """Apply what a stream brought; return whether to renew at once, which acknowledges it.
-
-        Raises StreamBrokenError when a change is missing: then the stream is opened anew.
-        """
+        """Apply what a stream brought; return whether to renew at once. StreamBrokenError: a change is missing."""
         if stream != self._stream or self.is_released:
             return False  # rules 8 and 7
         match event:

@@ -19,10 +19,7 @@ from authsvc.client.verdicts import INVALID_KEY, Decision, KeyServiceUnavailable
 from authsvc.runtime.library_logging import EventLogger
 
 _GATHER_TURNS = 4
-"""Turns of the event loop from the end of a call to the next, in which its callers can join with their next key.
-
-Measured: of 32 clients that send one key after the other more share each call, for a third less CPU a key.
-"""
+"""Turns of the event loop between calls, for callers to join with their next key: a third less CPU a key, measured."""
 
 _INVALID_PER_SECOND = 1000.0
 """Invalid keys, in the long run: what a tenth of a core answers."""
@@ -191,10 +188,7 @@ class PendingLookups:
         self._gather(_GATHER_TURNS)
 
     def _next_call(self) -> list[PendingLookup]:
-        """Return what to ask in a call that begins now: nothing when there is none to begin.
-
-        Keys that are known and others are not mixed: the database is read for the latter, and may be slow.
-        """
+        """Return the lookups of a call to begin, [] for none: known keys do not wait for what the others need read."""
         if self._known and len(self._calls) < self._calls_max:
             return _taken(self._known, KEYS_PER_CALL_MAX)
         if self._unknown and len(self._calls) < self._calls_max - 1 and self._pause_seconds() <= 0:

@@ -1,7 +1,6 @@
-"""SIGTERM in a program that does nothing about it: its validators release their leases before it ends.
+"""SIGTERM in a program that does not handle it: its validators release their leases before it ends.
 
-Otherwise revocations would wait for a lease that nobody uses any more. A host that handles SIGTERM is left alone: it
-closes its validators itself, or ends its event loop, which releases them too.
+Otherwise revocations would wait for a lease that nobody uses any more.
 """
 
 import asyncio
@@ -21,10 +20,7 @@ _leases: WeakKeyDictionary[asyncio.Task[None], Callable[[], None]] = WeakKeyDict
 
 
 def release_on_sigterm(watching: asyncio.Task[None], leave: Callable[[], None]) -> None:
-    """When SIGTERM would end the process, have `leave` called in the task's event loop, and wait for the task's end.
-
-    No more than that is changed about the signal, and nothing once the task has ended.
-    """
+    """When SIGTERM would end the process, have `leave` called in the task's event loop, and wait for the task's end."""
     _leases[watching] = leave
     watching.add_done_callback(_forget)
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -105,10 +105,7 @@ class KeyValidator:
         await self.close()
 
     def start(self) -> None:
-        """Begin to watch, so that the first verdicts can be cached already.
-
-        Until `close`, SIGTERM lets go of the lease before it ends the process, unless the host handles that signal.
-        """
+        """Begin to watch, so that the first verdicts can be cached already. SIGTERM then releases the lease."""
         if self._watching is not None or self._closed:
             return
         # Rule 8: a random id for each validator, drawn by the process that uses it.
@@ -183,10 +180,7 @@ class KeyValidator:
             self._lookups.forget(lookup)
 
     async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Response | KeyServiceUnavailableError]:
-        """Ask about all of them in one call, and cache what may be reused.
-
-        How it went is noted for `state`: badly if there is not one verdict.
-        """
+        """Ask about all in one call, cache what may be reused, note how it went: badly without a single verdict."""
         sent_at, epoch = self._clock(), self._holder.epoch
         try:
             outcomes = await self._client.validate([(lookup.api_key, lookup.origin) for lookup in lookups])

@@ -39,10 +39,7 @@ class _Key:
 
 @dataclass(frozen=True, slots=True)
 class CacheLimits:
-    """How much is kept, and for how long: bounds of what the key service allows.
-
-    The defaults come to about 25 MB for as many keys without an origin list.
-    """
+    """How much is kept, by default about 25 MB without origins, and for how long at most."""
 
     keys_max: int = 50_000
     admitted_origins_max: int = 16

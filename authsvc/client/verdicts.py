@@ -59,10 +59,7 @@ _REFUSALS = {
 
 
 class KeyServiceUnavailableError(Exception):
-    """The key service gave no verdict, which says nothing about the key.
-
-    The message is one line for the operator that says why, without secrets.
-    """
+    """No verdict, which says nothing about the key. The message is one line for the operator, without secrets."""
 
 
 ORIGIN_CHARACTERS_MAX = 300

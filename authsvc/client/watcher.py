@@ -52,10 +52,7 @@ class Watcher:
         self._lease_end: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled or `leave`, connecting again whenever a stream ends.
-
-        A host that ends its event loop without `close` cancels it: the release is said then, too.
-        """
+        """Watch until cancelled or `leave`, connecting again and again. The release is sent even when cancelled."""
         try:
             await self._watch_again_and_again()
             if self._owes_release:
@@ -110,10 +107,7 @@ class Watcher:
         _log.debug("watch_ended", reason=reason)
 
     def leave(self) -> None:
-        """Use no cached verdict from here on, and tell the service; `run` then ends (rule 7).
-
-        Without a stream that is open one more is, for the release alone, if a keep-alive was ever sent.
-        """
+        """Use no cached verdict from here on, and release the lease, if need be on a new stream; `run` then ends."""
         if not self._leaving.is_set():
             self._release_message = self._holder.release()
             self._leaving.set()

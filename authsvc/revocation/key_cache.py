@@ -1,8 +1,7 @@
 """The keys that this process knows: one more holder of the lease protocol, connected to `watch` without a wire.
 
-It keeps the rules of docs/watch-protocol.md: only under a live lease are verdicts from memory. It holds one while the
-service is busy; otherwise revocations need not wait for it, nor keep-alives be committed. The lease is short, because
-revocations wait for its end when the process was killed.
+It holds a lease while the service is busy; otherwise revocations need not wait for it, nor keep-alives be committed.
+The lease is short, because revocations wait for its end when the process was killed.
 """
 
 import asyncio
@@ -42,10 +41,7 @@ _log = structlog.get_logger("authsvc")
 
 
 class CachedKeys(Generic[_Key]):
-    """What is known of digests: whose active key each is, or that it is none. Pure.
-
-    Digests that are no key have a room of their own, so that probing cannot push out keys.
-    """
+    """Whose active key each digest is, or that it is none: apart, so that probing cannot push out keys. Pure."""
 
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
         """By default about 25 MB, and 70 MB with responses. The least recently used digest leaves first."""

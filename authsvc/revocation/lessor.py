@@ -1,7 +1,4 @@
-"""The leases in the database: renewed for many holders at a time, and read for those who wait for a change to hold.
-
-The rules are those of docs/watch-protocol.md, by number.
-"""
+"""The leases in the database: granted to many holders at a time, and read for those who wait for a change to hold."""
 
 import asyncio
 from collections import OrderedDict
@@ -48,8 +45,7 @@ class Lessor:
     async def renew(self, keep_alive: KeepAlive) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
 
-        Raises HolderReleasedError for a holder that released its lease (rule 7), RevisionsLostError,
-        StoreUnavailableError.
+        Raises HolderReleasedError (rule 7), RevisionsLostError, StoreUnavailableError.
         """
         if self._feed.has_lost_revisions and not keep_alive.is_release:
             raise RevisionsLostError(LOST)
@@ -112,8 +108,7 @@ class Lessor:
 class Holders:
     """How many may hold leases: a place each, until its lease is over, also where it is released before.
 
-    All holders have the same token, and a mutation waits for each of them: so they are bounded in all and by address.
-    Each process counts those whose leases it renewed itself.
+    A mutation waits for each of them, so they are bounded in all and by address; each process counts those it renewed.
     """
 
     def __init__(

@@ -1,7 +1,4 @@
-"""Watch streams, and waiting until a change holds everywhere. The decisions are `leases`'.
-
-The rules are those of docs/watch-protocol.md, by number.
-"""
+"""Watch streams, and waiting until a change holds everywhere, by the rules of docs/watch-protocol.md."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable

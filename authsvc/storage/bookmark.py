@@ -1,8 +1,4 @@
-"""How far this service had come in its database: a file in the state directory, which a start compares with it.
-
-To a process that has just started, a restored backup or an empty database looks like any other. If several processes
-share a state directory, each writes what it has seen.
-"""
+"""How far this service had come in its database, in a file: else a start could not tell it from a restored backup."""
 
 import os
 from contextlib import suppress

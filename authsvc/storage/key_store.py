@@ -1,7 +1,4 @@
-"""Projects, keys and the log of changes in SQL.
-
-The database holds the invariants: one active key a project, unique digests, gap-free revisions.
-"""
+"""Projects, keys and changes in SQL. The database holds the invariants: one active key a project, unique digests."""
 
 import asyncio
 import json
@@ -42,8 +39,8 @@ LEFT JOIN projects ON projects.project_id = keys.project_id
 class KeyStore:
     """All that is stored of projects and keys.
 
-    Every method raises StoreUnavailableError while the database cannot answer. A mutation that raises it was not
-    committed, except where the database's answer to the commit itself was lost.
+    Methods raise StoreUnavailableError while the database cannot answer: then nothing was committed, unless the
+    response to the commit itself was lost.
     """
 
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
@@ -74,10 +71,7 @@ class KeyStore:
         return Snapshot(epoch, revision, keys)
 
     async def issue(self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str) -> Mutated:
-        """Store the project's active key, and the project with its (normalised) origins if it is new.
-
-        Raises AlreadyExistsError when the project has an active key.
-        """
+        """Store a project's key, and the project with its (normalised) origins if new; raise AlreadyExistsError."""
         async with self._mutating(project_id, caller) as mutation:
             project = await _find_project(mutation.connection, project_id)
             if project is None:
@@ -144,10 +138,7 @@ class KeyStore:
             return [_project(row) for row in await connection.execute(query)]
 
     async def keys(self, project_id: ProjectId, *, before: Revision | None, limit: int) -> list[Key]:
-        """Return at most `limit` of a project's keys, newest first, issued before the revision if one is given.
-
-        Raises NotFoundError for an unknown project.
-        """
+        """Return at most `limit` of a project's keys issued before a revision, newest first; raise NotFoundError."""
         query = _SELECT_KEYS.where(_keys.c.project_id == project_id)
         if before is not None:
             query = query.where(_keys.c.create_revision < before)

@@ -55,10 +55,9 @@ class LeaseRow:
         return self.holder_id.startswith(INDEX_ID_PREFIX)
 
     def has_confirmed(self, epoch: str) -> bool:
-        """Whether the holder has applied, in the current epoch, a change that was made since it came.
+        """Whether the holder has applied, in this epoch, a change that was made since it came.
 
-        Whoever has only stolen the bridge token can invent holders by the thousand, but few that have: each takes as
-        long as it takes for such a change to be made.
+        With a stolen bridge token one can invent thousands of holders, but not make changes for them to confirm.
         """
         return self.is_index or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
 
@@ -102,10 +101,7 @@ class Project:
 
 
 class ActiveKey(msgspec.Struct):
-    """Whose key a digest is, and which origins it may be used from.
-
-    There is room for what the asker makes of it at a revision: a cached one serves many requests.
-    """
+    """Whose key a digest is, from which origins it may be used, and its response at a revision, once there is one."""
 
     key_id: KeyId
     project_id: ProjectId

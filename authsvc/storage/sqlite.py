@@ -66,7 +66,7 @@ class SqliteFile:
             seconds = _BUSY_TIMEOUT_SECONDS
             anchor = sqlite3.connect(self._uri, seconds, isolation_level=None, uri=True, check_same_thread=False)
             try:
-                # To the end, where it is written: a driver drops the failure of a statement that it leaves before.
+                # Fetched, since a driver drops the failure of a statement that it does not run to its end.
                 anchor.execute("PRAGMA journal_mode=WAL").fetchall()
                 anchor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # which opens its WAL
                 anchor.execute("PRAGMA busy_timeout=0")  # from now on it is used in the event loop
