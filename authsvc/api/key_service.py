@@ -185,7 +185,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
         propagation = await self._watch.propagate(revision, wait_seconds, respond_by)
         if propagation is None:
             return pb.Propagation(effective_by=messages.timestamp(bound))
-        confirmed = [row for row in propagation.confirmed.values() if not row.is_index]
+        confirmed = [row for row in propagation.confirmed.values() if not row.is_key_cache]
         return pb.Propagation(
             effective_by=messages.timestamp(propagation.effective_by),
             effective=propagation.is_effective,

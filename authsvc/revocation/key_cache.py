@@ -22,7 +22,7 @@ from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
-from authsvc.storage.records import INDEX_ID_PREFIX, ActiveKey, Snapshot
+from authsvc.storage.records import KEY_CACHE_ID_PREFIX, ActiveKey, Snapshot
 
 LEASE_SECONDS_MAX = 5.0
 _KEYS_MAX = 50_000
@@ -93,11 +93,11 @@ class KeyCache:
         self._busy_until = float("-inf")
         self._leaving = False
         self._left = asyncio.Event()
-        self._outage = Outage("index_lost", "index_back")
+        self._outage = Outage("key_cache_lost", "key_cache_back")
 
     def _new_holder(self) -> Holder:
         # Rule 8: a new id each time, since the last one released its lease.
-        return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
+        return Holder(KEY_CACHE_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
     def get(self, digest: Digest) -> tuple[str, int, ActiveKey | None] | None:
         """Return as of which epoch and revision whose key a digest is; None where the database has to be asked."""
@@ -150,7 +150,7 @@ class KeyCache:
             try:
                 await self._watch.serve(self._keep_alives(keep_alive), partial(self._hear, stream), None)
             except (KeyServiceError, StreamBrokenError) as error:
-                _log.debug("index_stream_ended", reason=str(error))
+                _log.debug("key_cache_stream_ended", reason=str(error))
                 if isinstance(error, RevisionsLostError):
                     self._holder.forget()
             except Exception as error:  # noqa: BLE001 - see Outage

@@ -17,7 +17,7 @@ Revision = NewType("Revision", int)
 CHANGES_BEHIND_MAX = 10_000
 """A holder that is further behind is reset: emptying its cache is cheaper than so many messages (rule 6)."""
 
-INDEX_ID_PREFIX = "index-"
+KEY_CACHE_ID_PREFIX = "index-"
 """How the holder ids of the service's own key caches begin (`key_cache`); no caller may use them."""
 
 
@@ -50,16 +50,16 @@ class LeaseRow:
     """The current one when the holder came."""
 
     @property
-    def is_index(self) -> bool:
+    def is_key_cache(self) -> bool:
         """Whether the holder is a replica's own key cache."""
-        return self.holder_id.startswith(INDEX_ID_PREFIX)
+        return self.holder_id.startswith(KEY_CACHE_ID_PREFIX)
 
     def has_confirmed(self, epoch: str) -> bool:
         """Whether the holder has applied, in this epoch, a change that was made since it came.
 
         With a stolen bridge token one can invent thousands of holders, but not make changes for them to confirm.
         """
-        return self.is_index or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
+        return self.is_key_cache or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
 
     def is_behind(self, state: StoreState, revision: int) -> bool:
         """Whether the holder may still decide by what was before the revision."""
