@@ -21,6 +21,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 import idna
 
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
+from authsvc.errors import InvalidArgumentError
 from authsvc.public_suffixes import public_suffix_within
 
 ENTRIES_MAX = 100
@@ -46,7 +47,7 @@ _FOREIGN = {
 _OPAQUE_FORBIDDEN = frozenset("<>[]^|*,")
 
 
-class OriginEntryError(ValueError):
+class OriginEntryError(InvalidArgumentError):
     """A list of origin entries that cannot be stored; the message names the entry and says why."""
 
     def __init__(self, entry: str, reason: str, public_suffix: str = "") -> None:

@@ -15,7 +15,7 @@ from authsvc.client.api_key import ApiKey, Digest, digest_of
 from authsvc.client.lease_messages import Event, KeepAlive
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import generate_api_key, generate_key_id, parse_key_id, parse_project_id
-from authsvc.origins import OriginEntryError, normalise_list
+from authsvc.origins import normalise_list
 from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.watch import Watch
 from authsvc.storage.key_store import KeyStore
@@ -51,11 +51,9 @@ class KeyService(pb_grpc.KeyServiceServicer):
     async def Validate(self, request: pb.ValidateRequest, context: Context) -> pb.ValidateResponse:
         """Return a verdict."""
         found = self._from_memory(request)
-        return (
-            found
-            if isinstance(found, pb.ValidateResponse)
-            else _verdict(request, found, await self._cache.read([found]))
-        )
+        if isinstance(found, pb.ValidateResponse):
+            return found
+        return _verdict(request, found, await self._cache.read([found]))
 
     async def BatchValidate(self, request: pb.BatchValidateRequest, context: Context) -> pb.BatchValidateResponse:
         """Return a verdict for each request: from memory, and for all others after one look at the database."""
@@ -100,7 +98,9 @@ class KeyService(pb_grpc.KeyServiceServicer):
     async def Issue(self, request: pb.IssueRequest, context: Context) -> pb.IssueResponse:
         """Create the project's key, and the project if it is new."""
         api_key, new_key = _new_key()
-        issue = partial(self._store.issue, parse_project_id(request.project_id), _normalised(request), new_key)
+        project_id = parse_project_id(request.project_id)
+        origins = normalise_list(request.origins, allow_public_suffix=request.allow_public_suffix)
+        issue = partial(self._store.issue, project_id, origins, new_key)
         outcome, propagation = await self._mutate("key_issued", issue, request, context)
         return pb.IssueResponse(
             api_key=api_key.reveal(),
@@ -112,9 +112,10 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
     async def Revoke(self, request: pb.RevokeRequest, context: Context) -> pb.RevokeResponse:
         """End a key and issue the next."""
+        project_id = parse_project_id(request.project_id)
         key_id = parse_key_id(request.key_id) if request.HasField("key_id") else None
         api_key, new_key = _new_key()
-        revoke = partial(self._store.revoke, parse_project_id(request.project_id), key_id, new_key)
+        revoke = partial(self._store.revoke, project_id, key_id, new_key)
         outcome, propagation = await self._mutate("key_revoked", revoke, request, context)
         return pb.RevokeResponse(
             api_key=api_key.reveal() if outcome.is_new else "",
@@ -127,7 +128,9 @@ class KeyService(pb_grpc.KeyServiceServicer):
 
     async def SetOrigins(self, request: pb.SetOriginsRequest, context: Context) -> pb.SetOriginsResponse:
         """Replace the project's origin list."""
-        set_origins = partial(self._store.set_origins, parse_project_id(request.project_id), _normalised(request))
+        project_id = parse_project_id(request.project_id)
+        origins = normalise_list(request.origins, allow_public_suffix=request.allow_public_suffix)
+        set_origins = partial(self._store.set_origins, project_id, origins)
         outcome, propagation = await self._mutate("origins_set", set_origins, request, context)
         return pb.SetOriginsResponse(
             origins=outcome.origins,
@@ -215,13 +218,6 @@ def _caller(context: Context) -> str:
             name = value.decode(errors="replace")[:_CALLER_CHARACTERS_MAX]
             return name if name and name.isprintable() else "admin"
     return "admin"
-
-
-def _normalised(request: pb.IssueRequest | pb.SetOriginsRequest) -> tuple[str, ...]:
-    try:
-        return normalise_list(request.origins, allow_public_suffix=request.allow_public_suffix)
-    except OriginEntryError as error:
-        raise InvalidArgumentError(str(error)) from None
 
 
 def _new_key() -> tuple[ApiKey, NewKey]:

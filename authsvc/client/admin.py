@@ -199,17 +199,14 @@ class AdminClient:
     ) -> _Response:
         async def call(metadata: Metadata) -> _Response:
             options: dict[str, Any] = {"timeout": self._deadline_seconds, "metadata": (*metadata, *naming(caller))}
-            return await method(self._open())(request, **options)
+            if self._channel is None:
+                self._channel = open_channel(self._address, self._tls)
+            return await method(self._channel)(request, **options)
 
         try:
             return await call_with_token(self._token, call)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error.code(), error.details() or "") from None
-
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            self._channel = open_channel(self._address, self._tls)
-        return self._channel
 
     def _failure(self, code: grpc.StatusCode, details: str) -> Exception:
         if code.name in _REFUSALS:

@@ -109,7 +109,7 @@ class KeyCache:
                 self._wanted.set()
             self._uses, self._counted_from = 0, now
         holder = self._holder
-        if not holder.is_live(now) or self._store.is_lost:
+        if not holder.is_live(now) or self._store.database.is_lost:
             return None
         try:
             return holder.epoch, holder.applied_revision, self._known.get(digest)

@@ -45,17 +45,12 @@ class KeyStore:
 
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         """`now` gives aware UTC instants; the database stays the caller's to close."""
-        self._database = database
+        self.database = database
         self._lookup = database.prepared_reads(_LOOKUP)
         self._now = now
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
         # keep-alives then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()
-
-    @property
-    def is_lost(self) -> bool:
-        """See Database."""
-        return self._database.is_lost
 
     async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
         """Return which of these digests, at least one, are active keys."""
@@ -126,7 +121,7 @@ class KeyStore:
 
     async def project(self, project_id: ProjectId) -> Project:
         """Return the project. Raises NotFoundError."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return await _existing_project(connection, project_id)
 
     async def projects(self, *, after: str, limit: int, containing: str = "") -> list[Project]:
@@ -134,7 +129,7 @@ class KeyStore:
         query = _SELECT_PROJECTS.where(_projects.c.project_id > after).order_by(_projects.c.project_id).limit(limit)
         if containing:
             query = query.where(_projects.c.project_id.contains(containing.lower(), autoescape=True))
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return [_project(row) for row in await connection.execute(query)]
 
     async def keys(self, project_id: ProjectId, *, before: Revision | None, limit: int) -> list[Key]:
@@ -142,7 +137,7 @@ class KeyStore:
         query = _SELECT_KEYS.where(_keys.c.project_id == project_id)
         if before is not None:
             query = query.where(_keys.c.create_revision < before)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             await _existing_project(connection, project_id)
             rows = await connection.execute(query.order_by(_keys.c.create_revision.desc()).limit(limit))
             return [_key(row) for row in rows]
@@ -163,7 +158,7 @@ class KeyStore:
             query = query.where(_changes.c.revision < before)
         if project_id is not None:
             query = query.where(_changes.c.project_id == project_id)
-        async with self._database.statement() as connection:
+        async with self.database.statement() as connection:
             return [_change(row) for row in await connection.execute(query)]
 
     async def key_ids(self, changes: Sequence[Change]) -> dict[Digest, KeyId]:
@@ -172,7 +167,7 @@ class KeyStore:
         if not digests:
             return {}
         query = sa.select(_keys.c.digest, _keys.c.key_id).where(_keys.c.digest.in_(digests))
-        async with self._database.statement() as connection:
+        async with self.database.statement() as connection:
             return {Digest(row.digest): KeyId(row.key_id) for row in await connection.execute(query)}
 
     @asynccontextmanager
@@ -183,11 +178,11 @@ class KeyStore:
         reads is all that came before, and nothing comes between. A body that rolls back itself has changed nothing.
         """
         bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
-        async with self._turn, self._database.writing() as connection:
+        async with self._turn, self.database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
-            await self._database.stamp(connection, revision)
+            await self.database.stamp(connection, revision)
             yield _Mutation(connection, Revision(revision), self._now(), project_id, caller)
-            await self._database.notify(connection)
+            await self.database.notify(connection)
 
 
 class _Mutation(NamedTuple):
