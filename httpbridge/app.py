@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.client.validator import KeyServiceState, KeyValidator
-from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdict_cache import CacheLimits, VerdictCache
 from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address
@@ -130,9 +130,9 @@ def _validator(config: Config) -> KeyValidator:
     token = config.key_service_token
     return KeyValidator(
         config.key_service,
-        FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE, is_private=True),
+        TokenSource(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE, is_private=True),
         tls=key_service_tls(config),
-        cache=VerdictCache(ttl_seconds_max=config.cache_ttl_seconds),
+        cache=VerdictCache(CacheLimits(ttl_seconds_max=config.cache_ttl_seconds)),
     )
 
 

@@ -15,7 +15,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from authsvc.client.admin import AdminClient
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address, Secret
@@ -69,7 +69,7 @@ async def serve(
         # Before anything else begins, so that a taken port is all that is said.
         sockets = await stack.enter_async_context(bind(config.dashboard_listen, _LISTEN))
         kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
-        token = FixedToken(config.admin_token) if config.admin_token else kept
+        token = TokenSource(config.admin_token) if config.admin_token else kept
         admin = AdminClient(config.key_service, token, key_service_tls(config))
         stack.push_async_callback(admin.close)
         store = ReadStore(

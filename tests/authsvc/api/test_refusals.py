@@ -346,7 +346,7 @@ async def test_failures_that_strangers_cause_are_logged_once_a_second_with_their
     def broken(self: HealthService, name: str) -> Any:
         raise RuntimeError(name)
 
-    monkeypatch.setattr(HealthService, "_answer", broken)
+    monkeypatch.setattr(HealthService, "_response", broken)
     stub = health_pb2_grpc.HealthStub(service.channel)
     started = time.monotonic()
     for _ in range(30):

@@ -309,7 +309,7 @@ async def test_an_idle_stream_does_not_hold_up_the_end_of_the_service(
 ) -> None:
     """Neither one that was asked something nor one that was not."""
     monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 3600.0)
-    monkeypatch.setattr(app_module, "_LAST_ANSWERS_SECONDS", 3600.0)
+    monkeypatch.setattr(app_module, "_LAST_RESPONSES_SECONDS", 3600.0)
     async with running(tmp_path / "state") as service:
         silent, idle = Batches(service), Batches(service)
         assert await idle.verdicts(UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]
@@ -322,7 +322,7 @@ async def test_a_batch_under_way_when_the_service_stops_is_answered_and_then_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     """One that was sent ahead is not: it is asked again elsewhere."""
-    monkeypatch.setattr(app_module, "_LAST_ANSWERS_SECONDS", 0.05)
+    monkeypatch.setattr(app_module, "_LAST_RESPONSES_SECONDS", 0.05)
     async with running(tmp_path / "state") as service:
         api_key = (await issue(service)).api_key
         gate = Gate(monkeypatch)

@@ -51,7 +51,7 @@ async def validator(service: FakeKeyService, address: Address, clock: Clock) -> 
 def one_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients open a single channel, so that the second lookup already finds a stream, however slow it is."""
     monkeypatch.setattr(key_client_module, "_CHANNELS", 1)
-    monkeypatch.setattr(key_client_module, "_FIRST_ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr(key_client_module, "_FIRST_RESPONSE_SECONDS", 30.0)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 import asyncio
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import FixedToken
+from authsvc.client.channel import TokenSource
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Secret
@@ -12,7 +12,7 @@ from tests.authsvc.conftest import Service
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 OTHER = ApiKey("dt_76543210fedcba9876543210")
-TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
+TOKEN = TokenSource(Secret(BRIDGE_TOKEN))
 ALLOWED, INVALID = Verdict.ALLOWED, Verdict.INVALID_KEY
 
 
@@ -51,5 +51,5 @@ async def until_reached(client: KeyClient) -> None:
             return
 
 
-def bridge_token(service: Service) -> FixedToken:
-    return FixedToken(Secret(service.token("bridge")[0][1].removeprefix("Bearer ")))
+def bridge_token(service: Service) -> TokenSource:
+    return TokenSource(Secret(service.token("bridge")[0][1].removeprefix("Bearer ")))

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 from authsvc.client.api_key import ApiKey
 from authsvc.client.channel import TokenFile
 from authsvc.client.key_client import KeyClient
-from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, invalid, serve, until
 from tests.authsvc.client.streaming import (
@@ -32,7 +32,7 @@ from tests.authsvc.revocation.watching import issue, revoke
 
 @pytest.fixture
 def service() -> FakeKeyService:
-    """Answer by which key it is: KEY is good and OTHER is not."""
+    """Response by which key it is: KEY is good and OTHER is not."""
     return FakeKeyService(streams_refused=None, answers_of_keys={OTHER.reveal(): invalid()})
 
 
@@ -68,7 +68,7 @@ async def test_many_lookups_of_a_turn_are_each_answered_by_themselves(
 ) -> None:
     await open_stream(client, service)
     answers = await client.validate([(KEY, "https://a.test"), (OTHER, ""), (KEY, None)])
-    decisions = [answer.decision.verdict for answer in answers if isinstance(answer, Answer)]
+    decisions = [answer.decision.verdict for answer in answers if isinstance(answer, Response)]
     assert decisions == [ALLOWED, INVALID, ALLOWED]
     assert [call.origin for call in service.calls[-3:]] == ["https://a.test", "", None]
     assert service.ways[-1] == "stream"
@@ -99,7 +99,7 @@ async def test_another_number_of_answers_than_lookups_is_a_fault(service: FakeKe
     """Which answer belongs to which key is not known then."""
     await open_stream(client, service)
     service.answers_missing = 1
-    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 lookups"):
+    with pytest.raises(KeyServiceUnavailableError, match="answered 1 of 2 lookups"):
         await client.validate([(KEY, None), (OTHER, None)])
     assert service.ways[-1] == "stream"
     service.answers_missing = 0

@@ -35,7 +35,7 @@ STATUSES = list(grpc.StatusCode)
 
 @pytest.fixture
 def service() -> FakeKeyService:
-    """Answer by which key it is: KEY is good and OTHER is not."""
+    """Response by which key it is: KEY is good and OTHER is not."""
     return FakeKeyService(streams_refused=None, answers_of_keys={OTHER.reveal(): invalid()})
 
 
@@ -156,7 +156,7 @@ async def test_a_new_stream_that_does_not_answer_costs_nobody_an_answer_and_is_n
     seconds_between: float,
 ) -> None:
     """Something between the two may keep what is streamed to itself. Nor where the channel is opened anew meanwhile."""
-    monkeypatch.setattr(key_client, "_FIRST_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(key_client, "_FIRST_RESPONSE_SECONDS", 0.05)
     client = KeyClient(address, TOKEN, None, clock)
     assert await ask(client) is ALLOWED
     service.stream_gate.clear()

@@ -9,10 +9,10 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.client.key_client import KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.verdict_cache import sendable_origin
-from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Decision, KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address, Secret
 from authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.fake_key_service import (
@@ -29,7 +29,7 @@ from tests.authsvc.conftest import running
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 OTHER = ApiKey("dt_76543210fedcba9876543210")
-TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
+TOKEN = TokenSource(Secret(BRIDGE_TOKEN))
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def client(address: Address, clock: Clock) -> AsyncIterator[KeyClient]:
     await client.close()
 
 
-async def ask(client: KeyClient, origin: str | None) -> Answer:
+async def ask(client: KeyClient, origin: str | None) -> Response:
     """Ask about one key; raise the error if there is no answer."""
     (answer,) = await client.validate([(KEY, origin)])
     if isinstance(answer, KeyServiceUnavailableError):
@@ -163,9 +163,9 @@ async def test_each_lookup_of_a_call_is_answered_by_itself(service: FakeKeyServi
     service.next_answers += [allowed(revision=7), pb2.ValidateResponse(), invalid(), pb2.ValidateResponse(verdict=99)]  # type: ignore[arg-type]  # a verdict of a later version
     answers = await client.validate([(KEY, "https://example.com"), (KEY, None), (OTHER, ""), (OTHER, None)])
     first, without_verdict, third, senseless = answers
-    assert isinstance(first, Answer)
+    assert isinstance(first, Response)
     assert (first.decision.verdict, first.revision) == (Verdict.ALLOWED, 7)
-    assert isinstance(third, Answer)
+    assert isinstance(third, Response)
     assert third.decision.verdict is Verdict.INVALID_KEY
     assert isinstance(without_verdict, KeyServiceUnavailableError)
     assert isinstance(senseless, KeyServiceUnavailableError)
@@ -181,13 +181,13 @@ async def test_each_lookup_of_a_call_is_answered_by_itself(service: FakeKeyServi
 async def test_the_service_takes_the_largest_call(tmp_path: Path, clock: Clock) -> None:
     """Nobody can spoil a call for the others with long origins, or characters that take four bytes."""
     async with running(tmp_path) as real:
-        token = FixedToken(Secret(real.token("bridge")[0][1].removeprefix("Bearer ")))
+        token = TokenSource(Secret(real.token("bridge")[0][1].removeprefix("Bearer ")))
         client = KeyClient(real.address, token, None, clock, deadline_seconds=30.0)
         origin = sendable_origin("\N{GRINNING FACE}" * ORIGIN_CHARACTERS_MAX)
         answers = await client.validate([(KEY, origin)] * KEYS_PER_CALL_MAX)
         await client.close()
     assert len(answers) == KEYS_PER_CALL_MAX
-    assert all(isinstance(answer, Answer) for answer in answers)
+    assert all(isinstance(answer, Response) for answer in answers)
 
 
 async def test_a_service_that_answers_another_number_of_lookups_is_a_fault(
@@ -195,7 +195,7 @@ async def test_a_service_that_answers_another_number_of_lookups_is_a_fault(
 ) -> None:
     """Which answer belongs to which key is not known then."""
     service.answers_missing = 1
-    with pytest.raises(KeyServiceUnavailableError, match="1 answers to 2 lookups"):
+    with pytest.raises(KeyServiceUnavailableError, match="answered 1 of 2 lookups"):
         await client.validate([(KEY, None), (OTHER, None)])
 
 
@@ -249,7 +249,7 @@ async def test_a_connection_that_fails_is_spared_while_others_do_not(
 
 
 async def test_a_call_that_grpc_itself_refuses_to_send_is_a_fault(address: Address, clock: Clock) -> None:
-    client = KeyClient(address, FixedToken(Secret("käse")), None, clock)
+    client = KeyClient(address, TokenSource(Secret("käse")), None, clock)
     assert "could not be sent" in await fault(client)
     await client.close()
 

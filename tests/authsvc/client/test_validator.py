@@ -9,6 +9,7 @@ import grpc
 import pytest
 
 from authsvc.client.api_key import ApiKey
+from authsvc.client.channel import TokenSource
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, Secret
@@ -184,14 +185,14 @@ async def test_a_fault_reaches_everyone_who_asked_and_is_never_cached(
 
 
 async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, clock: Clock) -> None:
-    class BrokenToken:
+    class BrokenToken(TokenSource):
         def read(self) -> Secret:
             raise ZeroDivisionError
 
         def forget(self) -> None:
             raise NotImplementedError
 
-    validator = KeyValidator(address, BrokenToken(), clock=clock)
+    validator = KeyValidator(address, BrokenToken(Secret("any")), clock=clock)
     outcomes = await asyncio.gather(*(validator.validate(KEY) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * 3
     with pytest.raises(ZeroDivisionError):
@@ -202,7 +203,7 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
 async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outlives_it(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
-    class Replaced:
+    class Replaced(TokenSource):
         token = Secret("käse")
 
         def read(self) -> Secret:
@@ -211,7 +212,7 @@ async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outliv
         def forget(self) -> None:
             """Nothing is kept."""
 
-    token = Replaced()
+    token = Replaced(Secret("any"))
     async with KeyValidator(address, token, clock=clock) as validator:
         with pytest.raises(KeyServiceUnavailableError):
             await validator.validate(KEY)
@@ -573,7 +574,7 @@ async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
 ) -> None:
     """Calls that fail without a connection begin one after the other, one in each turn of the event loop."""
 
-    class BrokenToken:
+    class BrokenToken(TokenSource):
         def read(self) -> Secret:
             raise ZeroDivisionError
 
@@ -583,7 +584,7 @@ async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
     loop = asyncio.get_running_loop()
     now = loop.time()
     monkeypatch.setattr(loop, "time", lambda: now)  # however slow the machine is, none waits too long
-    validator = KeyValidator(address, BrokenToken(), clock=clock)
+    validator = KeyValidator(address, BrokenToken(Secret("any")), clock=clock)
     asking = asked(validator, keys(0, 2048))
     for _ in range(turns):
         await asyncio.sleep(0)

@@ -469,12 +469,12 @@ async def test_no_error_that_the_index_meets_ends_the_service(service: Service) 
 
         await asyncio.to_thread(set_kind, service, "unknown")
         assert await verdicts(service, *unknown) == {pb.VERDICT_INVALID_KEY}
-        await until(lambda: said("index_lost"))
+        await until(lambda: said("key_cache_lost"))
         assert await verdicts(service, *unknown, api_key) == {pb.VERDICT_INVALID_KEY, pb.VERDICT_ALLOWED}
         await asyncio.to_thread(set_kind, service, "issue")
         assert await verdicts(service, *unknown) == {pb.VERDICT_INVALID_KEY}
-        await until(lambda: said("index_back"))
-    [lost] = [entry for entry in logs if entry["event"] == "index_lost"]
+        await until(lambda: said("key_cache_back"))
+    [lost] = [entry for entry in logs if entry["event"] == "key_cache_lost"]
     assert (lost["log_level"], lost["error"]) == ("warning", "ValueError")
 
 

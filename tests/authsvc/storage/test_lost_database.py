@@ -213,7 +213,7 @@ async def test_nothing_is_read_from_or_promised_of_what_the_next_start_would_not
             assert [await status(service, name) for name in PROBED] == [Status.NOT_SERVING] * len(PROBED)
             assert await status(service, HEALTH) == Status.SERVING
             assert listing(database.parent.parent / "disk") == left
-    [said] = events(logs, "database_lost", "leases_lost", "index_lost", "call_failed")
+    [said] = events(logs, "database_lost", "leases_lost", "key_cache_lost", "call_failed")
     assert (said["event"], said["error"] in ("StoreLostError", "StoreOverwrittenError")) == ("database_lost", True)
     assert str(database) in said["reason"]
 
