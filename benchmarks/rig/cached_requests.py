@@ -20,12 +20,11 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from authsvc.client import Decision, Verdict
+from authsvc.client import Decision, Verdict, verdicts
 from authsvc.client.api_key import ApiKey
 from authsvc.client.lease_messages import LeaseEvent
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import Response
 from authsvc.runtime.logging import LogFormat, LogLevel, configure
 from authsvc.runtime.networks import Networks
 from benchmarks.rig.bare import ingest_application
@@ -69,7 +68,7 @@ def _validator(clock: Callable[[], float]) -> KeyValidator:
     api_key = ApiKey.parse(key(0))
     assert api_key is not None
     decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")
-    cache.put(api_key.digest, None, Response(decision, True, 60, 0), sent_at=0)
+    cache.put(api_key.digest, None, verdicts.Response(decision, True, 60, 0), sent_at=0)
     return validator
 
 
