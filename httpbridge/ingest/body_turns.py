@@ -48,3 +48,13 @@ class BodyTurn:
             except StopIteration as end:
                 result: T = end.value
                 return result
+
+
+def finished(steps: Generator[None, None, T]) -> T:
+    """Take all steps at once, for whoever has no event loop that others use, and return what the last one returns."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result

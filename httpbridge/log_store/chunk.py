@@ -9,7 +9,6 @@ An entry's id never changes. A chunk takes its own id at its commit, and gives e
 chunks are merged, their runs keep these ids.
 """
 
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -21,12 +20,8 @@ import msgspec
 
 from httpbridge.log_store.idempotency import IdempotencyKey, KeyRow
 from httpbridge.log_store.summary import merged_summary, summary_of
+from httpbridge.log_store.zstandard import zstd
 from httpbridge.logs import Level, LogBatch
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 IDS = 4096
 """So many ids a chunk has for its entries; a commit makes several chunks of more."""
@@ -297,17 +292,29 @@ def compress(text: bytes) -> bytes:
     return compressor.compress(text, mode=zstd.ZstdCompressor.FLUSH_FRAME)
 
 
+def decompressed(compressed: bytes) -> tuple[bytes, int]:
+    """Return the text of a content, and where its first line ends. Raises ChunkDamagedError."""
+    try:
+        text = zstd.decompress(compressed)
+        return text, text.index(b"\n")
+    except (zstd.ZstdError, ValueError) as error:
+        raise _damaged(error) from None
+
+
+def _damaged(error: Exception) -> ChunkDamagedError:
+    return ChunkDamagedError(f"its content cannot be read: {type(error).__name__}")
+
+
 class Content:
     """The content of a stored chunk, taken apart as far as it is asked for."""
 
     def __init__(self, chunk_id: int, compressed: bytes) -> None:
         """Raise ChunkDamagedError for what is not as it was written."""
+        text, end = decompressed(compressed)
         try:
-            text = zstd.decompress(compressed)
-            end = text.index(b"\n")
             self.head = _head_decoder.decode(memoryview(text)[:end])
-        except (zstd.ZstdError, ValueError, msgspec.DecodeError) as error:
-            raise ChunkDamagedError(f"its content cannot be read: {type(error).__name__}") from None
+        except msgspec.DecodeError as error:
+            raise _damaged(error) from None
         self.id = chunk_id
         self.size = len(text)
         self.body = text[end + 1 :]

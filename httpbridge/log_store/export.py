@@ -1,0 +1,182 @@
+"""All that is stored of a project, chunk by chunk in the order of commits, while others write, merge and drop.
+
+Chunks are read some at a time, each time in a short transaction of its own, so that no snapshot is held and the memory
+is bounded. What was read is remembered as the highest commit of it: merged meanwhile with what was not, a chunk is read
+in part.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, decompressed
+from httpbridge.log_store.read_store import ReadStore, header_of
+from httpbridge.log_store.scan import Header, Scan
+from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.selection import LogFilter
+from httpbridge.log_store.tail import newest_cursor
+
+_LISTED = 4096
+"""Ids that are read at a time, from the index alone."""
+_HEADERS = 64
+"""Headers that are read at a time."""
+_BYTES = 4 * 1024 * 1024
+"""Of contents, before they were compressed, that are read at a time, unless one alone has more."""
+
+
+class Part(NamedTuple):
+    """A chunk, and which commits of it are asked for."""
+
+    project_id: str
+    header: Header
+    size: int
+    """Bytes of its content, as its row says."""
+    compressed: bytes
+    after: int
+    last: int
+    """Those behind `after`, up to and with this one."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all commits of it are asked for."""
+        return self.after < self.header.id and self.header.id + self.header.span <= self.last
+
+
+class Progress:
+    """How far somebody is who reads a project."""
+
+    def __init__(self) -> None:
+        self.first = self.last = self.after = 0
+        """Commits: where it began, where it ends, and the last one that was read."""
+
+    @property
+    def share(self) -> float:
+        """About how much of the project was read, 0 to 1."""
+        return min(1.0, (self.after - self.first) / max(1, self.last - self.first))
+
+
+async def read_parts(
+    store: ReadStore,
+    scan: Scan,
+    progress: Progress,
+    takes: Callable[[Header], bool] = lambda _: True,
+) -> AsyncIterator[list[Part]]:
+    """Yield the chunks of a project that had been committed by now, in the order of commits, some at a time.
+
+    Of the scan, only project and time are asked for. Raises as ReadStore does.
+    """
+    progress.last = (await newest_cursor(store)).id
+    while listed := await store.rows(_ids(scan, progress)):
+        progress.first = progress.first or listed[0].id
+        is_current = True
+        while is_current and listed:
+            parts, read, is_current = await _read(store, scan, progress, listed[:_HEADERS], takes)
+            listed = listed[read:]
+            if parts:
+                yield parts
+    progress.after = progress.last
+
+
+def _ids(scan: Scan, progress: Progress) -> sa.Select[Any]:
+    last = chunks.c.id + chunks.c.span
+    within = sa.select(chunks.c.id, last.label("last")).where(
+        chunks.c.project_id == scan.project_id,
+        chunks.c.last_at >= scan.begin,
+        chunks.c.first_at <= scan.end,
+        chunks.c.id <= progress.last,
+        last > progress.after,
+    )
+    # Not by the primary key, by which the chunks of all projects would be gone through.
+    return within.order_by(chunks.c.id + 0).limit(_LISTED)
+
+
+async def _read(
+    store: ReadStore, scan: Scan, progress: Progress, listed: list[Any], takes: Callable[[Header], bool]
+) -> tuple[list[Part], int, bool]:
+    """Read the first of the listed chunks, as many as may be at a time.
+
+    Return also how many of these are done with, and whether the others are still as they were listed.
+    """
+    columns = [chunks.c[name] for name in Header._fields]
+    taken: list[tuple[Header, int, int]] = []
+    ids = [row.id for row in listed]
+    after, read, size = progress.after, 0, 0
+    is_current = True
+    async with store.connection() as connection:
+        statement = sa.select(*columns, chunks.c.size).where(
+            chunks.c.id.in_(ids), chunks.c.project_id == scan.project_id
+        )
+        found = {row.id: row for row in (await connection.execute(statement)).all()}
+        for id_, last in listed:
+            row = found.get(id_)
+            if row is not None and row.id + row.span > after:
+                if takes(header := header_of(row[:-1])):
+                    if taken and size + row.size > _BYTES:
+                        break
+                    taken.append((header, row.size, after))
+                    size += row.size
+                after = row.id + row.span
+            elif row is None and last > after:  # it is part of another one now, or was dropped
+                is_current = False
+                break
+            read += 1
+        contents: dict[int, bytes] = {}
+        if taken:
+            statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_([one.id for one, _, _ in taken]))
+            contents = {row.id: row.content for row in (await connection.execute(statement)).all()}
+    parts = [
+        Part(scan.project_id, header, size, contents[header.id], before, progress.last)
+        for header, size, before in taken
+    ]
+    progress.after = max(after, progress.after)
+    return parts, read, is_current
+
+
+async def work_through(read: AsyncIterator[list[Part]], work: Callable[[list[Part]], None]) -> None:
+    """Have a thread work at what is read, in its order, while the next is read. Raises what either raises."""
+    working: asyncio.Future[None] | None = None
+    try:
+        async for parts in read:
+            if working is not None:
+                await working
+            working = asyncio.ensure_future(asyncio.to_thread(work, parts))
+        if working is not None:
+            await working
+    finally:
+        if working is not None:
+            await asyncio.wait([working])  # what it works with may be gone afterwards
+
+
+class Exporter:
+    """What matches a filter, as NDJSON: each line of a chunk is one of the export."""
+
+    def __init__(self, store: ReadStore, selection: LogFilter) -> None:
+        self._store = store
+        self._scan = Scan(selection)
+        self.progress = Progress()
+
+    def parts(self) -> AsyncIterator[list[Part]]:
+        """Yield the chunks that may have something; raises as ReadStore does."""
+        return read_parts(self._store, self._scan, self.progress, lambda header: self._scan.may_match(header.summary))
+
+    def text(self, part: Part) -> tuple[bytes | memoryview, int]:
+        """Return what matches of a chunk, and how many entries that is; for any thread.
+
+        Raises ChunkDamagedError, which names the chunk.
+        """
+        header = part.header
+        try:
+            if part.is_whole and self._scan.takes_all(header):
+                text, end = decompressed(part.compressed)
+                return memoryview(text)[end + 1 :], header.entries
+            content = Content(header.id, part.compressed)
+            places = self._scan.places(header, content)
+            if not part.is_whole:
+                ids = content.ids
+                places = [place for place in places if part.after < ids[place] // IDS <= part.last]
+        except ChunkDamagedError as error:
+            raise ChunkDamagedError(f"chunk {header.id}: {error}") from None
+        lines = content.lines
+        return b"".join([b"%b\n" % lines[place] for place in places]), len(places)
