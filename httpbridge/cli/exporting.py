@@ -21,10 +21,9 @@ async def export_logs(url: str, selection: LogFilter, target: Writable) -> None:
     def write(parts: list[Part]) -> None:
         nonlocal entries, size
         for part in parts:
-            text, count = exporter.text(part)
-            target.write(text)
+            count, length = exporter.write(part, target.write)
             entries += count
-            size += len(text)
+            size += length
         line.update(lambda: f"{exporter.progress.share:4.0%}  {line.amounts(entries, size)}")
 
     try:

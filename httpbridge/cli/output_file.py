@@ -51,7 +51,7 @@ def written(path: Path | None, *, is_forced: bool) -> Iterator[Writable]:
     except OSError as error:
         raise _refused(f"{path}: {error.strerror}") from None
     try:
-        with os.fdopen(descriptor, "wb", buffering=1024 * 1024) as file:
+        with os.fdopen(descriptor, "wb") as file:
             with _compressed(file, path.suffix) as output:
                 yield output
             file.flush()

@@ -63,10 +63,10 @@ async def check_chunks(url: str) -> int:
             except ChunkDamagedError as error:
                 damaged += 1
                 line.clear()
-                show(f"chunk {part.header.id} of project {plain(part.project_id)}: {error}")
+                show(f"chunk {part.row.id} of project {plain(part.project_id)}: {error}")
             chunks += 1
-            entries += part.header.entries
-            size += part.size
+            entries += part.row.entries
+            size += part.row.size
         line.update(lambda: f"{counted(chunks, 'chunk', 'chunks')}, {line.amounts(entries, size)}")
 
     try:

@@ -292,29 +292,17 @@ def compress(text: bytes) -> bytes:
     return compressor.compress(text, mode=zstd.ZstdCompressor.FLUSH_FRAME)
 
 
-def decompressed(compressed: bytes) -> tuple[bytes, int]:
-    """Return the text of a content, and where its first line ends. Raises ChunkDamagedError."""
-    try:
-        text = zstd.decompress(compressed)
-        return text, text.index(b"\n")
-    except (zstd.ZstdError, ValueError) as error:
-        raise _damaged(error) from None
-
-
-def _damaged(error: Exception) -> ChunkDamagedError:
-    return ChunkDamagedError(f"its content cannot be read: {type(error).__name__}")
-
-
 class Content:
     """The content of a stored chunk, taken apart as far as it is asked for."""
 
     def __init__(self, chunk_id: int, compressed: bytes) -> None:
         """Raise ChunkDamagedError for what is not as it was written."""
-        text, end = decompressed(compressed)
         try:
+            text = zstd.decompress(compressed)
+            end = text.index(b"\n")
             self.head = _head_decoder.decode(memoryview(text)[:end])
-        except msgspec.DecodeError as error:
-            raise _damaged(error) from None
+        except (zstd.ZstdError, ValueError, msgspec.DecodeError) as error:
+            raise ChunkDamagedError(f"its content cannot be read: {type(error).__name__}") from None
         self.id = chunk_id
         self.size = len(text)
         self.body = text[end + 1 :]

@@ -6,42 +6,48 @@ in part.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, decompressed
+from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content
 from httpbridge.log_store.read_store import ReadStore, header_of
 from httpbridge.log_store.scan import Header, Scan
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.tail import newest_cursor
+from httpbridge.log_store.zstandard import zstd
 
 _LISTED = 4096
 """Ids that are read at a time, from the index alone."""
 _HEADERS = 64
 """Headers that are read at a time."""
-_BYTES = 4 * 1024 * 1024
+_BYTES = 16 * 1024 * 1024
 """Of contents, before they were compressed, that are read at a time, unless one alone has more."""
+_PIECE_BYTES = 64 * 1024
 
 
 class Part(NamedTuple):
     """A chunk, and which commits of it are asked for."""
 
     project_id: str
-    header: Header
-    size: int
-    """Bytes of its content, as its row says."""
+    row: Any
+    """With the columns of its header, and its `size`."""
     compressed: bytes
     after: int
     last: int
     """Those behind `after`, up to and with this one."""
 
     @property
+    def header(self) -> Header:
+        """Its header, which is read anew each time."""
+        return header_of(self.row[:-1])
+
+    @property
     def is_whole(self) -> bool:
         """Whether all commits of it are asked for."""
-        return self.after < self.header.id and self.header.id + self.header.span <= self.last
+        return bool(self.after < self.row.id and self.row.id + self.row.span <= self.last)
 
 
 class Progress:
@@ -61,11 +67,11 @@ async def read_parts(
     store: ReadStore,
     scan: Scan,
     progress: Progress,
-    takes: Callable[[Header], bool] = lambda _: True,
+    takes: Callable[[Header], bool] | None = None,
 ) -> AsyncIterator[list[Part]]:
     """Yield the chunks of a project that had been committed by now, in the order of commits, some at a time.
 
-    Of the scan, only project and time are asked for. Raises as ReadStore does.
+    Of the scan, only project and time are asked for, and `takes` whether a chunk is wanted. Raises as ReadStore does.
     """
     progress.last = (await newest_cursor(store)).id
     while listed := await store.rows(_ids(scan, progress)):
@@ -93,14 +99,14 @@ def _ids(scan: Scan, progress: Progress) -> sa.Select[Any]:
 
 
 async def _read(
-    store: ReadStore, scan: Scan, progress: Progress, listed: list[Any], takes: Callable[[Header], bool]
+    store: ReadStore, scan: Scan, progress: Progress, listed: list[Any], takes: Callable[[Header], bool] | None
 ) -> tuple[list[Part], int, bool]:
     """Read the first of the listed chunks, as many as may be at a time.
 
     Return also how many of these are done with, and whether the others are still as they were listed.
     """
     columns = [chunks.c[name] for name in Header._fields]
-    taken: list[tuple[Header, int, int]] = []
+    taken: list[tuple[Any, int]] = []
     ids = [row.id for row in listed]
     after, read, size = progress.after, 0, 0
     is_current = True
@@ -112,10 +118,10 @@ async def _read(
         for id_, last in listed:
             row = found.get(id_)
             if row is not None and row.id + row.span > after:
-                if takes(header := header_of(row[:-1])):
+                if takes is None or takes(header_of(row[:-1])):
                     if taken and size + row.size > _BYTES:
                         break
-                    taken.append((header, row.size, after))
+                    taken.append((row, after))
                     size += row.size
                 after = row.id + row.span
             elif row is None and last > after:  # it is part of another one now, or was dropped
@@ -124,12 +130,10 @@ async def _read(
             read += 1
         contents: dict[int, bytes] = {}
         if taken:
-            statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_([one.id for one, _, _ in taken]))
+            wanted = [row.id for row, _ in taken]
+            statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_(wanted))
             contents = {row.id: row.content for row in (await connection.execute(statement)).all()}
-    parts = [
-        Part(scan.project_id, header, size, contents[header.id], before, progress.last)
-        for header, size, before in taken
-    ]
+    parts = [Part(scan.project_id, row, contents[row.id], before, progress.last) for row, before in taken]
     progress.after = max(after, progress.after)
     return parts, read, is_current
 
@@ -155,28 +159,64 @@ class Exporter:
     def __init__(self, store: ReadStore, selection: LogFilter) -> None:
         self._store = store
         self._scan = Scan(selection)
+        self._is_all = selection == LogFilter(project_id=selection.project_id)
         self.progress = Progress()
 
     def parts(self) -> AsyncIterator[list[Part]]:
         """Yield the chunks that may have something; raises as ReadStore does."""
-        return read_parts(self._store, self._scan, self.progress, lambda header: self._scan.may_match(header.summary))
+        takes = None if self._is_all else lambda header: self._scan.may_match(header.summary)
+        return read_parts(self._store, self._scan, self.progress, takes)
 
-    def text(self, part: Part) -> tuple[bytes | memoryview, int]:
-        """Return what matches of a chunk, and how many entries that is; for any thread.
+    def write(self, part: Part, write: Callable[[bytes | memoryview], object]) -> tuple[int, int]:
+        """Write what matches of a chunk, and return how many entries and bytes that is; for any thread.
 
-        Raises ChunkDamagedError, which names the chunk.
+        Raises ChunkDamagedError, which names the chunk, also after some of it was written.
         """
-        header = part.header
         try:
-            if part.is_whole and self._scan.takes_all(header):
-                text, end = decompressed(part.compressed)
-                return memoryview(text)[end + 1 :], header.entries
-            content = Content(header.id, part.compressed)
-            places = self._scan.places(header, content)
-            if not part.is_whole:
-                ids = content.ids
-                places = [place for place in places if part.after < ids[place] // IDS <= part.last]
+            if part.is_whole and (self._is_all or self._scan.takes_all(part.header)):
+                size = 0
+                for piece in _lines(part.compressed):
+                    write(piece)
+                    size += len(piece)
+                return part.row.entries, size
+            content = Content(part.row.id, part.compressed)
+            places = self._places(part, content)
+            lines = content.lines
+            text = b"".join([b"%b\n" % lines[place] for place in places])
         except ChunkDamagedError as error:
-            raise ChunkDamagedError(f"chunk {header.id}: {error}") from None
-        lines = content.lines
-        return b"".join([b"%b\n" % lines[place] for place in places]), len(places)
+            raise ChunkDamagedError(f"chunk {part.row.id}: {error}") from None
+        write(text)
+        return len(places), len(text)
+
+    def _places(self, part: Part, content: Content) -> Sequence[int]:
+        places = self._scan.places(part.header, content)
+        if part.is_whole:
+            return places
+        ids = content.ids
+        return [place for place in places if part.after < ids[place] // IDS <= part.last]
+
+
+def _lines(compressed: bytes) -> Iterator[bytes | memoryview]:
+    """Yield the lines of a content, piece by piece. Raises ChunkDamagedError, at the latest at the end.
+
+    In pieces, as to get pages of memory for a whole content costs twice as much as to decompress it.
+    """
+    decompressor = zstd.ZstdDecompressor()
+    is_head = True
+    while not decompressor.eof:
+        try:
+            piece = decompressor.decompress(compressed, _PIECE_BYTES)
+        except zstd.ZstdError:
+            raise ChunkDamagedError("its content cannot be read") from None
+        if not piece and decompressor.needs_input and not decompressor.eof:
+            raise ChunkDamagedError("its content ends too early")
+        compressed = b""
+        if is_head:
+            end = piece.find(b"\n")
+            is_head = end < 0
+            if not is_head:
+                yield memoryview(piece)[end + 1 :]
+        else:
+            yield piece
+    if is_head:
+        raise ChunkDamagedError("its content has no head")

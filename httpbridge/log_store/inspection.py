@@ -10,7 +10,7 @@ from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, ChunkDamagedError,
 from httpbridge.log_store.export import Part
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.schema import chunks
-from httpbridge.log_store.summary import LETTERS, LEVELS
+from httpbridge.log_store.summary import LETTERS, LEVELS, Summary
 from httpbridge.logs import Level
 
 
@@ -76,7 +76,7 @@ def check_chunk(part: Part) -> None:
     except msgspec.DecodeError:
         raise ChunkDamagedError("an entry cannot be read") from None
     _compare("entries", len(entries), header.entries, len(content.lines), content.body.count(b"\n"))
-    _compare("bytes", content.size, part.size)
+    _compare("bytes", content.size, part.row.size)
     _check_head(content, header.span)
     timestamps = [entry.timestamp for entry in entries]
     letters = [ord(entry.level[0]) for entry in entries]
@@ -87,7 +87,7 @@ def check_chunk(part: Part) -> None:
         raise ChunkDamagedError("a level is not where it belongs")
     _compare("first timestamp", min(timestamps), header.first_at)
     _compare("last timestamp", max(timestamps), header.last_at)
-    _check_summary(part, entries, letters)
+    _check_summary(header.summary, entries, letters)
 
 
 def _compare(what: str, *values: object) -> None:
@@ -106,8 +106,7 @@ def _check_head(content: Content, span: int) -> None:
         raise ChunkDamagedError("its runs have ids of other chunks")
 
 
-def _check_summary(part: Part, entries: list[_Checked], letters: list[int]) -> None:
-    summary = part.header.summary
+def _check_summary(summary: Summary, entries: list[_Checked], letters: list[int]) -> None:
     counts = Counter(letters)
     _compare("levels", summary.levels, [counts[letter] for letter in LETTERS])
     if summary.services and not {entry.service for entry in entries}.issubset(summary.services):
