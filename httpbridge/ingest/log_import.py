@@ -111,7 +111,9 @@ def read_window(lines: list[Line], project_id: str, received_at: datetime, line_
 def _read(text: bytes) -> tuple[_Names, bytes]:
     """Check that a line is one JSON object, and return what it is grouped by and its text, mended where that helps."""
     try:
-        with suppress(msgspec.DecodeError):
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            if not text.isascii():
+                text.decode()  # msgspec lets bad bytes through in what it skips
             return _names_decoder.decode(text), text
         text = finished(mended_escapes(finished(mended_bytes(text))))
         return _names_decoder.decode(text), text
