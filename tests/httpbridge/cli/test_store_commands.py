@@ -148,7 +148,7 @@ def test_the_store_is_shown_by_project(commands: Commands) -> None:
     assert b"0 damaged" in commands.run("store", "check").stderr
     commands.run("import", "a\x1b project", "-", input=LINES)
     header, *rows = commands.run("store").stdout.decode().splitlines()
-    assert header.split() == "project entries stored of entries ratio chunks oldest newest".split()
+    assert header.split() == ["project", "entries", "stored", "of", "entries", "ratio", "chunks", "oldest", "newest"]
     assert [row.split()[-1] for row in rows] == ["2026-11-23T20:15:19Z"] * 2
     assert "\x1b" not in rows[0]
     first, second = json.loads(commands.run("store", "--json").stdout)
@@ -165,7 +165,9 @@ def test_duckdb_and_pandas_open_an_export(commands: Commands, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     text = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
     (query,) = (block.split("\n```")[0] for block in text.split("```sql\n")[1:] if "shop.ndjson" in block)
-    assert duckdb.sql(query).fetchall() == [("api", 5)]
+    result = duckdb.sql(query)
+    assert result is not None
+    assert result.fetchall() == [("api", 5)]
     (lines,) = (block.split("\n```")[0] for block in text.split("```python\n")[1:] if "shop.ndjson" in block)
     names: dict[str, Any] = {"pd": pd}
     exec(lines, names)

@@ -42,7 +42,7 @@ def test_lines_of_a_service_and_an_environment_are_a_batch() -> None:
 
 
 def test_a_line_of_logs_as_json_is_read_and_what_it_has_more_is_ignored() -> None:
-    fields = {"id": 7, "project_id": "x", "key_id": "y", "received_at": "2026-01-01T00:00:00Z"}
+    fields: dict[str, Any] = {"id": 7, "project_id": "x", "key_id": "y", "received_at": "2026-01-01T00:00:00Z"}
     window = one(line(timestamp="2026-11-23T10:00:00.000001Z", metadata={"a": 1}, **fields))
     ((batch, _),) = window.batches
     assert batch.project_id == "demo"
