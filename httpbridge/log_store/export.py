@@ -140,17 +140,18 @@ async def _read(
 
 async def work_through(read: AsyncIterator[list[Part]], work: Callable[[list[Part]], None]) -> None:
     """Have a thread work at what is read, in its order, while the next is read. Raises what either raises."""
-    working: asyncio.Future[None] | None = None
+    working: asyncio.Task[None] | None = None
     try:
         async for parts in read:
             if working is not None:
-                await working
-            working = asyncio.ensure_future(asyncio.to_thread(work, parts))
+                await asyncio.shield(working)
+            working = asyncio.create_task(asyncio.to_thread(work, parts))
         if working is not None:
-            await working
+            await asyncio.shield(working)
     finally:
         if working is not None:
             await asyncio.wait([working])  # what it works with may be gone afterwards
+            working.exception()  # is known by now, or not asked for: whoever waited was cancelled
 
 
 class Exporter:

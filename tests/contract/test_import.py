@@ -103,10 +103,11 @@ async def test_an_import_whose_store_fails_goes_on_where_it_was(
         return make
 
     for number, is_stored in ((1, True), (1, False), (9, True), (5, False)):
-        with monkeypatch.context() as patch, pytest.raises(StoreUnavailableError, match="lost"):
-            patch.setattr(sink, "store_at", failing(number, is_stored=is_stored))
+        monkeypatch.setattr(sink, "store_at", failing(number, is_stored=is_stored))
+        with pytest.raises(StoreUnavailableError, match="lost"):
             await import_logs(database_url, "demo", file, **work)
         assert "stored" in capsys.readouterr().err
+    monkeypatch.undo()
     assert await import_logs(database_url, "demo", file, **work) is None
     assert await found(database_url) == EXPECTED
 

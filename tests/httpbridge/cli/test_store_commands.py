@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import duckdb
 import pandas as pd
 import pytest
 
+from authsvc.runtime.commands import OutputError
+from httpbridge.cli.output_file import written
 from httpbridge.log_store.zstandard import zstd
 
 HTTPBRIDGE = Path(sys.executable).parent / "httpbridge"
@@ -27,6 +30,8 @@ LINES = b"".join(
 
 
 class Commands:
+    """The command line, with a state directory of its own."""
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.environ = os.environ | {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
@@ -112,6 +117,35 @@ def test_a_reader_that_has_had_enough_ends_an_export(commands: Commands) -> None
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([HTTPBRIDGE, "export", "shop"], env=commands.environ, stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"httpbridge: standard output: No space left on device\n")
+
+
+def test_an_export_that_is_interrupted_says_so_and_leaves_no_file(commands: Commands, tmp_path: Path) -> None:
+    commands.run("import", "shop", "-", input=LINES * 5000)
+    reader, writer = os.pipe()
+    command = [HTTPBRIDGE, "export", "shop"]
+    with subprocess.Popen(command, env=commands.environ, stdout=writer, stderr=subprocess.PIPE) as exporter:
+        os.close(writer)
+        assert os.read(reader, 1) == b"{"
+        exporter.send_signal(signal.SIGINT)
+        os.close(reader)
+        assert exporter.stderr is not None
+        assert exporter.stderr.read() == b"\nAborted!\n"
+    assert exporter.returncode == 1
+    for name in ("a", "a.gz", "a.zst"):
+        with pytest.raises(KeyboardInterrupt), written(tmp_path / name, is_forced=False) as output:  # noqa: PT012
+            output.write(LINES)
+            assert len(list(tmp_path.iterdir())) == 2
+            raise KeyboardInterrupt
+        assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_file_that_appears_during_an_export_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(OutputError, match="exists by now"), written(path, is_forced=False) as output:  # noqa: PT012
+        output.write(b"exported")
+        path.write_bytes(b"precious")
+    assert path.read_bytes() == b"precious"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_line_that_is_refused_ends_an_import_unless_it_is_skipped(commands: Commands, tmp_path: Path) -> None:
