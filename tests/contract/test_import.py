@@ -1,11 +1,13 @@
 """Imports into real stores, on which others work, and which are killed."""
 
+import asyncio
 import json
 import os
-import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,11 @@ import pytest
 from httpbridge.cli.importing import import_logs
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import sink
-from httpbridge.log_store.chunk import Chunk
-from httpbridge.log_store.inspection import usage
+from httpbridge.log_store.chunk import Chunk, Content
 from httpbridge.log_store.reader import read
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.sink import store_at
-from tests.contract.stored import AT, made, reading, sink_at
+from tests.contract.stored import AT, chunk_rows, made, reading, sink_at
 from tests.e2e.processes import until
 
 HTTPBRIDGE = Path(sys.executable).parent / "httpbridge"
@@ -30,15 +31,16 @@ LINES = [
 ]
 
 
-async def found(url: str) -> Counter[str]:
+async def messages(url: str) -> Counter[str]:
     async with reading(url) as store:
-        selection = LogFilter(project_id="demo", since=AT)
-        return Counter([log.message async for log in read(store, selection)])
+        return Counter([log.message async for log in read(store, LogFilter(project_id="demo", since=AT))])
 
 
-async def entries(url: str) -> int:
+async def imported(url: str) -> int:
+    """Return how many entries of an import are stored."""
     async with reading(url) as store:
-        return sum(one.entries for one in await usage(store))
+        rows = await chunk_rows(store)
+    return sum(row.entries for row in rows if Content(row.id, row.content).head.keys == ["import"])
 
 
 EXPECTED = Counter(map(str, range(len(LINES))))
@@ -47,32 +49,32 @@ EXPECTED = Counter(map(str, range(len(LINES))))
 async def test_an_import_that_is_killed_and_run_again_stores_everything_once(database_url: str, tmp_path: Path) -> None:
     """Also while a bridge has the store open, and writes to it."""
     environ = os.environ | {"HTTPBRIDGE_LOG_STORE_URL": database_url, "HTTPBRIDGE_STATE_DIR": str(tmp_path / "state")}
-    command: list[str | Path] = [HTTPBRIDGE, "import", "demo", "-"]
+    start = partial(
+        asyncio.create_subprocess_exec, HTTPBRIDGE, "import", "demo", "-", stdin=PIPE, stderr=PIPE, env=environ
+    )
     async with sink_at(database_url) as bridge:
-        await bridge.write(made("before"))
-        importer = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+        async def write_on() -> None:
+            for _ in range(100):
+                await bridge.write(made("other"))
+
+        async def has_begun() -> bool:
+            return await imported(database_url) > 0
+
+        writing = asyncio.create_task(write_on())
+        importer = await start()
         assert importer.stdin is not None
-        assert importer.stderr is not None
-        try:
-            importer.stdin.write("".join(LINES[: WINDOW * 2 + 100]))
-            importer.stdin.flush()
-
-            async def has_begun() -> bool:
-                return await entries(database_url) > 1
-
-            await until("some of it is stored", has_begun)
-            await bridge.write(made("meanwhile"))
-        finally:
-            importer.kill()
-            importer.wait()
-            importer.stdin.close()
-            importer.stderr.close()
-        assert 1 < await entries(database_url) <= 2 + 2 * WINDOW
+        importer.stdin.write("".join(LINES[: WINDOW * 2 + 100]).encode())
+        await until("some of it is stored", has_begun)
+        importer.kill()
+        await importer.communicate()
+        assert 0 < await imported(database_url) <= 2 * WINDOW
         for _ in range(2):
-            again = subprocess.run(command, input="".join(LINES), capture_output=True, text=True, env=environ)
-            assert again.stderr.startswith("imported 12,000 entries"), again.stderr
-        await bridge.write(made("after"))
-    assert await found(database_url) == EXPECTED + Counter(["before", "meanwhile", "after"])
+            again = await start()
+            _, errors = await again.communicate("".join(LINES).encode())
+            assert errors.startswith(b"imported 12,000 entries, "), errors
+        await writing
+    assert await messages(database_url) == EXPECTED + Counter({"other": 100})
 
 
 async def test_an_import_whose_store_fails_goes_on_where_it_was(
@@ -109,7 +111,7 @@ async def test_an_import_whose_store_fails_goes_on_where_it_was(
         assert "stored" in capsys.readouterr().err
     monkeypatch.undo()
     assert await import_logs(database_url, "demo", file, **work) is None
-    assert await found(database_url) == EXPECTED
+    assert await messages(database_url) == EXPECTED
 
 
 async def test_chunks_of_an_import_have_what_it_says(database_url: str, tmp_path: Path) -> None:

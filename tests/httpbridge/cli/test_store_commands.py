@@ -122,7 +122,7 @@ def test_a_reader_that_has_had_enough_ends_an_export(commands: Commands) -> None
 def test_an_export_that_is_interrupted_says_so_and_leaves_no_file(commands: Commands, tmp_path: Path) -> None:
     commands.run("import", "shop", "-", input=LINES * 5000)
     reader, writer = os.pipe()
-    command = [HTTPBRIDGE, "export", "shop"]
+    command: list[str | Path] = [HTTPBRIDGE, "export", "shop"]
     with subprocess.Popen(command, env=commands.environ, stdout=writer, stderr=subprocess.PIPE) as exporter:
         os.close(writer)
         assert os.read(reader, 1) == b"{"
