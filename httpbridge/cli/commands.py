@@ -1,47 +1,33 @@
 """The command `httpbridge`: `serve` runs the bridge, `dashboard` the dashboard, `logs` shows what is stored.
 
+`store_commands` has those that are about the whole of it.
+
 Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is unavailable.
 """
 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
 
 import click
 import msgspec
 
-from authsvc.runtime.commands import (
-    TEXT,
-    UNAVAILABLE,
-    USAGE,
-    Commands,
-    announce,
-    fail,
-    note,
-    run,
-    service_config,
-    user_name,
-    writing,
-)
+from authsvc.runtime.commands import Commands, announce, note, service_config, user_name, writing
 from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.process import ignore_stop_signals, stop_at_signals
 from authsvc.runtime.workers import run_workers
+from httpbridge.cli.running import project_argument, run_with_store, since_option
+from httpbridge.cli.store_commands import STORE_COMMANDS
 from httpbridge.config import Config
-from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
-from httpbridge.text import parse_since
-
-_T = TypeVar("_T")
 
 _DIRECTORY_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
@@ -55,20 +41,24 @@ def main() -> None:
     """
 
 
+for _command in STORE_COMMANDS:
+    main.add_command(_command)
+
+
 @main.command()
 def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
     config = _bridge_config()
     started = partial(announce, "httpbridge", config.tls_cert is not None)
     if config.workers > 1:
-        _run(config, _run_workers(config, started))
+        run_with_store(config, _run_workers(config, started))
         return
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(config, work())
+    run_with_store(config, work())
 
 
 @main.command(hidden=True)
@@ -83,7 +73,7 @@ def worker(spec: WorkerSpec, log_writer: Path | None) -> None:
         async with ControlChannel(spec) as channel:
             await app.serve(config, stop_at_signals(), lambda _: channel.ready(), is_worker=True, log_writer=log_writer)
 
-    _run(config, work())
+    run_with_store(config, work())
 
 
 @main.command(hidden=True)
@@ -103,7 +93,7 @@ def log_writer(path: Path, spec: WorkerSpec) -> None:
             retention = Retention(config.retention_days, config.store_bytes_max)
             await serve_writer(config.store_url(), path, stop, channel.ready, retention)
 
-    _run(config, work())
+    run_with_store(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
         path.unlink()
         path.parent.rmdir()
@@ -144,7 +134,7 @@ def dashboard() -> None:
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(config, work())
+    run_with_store(config, work())
 
 
 @main.command()
@@ -166,25 +156,19 @@ def sign_in_link(name: str | None, url: str | None) -> None:
 
 
 @main.command()
-@click.argument("project", type=TEXT)
-@click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
+@project_argument
+@since_option
 @click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
 @click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
+def logs(project: str, since: datetime | None, level: str | None, follow: bool, as_json: bool) -> None:
     """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.selection import LogFilter  # noqa: PLC0415
 
     config = Config.from_environment(os.environ)
-    start = None
-    if since is not None:
-        try:
-            start = parse_since(since, datetime.now(UTC))
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--since") from None
     levels = frozenset([Level(level)] if level else ())
-    selection = LogFilter(project_id=project, since=start, levels=levels)
+    selection = LogFilter(project_id=project, since=since, levels=levels)
 
     if as_json and isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors=log_view.JSON_ESCAPES)
@@ -198,7 +182,7 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
 
     work = log_view.show_logs(config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=write)
     with suppress(KeyboardInterrupt):
-        is_any = _run(config, work)
+        is_any = run_with_store(config, work)
         with writing():
             sys.stdout.flush()
         if not is_any:
@@ -208,13 +192,3 @@ def logs(project: str, since: str | None, level: str | None, follow: bool, as_js
 def _bridge_config(spec: WorkerSpec | None = None) -> Config:
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
     return service_config(Config, spec)
-
-
-def _run(config: Config, work: Coroutine[Any, Any, _T]) -> _T:
-    """Run to the end; what goes wrong is one line and an exit status."""
-    try:
-        return run(work)
-    except StoreSetupError as error:
-        fail(f"{config.store_variable}: {error}", USAGE)
-    except StoreUnavailableError as error:
-        fail(f"the log store is unavailable: {error}", UNAVAILABLE)

@@ -196,7 +196,7 @@ async def decode(
         inflated = await _inflate(body, encoding, bytes_max, reservation, take_turn)
     except zlib.error:
         raise BodyRefusedError(_misencoded(body, encoding) or f"The body is not valid {encoding}") from None
-    if (name := _compression(inflated)) is not None:
+    if (name := compression(inflated)) is not None:
         raise BodyRefusedError(f"The body is {name} within {encoding}: compress it once")
     return inflated
 
@@ -247,7 +247,7 @@ def _deflate_window_bits(body: bytes) -> int:
 
 def likeness(body: bytes) -> str | None:
     """Say what a body looks like that came without Content-Encoding and is not JSON; None where nothing shows."""
-    name = _compression(body)
+    name = compression(body)
     if name in _DECODED:
         return f"The body looks like {name}, and the header Content-Encoding: {name} is missing"
     if name is not None:
@@ -259,7 +259,7 @@ def likeness(body: bytes) -> str | None:
 
 def _misencoded(body: bytes, announced: str) -> str | None:
     """Say what a body looks like that is not encoded as Content-Encoding announces; None where nothing shows."""
-    name = _compression(body)
+    name = compression(body)
     if name == announced:
         return None
     if name in _DECODED:
@@ -271,7 +271,7 @@ def _misencoded(body: bytes, announced: str) -> str | None:
     return None
 
 
-def _compression(body: bytes) -> str | None:
+def compression(body: bytes) -> str | None:
     """Return the name of the format whose number a body begins with."""
     for number, name in _COMPRESSED:
         if body.startswith(number):
