@@ -27,15 +27,11 @@ def export_command(project: str, output: Path | None, force: bool, **options: An
     """Write PROJECT's stored logs as NDJSON, one entry a line, in the order in which they were stored."""
     from httpbridge.cli.exporting import export_logs  # noqa: PLC0415 - the database libraries
     from httpbridge.cli.output_file import written  # noqa: PLC0415
-    from httpbridge.log_store.chunk import ChunkDamagedError  # noqa: PLC0415
 
     config = Config.from_environment(os.environ)
     selection = log_filter(project, **options)
-    try:
-        with written(output, is_forced=force) as target:
-            run_with_store(config, export_logs(config.store_url(), selection, target))
-    except ChunkDamagedError as error:
-        fail(f"the log store is damaged: {error}; `httpbridge store check` names all that is", REFUSED)
+    with written(output, is_forced=force) as target:
+        run_with_store(config, export_logs(config.store_url(), selection, target))
 
 
 @click.command(name="import")

@@ -63,7 +63,7 @@ async def check_chunks(url: str) -> int:
             except ChunkDamagedError as error:
                 damaged += 1
                 line.clear()
-                show(f"chunk {part.row.id} of project {plain(part.project_id)}: {error}")
+                show(f"chunk {part.row.id} of project {plain(part.project_id)}: {error.reason}")
             chunks += 1
             entries += part.row.entries
             size += part.row.size

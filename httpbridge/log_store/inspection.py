@@ -69,10 +69,7 @@ _decode_lines = msgspec.json.Decoder(_Checked).decode_lines
 
 def check_chunk(part: Part) -> None:
     """Compare all that is known of a chunk with its content; for any thread. Raises ChunkDamagedError."""
-    try:
-        header = part.header
-    except msgspec.DecodeError:
-        raise ChunkDamagedError("its summary cannot be read") from None
+    header = part.header
     content = Content(header.id, part.compressed)
     try:
         entries = _decode_lines(content.body)

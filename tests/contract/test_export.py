@@ -129,7 +129,7 @@ async def test_a_damaged_chunk_ends_an_export_and_is_named(database_url: str) ->
                 database_url, "UPDATE chunks SET content = :content WHERE id = :id", content=content, id=row.id
             )
             for selection in (LogFilter(project_id="demo"), LogFilter(project_id="demo", text="x")):
-                with pytest.raises(ChunkDamagedError, match=f"^chunk {row.id}: "):
+                with pytest.raises(ChunkDamagedError, match=f"damaged: chunk {row.id}: "):
                     await exported(store, selection)
 
 
@@ -142,7 +142,7 @@ async def check(store: ReadStore) -> list[str]:
             try:
                 check_chunk(part)
             except ChunkDamagedError as error:
-                found.append(f"{part.row.id}: {error}")
+                found.append(f"{part.row.id}: {error.reason}")
 
     for project_id in await projects(store):
         await work_through(read_parts(store, Scan(LogFilter(project_id=project_id)), Progress()), check_all)

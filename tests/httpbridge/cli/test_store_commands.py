@@ -97,7 +97,7 @@ def test_no_file_is_written_over_and_no_half_of_one_is_left(commands: Commands, 
     damaged = database.read_bytes().replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfe")
     database.write_bytes(damaged)
     done = commands.run("export", "shop", "--output", "half", status=1)
-    assert b"the log store is damaged: chunk 1: its content cannot be read" in done.stderr
+    assert b"a chunk of the log store is damaged: chunk 1: its content cannot be read" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"state", "kept", "link"}
     done = commands.run("store", "check", status=1)
     assert done.stdout == b"chunk 1 of project shop: its content cannot be read: ZstdError\n"
