@@ -25,9 +25,9 @@ from httpbridge.log_store.tail import ARRIVALS_MAX
 from httpbridge.logs import LOGS_MAX
 from tests.browser.stack import Stack
 from tests.e2e.http_exchange import exchange, request
-from tests.e2e.processes import until
 from tests.httpbridge.dashboard.conftest import TOKEN
 from tests.httpbridge.dashboard.conftest import running as running_dashboard
+from tests.waiting import until
 
 Walk: TypeAlias = Callable[[Stack], AsyncIterator[tuple[str, Page]]]
 

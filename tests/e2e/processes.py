@@ -4,43 +4,25 @@ Everything a process prints goes to files, which are shown when a test fails and
 while it runs. Nothing of the developer's own AUTHSVC_… or HTTPBRIDGE_… environment gets in.
 """
 
-import asyncio
-import inspect
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
 
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from tests.e2e import forks
 from tests.migrated import make_state_dir
+from tests.waiting import DEADLINE_SECONDS, until
 
 BIN = Path(sys.executable).parent
 _AS_INSTALLED = Path(__file__).parent / "as_installed"
 NOT_KEPT = ("AUTHSVC_", "HTTPBRIDGE_", "MAKE", "MFLAGS", "PYTHON")
-DEADLINE_SECONDS = 40.0
-_POLL_SECONDS = 0.01
-
-
-async def until(
-    what: str, condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = DEADLINE_SECONDS
-) -> None:
-    """Return when the condition holds; fail, saying what was waited for, when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        holds = condition()
-        if inspect.isawaitable(holds):
-            holds = await holds
-        if holds:
-            return
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(_POLL_SECONDS)
 
 
 def free_port() -> int:
@@ -85,16 +67,21 @@ class Service:
         self.address = ""
         """`host:port`, once it has started."""
         self.is_tls = False
-        with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [*limits, BIN / name, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env=dict(environ),
-                cwd=directory,
-                process_group=0,  # Ctrl-C in the terminal is for the tests, which then stop it
-            )
+        self._process: subprocess.Popen[bytes] | forks.Fork
+        with Path(os.devnull).open() as stdin, self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
+            if forks.in_use and not limits and forks.in_use.can_start(environ):
+                streams = [stdin.fileno(), stdout.fileno(), stderr.fileno()]
+                self._process = forks.in_use.start([BIN / name, *arguments], environ, directory, streams)
+            else:
+                self._process = subprocess.Popen(
+                    [*limits, BIN / name, *arguments],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=dict(environ),
+                    cwd=directory,
+                    process_group=0,  # Ctrl-C in the terminal is for the tests, which then stop it
+                )
 
     @property
     def pid(self) -> int:
@@ -132,7 +119,8 @@ class Service:
     async def ended(self) -> int:
         """Wait for its end; return its exit status, negative for a signal that killed it."""
         await until(f"{self.name} ends", lambda: not self.is_running)
-        status: int = self._process.returncode
+        status = self._process.returncode
+        assert status is not None
         return status
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -213,15 +201,19 @@ class System:
     def run(self, *command: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the product to its end."""
         name, *arguments = command
-        done = subprocess.run(
-            [BIN / name, *arguments],
-            input=stdin,
-            env=self.environment(**variables),
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECONDS,
-        )
+        environ = self.environment(**variables)
+        if forks.in_use and forks.in_use.can_start(environ):
+            done = forks.in_use.run([BIN / name, *arguments], environ, self.directory, stdin, DEADLINE_SECONDS)
+        else:
+            done = subprocess.run(
+                [BIN / name, *arguments],
+                input=stdin,
+                env=environ,
+                cwd=self.directory,
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE_SECONDS,
+            )
         print(f"--- {' '.join(command)}, exit status {done.returncode}\n{done.stdout}{done.stderr}")  # noqa: T201
         return done
 

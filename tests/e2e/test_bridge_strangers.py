@@ -11,7 +11,8 @@ import pytest
 
 from tests.e2e.certificates import Authority
 from tests.e2e.http_exchange import BODY, Connection, request
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
+from tests.waiting import until
 
 STRANGER = "127.0.0.2"
 HEALTH = request(method="GET", target="/health")

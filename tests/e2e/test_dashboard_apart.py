@@ -12,9 +12,10 @@ import pytest
 
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
 from tests.e2e.traffic import Ring, Traffic
 from tests.httpbridge.dashboard.conftest import Browser
+from tests.waiting import until
 
 STORED_ROWS = 150_000
 REQUESTS = 300

@@ -10,8 +10,9 @@ import pytest
 
 from tests.e2e.http_exchange import Connection
 from tests.e2e.http_exchange import request as sent
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.measured import Measured
+from tests.waiting import until
 
 CONNECTIONS = 16
 LARGE_BYTES = 5_000_000

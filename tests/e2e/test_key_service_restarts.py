@@ -13,9 +13,10 @@ import pytest
 from tests.e2e.administrator import PATIENCE_SECONDS, Life
 from tests.e2e.cluster import Cluster, start_cluster
 from tests.e2e.http_exchange import get
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
 from tests.e2e.traffic import Ring, Traffic
 from tests.measured import Measured, distribution
+from tests.waiting import until
 
 BRIDGES = 3
 VALIDATE = re.compile("method=/authsvc.v1.KeyService/(?:Batch|Stream)Validate")

@@ -5,9 +5,10 @@ import itertools
 
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.traffic import Ring, Traffic
 from tests.measured import Measured, distribution
+from tests.waiting import until
 
 BRIDGES = 3
 REVOCATIONS, REVOCATIONS_LONG = 30, 200

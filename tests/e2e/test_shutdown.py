@@ -14,8 +14,9 @@ from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import BODY, Connection, get, post, request
 from tests.e2e.load import Load, check_stored, closes
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.stored_logs import messages
+from tests.waiting import until
 
 DRAIN_SECONDS = 10
 """How long the key service waits for calls under way."""

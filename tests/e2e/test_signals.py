@@ -7,8 +7,9 @@ import psutil
 import pytest
 
 from tests.e2e.http_exchange import get
-from tests.e2e.processes import DEADLINE_SECONDS, Service, System
+from tests.e2e.processes import Service, System
 from tests.e2e.workers import workers
+from tests.waiting import DEADLINE_SECONDS
 
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -11,8 +11,9 @@ import pytest
 
 from tests.e2e.http_exchange import Answer, get, post
 from tests.e2e.load import body
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
 from tests.e2e.stored_logs import messages
+from tests.waiting import until
 
 
 async def ready_status(bridge: Service) -> int:

@@ -15,8 +15,9 @@ from tests.authsvc.api.raw_http2 import flood
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import post
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.traffic import Ring, Traffic
+from tests.waiting import until
 
 CONNECTIONS = 44
 CALLS = 199

@@ -18,11 +18,12 @@ from tests.e2e.certificates import Authority
 from tests.e2e.cluster import start_cluster
 from tests.e2e.http_exchange import BODY, Connection, get, post, request
 from tests.e2e.load import Load, check_stored
-from tests.e2e.processes import Service, System, free_port, until
+from tests.e2e.processes import Service, System, free_port
 from tests.e2e.stored_logs import messages
 from tests.e2e.traffic import Ring, Traffic
 from tests.e2e.workers import have_answered, kill, workers
 from tests.measured import Measured, distribution
+from tests.waiting import until
 
 SENDERS = 12
 """Connections, of which the system gives each worker some: all to one of two in one of 2,048 cases."""

@@ -42,13 +42,6 @@ def invalid(ttl_seconds: int = 5, revision: int = 1) -> pb2.ValidateResponse:
     )
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Return once something that nobody tells is so."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 @dataclass(frozen=True)
 class Call:
     """A key that was asked about."""

@@ -26,10 +26,10 @@ from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
-from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.revocation.watching import Watcher, issue, replica, revoke, wait
 from tests.postgres import PostgresServer, blocked
+from tests.waiting import until
 
 Code = grpc.StatusCode
 LONG = 20.0
@@ -484,7 +484,7 @@ async def test_who_comes_while_others_look_at_the_leases_gets_a_look_of_its_own(
     watcher = Watcher(service)
     await watcher.attach()
     second = asyncio.create_task(issue(service, "second", wait_seconds=0))
-    await until(lambda: asked == 2)
+    await until("both have asked", lambda: asked == 2)
     looks[1].set()
     assert (await first).propagation.effective
     assert names((await second).propagation.pending) == ["bridge-1"]

@@ -655,7 +655,7 @@ async def test_a_client_that_takes_no_answers_is_cut_off_once_its_connection_is_
                 await loop.sock_sendall(client, request("GET", "/nowhere", "Connection: close", key=None))
             elif end == "half closed":
                 client.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not bridge.server._connections:
                     await asyncio.sleep(0)
                 while bridge.server._connections:
