@@ -5,7 +5,7 @@ import inspect
 import time
 from collections.abc import Awaitable, Callable
 
-DEADLINE_SECONDS = 40.0
+DEADLINE_SECONDS = 120.0
 """After which what was waited for does not come: a busy machine may need many."""
 _TURNS_AT_ONCE = 100
 _POLL_SECONDS = 0.01

@@ -5,6 +5,7 @@ while it runs. Nothing of the developer's own AUTHSVC_… or HTTPBRIDGE_… envi
 """
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,12 +26,30 @@ _AS_INSTALLED = Path(__file__).parent / "as_installed"
 NOT_KEPT = ("AUTHSVC_", "HTTPBRIDGE_", "MAKE", "MFLAGS", "PYTHON")
 
 
+_ANY_PORT = "127.0.0.1:0"
+_PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any port, connections included."""
+
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port of the loopback that nobody else takes, also after it was given back, while this process lives.
+
+    Other runs of the tests know by an abstract Unix socket that it is taken.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        reserved = socket.socket(socket.AF_UNIX)
+        try:
+            reserved.bind(f"\0deeptracer-tests-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reserved.close()
+            continue
+        _reserved.append(reserved)
         return port
+    raise AssertionError("all ports are taken")
 
 
 def clean_environment() -> dict[str, str]:
@@ -152,10 +171,10 @@ class System:
         self._services: list[Service] = []
         self.variables = {
             "AUTHSVC_STATE_DIR": str(self.state_dir),
-            "AUTHSVC_LISTEN": "127.0.0.1:0",
+            "AUTHSVC_LISTEN": _ANY_PORT,
             "HTTPBRIDGE_STATE_DIR": str(self.state_dir),
-            "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
-            "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
+            "HTTPBRIDGE_LISTEN": _ANY_PORT,
+            "HTTPBRIDGE_DASHBOARD_LISTEN": _ANY_PORT,
             "HTTPBRIDGE_RATE_LIMIT_PER_MINUTE": "100000000",  # a load must not reach it, however fast the machine is
         }
         """The environment of every process started from now on, besides what is neutral."""
@@ -181,22 +200,27 @@ class System:
         """Start `authsvc`, on a database that is migrated already; commands and bridges started later find it."""
         if "AUTHSVC_DATABASE_URL" not in self.variables | variables:
             make_state_dir(self.state_dir)
-        service = self.launch("authsvc", **variables)
+        service = self.launch("authsvc", **self._with_port("AUTHSVC_LISTEN", variables))
         await service.started()
         self.variables |= {"AUTHSVC_ADDRESS": service.address, "HTTPBRIDGE_KEY_SERVICE": service.address}
         return service
 
     async def bridge(self, **variables: str) -> Service:
         """Start `httpbridge`."""
-        service = self.launch("httpbridge", **variables)
+        service = self.launch("httpbridge", **self._with_port("HTTPBRIDGE_LISTEN", variables))
         await service.started()
         return service
 
     async def dashboard(self, **variables: str) -> Service:
         """Start `httpbridge dashboard`."""
-        service = self.launch("httpbridge", "dashboard", **variables)
+        service = self.launch("httpbridge", "dashboard", **self._with_port("HTTPBRIDGE_DASHBOARD_LISTEN", variables))
         await service.started()
         return service
+
+    def _with_port(self, variable: str, variables: Mapping[str, str]) -> dict[str, str]:
+        """Have a service listen on a port that is still there for the one that takes its place."""
+        address = {**self.variables, **variables}[variable]
+        return {**variables, variable: f"127.0.0.1:{free_port()}" if address == _ANY_PORT else address}
 
     def run(self, *command: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the product to its end."""
