@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Lock
 from typing import Any
 
 _MESSAGE_BYTES_MAX = 150_000
@@ -40,6 +41,7 @@ class Forks:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._environ: Mapping[str, str] = {}
+        self._asking = Lock()  # some tests run commands in threads
 
     def can_start(self, environ: Mapping[str, str]) -> bool:
         """Whether it would be the same with this environment, of which Python and gRPC read a part at their start."""
@@ -75,11 +77,12 @@ class Forks:
 
     def ask(self, request: Any, streams: Sequence[int] = (), environ: Mapping[str, str] | None = None) -> Any:
         """Send a request and return the answer."""
-        if self._channel is None:
-            self._open(environ or {})
-        assert self._channel is not None
-        socket.send_fds(self._channel, [json.dumps(request).encode()], streams)
-        return json.loads(self._channel.recv(_MESSAGE_BYTES_MAX))
+        with self._asking:
+            if self._channel is None:
+                self._open(environ or {})
+            assert self._channel is not None
+            socket.send_fds(self._channel, [json.dumps(request).encode()], streams)
+            return json.loads(self._channel.recv(_MESSAGE_BYTES_MAX))
 
     def _open(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
