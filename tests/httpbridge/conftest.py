@@ -3,10 +3,9 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -23,6 +22,7 @@ from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerL
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.logs import LogBatch
+from tests.clocks import Clock, RunningClock
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"
@@ -33,22 +33,6 @@ OTHER_KEY = "dt_ffffffffffffffffffffffff"
 BLOCKED_ORIGIN = "https://evil.example"
 NOBODY = Networks()
 BODY = b'{"logs": [{"level": "info", "message": "hello"}]}'
-
-
-class FakeClock:
-    """A wall clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.time = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time.timestamp()
-
-    def advance(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
 
 
 class FakeValidator:
@@ -175,7 +159,7 @@ class Bridge:
         trusted_proxies: Networks,
         limits: ServerLimits,
     ) -> None:
-        self.clock = FakeClock()
+        self.clock = Clock()
         self.validator = FakeValidator()
         self.sink = MemorySink()
         self.origins = CountedOrigins()
@@ -183,9 +167,9 @@ class Bridge:
         ingest = Ingest(
             validator=cast(KeyValidator, self.validator),
             count_origin=self.origins.count,
-            rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.now),
+            rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.wall),
             sink=self.sink,
-            now=self.clock.now,
+            now=self.clock.wall,
             body_bytes_max=limits.body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
         )
@@ -193,8 +177,8 @@ class Bridge:
         self.server = PublicServer(
             ingest=ingest.handle,
             readiness=self._ask_readiness,
-            now=self.clock.now,
-            monotonic=self.clock.monotonic,
+            now=self.clock.wall,
+            monotonic=self.clock,
             limits=limits,
             trusted_proxies=trusted_proxies,
         )
@@ -286,28 +270,10 @@ def request(
     return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")
 
 
-class LoopClock:
-    """The event loop's clock, which can be put forward: what waits for that time is done in the next turn."""
-
-    def __init__(self, time: Callable[[], float]) -> None:
-        self._time = time
-        self._ahead_seconds = 0.0
-
-    def __call__(self) -> float:
-        return self._time() + self._ahead_seconds
-
-    def advance(self, seconds: float) -> None:
-        self._ahead_seconds += seconds
-
-    def stop(self) -> None:
-        """Let no time pass from now on unless it is put forward, however slow the machine is."""
-        now = self._time()
-        self._time = lambda: now
-
-
 @pytest.fixture
-async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> RunningClock:
+    """Let the test put the event loop's time forward."""
     loop = asyncio.get_running_loop()
-    clock = LoopClock(loop.time)
+    clock = RunningClock(loop.time)
     monkeypatch.setattr(loop, "time", clock)
     return clock

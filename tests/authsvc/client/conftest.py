@@ -11,7 +11,8 @@ import trustme
 from authsvc.client import key_client as key_client_module
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials
+from tests.authsvc.client.fake_key_service import FakeKeyService, serve, server_credentials
+from tests.clocks import Clock
 from tests.waiting import until
 
 

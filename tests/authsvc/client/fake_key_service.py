@@ -291,16 +291,6 @@ def _authorization(context: Any) -> str:
     return str(dict(context.invocation_metadata() or ()).get("authorization", ""))
 
 
-@dataclass
-class Clock:
-    """A monotonic clock that a test moves."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def serve(
     service: FakeKeyService, address: str, credentials: grpc.ServerCredentials | None = None
 ) -> tuple[grpc.aio.Server, int]:

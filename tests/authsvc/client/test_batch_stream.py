@@ -14,7 +14,7 @@ from authsvc.client.channel import TokenFile
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, invalid, serve
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, invalid, serve
 from tests.authsvc.client.streaming import (
     ALLOWED,
     INVALID,
@@ -28,6 +28,7 @@ from tests.authsvc.client.streaming import (
 )
 from tests.authsvc.conftest import running
 from tests.authsvc.revocation.watching import issue, revoke
+from tests.clocks import Clock
 from tests.waiting import until
 
 

@@ -5,7 +5,8 @@ import pytest
 from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService
+from tests.authsvc.client.fake_key_service import FakeKeyService
+from tests.clocks import Clock
 from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")

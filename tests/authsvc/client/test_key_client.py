@@ -16,17 +16,9 @@ from authsvc.client.verdict_cache import sendable_origin
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX, Answer, Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, Secret
 from authsvc.v1 import key_service_pb2 as pb2
-from tests.authsvc.client.fake_key_service import (
-    BRIDGE_TOKEN,
-    Call,
-    Clock,
-    FakeKeyService,
-    allowed,
-    invalid,
-    refused,
-    serve,
-)
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Call, FakeKeyService, allowed, invalid, refused, serve
 from tests.authsvc.conftest import running
+from tests.clocks import Clock
 from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")

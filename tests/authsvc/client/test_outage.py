@@ -13,8 +13,8 @@ from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
-from tests.authsvc.client.fake_key_service import Clock
 from tests.authsvc.conftest import Service, running
+from tests.clocks import Clock
 from tests.measured import Measured
 from tests.waiting import until
 

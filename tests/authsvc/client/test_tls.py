@@ -13,7 +13,8 @@ from authsvc.client.channel import ClientTls, FixedToken
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError, Secret
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, serve, server_credentials
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, serve, server_credentials
+from tests.clocks import Clock
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 VARIABLES = ("X_CA", "X_CERT", "X_CERT_KEY")

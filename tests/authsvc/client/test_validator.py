@@ -14,7 +14,8 @@ from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdic
 from authsvc.runtime.environment import Address, Secret
 from authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.client_log import client_events
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, allowed, invalid, refused
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, allowed, invalid, refused
+from tests.clocks import Clock
 from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")

@@ -11,7 +11,8 @@ from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid
+from tests.authsvc.client.fake_key_service import FakeKeyService, allowed, invalid
+from tests.clocks import Clock
 from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")

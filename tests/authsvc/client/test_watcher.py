@@ -15,7 +15,8 @@ from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address
 from tests.authsvc.client.client_log import client_events
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, Stream, serve
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, Stream, serve
+from tests.clocks import Clock
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.waiting import until
 

@@ -9,7 +9,6 @@ import ssl
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
 from typing import cast
 
 import pytest
@@ -756,6 +755,6 @@ def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
 
 
 async def test_an_answers_date_is_that_of_the_clock(bridge: Bridge) -> None:
-    bridge.clock.time += timedelta(days=1)
+    bridge.clock.advance(24 * 3600)
     answer = await bridge.exchange(request("GET", "/health", key=None))
     assert answer.headers["date"] == "Sat, 03 Jan 2026 03:04:05 GMT"
