@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
+import trustme
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.api_key import ApiKey, Digest
@@ -268,6 +269,17 @@ def request(
     if body is not None:
         lines.append(f"Content-Length: {len(body)}")
     return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")
+
+
+@pytest.fixture(scope="session")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's side and the client's."""
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+    return server_side, client_side
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from typing import cast
 
 import pytest
 import structlog
-import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -678,17 +677,6 @@ async def test_a_connection_that_ended_is_let_go_of_without_the_garbage_collecto
         assert [held for held in gc.get_objects() if isinstance(held, Connection)] == []
     finally:
         gc.enable()
-
-
-@pytest.fixture
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the server's side and the client's."""
-    authority = trustme.CA()
-    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    client_side = ssl.create_default_context()
-    authority.configure_trust(client_side)
-    return server_side, client_side
 
 
 async def test_requests_are_taken_over_tls(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:

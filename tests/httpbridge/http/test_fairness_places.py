@@ -8,7 +8,6 @@ from contextlib import suppress
 
 import pytest
 import structlog
-import trustme
 
 from authsvc.runtime.networks import Networks
 from httpbridge.http.server import HEALTH_CONNECTIONS_MAX
@@ -201,17 +200,6 @@ async def test_a_client_that_takes_no_answers_makes_room(loop_clock: RunningCloc
             assert (await bridge.exchange(request(body=BODY))).status == 200
             with suppress(ConnectionError):
                 await sending
-
-
-@pytest.fixture
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the server's side and the client's."""
-    authority = trustme.CA()
-    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    client_side = ssl.create_default_context()
-    authority.configure_trust(client_side)
-    return server_side, client_side
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "part of a hello"])
