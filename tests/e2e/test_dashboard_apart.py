@@ -128,9 +128,7 @@ class Situation:
     async def more(self) -> None:
         """Wait until so many more are ingested."""
         enough = self.traffic.count(self.bridge.address, self.key, 200) + REQUESTS
-        await until(
-            "more is ingested", lambda: self.traffic.count(self.bridge.address, self.key, 200) >= enough, seconds=60
-        )
+        await until("more is ingested", lambda: self.traffic.count(self.bridge.address, self.key, 200) >= enough)
 
 
 @asynccontextmanager
@@ -157,7 +155,6 @@ async def test_a_dashboard_user_who_opens_everything_costs_no_client_anything(si
         await until(
             "every page was answered, and tails are open",
             lambda: user.has_seen(200, 404) and user.tails >= len(TAILS) and user.answers["review", 200] > 0,
-            seconds=60,
         )
         await situation.more()
     assert {status for _, status in user.answers} <= {200, 404, 503}  # 503: too much at once for the store's readers
