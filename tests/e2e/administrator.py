@@ -21,7 +21,7 @@ from tests.e2e.traffic import Attempt
 
 _NEVER = float("inf")
 _CALL_SECONDS_MAX = 90.0
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 25.0
 """To wait for confirmations that come in milliseconds, and on a busy machine when its scheduler says so."""
 
 
