@@ -24,7 +24,7 @@ from httpbridge.log_store.queries import TEXT_ROWS_MAX
 from httpbridge.log_store.tail import ARRIVALS_MAX
 from httpbridge.logs import LOGS_MAX
 from tests.browser.stack import Stack
-from tests.e2e.http_exchange import exchange, request
+from tests.http_exchange import exchange, request
 from tests.httpbridge.dashboard.conftest import TOKEN
 from tests.httpbridge.dashboard.conftest import running as running_dashboard
 from tests.waiting import until

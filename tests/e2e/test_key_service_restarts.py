@@ -12,9 +12,9 @@ import pytest
 
 from tests.e2e.administrator import PATIENCE_SECONDS, Life
 from tests.e2e.cluster import Cluster, start_cluster
-from tests.e2e.http_exchange import get
 from tests.e2e.processes import Service, System
 from tests.e2e.traffic import Ring, Traffic
+from tests.http_exchange import get
 from tests.measured import Measured, distribution
 from tests.waiting import until
 

@@ -17,10 +17,10 @@ import pytest
 
 from tests.e2e.administrator import Administrator, Life, Revocation
 from tests.e2e.cluster import Cluster, start_cluster, together
-from tests.e2e.http_exchange import get
 from tests.e2e.processes import Service, System
 from tests.e2e.tcp_proxy import TcpProxy
 from tests.e2e.traffic import Attempt, Ring, Traffic
+from tests.http_exchange import get
 from tests.measured import Measured, distribution
 from tests.waiting import until
 

@@ -16,12 +16,12 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.e2e.certificates import Authority
 from tests.e2e.cluster import start_cluster
-from tests.e2e.http_exchange import BODY, Connection, get, post, request
 from tests.e2e.load import Load, check_stored
 from tests.e2e.processes import Service, System, free_port
 from tests.e2e.stored_logs import messages
 from tests.e2e.traffic import Ring, Traffic
 from tests.e2e.workers import have_answered, kill, workers
+from tests.http_exchange import BODY, Connection, get, post, request
 from tests.measured import Measured, distribution
 from tests.waiting import until
 

@@ -4,8 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
 import pytest
@@ -23,7 +22,9 @@ from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerL
 from httpbridge.ingest.handler import Ingest
 from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.logs import LogBatch
+from tests import http_exchange
 from tests.clocks import Clock, RunningClock
+from tests.http_exchange import Answer, Connection
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"
@@ -104,49 +105,6 @@ class MemorySink:
         """Nothing is held."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One response as it came."""
-
-    status: int
-    head: bytes
-    """Status line and headers."""
-    headers: dict[str, str]
-    """By lower-case name."""
-    body: bytes
-
-
-class Client:
-    """One raw connection: what is sent is exactly what the test says."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self.writer = writer
-
-    def send(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def answer(self, *, has_body: bool = True) -> Answer:
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        lines = head.decode().splitlines()
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
-        length = int(headers.get("content-length", "0")) if has_body else 0
-        return Answer(int(lines[0].split()[1]), head, headers, await self._reader.readexactly(length))
-
-    def is_at_eof(self) -> bool:
-        """Return whether the server has closed the connection, as far as is known here."""
-        return self._reader.at_eof() or self._reader.exception() is not None
-
-    async def rest(self) -> bytes:
-        """Wait until the server has closed the connection, and return what it still sent."""
-        return await self._reader.read()
-
-    async def close(self) -> None:
-        self.writer.close()
-        with suppress(ConnectionError):  # the server may have been faster
-            await self.writer.wait_closed()
-
-
 class Bridge:
     """A running server, and the handles to what stands around it."""
 
@@ -205,12 +163,10 @@ class Bridge:
         self.listener.close()
         await self.server.shutdown(timeout_seconds=5)
 
-    async def connect(self, ssl_context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1") -> Client:
+    async def connect(self, ssl_context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1") -> Connection:
         """Connect from an address of this machine."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context, local_addr=(source, 0))
-        client = Client(reader, writer)
-        self._clients.push_async_callback(client.close)
-        return client
+        client = Connection(f"127.0.0.1:{self.port}", ssl_context, source=source)
+        return await self._clients.enter_async_context(client)
 
     async def exchange(self, data: bytes, *, has_body: bool = True) -> Answer:
         """Send bytes on a new connection and return the first answer."""
@@ -261,14 +217,7 @@ def request(
     body: bytes | None = None,
 ) -> bytes:
     """Write a request; with a body, its length is declared."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: bridge.example"]
-    if key is not None:
-        lines.append(f"Authorization: Bearer {key}")
-    if origin is not None:
-        lines.append(f"Origin: {origin}")
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")
+    return http_exchange.request(*headers, method=method, target=target, key=key, origin=origin, body=body)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ import structlog
 from authsvc.runtime.networks import Networks
 from httpbridge.http.server import HEALTH_CONNECTIONS_MAX
 from tests.clocks import RunningClock
-from tests.httpbridge.conftest import BODY, OTHER_KEY, Bridge, Client, request, running_bridge
+from tests.http_exchange import Connection
+from tests.httpbridge.conftest import BODY, OTHER_KEY, Bridge, request, running_bridge
 
 EventDict = structlog.typing.EventDict
 
@@ -31,19 +32,19 @@ def warnings(events: list[EventDict]) -> list[tuple[str, str, int]]:
     return [(event["event"], event["address"], event["of_address"]) for event in events if "address" in event]
 
 
-async def is_open(bridge: Bridge, client: Client) -> bool:
+async def is_open(bridge: Bridge, client: Connection) -> bool:
     """Return whether the server keeps a connection, once it has done what it had to do."""
     for _ in range(3):
         await bridge.exchange(HEALTH)
     return not client.is_at_eof()
 
 
-async def still_open(bridge: Bridge, clients: list[Client]) -> list[bool]:
+async def still_open(bridge: Bridge, clients: list[Connection]) -> list[bool]:
     await bridge.exchange(HEALTH)
     return [await is_open(bridge, client) for client in clients]
 
 
-async def served(client: Client, data: bytes = HEALTH) -> int:
+async def served(client: Connection, data: bytes = HEALTH) -> int:
     client.send(data)
     return (await client.answer()).status
 
@@ -67,7 +68,7 @@ async def test_an_address_that_takes_every_place_loses_its_own_and_nobody_else_n
 
 async def test_the_longest_idle_makes_room_whatever_it_did_before_and_whoever_it_is(loop_clock: RunningClock) -> None:
     async with running_bridge(connections_max=8, keepalive_seconds=10_000) as bridge:
-        clients: list[Client] = []
+        clients: list[Connection] = []
 
         async def connect(count: int) -> None:
             for _ in range(count):

@@ -5,12 +5,13 @@ import pytest
 from authsvc.runtime.environment import ConfigurationError
 from httpbridge.config import Config
 from tests.clocks import RunningClock
-from tests.httpbridge.conftest import BODY, Bridge, Client, request, running_bridge
+from tests.http_exchange import Connection
+from tests.httpbridge.conftest import BODY, Bridge, request, running_bridge
 
 HEALTH = request("GET", "/health", key=None)
 
 
-async def is_open(bridge: Bridge, client: Client) -> bool:
+async def is_open(bridge: Bridge, client: Connection) -> bool:
     """Return whether the server has kept a connection, now that time has gone on."""
     for _ in range(3):
         await bridge.exchange(HEALTH)

@@ -6,7 +6,8 @@ import gzip
 import pytest
 
 from tests.clocks import RunningClock
-from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, Bridge, Client, request, running_bridge
+from tests.http_exchange import Connection
+from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, Bridge, request, running_bridge
 
 LIMIT_BYTES = 1024 * 1024
 HEALTH = request("GET", "/health", key=None)
@@ -143,7 +144,7 @@ async def test_a_chunked_body_that_turns_out_too_large_is_read_on_for_its_413(lo
         assert [(await client.answer()).status for _ in range(2)] == [413, 200]
 
 
-async def lingering(bridge: Bridge, source: str) -> Client:
+async def lingering(bridge: Bridge, source: str) -> Connection:
     client = await bridge.connect(source=source)
     client.send(upload(length=1_000_000, key=None) + b" ")
     assert (await client.answer()).status == 401
