@@ -11,7 +11,7 @@ from tests.measured import Measured, distribution
 from tests.waiting import until
 
 BRIDGES = 3
-REVOCATIONS, REVOCATIONS_LONG = 30, 200
+REVOCATIONS, REVOCATIONS_LONG = 12, 200
 PROBED_KEYS = 20
 
 # Run at the start of a Python process that finds it. The keys that the service will generate are then known before,
