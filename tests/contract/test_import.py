@@ -21,7 +21,7 @@ from httpbridge.log_store.reader import read
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.sink import store_at
 from tests.contract.stored import AT, chunk_rows, made, reading, sink_at
-from tests.e2e.processes import until
+from tests.waiting import until
 
 HTTPBRIDGE = Path(sys.executable).parent / "httpbridge"
 WINDOW = 4000

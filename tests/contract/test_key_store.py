@@ -22,28 +22,20 @@ from authsvc.storage import tables as tables_module
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
 from authsvc.storage.records import ActiveKey, ChangeKind, Mutated, NewKey, Revision
+from tests.clocks import Clock
 from tests.postgres import PostgresServer
 
 DEMO = ProjectId("demo")
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
-class Clock:
-    """Every look at it is a second later."""
-
-    def __init__(self) -> None:
-        self.instant = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.instant += timedelta(seconds=1)
-        return self.instant
-
-
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[KeyStore]:
     database = Database(url)
     try:
-        yield KeyStore(database, Clock())
+        clock = Clock(step_seconds=1.0)
+        clock.set(START - timedelta(seconds=1))
+        yield KeyStore(database, clock.wall)
     finally:
         await database.close()
 
@@ -349,7 +341,7 @@ async def test_migrating_is_repeatable_and_ends_at_the_version_the_code_needs(da
     await asyncio.gather(one.migrate(upgrade), other.migrate(upgrade))
     assert await one.schema_version() == SCHEMA_VERSION
     await one.migrate(upgrade)
-    assert await lookup(KeyStore(one, Clock()), generate_api_key()) == (0, None)
+    assert await lookup(KeyStore(one, Clock().wall), generate_api_key()) == (0, None)
     await asyncio.gather(one.close(), other.close())
 
 

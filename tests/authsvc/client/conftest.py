@@ -11,7 +11,9 @@ import trustme
 from authsvc.client import key_client as key_client_module
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials, until
+from tests.authsvc.client.fake_key_service import FakeKeyService, serve, server_credentials
+from tests.clocks import Clock
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ async def address(service: FakeKeyService) -> AsyncIterator[Address]:
 async def validator(service: FakeKeyService, address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
     """Make a validator that has a lease."""
     async with KeyValidator(address, service.token, name="bridge-1", clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         yield validator
 
 

@@ -14,7 +14,7 @@ from authsvc.client.channel import TokenFile
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, invalid, serve, until
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, invalid, serve
 from tests.authsvc.client.streaming import (
     ALLOWED,
     INVALID,
@@ -28,6 +28,8 @@ from tests.authsvc.client.streaming import (
 )
 from tests.authsvc.conftest import running
 from tests.authsvc.revocation.watching import issue, revoke
+from tests.clocks import Clock
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ async def test_closing_ends_a_lookup_on_a_stream_with_a_fault(
         await lookup
     with pytest.raises(KeyServiceUnavailableError, match="this client is closed"):
         await ask(client)
-    await asyncio.wait_for(service.cancelled.wait(), 5)
+    await asyncio.wait_for(service.cancelled.wait(), 60)
     assert service.ways == ["call", "stream", "stream"]
     assert not unhandled
 
@@ -164,7 +166,7 @@ async def test_closing_ends_a_stream_that_nobody_uses(service: FakeKeyService, c
     await open_stream(client, service)
     assert service.batch_streams_open == 1
     await client.close()
-    await until(lambda: service.batch_streams_open == 0)
+    await until("no stream is open", lambda: service.batch_streams_open == 0)
     with pytest.raises(KeyServiceUnavailableError, match="this client is closed"):
         await ask(client)
 
@@ -206,5 +208,5 @@ async def test_the_key_service_itself_is_asked_over_streams_and_what_it_changed_
                 new = ApiKey((await revoke(real)).api_key)
                 assert await ask(client, old) is INVALID
                 old = new
-            await until(lambda: validations(logged) == ["BatchValidate"] + ["StreamValidate"] * 9)
+            await until("all are told", lambda: validations(logged) == ["BatchValidate"] + ["StreamValidate"] * 9)
         await client.close()

@@ -26,10 +26,11 @@ from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
-from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.revocation.watching import Watcher, issue, replica, revoke, wait
+from tests.clocks import RunningClock
 from tests.postgres import PostgresServer, blocked
+from tests.waiting import until
 
 Code = grpc.StatusCode
 LONG = 20.0
@@ -57,17 +58,6 @@ async def holders(service: Service) -> dict[str, pb.Holder]:
 
 def names(found: Any) -> list[str]:
     return sorted(holder.name for holder in found)
-
-
-class Clock:
-    """Another clock, on which more time passes."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.passed = 0.0
-
-    def __call__(self) -> float:
-        return self._clock() + self.passed
 
 
 async def validity(service: Service, api_key: str) -> "pb.Verdict.ValueType":
@@ -194,11 +184,11 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
 
 async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer keeps its time: nothing else shows the API key."""
-    clock, issue_key = Clock(time.monotonic), KeyStore.issue
+    clock, issue_key = RunningClock(time.monotonic), KeyStore.issue
 
     async def slow(*arguments: Any) -> Any:
         issued = await issue_key(*arguments)
-        clock.passed += LONG - 2.0
+        clock.advance(LONG - 2.0)
         return issued
 
     monkeypatch.setattr(KeyStore, "issue", slow)
@@ -484,7 +474,7 @@ async def test_who_comes_while_others_look_at_the_leases_gets_a_look_of_its_own(
     watcher = Watcher(service)
     await watcher.attach()
     second = asyncio.create_task(issue(service, "second", wait_seconds=0))
-    await until(lambda: asked == 2)
+    await until("both have asked", lambda: asked == 2)
     looks[1].set()
     assert (await first).propagation.effective
     assert names((await second).propagation.pending) == ["bridge-1"]

@@ -15,7 +15,7 @@ from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import Client, client_of
 from httpbridge.dashboard.log_page.stream import STREAM_LIMITS, LogStreams
 from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS
-from tests.httpbridge.conftest import FakeClock
+from tests.clocks import Clock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
 from tests.httpbridge.dashboard.test_sign_in import NOWHERE
 
@@ -245,8 +245,8 @@ async def test_behind_a_proxy_the_address_in_the_browser_is_the_one_that_counts(
 
 async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) -> None:
     """What people do keeps it; a live tail, which a page opens by itself, does not."""
-    clock = FakeClock()
-    async with running(tmp_path, NOWHERE, clock.now) as dashboard:
+    clock = Clock()
+    async with running(tmp_path, NOWHERE, clock.wall) as dashboard:
         browser = await dashboard.browser()
         began = browser.session
         assert (await browser.get(NEW)).headers.getall("Set-Cookie", []) == []
@@ -273,8 +273,8 @@ async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) ->
 
 
 async def test_signing_out_is_not_undone_by_the_cookie_of_the_same_answer(tmp_path: Path) -> None:
-    clock = FakeClock()
-    async with running(tmp_path, NOWHERE, clock.now) as dashboard:
+    clock = Clock()
+    async with running(tmp_path, NOWHERE, clock.wall) as dashboard:
         browser = await dashboard.browser()
         csrf_token = (await browser.get(NEW)).csrf_token
         clock.advance(REFRESH_SECONDS)

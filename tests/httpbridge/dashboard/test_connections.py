@@ -43,7 +43,7 @@ class Stranger:
         """Wait until the dashboard has closed it; return what it still sent."""
         received = b""
         with suppress(ConnectionError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while data := await self.reader.read(65536):
                     received += data
         return received
