@@ -12,7 +12,7 @@ from secrets import token_hex
 import msgspec
 import structlog
 
-from authsvc.runtime.logging import traceback_without_text
+from authsvc.runtime.logging import log_unexpected
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.chunk_writes import maintain
@@ -95,7 +95,7 @@ class Maintenance:
                     _log.warning("log_maintenance_failed", reason=str(error))
                 self._is_failing = True
             except Exception as error:  # noqa: BLE001 - a defect, and ingestion shall not end for it
-                _log.error("unexpected_error", error=type(error).__qualname__, traceback=traceback_without_text(error))
+                log_unexpected(_log, error)
 
     async def _hold(self, seconds: int) -> bool:
         return await self._store.transact(lambda connection: maintain(connection, self._name, seconds))
