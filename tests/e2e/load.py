@@ -31,12 +31,20 @@ class Load:
     """
 
     def __init__(
-        self, name: str, key: str, *, senders: int = 8, batches_max: int = 20_000, small: bool = False
+        self,
+        name: str,
+        key: str,
+        *,
+        senders: int = 8,
+        batches_max: int = 20_000,
+        small: bool = False,
+        has_idempotency_keys: bool = False,
     ) -> None:
         self._name = name
         self._key = key
         self._senders = senders
         self._small = small
+        self._has_idempotency_keys = has_idempotency_keys
         self._numbers = iter(range(batches_max))
         self._sizes = itertools.cycle((1,) if small else _SIZES)
         self._stopped = False
@@ -59,6 +67,17 @@ class Load:
             for _ in range(self._senders):
                 group.create_task(self._sender(address, reconnects))
 
+    async def send_again(self, address: str) -> None:
+        """Send every batch once more, and note its new outcome."""
+        async with Connection(address) as connection:
+            for batch, sent in self.sent.items():
+                connection.send(self._request(batch, sent.size))
+                sent.status = (await connection.answer()).status
+
+    def _request(self, batch: str, size: int) -> bytes:
+        headers = [f"Idempotency-Key: {batch}"] if self._has_idempotency_keys else []
+        return request(*headers, key=self._key, body=body(batch, size))
+
     async def _sender(self, address: str, reconnects: bool) -> None:
         while not self._stopped:
             try:
@@ -74,7 +93,7 @@ class Load:
         while not self._stopped and (number := next(self._numbers, None)) is not None:
             batch, size = f"{self._name}-{number}", next(self._sizes)
             sent = self.sent[batch] = Sent(size)
-            connection.send(request(key=self._key, body=body(batch, size)))
+            connection.send(self._request(batch, size))
             try:
                 answer = await connection.answer()
             except NoAnswerError:

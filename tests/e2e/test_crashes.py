@@ -3,9 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import pytest
 
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.reader import read
+from httpbridge.log_store.selection import LogFilter
 from tests.e2e.load import Load, Sent, check_stored
 from tests.e2e.processes import System, free_port
 from tests.e2e.stored_logs import messages
@@ -44,6 +48,38 @@ async def test_after_kill_9_of_the_bridge_every_batch_with_a_200_is_stored_whole
     bridge = await system.bridge()
     assert (await post(bridge.address, key)).status == 200
     check_stored([message for message in messages(system.state_dir) if message != "hello"], sent)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgresql"])
+async def test_with_idempotency_keys_every_batch_that_is_sent_again_is_there_exactly_once(
+    system: System, store: str, request: pytest.FixtureRequest
+) -> None:
+    """Whatever became of it when the bridge was killed, and also where its answer had come."""
+    variables = {}
+    if store == "postgresql":
+        variables["HTTPBRIDGE_LOG_STORE_URL"] = request.getfixturevalue("postgres_url")
+    await system.key_service()
+    key = system.issue("demo")
+    loads: list[Load] = []
+    for killed_after in KILLED_AFTER:
+        bridge = await system.bridge(**variables)
+        load = Load(f"round-{killed_after}", key, has_idempotency_keys=True)
+        senders = asyncio.create_task(load.run(bridge.address, reconnects=False))
+        await until("answers come", lambda load=load, count=killed_after: load.statuses[200] >= count)
+        await bridge.kill()
+        await senders
+        loads.append(load)
+    bridge = await system.bridge(HTTPBRIDGE_RATE_LIMIT_PER_MINUTE="100000", **variables)
+    for load in loads:
+        await load.send_again(bridge.address)
+        assert load.statuses.keys() == {200}
+    sent = {batch: one for load in loads for batch, one in load.sent.items()}
+    expected = sorted(f"{batch}/{index}" for batch, one in sent.items() for index in range(one.size))
+    url = variables.get("HTTPBRIDGE_LOG_STORE_URL", f"sqlite:///{system.state_dir}/logs.db")
+    reader = ReadStore(url)
+    everything = LogFilter(project_id="demo", since=datetime(1, 1, 1, tzinfo=UTC))
+    assert sorted([log.message async for log in read(reader, everything)]) == expected
+    await reader.close()
 
 
 @pytest.mark.parametrize("cache_ttl_seconds", ["0", pytest.param("0.1", marks=pytest.mark.long)])

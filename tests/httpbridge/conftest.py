@@ -87,6 +87,8 @@ class MemorySink:
 
     def __init__(self) -> None:
         self.batches: list[LogBatch] = []
+        self.idempotency: list[IdempotencyKey | None] = []
+        """What the batches came with."""
         self.failure: Exception | None = None
         self.writing = asyncio.Event()
         self.gate = asyncio.Event()
@@ -98,6 +100,7 @@ class MemorySink:
         if self.failure is not None:
             raise self.failure
         self.batches.append(batch)
+        self.idempotency.append(idempotency)
 
     async def check(self) -> None:
         if self.failure is not None:

@@ -1,14 +1,17 @@
 """What a client sees, to the byte. The golden files hold whole answers, with line feeds for CR LF."""
 
+import gzip
 import json
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from authsvc.client import KeyServiceUnavailableError
-from httpbridge.errors import BridgeError, StoreUnavailableError
+from httpbridge.errors import BridgeError, IdempotencyConflictError, StoreUnavailableError
 from httpbridge.http.responses import Response, ready
+from httpbridge.log_store.idempotency import IdempotencyKey
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
     BODY,
@@ -75,6 +78,47 @@ async def test_store_away_is_the_golden_503(bridge: Bridge) -> None:
     bridge.sink.failure = StoreUnavailableError("disk full")
     answer = await bridge.exchange(request(origin=ORIGIN, body=BODY))
     check_golden("503-store", answer.head + answer.body)
+
+
+async def test_another_body_with_an_idempotency_key_is_the_golden_422(bridge: Bridge) -> None:
+    bridge.sink.failure = IdempotencyConflictError()
+    answer = await bridge.exchange(request("POST", "/ingest/logs", "Idempotency-Key: one", origin=ORIGIN, body=BODY))
+    check_golden("422-idempotency", answer.head + answer.body)
+
+
+async def test_no_idempotency_key_is_the_golden_400(bridge: Bridge) -> None:
+    answer = await bridge.exchange(request("POST", "/ingest/logs", "Idempotency-Key: ", origin=ORIGIN, body=BODY))
+    check_golden("400-idempotency", answer.head + answer.body)
+
+
+@pytest.mark.parametrize("key", ["a", " a b~ ", "x" * 255, '"8e03978e-40d5-43dd-bc93-6894a57f9324"'])
+async def test_an_idempotency_key_goes_to_the_store_with_the_digest_of_the_decoded_body(
+    bridge: Bridge, key: str
+) -> None:
+    encoded = gzip.compress(BODY)
+    for body, headers in ((BODY, ()), (encoded, ("Content-Encoding: gzip",))):
+        sent = request("POST", "/ingest/logs", f"idempotency-key: {key}", *headers, body=body)
+        assert (await bridge.exchange(sent)).status == 200
+    assert bridge.sink.idempotency == 2 * [IdempotencyKey(key.strip(), sha256(BODY).digest())]
+
+
+@pytest.mark.parametrize("lines", [["x" * 256], ["a\tb"], ["ü"], ["a", "a"], ["a", "b"], [""]])
+async def test_what_is_no_idempotency_key_is_a_400_that_stores_nothing(bridge: Bridge, lines: list[str]) -> None:
+    headers = [f"Idempotency-Key: {line}" for line in lines]
+    answer = await bridge.exchange(request("POST", "/ingest/logs", *headers, body=BODY))
+    assert answer.status == 400
+    assert answer.json["issues"][0]["path"] == "Idempotency-Key"
+    assert bridge.sink.batches == []
+
+
+async def test_an_idempotency_key_is_looked_at_after_key_origin_and_size(bridge: Bridge) -> None:
+    bad = "Idempotency-Key: "
+    for sent, status in [
+        (request("POST", "/ingest/logs", bad, key=None, body=BODY), 401),
+        (request("POST", "/ingest/logs", bad, origin=BLOCKED_ORIGIN, body=BODY), 403),
+        (request("POST", "/ingest/logs", bad, "Content-Encoding: br", body=BODY), 415),
+    ]:
+        assert (await bridge.exchange(sent)).status == status
 
 
 async def test_unexpected_error_is_the_golden_503_with_cors_and_rate_headers(bridge: Bridge) -> None:
