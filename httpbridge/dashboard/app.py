@@ -32,6 +32,7 @@ from httpbridge.dashboard.sessions import Sessions
 from httpbridge.dashboard.spent_tokens import Spent
 from httpbridge.dashboard.views.api_keys import ApiKeys
 from httpbridge.dashboard.views.audit import Audit
+from httpbridge.dashboard.views.data import Data
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
 from httpbridge.dashboard.views.sign_in import SignIn
@@ -95,6 +96,7 @@ async def serve(
             *Logs(admin, store, queries, streams, pages, now).routes,
             *ApiKeys(admin, pages).routes,
             *AllowedOrigins(admin, store, pages, now).routes,
+            *Data(admin, store, config, pages, now).routes,
             *Audit(admin, pages).routes,
         ]
         application = web.AppRunner(_application(Middlewares(sessions, pages, config.trusted_proxies), routes))

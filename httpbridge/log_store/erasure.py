@@ -29,12 +29,13 @@ _SCRUB_PAUSE_SECONDS = 0.3
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What was erased, or would be."""
+    """What was erased."""
 
     project_id: str
     selection: str
     """Which entries, in words."""
     entries: int
+    by: str
     erased_at: datetime
     """By the store's clock; aware and in UTC."""
     is_scrubbed: bool
@@ -64,6 +65,9 @@ class Erasure:
     ) -> None:
         self._store, self._reader, self._selection, self._sleep = store, reader, selection, sleep
         self._scan = Scan(selection)
+        self._is_of_time = selection == LogFilter(
+            project_id=selection.project_id, since=selection.since, until=selection.until
+        )
         self._erasure_id: int | None = None
         """The row of the one under way."""
 
@@ -80,7 +84,7 @@ class Erasure:
         if self._selection == LogFilter(project_id=self._selection.project_id):
             await self._store.transact(partial(_forget_keys, project_id=self._selection.project_id, until=begun_at))
         erased_at = datetime.fromtimestamp(begun_at, UTC)
-        return Receipt(self._selection.project_id, words, entries, erased_at, await self._scrub())
+        return Receipt(self._selection.project_id, words, entries, by, erased_at, await self._scrub())
 
     async def count(self, noted: Callable[[int], None] = lambda _: None) -> int:
         """Return how many entries would go. Raises as ReadStore does."""
@@ -117,12 +121,13 @@ class Erasure:
             row = (await connection.execute(statement)).first()
             if row is None or row.version != header.version:
                 return None
-            content = await content_of(connection, header.id)
-        places = self._scan.places(header, content)
+            is_all = self._is_of_time and self._scan.spans(header)
+            content = None if is_all else await content_of(connection, header.id)
+        places = range(header.entries) if content is None else self._scan.places(header, content)
         if is_dry or not places:
             return len(places)
         new = None
-        if len(places) < header.entries:
+        if content is not None and len(places) < header.entries:
             chunk = without(self._scan.project_id, content, places)
             new = StoredChunk(header.id, header.span, header.version + 1, row.stored_at, chunk)
         old = [(header.id, header.version)]

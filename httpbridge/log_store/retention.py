@@ -6,6 +6,7 @@ the same transaction. Transactions are small, and ingestion goes on between them
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import structlog
 from httpbridge.log_store.chunk_writes import overwriting_less
 from httpbridge.log_store.idempotency import KEPT_SECONDS, KEYS_MAX
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.scan import instant
 from httpbridge.log_store.schema import NowSeconds, chunks, idempotency_keys, project_data
 from httpbridge.log_store.sink import MaintainedStore
 
@@ -63,6 +65,26 @@ class ProjectData(NamedTuple):
     """When the last of them went, in seconds since 1970."""
 
 
+class Stored(NamedTuple):
+    """What is in the store of a project."""
+
+    entries: int
+    stored_bytes: int
+    oldest: datetime | None
+    """The earliest timestamp of an entry."""
+    newest: datetime | None
+
+
+async def stored_of(store: ReadStore, project_id: str) -> Stored:
+    """Return what is stored of a project. Raises as ReadStore does."""
+    sums = sa.func.sum(chunks.c.entries), sa.func.sum(STORED_BYTES)
+    times = sa.func.min(chunks.c.first_at), sa.func.max(chunks.c.last_at)
+    ((entries, stored_bytes, oldest, newest),) = await store.rows(
+        sa.select(*sums, *times).where(chunks.c.project_id == project_id)
+    )
+    return Stored(int(entries or 0), int(stored_bytes or 0), oldest and instant(oldest), newest and instant(newest))
+
+
 async def project_data_of(store: ReadStore) -> dict[str, ProjectData]:
     """Return that of all projects that have any."""
     columns = [project_data.c[name] for name in ProjectData._fields]
@@ -72,8 +94,8 @@ async def project_data_of(store: ReadStore) -> dict[str, ProjectData]:
 def set_retention(
     connection: sa.Connection,
     project_id: str,
-    days: int | None | msgspec.UnsetType = msgspec.UNSET,
-    bytes_max: int | None | msgspec.UnsetType = msgspec.UNSET,
+    days: int | msgspec.UnsetType | None = msgspec.UNSET,
+    bytes_max: int | msgspec.UnsetType | None = msgspec.UNSET,
 ) -> None:
     """Set those of a project's own limits that are given, in the caller's transaction; see ProjectData."""
     given = {"retention_days": days, "bytes_max": bytes_max}
