@@ -29,7 +29,7 @@ def erase(project: str, dry_run: bool, yes: bool, **options: Any) -> None:
     if None not in (selection.since, selection.until) and selection.until <= selection.since:  # type: ignore[operator]
         raise click.BadParameter("this is not after --since", param_hint="--until")
     is_asked = not (yes or dry_run)
-    if is_asked and not (sys.stdin is not None and sys.stdin.isatty()):
+    if is_asked and not is_terminal():
         fail("there is no terminal to ask on: say --yes, or look first with --dry-run", USAGE)
     config = Config.from_environment(os.environ)
     work = erase_logs(
@@ -39,6 +39,11 @@ def erase(project: str, dry_run: bool, yes: bool, **options: Any) -> None:
 
 
 _DEFAULT = click.core.ParameterSource.DEFAULT
+
+
+def is_terminal() -> bool:
+    """Whether somebody can be asked."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _confirm(project_id: str) -> None:
