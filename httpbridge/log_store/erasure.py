@@ -78,7 +78,8 @@ class Erasure:
         and is noted as such.
         """
         words = described(self._selection)
-        row = {"project_id": self._selection.project_id, "by": by, "selection": words, "entries": 0}
+        noted_words = described(self._selection, is_text_told=False)
+        row = {"project_id": self._selection.project_id, "by": by, "selection": noted_words, "entries": 0}
         self._erasure_id, begun_at = await self._store.transact(partial(_begin, row=row))
         entries = await self._each(noted)
         if self._selection == LogFilter(project_id=self._selection.project_id):
@@ -176,14 +177,18 @@ def _forget_keys(connection: sa.Connection, project_id: str, until: int) -> None
     connection.execute(keys.delete().where(keys.c.project_id == project_id, keys.c.stored_at <= until))
 
 
-def described(selection: LogFilter) -> str:
-    """Say in words which entries of a project a filter selects."""
+def described(selection: LogFilter, *, is_text_told: bool = True) -> str:
+    """Say in words which entries of a project a filter selects.
+
+    What is stored must not repeat a text that was erased, so it is not told there.
+    """
+    text = repr(selection.text) if is_text_told else f"of {len(selection.text)} characters"
     parts = [
         selection.since and f"since {rfc3339(selection.since)}",
         selection.until and f"until {rfc3339(selection.until)}",
         selection.levels and f"level {', '.join(sorted(selection.levels))}",
         selection.service is not None and f"service {selection.service}",
         selection.environment is not None and f"environment {selection.environment}",
-        selection.text and f"with the text {selection.text!r}",
+        selection.text and f"with {'the' if is_text_told else 'a'} text {text}",
     ]
     return "; ".join(part for part in parts if part) or "everything"

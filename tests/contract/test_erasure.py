@@ -126,7 +126,7 @@ async def test_a_receipt_and_a_row_say_what_went(store: Erasable) -> None:
     found = await erasures_of(store.reader, "demo", 10)
     assert [(one.by, one.selection, one.entries) for one in found] == [
         ("dashboard:Bob", "everything", 2),
-        ("cli:ann", "service api; with the text '<B>'", 1),
+        ("cli:ann", "service api; with a text of 3 characters", 1),
     ]
     assert found[0].erased_at == second.erased_at.timestamp()
     assert [one.by for one in await erasures_of(store.reader, "demo", 1)] == ["dashboard:Bob"]
@@ -336,6 +336,17 @@ async def test_nothing_of_it_is_left_in_the_bytes(tmp_path: Path, characters: in
         traces.keep()
         assert traces.found() == set()
     assert traces.found() == set()
+
+
+async def test_a_text_that_was_looked_for_is_not_noted(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    async with erasable_at(sqlite_url(path)) as store:
+        (name,) = texts(1, 60)
+        await store.write(f"order of {name}")
+        receipt = await store.erase(LogFilter(project_id="demo", text=name))
+        assert (receipt.entries, receipt.selection) == (1, f"with the text '{name}'")
+        files = [file.read_bytes() for file in await asyncio.to_thread(lambda: list(tmp_path.iterdir()))]
+        assert not any(name.encode() in content for content in files)
 
 
 async def test_a_reader_that_holds_the_wal_is_told_of(tmp_path: Path) -> None:

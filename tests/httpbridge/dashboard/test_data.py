@@ -98,10 +98,7 @@ async def test_what_is_selected_is_counted_confirmed_and_erased(
     fields = fields | {"text": "of <B>"}
     wrong = await browser.post(PAGE, csrf_token=preview.csrf_token, action="erase", confirm="shopp", **fields)
     assert wrong.status == 400
-    assert (
-        "This is not the project&#39;s name. Nothing was erased." in wrong.words
-        or "not the project's name" in wrong.words
-    )
+    assert "This is not the project's name. Nothing was erased." in wrong.words
     assert len(messages(dashboard.state_dir, "shop")) == 6
     without = await browser.post(PAGE, action="erase", confirm="shop", **fields)
     assert without.status == 403
@@ -110,7 +107,7 @@ async def test_what_is_selected_is_counted_confirmed_and_erased(
     assert (erased.status, erased.location) == (303, PAGE)
     page = await browser.get(PAGE)
     assert "Erased 5 entries." in page.words
-    assert "service api; with the text &#39;of &lt;B&gt;&#39; 5 dashboard:Ann" in page.words
+    assert "service api; with a text of 6 characters 5 dashboard:Ann" in page.words
     assert messages(dashboard.state_dir, "shop") == ["kept"]
     assert messages(dashboard.state_dir, "other") == ["order of another project"]
     await sink.write(batch("and on", project_id="shop"))
