@@ -54,17 +54,12 @@ _MESSAGE_BYTES_MAX = 512 * 1024
 _WAITING_CALLS_MAX = 10_000
 _OTHER_FILES_MAX = 100  # the database's, and the system's
 _DRAIN_SECONDS = 10.0
-_POLL_SECONDS = 0.02
-"""Between two looks at whether a call is still under way."""
-_LAST_ANSWERS_SECONDS = 0.5
-"""For what was answered to be sent."""
+_POLL_SECONDS = 0.02  # while calls are under way
+_LAST_RESPONSES_SECONDS = 0.5  # to be sent
 
 
 async def migrate(config: Config) -> tuple[str | None, str]:
-    """Bring the database to this version's schema; return the version it had, and the one it has.
-
-    Raises ConfigurationError for a schema newer than this code, StoreUnavailableError.
-    """
+    """Bring the database to this version's schema, if that is not older; return the versions before and after."""
     async with _database(config) as database:
         before = await database.schema_version()
         await _migrate(database, before)
@@ -109,19 +104,11 @@ async def serve(
         proxies = config.trusted_proxies
         holding_seconds = config.lease_seconds + config.lease_margin_seconds
         holders = Holders(limits.holders_max, proxies, holding_seconds, time.monotonic)
-        watch = Watch(
-            store,
-            leases,
-            feed,
-            holders,
-            lease_seconds=config.lease_seconds,
-            margin_seconds=config.lease_margin_seconds,
-            monotonic=time.monotonic,
-        )
+        watch = Watch(store, leases, feed, holders, config.lease_seconds, config.lease_margin_seconds, time.monotonic)
         connections = Connections(connections_max, proxies, time.monotonic)
         callers = Callers(tokens, proxies)
         guard: Any = CallGuard(callers, limits, proxies, time.monotonic, connections.close)
-        # The guard bounds calls: gRPC would count those of strangers among all.
+        # The guard bounds calls: gRPC would count those without a token among all.
         server = grpc.aio.server(handlers=[guard], options=_options(limits, connections_max, is_shared=is_shared))
         cache = KeyCache(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
         key_service = KeyService(store, cache, watch, callers)
@@ -150,12 +137,12 @@ async def serve(
 
 
 async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
-    """Let the calls under way be answered, and wait for nobody else: a holder may be frozen, or cut off."""
+    """Finish the calls under way, and wait for nobody else: a holder may be frozen, or cut off."""
     guard.stop()
     stopping = asyncio.create_task(server.stop(_DRAIN_SECONDS))
     while guard.calls and not stopping.done():
         await asyncio.wait([stopping], timeout=_POLL_SECONDS)
-    await server.stop(_LAST_ANSWERS_SECONDS)
+    await server.stop(_LAST_RESPONSES_SECONDS)
     await stopping
 
 
@@ -199,7 +186,7 @@ async def _database(config: Config) -> AsyncIterator[Database]:
     try:
         await database.open()
         yield database
-    except StoreRefusedError as error:  # later ones are answers to calls
+    except StoreRefusedError as error:  # at the start: later ones become statuses of calls
         where = f"{database.file.path}: " if database.file is not None else ""
         raise ConfigurationError(f"{config.store_variable}: {where}{error.reason}") from None
     finally:

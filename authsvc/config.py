@@ -14,10 +14,8 @@ from authsvc.runtime.service_config import ServiceConfig
 ADMIN_TOKEN_FILE = "admin-token"  # noqa: S105 - a file's name
 BRIDGE_TOKEN_FILE = "bridge-token"  # noqa: S105 - a file's name
 
-_MARGIN_SECONDS_MIN = 0.1
-"""Clocks are set forward and back by so much without anybody noticing."""
-_MARGIN_OF_LEASE_MIN = 0.001
-"""How far the rates of two clocks differ that nobody has broken, with room: quartz drifts by a tenth of that."""
+_MARGIN_SECONDS_MIN = 0.1  # clocks are set by so much without anybody noticing
+_MARGIN_OF_LEASE_MIN = 0.001  # quartz drifts by a tenth of that
 
 
 class Config(ServiceConfig, frozen=True, kw_only=True):
@@ -80,10 +78,7 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
         self.check_exposed("AUTHSVC_LISTEN", self.listen, missing)
 
     def check_connection(self) -> None:
-        """Raise ConfigurationError for an address that the command line cannot, or should not, call.
-
-        That is one whose port is yet to be picked, and one to which its token and keys would go in the clear.
-        """
+        """Raise ConfigurationError for an address without a port, or to which token and keys would go in the clear."""
         address = self.service_address()
         variable = "AUTHSVC_ADDRESS" if self.address else "AUTHSVC_LISTEN"
         if address.port == 0:
@@ -103,7 +98,7 @@ class Tokens:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Return the tokens that are set; those that are not are generated once into the state directory (mode 0600).
+        """Return the tokens that are set, or are kept in the state directory, where a missing one is generated.
 
         Raises ConfigurationError for a file that holds something else, or two tokens that are the same.
         """

@@ -1,21 +1,4 @@
-"""What can go wrong in the key service. `faults` maps each to its gRPC status.
-
-    KeyServiceError
-    ├── InvalidArgumentError    INVALID_ARGUMENT
-    ├── NotFoundError           NOT_FOUND
-    ├── AlreadyExistsError      ALREADY_EXISTS
-    ├── HolderReleasedError     FAILED_PRECONDITION
-    ├── RevisionsLostError      FAILED_PRECONDITION
-    ├── SlowHolderError         RESOURCE_EXHAUSTED
-    ├── TooManyHoldersError     RESOURCE_EXHAUSTED
-    ├── StreamEndedError        UNAVAILABLE
-    └── StoreUnavailableError   UNAVAILABLE
-        ├── StoreLostError
-        │   └── StoreOverwrittenError
-        └── StoreRefusedError
-
-A bad key is none of these: it is a verdict, in an OK response.
-"""
+"""What can go wrong in the key service; `faults` has the gRPC status of each. A bad key is none: it is a verdict."""
 
 
 class KeyServiceError(Exception):

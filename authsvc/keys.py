@@ -1,8 +1,4 @@
-"""Making keys: API keys, key ids; the rules for key ids and project ids. Pure but for randomness.
-
-The format and digest of an API key, which callers of the service need too, are in
-`authsvc.client.api_key`.
-"""
+"""New API keys; the rules for key ids and project ids. The format of an API key is in `client.api_key`."""
 
 import re
 import secrets

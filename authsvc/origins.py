@@ -1,9 +1,6 @@
-"""Origin entries: parse, normalise, match. Pure.
+"""Origin entries, of which a project lists those it admits: parse, normalise, match. Pure.
 
-A project lists the browser origins it admits. `key_service` normalises the entries
-that SetOrigins and Issue get, and asks an OriginList about the `Origin` header
-that Validate brings; `project_service` does both for CheckOrigins. The rules are the
-public contract's:
+The rules are the public contract's:
 
     example.com               http or https, any port
     example.com:8443          http or https, that port (a default port counts)
@@ -24,6 +21,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 import idna
 
 from authsvc.client.verdicts import ORIGIN_CHARACTERS_MAX
+from authsvc.errors import InvalidArgumentError
 from authsvc.public_suffixes import public_suffix_within
 
 ENTRIES_MAX = 100
@@ -38,17 +36,26 @@ _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _OPAQUE_HOST = re.compile(r"[!-~]+")
 """Of another scheme: browsers change nothing in it, and what else they would not leave in it is refused before."""
+_FOREIGN = {
+    "@": "user info",
+    "/": "a path",
+    "\\": "a path",
+    "?": "a query",
+    "#": "a fragment",
+    "%": "a percent sign",
+}
 _OPAQUE_FORBIDDEN = frozenset("<>[]^|*,")
 
 
-class OriginEntryError(ValueError):
+class OriginEntryError(InvalidArgumentError):
     """A list of origin entries that cannot be stored; the message names the entry and says why."""
 
-    def __init__(self, entry: str, reason: str) -> None:
-        """`entry` is the culprit as given, empty when the fault is the list's."""
+    def __init__(self, entry: str, reason: str, public_suffix: str = "") -> None:
+        """`entry` is the culprit as given, empty when the fault is the list's; the suffix is why it is refused."""
         shown = entry if len(entry) <= _SHOWN_CHARACTERS_MAX else entry[:_SHOWN_CHARACTERS_MAX] + "…"
         super().__init__(f"origin entry {shown!r}: {reason}" if entry else reason)  # repr escapes what does not print
         self.reason = reason
+        self.public_suffix = public_suffix
 
 
 class _UnparsableError(Exception):
@@ -105,12 +112,7 @@ def normalise_list(entries: Sequence[str], *, allow_public_suffix: bool = False)
     """
     if len(entries) > ENTRIES_MAX:
         raise OriginEntryError("", f"{len(entries)} origin entries, and {ENTRIES_MAX} is the most")
-    normalised = dict(zip(map(normalise_entry, entries), entries, strict=True))
-    if not allow_public_suffix:
-        for entry, given in normalised.items():
-            if suffix := admitted_public_suffix(entry):
-                raise OriginEntryError(given, public_suffix_reason(suffix))
-    return tuple(normalised)
+    return tuple(dict.fromkeys(normalise_entry(entry, allow_public_suffix=allow_public_suffix) for entry in entries))
 
 
 def admitted_public_suffix(entry: str) -> str:
@@ -121,12 +123,7 @@ def admitted_public_suffix(entry: str) -> str:
     return public_suffix_within(host.removeprefix("*.").partition(":")[0]) or ""
 
 
-def public_suffix_reason(suffix: str) -> str:
-    """Say why such an entry is refused."""
-    return f"it would admit everybody's pages under {suffix}, a public suffix, and so must be forced"
-
-
-def normalise_entry(entry: str) -> str:
+def normalise_entry(entry: str, *, allow_public_suffix: bool) -> str:
     """Return one entry in the form that is stored and compared; raise OriginEntryError saying why it cannot be."""
     if len(entry) > ENTRY_CHARACTERS_MAX:
         raise OriginEntryError(entry, f"longer than {ENTRY_CHARACTERS_MAX} characters")
@@ -145,7 +142,11 @@ def normalise_entry(entry: str) -> str:
             raise _UnparsableError("an IP address has no labels under it")
     except _UnparsableError as error:
         raise OriginEntryError(entry, str(error)) from None
-    return _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
+    normalised = _write(parts.scheme, ("*." if wildcard else "") + parts.host, parts.port)
+    if not allow_public_suffix and (suffix := admitted_public_suffix(normalised)):
+        reason = f"it would admit everybody's pages under {suffix}, a public suffix, and so must be forced"
+        raise OriginEntryError(entry, reason, suffix)
+    return normalised
 
 
 def _check_single(text: str) -> None:
@@ -209,17 +210,9 @@ def _is_web(scheme: str) -> bool:
 def _parse(text: str) -> _Parts:
     """Read `[scheme://]host[:port]`."""
     scheme, authority = _split_scheme(text)
-    for character, name in (
-        ("@", "user info"),
-        ("/", "a path"),
-        ("\\", "a path"),
-        ("?", "a query"),
-        ("#", "a fragment"),
-    ):
+    for character, name in _FOREIGN.items():
         if character in authority:
             raise _UnparsableError(f"{name} is not part of an origin")
-    if "%" in authority:
-        raise _UnparsableError("a percent sign is not part of an origin")
     if any(character.isspace() for character in authority):
         raise _UnparsableError("white space is not part of an origin")
     match = _AUTHORITY.fullmatch(authority)
@@ -235,10 +228,9 @@ def _parse(text: str) -> _Parts:
 def _opaque_host(text: str) -> str:
     """Return the host of a scheme that browsers know nothing about: it is compared as it is (URL standard, 3.5)."""
     if _OPAQUE_HOST.fullmatch(text) is None or not _OPAQUE_FORBIDDEN.isdisjoint(text):
-        reason = (
-            "has a wildcard, and these are for http and https" if "*" in text else "has characters that no origin has"
-        )
-        raise _UnparsableError(f"the host {reason}")
+        if "*" in text:
+            raise _UnparsableError("the host has a wildcard, and these are for http and https")
+        raise _UnparsableError("the host has characters that no origin has")
     return text
 
 

@@ -1,8 +1,7 @@
-"""The Public Suffix List: under which names anybody can get a host. Pure. Used by `origins`.
+"""The Public Suffix List, from the package `publicsuffixlist`: under which names anybody can get a host. Pure.
 
-The list comes with the package `publicsuffixlist`, its private section (vercel.app, github.io) included. It is read
-once, at the first wildcard entry; nothing is downloaded. The rules are those of https://publicsuffix.org/list/, but for
-the last: what no rule names, such as `localhost` or a company's own `internal`, is no public suffix.
+It is read once, at the first wildcard entry. The rules are those of https://publicsuffix.org/list/, but for the last:
+what no rule names, such as `localhost` or a company's own `internal`, is no public suffix.
 """
 
 from functools import cache
@@ -26,8 +25,7 @@ class _Rules(NamedTuple):
 def public_suffix_within(host: str) -> str | None:
     """Return a public suffix that a wildcard over the host would admit as a whole; None when there is none.
 
-    `host` is in A-label form and lower case. The answer is the host itself, or a name under it: of `amazonaws.com`
-    `s3.amazonaws.com`, say.
+    `host` is in A-label form and lower case. The suffix is the host itself, or under it: `s3.amazonaws.com`, say.
     """
     rules = _rules()
     host = _unicode(host)

@@ -12,8 +12,8 @@ import psutil
 
 from authsvc.client import Decision, Verdict
 from authsvc.client.api_key import ApiKey
-from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import Answer
+from authsvc.client.verdict_cache import CacheLimits, VerdictCache
+from authsvc.client.verdicts import Response
 from authsvc.v1 import key_service_pb2 as pb
 from benchmarks.rig.comparison import Comparison, Throughput
 from benchmarks.rig.processes import Server
@@ -91,7 +91,7 @@ async def _memory(kind: str) -> float:
 def _grow(kind: str) -> float:
     """Return the bytes that each of many entries takes."""
     resident = psutil.Process().memory_info
-    cache = VerdictCache(keys_max=CACHED)
+    cache = VerdictCache(CacheLimits(keys_max=CACHED))
     minimal: dict[bytes, tuple[str, str]] = {}
     before = resident().rss
     for number in range(CACHED):
@@ -102,7 +102,7 @@ def _grow(kind: str) -> float:
             minimal[api_key.digest] = (project_id, key_id)
         else:
             decision = Decision(Verdict.ALLOWED, project_id, key_id)
-            cache.put(api_key.digest, None, Answer(decision, True, 60.0, number), float(number))
+            cache.put(api_key.digest, None, Response(decision, True, 60.0, number), float(number))
     return (resident().rss - before) / CACHED
 
 

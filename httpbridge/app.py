@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.client.validator import KeyServiceState, KeyValidator
-from authsvc.client.verdict_cache import VerdictCache
+from authsvc.client.verdict_cache import CacheLimits, VerdictCache
 from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address
@@ -18,17 +18,11 @@ from httpbridge.config import BRIDGE_TOKEN_FILE, Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
 from httpbridge.http.listener import Listener
-from httpbridge.http.server import (
-    CONNECTIONS_MAX,
-    HEALTH_CONNECTIONS_MAX,
-    PublicServer,
-    Readiness,
-    ReadyStatus,
-    ServerLimits,
-)
-from httpbridge.ingest.handler import Ingest
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Response, ready
+from httpbridge.http.server import CONNECTIONS_MAX, HEALTH_CONNECTIONS_MAX, PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.ingest.origin_counts import OriginCounts
-from httpbridge.ingest.rate_limit import RateLimit
 from httpbridge.log_store import LogSink
 from httpbridge.log_store.maintenance import Maintenance
 from httpbridge.log_store.origin_store import OriginStore
@@ -46,12 +40,13 @@ _NOTICE_SECONDS = 1.0
 _DRAIN_SECONDS = 10.0
 
 _READINESS = {
-    KeyServiceState.NEVER_REACHED: Readiness(ReadyStatus.UNAVAILABLE, "the key service has not been reached yet"),
-    KeyServiceState.AWAY: Readiness(ReadyStatus.UNAVAILABLE, "the key service is away, and no verdict is cached"),
-    KeyServiceState.AWAY_CACHED: Readiness(ReadyStatus.DEGRADED, "the key service is away; cached verdicts serve"),
-    KeyServiceState.NO_LEASE: Readiness(ReadyStatus.DEGRADED, "there is no lease; each request asks the key service"),
-    KeyServiceState.OK: Readiness(ReadyStatus.OK),
+    KeyServiceState.NEVER_REACHED: ready("unavailable", "the key service has not been reached yet"),
+    KeyServiceState.AWAY: ready("unavailable", "the key service is away, and no verdict is cached"),
+    KeyServiceState.AWAY_CACHED: ready("degraded", "the key service is away; cached verdicts serve"),
+    KeyServiceState.NO_LEASE: ready("degraded", "there is no lease; each request asks the key service"),
+    KeyServiceState.OK: ready("ok"),
 }
+_STORE_REFUSES = ready("unavailable", "the log store refuses writes")
 """While the log store takes logs."""
 
 
@@ -63,9 +58,9 @@ async def serve(
     is_worker: bool = False,
     log_writer: Path | None = None,
 ) -> None:
-    """Serve until `stop` is set, then drain: every request that was read is answered, every batch taken is stored.
+    """Serve until `stop` is set, then drain: each request that was read gets its response, each batch taken is stored.
 
-    `started` is called once, with the bound address, when requests are answered. A worker shares the port with others,
+    `started` is called once, with the bound address, when requests are served. A worker shares the port with others,
     and stores by way of the log writer that listens on the socket `log_writer`, if there is one. Raises
     ConfigurationError and StoreSetupError when the bridge cannot start as configured.
     """
@@ -95,14 +90,15 @@ async def serve(
             body_bytes_max=config.body_bytes_max,
             body_budget=Budget(max(BUDGET_BYTES, largest_bytes), max(KEY_BUDGET_BYTES, largest_bytes)),
         )
-        server = PublicServer(
+        router = Router(
             ingest=ingest.handle,
             readiness=partial(_readiness, validator, sink),
             now=now,
             monotonic=time.monotonic,
-            limits=ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max),
             trusted_proxies=config.trusted_proxies,
         )
+        limits = ServerLimits(connections_max, config.keepalive_seconds, body_bytes_max=config.body_bytes_max)
+        server = PublicServer(router, limits, config.trusted_proxies)
         listeners: list[Listener] = []
         try:
             listeners.extend(
@@ -119,24 +115,24 @@ async def serve(
             await server.shutdown(_DRAIN_SECONDS)
 
 
-async def _readiness(validator: KeyValidator, sink: LogSink) -> Readiness:
+async def _readiness(validator: KeyValidator, sink: LogSink) -> Response:
     """Say whether logs can be taken; the reasons are public, so the details are in the log only."""
-    readiness = _READINESS[await validator.state()]
-    if readiness.status is not ReadyStatus.UNAVAILABLE:
+    response = _READINESS[await validator.state()]
+    if response.status == 200:
         try:
             await sink.check()
         except StoreUnavailableError:
-            return Readiness(ReadyStatus.UNAVAILABLE, "the log store refuses writes")
-    return readiness
+            return _STORE_REFUSES
+    return response
 
 
 def _validator(config: Config) -> KeyValidator:
     token = config.key_service_token
     return KeyValidator(
         config.key_service,
-        FixedToken(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE, is_private=True),
+        TokenSource(token) if token else TokenFile(config.state_dir / BRIDGE_TOKEN_FILE, is_private=True),
         tls=key_service_tls(config),
-        cache=VerdictCache(ttl_seconds_max=config.cache_ttl_seconds),
+        cache=VerdictCache(CacheLimits(ttl_seconds_max=config.cache_ttl_seconds)),
     )
 
 

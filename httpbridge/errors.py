@@ -1,17 +1,4 @@
-"""What can go wrong while a batch of logs is taken in. `server` maps each to its HTTP answer.
-
-BridgeError
-├── BodyRefusedError          400: the body breaks a rule; nothing of it is stored
-├── BodyTooLargeError         413
-├── IdempotencyConflictError  422: another body came with the same Idempotency-Key before
-├── RateLimitedError          429: the key's bytes of this minute are used up
-├── UnsupportedEncodingError  415
-├── StoreUnavailableError     503: the batch is not stored, and may be sent again
-├── OverloadedError           503: other requests take all the room there is for bodies
-├── BodyTimeoutError          503: the body did not arrive in time
-├── MalformedRequestError     400: what came is not HTTP
-└── ClientGoneError           none: the connection broke before the body was whole
-"""
+"""What can go wrong while a batch of logs is taken in. `http/request.py` maps each to its response."""
 
 from typing import NamedTuple
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.e2e import forks
 from tests.measured import measured, pytest_terminal_summary
 from tests.migrated import migrate, put_migrated
 from tests.pgbouncer import PgBouncer, spread
@@ -45,8 +46,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose how many examples Hypothesis tries."""
-    hypothesis.settings.load_profile("long" if config.getoption("--long") else "short")
+    """Choose how many examples Hypothesis tries, and how commands are started."""
+    is_long = config.getoption("--long")
+    hypothesis.settings.load_profile("long" if is_long else "short")
+    # Coverage is measured in what is executed.
+    if not is_long and "COVERAGE_PROCESS_CONFIG" not in os.environ:
+        forks.in_use = forks.Forks()
+
+
+def pytest_unconfigure() -> None:
+    """End what starts commands."""
+    if forks.in_use:
+        forks.in_use.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

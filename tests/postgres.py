@@ -186,6 +186,6 @@ async def blocked(connection: AsyncConnection, count: int) -> None:
     query = sa.text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await connection.execute(query)).scalar_one() < count:
             await connection.execute(sa.text("SELECT pg_stat_clear_snapshot()"))

@@ -32,7 +32,7 @@ def incompressible(characters: int) -> str:
 def chunk_values(batch: LogBatch) -> tuple[object, ...]:
     """Return what a store has in WRITTEN_COLUMNS for a batch that is committed alone."""
     (chunk,) = chunks_of([encode(batch)])
-    return msgspec.structs.astuple(chunk)
+    return chunk.columns
 
 
 def entries_of(chunks: Iterable[Any]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from authsvc.runtime.environment import Address, ConfigurationError
 from httpbridge.config import Config as BridgeConfig
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import open_sql_sink
-from tests.httpbridge.conftest import FakeClock
+from tests.clocks import Clock
 
 SERVICES = pytest.mark.parametrize(
     ("config", "prefix"), [(KeyServiceConfig, "AUTHSVC_"), (BridgeConfig, "HTTPBRIDGE_")]
@@ -31,7 +31,7 @@ async def test_the_databases_are_in_the_state_directory_whatever_its_name(tmp_pa
     state = str(tmp_path / name / "state")
     await migrate(KeyServiceConfig.from_environment({"AUTHSVC_STATE_DIR": state}))
     bridge = BridgeConfig.from_environment({"HTTPBRIDGE_STATE_DIR": state})
-    sink = await open_sql_sink(bridge.store_url(), monotonic=FakeClock().monotonic)
+    sink = await open_sql_sink(bridge.store_url(), monotonic=Clock())
     await sink.check()
     store = ReadStore(bridge.store_url())
     store.check_exists()

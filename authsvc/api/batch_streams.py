@@ -11,11 +11,11 @@ from authsvc.api import messages
 class BatchStreams:
     """All such streams of this process."""
 
-    def __init__(self, idle_seconds: float, monotonic: Callable[[], float], answered: Callable[[float], None]) -> None:
-        """End a stream without a batch for so long; call `answered` with when a batch came, once its answer is sent."""
+    def __init__(self, idle_seconds: float, monotonic: Callable[[], float], responded: Callable[[float], None]) -> None:
+        """End a stream without a batch for so long. `responded` is told when a batch came whose response was sent."""
         self._idle_seconds = idle_seconds
         self._monotonic = monotonic
-        self._answered = answered
+        self._responded = responded
         self._started: dict[Any, float] = {}
         """When the batches that are under way now came, by the context of their stream."""
         self._idle: set[asyncio.Timeout] = set()
@@ -50,7 +50,7 @@ class BatchStreams:
                 async for response in responses:
                     started = self._started.pop(context)
                     await context.write(response)  # however long its caller takes to read, nobody waits for that
-                    self._answered(started)
+                    self._responded(started)
         finally:
             self._started.pop(context, None)
 

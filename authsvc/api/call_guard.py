@@ -1,7 +1,7 @@
-"""What stands between the wire and the servicers: who may call and how much, errors as status codes, the request log.
+"""What every call passes first: who may call and how much, errors as status codes, the request log.
 
-A `CallGuard` wraps every handler, ours and those of the health and reflection services, once: gRPC's own interceptors
-would wrap them anew for each call, which costs as much as the call's work.
+A `CallGuard` wraps each handler once, also of health and reflection. gRPC's own interceptors would wrap it anew for
+each call, which costs as much as the call's work.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ _log = structlog.get_logger("authsvc")
 class CallGuard(grpc.GenericRpcHandler):
     """Lets a call through to its handler if its token's role may make it.
 
-    Messages reach a guarded handler as bytes, and are read inside the guard: a fault in them is the caller's.
+    Handlers get bytes, which are read inside the guard: a fault in them is the caller's.
     """
 
     def __init__(
@@ -81,10 +81,9 @@ class CallGuard(grpc.GenericRpcHandler):
             self._handlers[method] = self._guarded(method, handler)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Add to a server what others' floods must not delay, each method by itself.
+        """Add to a server, each by itself, the methods that floods of others must not delay.
 
-        gRPC hands over one call after the other, of each such method and of all others together. Each costs every call
-        of any method: grpc.aio waits for all of them at once, anew for each call.
+        All others share one queue of calls. Each queue costs every call: grpc.aio waits for all of them, anew for each.
         """
         for method in _PROMPT_METHODS:
             _, service, name = method.split("/")
@@ -97,8 +96,8 @@ class CallGuard(grpc.GenericRpcHandler):
             return self._handlers[method]
 
         async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
-            is_strangers = self._callers.role(context) is None
-            refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", is_strangers)
+            has_token = self._callers.role(context) is not None
+            refusal = _Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such method is served", has_token)
             await self._refuse(method, context, self._callers.caller(context), refusal)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -115,7 +114,7 @@ class CallGuard(grpc.GenericRpcHandler):
             overdue = self._monotonic() - self._limits.call_seconds - self._limits.untaken_seconds
             for held in self._held.values():
                 if held.since < overdue:
-                    self._refusals.close(held.caller, "it does not take its answers")
+                    self._refusals.close(held.caller, "it does not read its responses")
 
     @property
     def calls(self) -> int:
@@ -147,7 +146,7 @@ class CallGuard(grpc.GenericRpcHandler):
             return _stream(self._guard(method, serve, places, None), handler)
         serve_one = handler.unary_unary
 
-        async def answer(_requests: AsyncIterator[bytes], context: Any) -> Any:
+        async def serve_unary(_requests: AsyncIterator[bytes], context: Any) -> Any:
             message = await context.read()
             self._calls += 1
             try:
@@ -156,7 +155,7 @@ class CallGuard(grpc.GenericRpcHandler):
                 self._calls -= 1
 
         places = self._bridge_calls if method in _BRIDGE_METHODS else self._admin_calls
-        guarded = self._guard(method, answer, places, None if method in _UNTIMED_METHODS else limits.call_seconds)
+        guarded = self._guard(method, serve_unary, places, None if method in _UNTIMED_METHODS else limits.call_seconds)
         # As a stream of one: gRPC waits for the message of any other call before it calls the handler, for ever.
         return grpc.stream_unary_rpc_method_handler(guarded, response_serializer=handler.response_serializer)
 
@@ -167,7 +166,9 @@ class CallGuard(grpc.GenericRpcHandler):
         async def guarded(requests: Any, context: Any) -> Any:
             caller = self._callers.caller(context)
             if (refusal := self._refusal(method, context)) is None and not places.take(caller.address):
-                refusal = _Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", is_open)
+                refusal = _Refusal(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, "too many such calls are open already", not is_open
+                )
             if refusal is not None:
                 return await self._refuse(method, context, caller, refusal)
             started = self._monotonic()
@@ -215,10 +216,7 @@ class CallGuard(grpc.GenericRpcHandler):
             _log.debug("call", method=method, status=status.name, milliseconds=milliseconds)
 
     def _open(self, handler: _Handler) -> Any:
-        """Serve a call that needs no token, whatever it streams, as a stream.
-
-        gRPC waits for the message of a call that is no stream before it calls the handler: for ever, if need be.
-        """
+        """Serve a call that needs no token as a stream, also a unary one: see `_guarded`."""
 
         async def serve(requests: AsyncIterator[bytes], context: Any) -> None:
             caller = self._callers.caller(context)
@@ -241,7 +239,7 @@ class CallGuard(grpc.GenericRpcHandler):
         return serve
 
     async def _send_metadata(self, context: Any, caller: Caller) -> None:
-        """Begin to answer. gRPC does so with the first answer otherwise, and meanwhile could not end the call."""
+        """Begin the response: until then gRPC could not end the call."""
         with self._refusals.sending(caller):
             await context.send_initial_metadata(())
 
@@ -249,7 +247,7 @@ class CallGuard(grpc.GenericRpcHandler):
         if self._refusals.is_closing(caller):
             raise asyncio.CancelledError  # gRPC ends the call when it sees the end of the connection
         fields = {"method": method, "status": refusal.status.name}
-        async with self._refusals.refusing(caller, is_stranger=refusal.is_strangers, **fields):
+        async with self._refusals.refusing(caller, has_token=refusal.has_token, **fields):
             await self._abort(method, context, caller, refusal.status, refusal.detail)
         raise AssertionError("abort raises")
 
@@ -266,12 +264,12 @@ class CallGuard(grpc.GenericRpcHandler):
 class _Refusal(NamedTuple):
     status: grpc.StatusCode
     detail: str
-    is_strangers: bool
-    """The caller has no token of ours."""
+    has_token: bool
+    """The caller has one of ours."""
 
 
-_NO_TOKEN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed", is_strangers=True)
-_NO_ADMIN = _Refusal(grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", is_strangers=False)
+_NO_TOKEN = _Refusal(grpc.StatusCode.UNAUTHENTICATED, "a bearer token of the key service is needed", has_token=False)
+_NO_ADMIN = _Refusal(grpc.StatusCode.PERMISSION_DENIED, "this call needs the admin token", has_token=True)
 
 
 @dataclass(slots=True)

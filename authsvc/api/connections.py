@@ -1,7 +1,6 @@
-"""The callers' connections, which gRPC owns: how many each address has, and the end of those that must go.
+"""The callers' connections: how many each address has, and the end of those that must go.
 
-gRPC itself bounds connections in all, and has no way to close a single one, so it is done where the system has them: by
-their descriptors.
+gRPC owns them, bounds only their number, and cannot close a single one; so it is done by their descriptors.
 """
 
 import asyncio
@@ -52,10 +51,7 @@ class Connections:
         self._wake.set()
 
     async def run(self, port: int, in_use: Callable[[], Collection[str]]) -> None:
-        """Close what must go, until cancelled.
-
-        `in_use` returns those, as gRPC names them, on which there is a call with a token now.
-        """
+        """Close what must go, until cancelled; on `in_use`, as gRPC names them, there is a call with a token now."""
         while _DESCRIPTORS is not None:
             await happens(self._wake, _LOOK_SECONDS)
             self._wake.clear()
@@ -85,8 +81,8 @@ class Connections:
     def surplus(self, peers: Collection[Peer], in_use: Collection[Peer]) -> set[Peer]:
         """Return which of all connections must go once three quarters of the places are taken.
 
-        First those by which an address has more than its share, and of them the unused ones first. If that is not
-        enough, those on which nothing was in use since the last look, so that there is always room for whoever comes.
+        First those that an address has beyond its share, the unused ones before others; then, as far as there must be
+        more room for whoever comes, those on which nothing was in use since the last look.
         """
         before, self._before = self._before, set()
         too_many = len(peers) - self._places.free

@@ -30,12 +30,12 @@ class Faults:
     """Tells callers of errors, and the operator of those that are ours."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._of_strangers = Tally(monotonic, lambda **fields: _log.error("call_failed", **fields))
+        self._unauthenticated = Tally(monotonic, lambda **fields: _log.error("call_failed", **fields))
 
-    def told(self, method: str, error: Exception, context: Any, stranger: str | None) -> tuple[grpc.StatusCode, str]:
+    def told(self, method: str, error: Exception, context: Any, address: str | None) -> tuple[grpc.StatusCode, str]:
         """Return what the caller is told of an error; log one that is ours.
 
-        `stranger` is the caller's address where the method needs no token: those could fill the disk.
+        `address` is the caller's where the method needs no token: lines for each call could fill the disk.
         """
         if isinstance(error, errors.KeyServiceError):
             return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error)
@@ -44,8 +44,8 @@ class Faults:
         if isinstance(error, NotImplementedError) and context.code() is grpc.StatusCode.UNIMPLEMENTED:
             return grpc.StatusCode.UNIMPLEMENTED, "this service has no such method"  # says generated code
         what = {"method": method, "error": type(error).__qualname__, "traceback": traceback_without_text(error)}
-        if stranger is None:
+        if address is None:
             _log.error("call_failed", count=1, **what)
         else:
-            self._of_strangers.add(stranger, **what)
+            self._unauthenticated.add(address, **what)
         return grpc.StatusCode.INTERNAL, "internal error"

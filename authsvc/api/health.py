@@ -1,7 +1,7 @@
 """Whether the key service serves, overall and each of its services: the health protocol of gRPC.
 
-The servicer that comes with grpcio holds a lock while it writes to a watcher: a stranger who reads nothing would block
-all the others, and the end of the service.
+The servicer that comes with grpcio holds a lock while it writes to a watcher: one that reads nothing would block all
+the others, and the end of the service.
 """
 
 from collections.abc import Iterable
@@ -44,11 +44,11 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grp
         """Return a service's status; NOT_FOUND for one that is not known."""
         if request.service not in self._services:
             raise NotFoundError("no such service")
-        return self._answer(request.service)
+        return self._response(request.service)
 
     async def List(self, request: health_pb2.HealthListRequest, context: Context) -> health_pb2.HealthListResponse:
         """Return every service's status."""
-        return health_pb2.HealthListResponse(statuses={name: self._answer(name) for name in self._services})
+        return health_pb2.HealthListResponse(statuses={name: self._response(name) for name in self._services})
 
     # grpc.aio also takes a coroutine that writes to its context; the stub knows generators only.
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
@@ -56,13 +56,13 @@ class HealthService(health_pb2_grpc.HealthServicer):  # type: ignore[misc] # grp
         said = None
         while True:  # the protocol leaves the end of the stream to the watcher
             changed = self._changed.next()
-            if (answer := self._answer(request.service)) != said:
-                await context.write(answer)
-                said = answer
+            if (response := self._response(request.service)) != said:
+                await context.write(response)
+                said = response
             else:
                 await changed.wait()
 
-    def _answer(self, service: str) -> health_pb2.HealthCheckResponse:
+    def _response(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in self._services:
             return _Status(status=_Status.SERVICE_UNKNOWN)
         is_serving = (self._is_serving or service == SERVICE_NAME) and not self._is_stopping

@@ -26,17 +26,16 @@ class CallLimits:
     validate_streams_max: int = 1000
     """At a time, in all and by address; whoever finds no place makes a call for each batch instead."""
     open_calls_max: int = 100
-    """At a time of each method that needs no token, in all and by address, so that strangers leave room for each
-    other."""
+    """At a time of each method that needs no token, in all and by address."""
     refused_calls_max: int = 1000
     """Whose refusal is under way, in all and by address; whoever makes more loses its connection."""
     turns_per_second: float = 50.0
-    """Of callers without a token from one address: a refusal is one, and so is an answer of a method without a token.
-    The first second's are taken at once, and each further one in its time."""
+    """Of callers without a token from one address: refusals, and responses of methods that need none. The first
+    second's are taken at once, and each further one in its time."""
     turn_seconds_max: float = 1.0
     """To wait for a turn; the connection of one that would wait longer is closed."""
     untaken_seconds: float = 5.0
-    """For a caller to take how its call ended, or else it loses its connection."""
+    """For a caller to read how its call ended, or else it loses its connection."""
     call_seconds: float = 30.0
     """A call that is no stream; the database answers or fails well within this."""
     open_stream_seconds: float = 600.0
@@ -44,6 +43,6 @@ class CallLimits:
     keepalive_seconds: float = 30.0
     """Between pings, which find callers that vanished without a word."""
     keepalive_timeout_seconds: float = 10.0
-    """For the answer to such a ping."""
+    """For the response to such a ping."""
     ping_seconds_min: float = 10.0
     """A caller that pings more often while nothing is sent is cut off."""

@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from authsvc.client.api_key import PREFIX
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.errors import InvalidArgumentError
-from authsvc.storage.records import INDEX_ID_PREFIX, ActiveKey, Key, LeaseRow
+from authsvc.storage.records import KEY_CACHE_ID_PREFIX, ActiveKey, Key, LeaseRow
 from authsvc.v1 import key_service_pb2 as pb
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"  # generic for the type checker only
@@ -97,8 +97,8 @@ def keep_alive(request: pb.WatchRequest) -> KeepAlive:
     """Return what a holder says; raise InvalidArgumentError."""
     if not 16 <= len(request.holder_id) <= 64 or not (request.holder_id.isascii() and request.holder_id.isprintable()):
         raise InvalidArgumentError("holder_id: expected 16 to 64 printable ASCII characters")
-    if request.holder_id.startswith(INDEX_ID_PREFIX):
-        raise InvalidArgumentError(f"holder_id: {INDEX_ID_PREFIX}… is the service's own")
+    if request.holder_id.startswith(KEY_CACHE_ID_PREFIX):
+        raise InvalidArgumentError(f"holder_id: {KEY_CACHE_ID_PREFIX}… is the service's own")
     for field, text, characters_max in (("name", request.name, 128), ("epoch", request.epoch, 32)):
         if len(text) > characters_max or "\0" in text:
             raise InvalidArgumentError(f"{field}: expected at most {characters_max} characters, without U+0000")

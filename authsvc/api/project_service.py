@@ -9,14 +9,7 @@ from authsvc.api import messages
 from authsvc.api.messages import Context
 from authsvc.errors import InvalidArgumentError
 from authsvc.keys import PROJECT_ID_CHARACTERS_MAX, parse_project_id
-from authsvc.origins import (
-    ENTRIES_MAX,
-    OriginEntryError,
-    OriginList,
-    admitted_public_suffix,
-    normalise_entry,
-    public_suffix_reason,
-)
+from authsvc.origins import ENTRIES_MAX, OriginEntryError, OriginList, admitted_public_suffix, normalise_entry
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.records import Project, Revision
 from authsvc.v1 import key_service_pb2 as key_pb
@@ -83,13 +76,10 @@ class ProjectService(pb_grpc.ProjectServiceServicer):
 
 def _entry_check(entry: str, allow_public_suffix: bool) -> pb.EntryCheck:
     try:
-        normalised = normalise_entry(entry)
+        normalised = normalise_entry(entry, allow_public_suffix=allow_public_suffix)
     except OriginEntryError as error:
-        return pb.EntryCheck(error=error.reason)
-    suffix = admitted_public_suffix(normalised)
-    if suffix and not allow_public_suffix:
-        return pb.EntryCheck(error=public_suffix_reason(suffix), public_suffix=suffix)
-    return pb.EntryCheck(entry=normalised, public_suffix=suffix)
+        return pb.EntryCheck(error=error.reason, public_suffix=error.public_suffix)
+    return pb.EntryCheck(entry=normalised, public_suffix=admitted_public_suffix(normalised))
 
 
 def _page_token(position: str) -> str:

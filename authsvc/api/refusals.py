@@ -1,7 +1,6 @@
-"""What becomes of callers that are refused, and of those that do not take what they are told. No gRPC.
+"""What becomes of callers that are refused, and of those that do not read their responses. No gRPC.
 
-gRPC counts a call among a connection's until its caller has taken how it ended, and waits for that for as long as the
-caller likes.
+gRPC counts a call among its connection's until the caller has read how it ended, however long that takes.
 """
 
 import asyncio
@@ -58,8 +57,7 @@ class Refusals:
         self._limits = limits
         self._monotonic = monotonic
         self._close = close
-        self._places = {is_theirs: Places(limits.refused_calls_max, trusted_proxies) for is_theirs in (True, False)}
-        """Of strangers, and of callers with a token."""
+        self._places = {has_token: Places(limits.refused_calls_max, trusted_proxies) for has_token in (True, False)}
         self._pace = Pace(limits.turns_per_second, limits.turn_seconds_max)
         self._closing: OrderedDict[str, None] = OrderedDict()
         """The connections that were closed last: what gRPC has read of them still comes, call by call."""
@@ -76,10 +74,10 @@ class Refusals:
         return caller.connection in self._closing
 
     @asynccontextmanager
-    async def refusing(self, caller: Caller, *, is_stranger: bool, method: str, status: str) -> AsyncIterator[None]:
+    async def refusing(self, caller: Caller, *, has_token: bool, method: str, status: str) -> AsyncIterator[None]:
         """Hold a place while a caller is refused, whose turn this waits for. One too many loses its connection."""
         self._refused.add(caller.address, method=method, status=status)
-        places = self._places[is_stranger]
+        places = self._places[has_token]
         if not places.take(caller.address):
             self.close(caller, "too many calls of it are being refused")
             if caller.is_proxied:  # whose connection stays open: its calls wait instead
@@ -87,7 +85,7 @@ class Refusals:
             yield
             return
         try:
-            if is_stranger:
+            if not has_token:
                 await self.turn(caller)
             yield
         finally:
@@ -106,7 +104,7 @@ class Refusals:
     def sending(self, caller: Caller) -> Iterator[None]:
         """Give a caller some seconds to take what it is sent meanwhile."""
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(self._limits.untaken_seconds, self.close, caller, "it does not take its answers")
+        timer = loop.call_later(self._limits.untaken_seconds, self.close, caller, "it does not read its responses")
         try:
             yield
         finally:

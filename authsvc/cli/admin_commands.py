@@ -163,15 +163,12 @@ def validate(origin: str | None, as_json: bool) -> None:
 def projects(as_json: bool) -> None:
     """List the projects."""
     found = ask(lambda admin: all_pages(admin.projects))
-    if as_json:
-        show(json_text(found))
-        return
     rows = [
         (each.project_id, each.active_key.key_id, shown_time(each.active_key.create_time), shown_list(each.origins))
         for each in found
     ]
     none = "there are no projects yet: authsvc issue PROJECT makes one"
-    show_table(("PROJECT", "KEY", "ISSUED", "ORIGINS"), rows, none)
+    show_table(found, ("PROJECT", "KEY", "ISSUED", "ORIGINS"), rows, none, as_json=as_json)
 
 
 @click.command()
@@ -180,9 +177,6 @@ def projects(as_json: bool) -> None:
 def keys(project: str, as_json: bool) -> None:
     """List PROJECT's keys, newest first."""
     found = ask(lambda admin: all_pages(partial(admin.keys, project)))
-    if as_json:
-        show(json_text(found))
-        return
     rows = [
         (
             key.key_id,
@@ -191,7 +185,7 @@ def keys(project: str, as_json: bool) -> None:
         )
         for key in found
     ]
-    show_table(("KEY", "ISSUED", "REVOKED"), rows, "there are no keys")
+    show_table(found, ("KEY", "ISSUED", "REVOKED"), rows, "there are no keys", as_json=as_json)
 
 
 @click.command(short_help="List who may use cached verdicts, until when.")
@@ -199,9 +193,6 @@ def keys(project: str, as_json: bool) -> None:
 def holders(as_json: bool) -> None:
     """List who may use cached verdicts: how far behind each is, and until when."""
     response = ask(lambda admin: admin.holders())
-    if as_json:
-        show(json_text(response))
-        return
     now = response.now.ToDatetime(UTC)
     rows = []
     for holder in response.holders:
@@ -211,7 +202,8 @@ def holders(as_json: bool) -> None:
         state = "expired" if left < timedelta() else f"{left.seconds} s left"
         lease = f"{shown_time(holder.lease_expire_time)} ({state})"
         rows.append((plain(holder.name), plain(holder.holder_id), behind, lease, shown_time(holder.renew_time)))
-    show_table(("NAME", "HOLDER", "BEHIND", "LEASE UNTIL", "LAST RENEWED"), rows, "nobody holds a lease")
+    header = ("NAME", "HOLDER", "BEHIND", "LEASE UNTIL", "LAST RENEWED")
+    show_table(response, header, rows, "nobody holds a lease", as_json=as_json)
 
 
 @click.command(short_help="Show the audit trail.")

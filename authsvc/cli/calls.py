@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import AdminClient, CallError, RefusedError
-from authsvc.client.channel import ClientTls, FixedToken, TokenFile
+from authsvc.client.channel import ClientTls, TokenFile, TokenSource
 from authsvc.config import ADMIN_TOKEN_FILE, BRIDGE_TOKEN_FILE, Config, token_variable
 from authsvc.runtime.commands import REFUSED, UNAVAILABLE, fail, note, run
 from authsvc.runtime.environment import ConfigurationError, Secret
@@ -42,7 +42,7 @@ def ask(
     token, source = _token(config, role_files)
 
     async def connected_call() -> _T:
-        admin = AdminClient(config.service_address(), FixedToken(token), tls, _DEADLINE_SECONDS)
+        admin = AdminClient(config.service_address(), TokenSource(token), tls, _DEADLINE_SECONDS)
         try:
             return await call(admin)
         finally:

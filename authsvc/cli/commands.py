@@ -19,17 +19,10 @@ import structlog
 from authsvc.cli.admin_commands import ADMIN_COMMANDS
 from authsvc.config import Config
 from authsvc.errors import StoreUnavailableError
-from authsvc.runtime.commands import REFUSED, UNAVAILABLE, Commands, announce, fail, note, run, show
+from authsvc.runtime.commands import REFUSED, UNAVAILABLE, Commands, announce, fail, note, run, service_config, show
 from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import ConfigurationError
-from authsvc.runtime.logging import configure
-from authsvc.runtime.process import (
-    ignore_other_signals,
-    open_missing_streams,
-    stop_at_signals,
-    turn_off_core_dumps,
-    use_batch_scheduling,
-)
+from authsvc.runtime.process import stop_at_signals, use_batch_scheduling
 from authsvc.runtime.workers import run_workers
 
 _T = TypeVar("_T")
@@ -44,8 +37,6 @@ def main() -> None:
 
     Configured by AUTHSVC_… environment variables: see docs/configuration.md.
     """
-    turn_off_core_dumps()
-    open_missing_streams()
 
 
 for _command in ADMIN_COMMANDS:
@@ -55,9 +46,7 @@ for _command in ADMIN_COMMANDS:
 @main.command()
 def serve() -> None:
     """Run the key service until SIGTERM or SIGINT."""
-    config = _service_config()
-    for variable, path in config.keys_readable_by_all():
-        _log.warning("key_readable_by_all", variable=variable, file=str(path))
+    config = service_config(Config)
     if config.is_margin_thin:
         _log.warning("lease_margin_thin", seconds=config.lease_margin_seconds, lease_seconds=config.lease_seconds)
     started = partial(announce, "authsvc", config.tls_cert is not None)
@@ -77,7 +66,7 @@ def serve() -> None:
 @click.argument("spec", type=WorkerSpec.parse)
 def worker(spec: WorkerSpec) -> None:
     """Be one of the processes of `serve`, which starts it."""
-    config = msgspec.structs.replace(_service_config(spec), listen=spec.address)
+    config = msgspec.structs.replace(service_config(Config, spec), listen=spec.address)
     from authsvc import app  # noqa: PLC0415 - as above
 
     async def work() -> None:
@@ -126,14 +115,6 @@ def dev_certs(directory: Path) -> None:
     certificates.write(directory, datetime.now(UTC))
     note(f"wrote certificates, keys and {certificates.VARIABLES_FILE} to {directory}; not for production")
     show(certificates.exports(directory), ends_line=False)
-
-
-def _service_config(spec: WorkerSpec | None = None) -> Config:
-    """Return the configuration of a process that serves, after what all of those do first."""
-    ignore_other_signals()
-    config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format, spec.name if spec else None)
-    return config
 
 
 def _run(work: Coroutine[Any, Any, _T]) -> _T:

@@ -59,8 +59,13 @@ def _json(value: Any) -> Any:
     return MessageToDict(value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
-def show_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str) -> None:
-    """Print rows under a header; when there are none, say so on standard error."""
+def show_table(
+    found: Any, header: tuple[str, ...], rows: Sequence[tuple[str, ...]], empty: str, *, as_json: bool
+) -> None:
+    """Print what was found, as JSON or as rows under a header; when there are none, say so on standard error."""
+    if as_json:
+        show(json_text(found))
+        return
     if not rows:
         note(empty)
         return

@@ -1,7 +1,6 @@
 """The key service's client: all of `authsvc` that callers in Python may import.
 
-KeyValidator is the way in. It is imported when it is asked for, since it brings gRPC with
-it; the other modules that do are imported by their own names.
+KeyValidator is the way in. It brings gRPC with it, and so is imported when it is asked for.
 """
 
 from typing import TYPE_CHECKING

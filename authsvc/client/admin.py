@@ -1,8 +1,6 @@
-"""The admin's side of the key service: issue, revoke, origins, projects, holders, the audit trail.
+"""The admin's calls, for the dashboard and the service's own command line. They return the service's messages.
 
-For programs that hold the admin token and act for people: the dashboard, and the service's own command line. Calls
-return the service's messages. They raise RefusedError, CallError, and KeyServiceUnavailableError where nothing was
-sent.
+They raise RefusedError, CallError, and KeyServiceUnavailableError where nothing was sent.
 """
 
 import asyncio
@@ -12,8 +10,15 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 
-from authsvc.client.channel import ClientTls, Metadata, TokenSource, call_with_token, naming, open_channel
-from authsvc.client.diagnosis import connection_fault
+from authsvc.client.channel import (
+    ClientTls,
+    Metadata,
+    TokenSource,
+    call_with_token,
+    connection_fault,
+    naming,
+    open_channel,
+)
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2 as pb
@@ -74,15 +79,14 @@ class CallError(KeyServiceUnavailableError):
     @property
     def is_unavailable(self) -> bool:
         """Whether the same call may succeed later."""
-        # CANCELLED: gRPC's answer to what a service that is being stopped has read and not begun.
+        # CANCELLED: gRPC's status for what a service that is being stopped has read and not begun.
         return self.status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 
 
 class AdminClient:
     """One key service. Made anywhere, used in one event loop; `close` ends it.
 
-    A mutation names who asked for it (`caller`, any text), for the audit trail, and may wait for all holders to
-    confirm it: 2 s where `wait` is None.
+    `caller` is for the audit trail. Mutations wait for all holders to confirm them: 2 s where `wait` is None.
     """
 
     def __init__(
@@ -195,17 +199,14 @@ class AdminClient:
     ) -> _Response:
         async def call(metadata: Metadata) -> _Response:
             options: dict[str, Any] = {"timeout": self._deadline_seconds, "metadata": (*metadata, *naming(caller))}
-            return await method(self._open())(request, **options)
+            if self._channel is None:
+                self._channel = open_channel(self._address, self._tls)
+            return await method(self._channel)(request, **options)
 
         try:
             return await call_with_token(self._token, call)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error.code(), error.details() or "") from None
-
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            self._channel = open_channel(self._address, self._tls)
-        return self._channel
 
     def _failure(self, code: grpc.StatusCode, details: str) -> Exception:
         if code.name in _REFUSALS:

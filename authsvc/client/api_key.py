@@ -1,8 +1,4 @@
-"""The API key: its format and digest, and a type that keeps it out of every log.
-
-Pure. Used by the key service, which generates and stores keys, and by every
-caller that has a key to check.
-"""
+"""The API key: its format and digest, and a type that keeps it out of every log. Pure."""
 
 import re
 from hashlib import sha256

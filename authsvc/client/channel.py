@@ -1,10 +1,11 @@
-"""The gRPC channel to the key service: TLS, the caller's token, and how fast a lost connection comes back."""
+"""The gRPC channel to the key service: TLS, the caller's token, how it reconnects, and why it cannot."""
 
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
 
@@ -33,6 +34,17 @@ _OPTIONS: tuple[tuple[str, int], ...] = (
     # Keys and tokens go to the address that was configured, never to a proxy that the environment names.
     ("grpc.enable_http_proxy", 0),
 )
+
+_WORDS = {
+    "Connection refused": "{} refuses connections: is the key service running?",
+    "timed out": "{} did not answer in time",
+    "Failed parsing HTTP/2": "{} does not speak gRPC: is it the bridge's address, or another service's?",
+    "WRONG_VERSION_NUMBER": "{} does not speak TLS",
+    "HTTP_REQUEST": "{} does not speak TLS",
+    "Hostname Verification Check failed": "the certificate of {} is not accepted: it is for another host",
+}
+_CLOSED = ("Socket closed", "reset by peer", "ALERT")
+"""gRPC's servers close without a TLS alert when they do not accept a client's certificate; others send one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,31 +98,21 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path, vari
         ) from None
 
 
-class TokenSource(Protocol):
-    """Where the bearer token comes from."""
+class TokenSource:
+    """Where the bearer token comes from: here, from the configuration."""
+
+    def __init__(self, token: Secret) -> None:
+        self._configured = token
 
     def read(self) -> Secret:
         """Return the token; raise KeyServiceUnavailableError when there is none now."""
+        return self._configured
 
     def forget(self) -> None:
         """Look again at the next `read`: a call failed, so the service may have been replaced, and its token too."""
 
 
-class FixedToken:
-    """A token that was configured."""
-
-    def __init__(self, token: Secret) -> None:
-        self._token = token
-
-    def read(self) -> Secret:
-        """Return the token."""
-        return self._token
-
-    def forget(self) -> None:
-        """Do nothing."""
-
-
-class TokenFile:
+class TokenFile(TokenSource):
     """A token that the key service keeps in a file, which may appear after us and be replaced."""
 
     def __init__(self, path: Path, *, is_private: bool = False) -> None:
@@ -120,24 +122,22 @@ class TokenFile:
         self._token: Secret | None = None
 
     def read(self) -> Secret:
-        """Return the token; raise KeyServiceUnavailableError when the file has none yet."""
-        if self._token is None:
-            try:
-                text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
-                self._token = Token.parse(text)
-            except FileNotFoundError:
-                reason = f"{self._path} does not exist; the key service writes it at its first start"
-            except OSError as error:
-                reason = _why(self._path, error)
-            except ValueError as error:
-                reason = f"{self._path} holds something else: {error}"
-            else:
-                return self._token
-            raise KeyServiceUnavailableError(f"there is no token: {reason}")
-        return self._token
+        if self._token is not None:
+            return self._token
+        try:
+            text = read_private(self._path) if self._is_private else self._path.read_text("utf-8", "replace")
+            self._token = Token.parse(text)
+        except FileNotFoundError:
+            reason = f"{self._path} does not exist; the key service writes it at its first start"
+        except OSError as error:
+            reason = _why(self._path, error)
+        except ValueError as error:
+            reason = f"{self._path} holds something else: {error}"
+        else:
+            return self._token
+        raise KeyServiceUnavailableError(f"there is no token: {reason}")
 
     def forget(self) -> None:
-        """Read the file again at the next `read`."""
         self._token = None
 
 
@@ -147,10 +147,7 @@ def authorization(token: Secret) -> Metadata:
 
 
 async def call_with_token(source: TokenSource, call: Callable[[Metadata], Awaitable[_T]]) -> _T:
-    """Make a call with the token, and once more if it is refused and there is another one by now.
-
-    Raises AioRpcError, and what `TokenSource.read` raises.
-    """
+    """Make a call, and once more if its token is refused and was replaced; raise AioRpcError, and as `read`."""
     token = source.read()
     try:
         return await call(authorization(token))
@@ -176,13 +173,40 @@ def naming(caller: str) -> Metadata:
 
 
 def open_channel(address: Address, tls: ClientTls | None = None) -> grpc.aio.Channel:
-    """Return a channel, which connects at its first call. Called in the event loop that will use it.
-
-    Raises ConfigurationError naming the TLS file that cannot be used.
-    """
+    """Return a channel, which connects at its first call, in this event loop; raise ConfigurationError for a file."""
     if tls is None:
         return grpc.aio.insecure_channel(str(address), options=_OPTIONS)
     return grpc.aio.secure_channel(str(address), tls.credentials(), options=_OPTIONS)
+
+
+def connection_fault(details: str, address: Address, tls: ClientTls | None) -> str | None:
+    """Return in one line why no connection came about; None for the details of a call that may have been sent."""
+    if details.startswith("errors resolving "):
+        return f"{address}: the host is not known"
+    failed, _, reason = details.partition("; last error: ")
+    if not failed.startswith("failed to connect to "):
+        return None
+    for theirs, ours in _WORDS.items():
+        if theirs in reason:
+            return ours.format(address)
+    if tls is not None and (match := re.search("CERTIFICATE_VERIFY_FAILED: ([^:]+)", reason)):
+        ca = f"{tls.variables[0]}={tls.ca}" if tls.ca else f"{tls.variables[0]} is not set"
+        return f"the certificate of {address} is not accepted: {match[1]} ({ca})"
+    if any(closed in reason for closed in _CLOSED):
+        return _closed_fault(address, tls)
+    return f"{address}: {reason or details}"
+
+
+def _closed_fault(address: Address, tls: ClientTls | None) -> str:
+    if tls is None:
+        return f"{address} ends connections without TLS: it may expect TLS, and no CA is configured"
+    _, certificate, key = tls.variables
+    if tls.certificate is None:
+        return f"{address} demands a client certificate (it closes the connection): set {certificate} and {key}"
+    return (
+        f"{address} does not accept our client certificate ({certificate}={tls.certificate}): has it expired, "
+        "and is it signed by the CA that the key service expects?"
+    )
 
 
 def _why(path: Path, error: OSError) -> str:

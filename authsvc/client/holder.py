@@ -1,8 +1,7 @@
-"""The holder's side of the lease protocol: when a cached verdict may be used, and when an answer may be kept. Pure.
+"""The holder's side of the lease protocol: when a cached verdict may be used, and when a response may be kept. Pure.
 
-`watcher` feeds it what a stream brings and sends what it gives back; `validator` asks it on every request. It has no
-clock of its own: the time comes in, in seconds of a monotonic clock that also counts while the machine is suspended.
-The rules are those of docs/watch-protocol.md, by number.
+The time comes in, in seconds of a monotonic clock that also counts while the machine is suspended. The rules are those
+of docs/watch-protocol.md, by number.
 """
 
 from typing import Protocol
@@ -14,7 +13,7 @@ KEEP_ALIVE_SECONDS_MAX = 10.0
 """Between two keep-alives while nothing changes."""
 KEEP_ALIVES_PER_LEASE_MIN = 3
 """Several fit into a lease, however short, so that a lost one costs nothing."""
-ANSWER_SECONDS_MAX = 5.0
+RESPONSE_SECONDS_MAX = 5.0
 """Without a lease so long after asking, the stream is given up: it may be half open."""
 
 _NEVER = float("-inf")
@@ -61,18 +60,15 @@ class Holder:
         return now < self.lease_ends_at
 
     def may_keep(self, revision: int, epoch: str) -> bool:
-        """Whether an answer that was read at `revision` of `epoch` may be cached.
+        """Whether a response that was read at `revision` of `epoch` may be cached.
 
-        Rule 4, fenced fills: an answer from before a change that was applied must not come back into the cache,
-        nor one from another epoch, whose revisions say nothing of this one's.
+        Rule 4, fenced fills: none from before a change that was applied, nor from another epoch, whose revisions say
+        nothing of this one's.
         """
         return revision >= self.applied_revision and epoch == self.epoch and not self.is_released
 
     def open(self, now: float) -> tuple[int, KeepAlive]:
-        """Begin a new stream; return its number, which `receive` takes, and what to send first.
-
-        The lease lasts to its end (rule 6); what older streams still bring is discarded (rule 8).
-        """
+        """Begin a new stream; return its number, for `receive`, and what to send first. The lease stays (rule 6)."""
         self._stream += 1
         self._asked_at.clear()
         self._early.clear()
@@ -97,10 +93,7 @@ class Holder:
         self._forget_leases()
 
     def receive(self, stream: int, event: Event) -> bool:
-        """Apply what a stream brought; return whether to renew at once, which acknowledges it.
-
-        Raises StreamBrokenError when a change is missing: then the stream is opened anew.
-        """
+        """Apply what a stream brought; return whether to renew at once. StreamBrokenError: a change is missing."""
         if stream != self._stream or self.is_released:
             return False  # rules 8 and 7
         match event:
@@ -123,7 +116,7 @@ class Holder:
     def give_up_at(self) -> float:
         """Return when to give the stream up, unless a lease comes first, and the changes up to it (rule 6)."""
         oldest = next(iter(self._asked_at.values()), None)
-        return float("inf") if oldest is None else oldest + ANSWER_SECONDS_MAX
+        return float("inf") if oldest is None else oldest + RESPONSE_SECONDS_MAX
 
     def _keep_alive(self, *, is_release: bool = False) -> KeepAlive:
         return KeepAlive(

@@ -1,11 +1,10 @@
-"""Lookups without an answer: gathered into calls, keys that are known to be good first, and bounded.
+"""Lookups that the cache could not answer: gathered into calls, keys that are known to be good first, and bounded.
 
-`validator` puts in what its cache does not hold. As in a group commit there is no timer: who asks while calls are under
-way goes with the next one, and nobody else waits.
+As in a group commit there is no timer: what comes while calls are under way goes into the next one.
 
-Whoever has no key can send any number of well-formed ones, each of which must be looked up. So keys that were good
-lately have a queue and calls of their own, which go first, and one call is kept for them. And so many invalid keys that
-only a flood has them are looked up a few at a time, at a rate that leaves the processor to the others.
+Anybody can send any number of well-formed keys, each of which must be looked up. So keys that were good lately have a
+queue and calls of their own, which go first, and one call is kept for them. And so many invalid keys that only a flood
+has them are looked up a few at a time, at a rate that leaves the processor to the others.
 """
 
 import asyncio
@@ -16,15 +15,11 @@ from typing import TypeAlias
 
 from authsvc.client.api_key import ApiKey, Digest
 from authsvc.client.key_client import KEYS_PER_CALL_MAX
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyServiceUnavailableError
+from authsvc.client.verdicts import INVALID_KEY, Decision, KeyServiceUnavailableError, Response
 from authsvc.runtime.library_logging import EventLogger
 
 _GATHER_TURNS = 4
-"""Turns of the event loop from the end of a call to the next.
-
-In these, those who were just answered are written to, and what they send next is read, and joins. Measured: of 32
-clients that send one key after the other more share each call, for a third less CPU a key.
-"""
+"""Turns of the event loop between calls, for callers to join with their next key: a third less CPU a key, measured."""
 
 _INVALID_PER_SECOND = 1000.0
 """Invalid keys, in the long run: what a tenth of a core answers."""
@@ -42,36 +37,33 @@ _log = EventLogger()
 class PendingLookup:
     """A key and an origin, and who waits for the verdict: the one who asked, and those who joined."""
 
-    __slots__ = ("_joined", "api_key", "decided", "is_known", "origin", "route")
+    __slots__ = ("_waiting", "api_key", "is_known", "origin", "route")
 
-    def __init__(self, api_key: ApiKey, origin: str | None, loop: asyncio.AbstractEventLoop, *, is_known: bool) -> None:
+    def __init__(self, api_key: ApiKey, origin: str | None, *, is_known: bool) -> None:
         """`is_known`: the key was good lately."""
         self.api_key = api_key
         self.origin = origin
         self.route = api_key.digest, origin
         self.is_known = is_known
-        self.decided: asyncio.Future[Decision] = loop.create_future()
-        """For the one who asked."""
-        self._joined: set[asyncio.Future[Decision]] = set()
+        self._waiting: list[asyncio.Future[Decision]] = []
 
     def join(self) -> asyncio.Future[Decision]:
         """Return what is done when there is a verdict, which rule 4 leaves to the one who asked."""
-        told: asyncio.Future[Decision] = self.decided.get_loop().create_future()
-        self._joined.add(told)
-        told.add_done_callback(self._joined.discard)
-        return told
+        waiting: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return waiting
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits any more."""
-        return self.decided.done() and all(told.done() for told in self._joined)
+        return all(waiting.done() for waiting in self._waiting)
 
-    def settle(self, outcome: Answer | Exception) -> None:
+    def settle(self, outcome: Response | Exception) -> None:
         """Wake all who wait, or raise the error in them."""
-        for waiting in (self.decided, *self._joined):
+        for waiting in self._waiting:
             if waiting.done():
                 continue
-            if isinstance(outcome, Answer):
+            if isinstance(outcome, Response):
                 waiting.set_result(outcome.decision)
             else:
                 waiting.set_exception(outcome)
@@ -85,7 +77,7 @@ class PendingLookups:
 
     def __init__(
         self,
-        call: Callable[[list[PendingLookup]], Awaitable[Sequence[Answer | Exception]]],
+        call: Callable[[list[PendingLookup]], Awaitable[Sequence[Response | Exception]]],
         clock: Callable[[], float],
         *,
         calls_max: int,
@@ -102,9 +94,8 @@ class PendingLookups:
         self._clock = clock
         self._calls_max = calls_max
         self._waiting_max = waiting_max
-        self._calls: list[list[PendingLookup]] = []
+        self._calls: dict[asyncio.Task[None], list[PendingLookup]] = {}
         """What those under way are about."""
-        self._tasks: set[asyncio.Task[None]] = set()
         self._is_gathering = False
         self._is_closed = False
         self._pause: asyncio.TimerHandle | None = None
@@ -136,7 +127,7 @@ class PendingLookups:
         waiting = self._waiting_with(lookup)
         if lookup in waiting and lookup.is_abandoned:
             del waiting[lookup]
-            self._answered(lookup)
+            self._forget_route(lookup)
 
     def refuse(self) -> None:
         """Take no more lookups."""
@@ -147,16 +138,16 @@ class PendingLookups:
         self._is_closed = True
         if self._pause is not None:
             self._pause.cancel()
-        for lookups in (self._known, self._unknown, *self._calls):
+        for lookups in (self._known, self._unknown, *self._calls.values()):
             for lookup in lookups:
                 lookup.settle(KeyServiceUnavailableError(_CLOSED))
         self._known.clear()
         self._unknown.clear()
         self._latest.clear()
-        for task in self._tasks:
+        for task in self._calls:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if self._calls:
+            await asyncio.wait(self._calls)
 
     def _gather(self, turns: int) -> None:
         if not self._is_gathering:
@@ -170,10 +161,7 @@ class PendingLookups:
             return
         self._is_gathering = False
         while lookups := self._next_call():
-            self._calls.append(lookups)
-            task = asyncio.create_task(self._make_call(lookups))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._calls[asyncio.create_task(self._make_call(lookups))] = lookups
         if self._pause is None and (pause_seconds := self._pause_seconds()) > 0:
             self._pause = asyncio.get_running_loop().call_later(pause_seconds, self._end_pause)
 
@@ -183,27 +171,24 @@ class PendingLookups:
 
     async def _make_call(self, lookups: list[PendingLookup]) -> None:
         """Make a call, tell who waits, and begin the next one."""
-        outcomes: Sequence[Answer | Exception]
+        outcomes: Sequence[Response | Exception]
         try:
             outcomes = await self._call(lookups)
         except Exception as error:  # noqa: BLE001 - who waits gets it
             outcomes = [error] * len(lookups)
-        self._calls.remove(lookups)
+        self._calls.pop(asyncio.current_task())  # type: ignore[arg-type] # in one
         if not lookups[0].is_known:
-            invalid = sum(isinstance(each, Answer) and each.decision is INVALID_KEY for each in outcomes)
+            invalid = sum(isinstance(each, Response) and each.decision is INVALID_KEY for each in outcomes)
             self._invalid_left += len(lookups) - invalid
             if invalid and self._pause_seconds() > 0:
                 self._warn("invalid_keys_flood")
         for lookup, outcome in zip(lookups, outcomes, strict=True):
-            self._answered(lookup)
+            self._forget_route(lookup)
             lookup.settle(outcome)
         self._gather(_GATHER_TURNS)
 
     def _next_call(self) -> list[PendingLookup]:
-        """Return what to ask in a call that begins now: nothing when there is none to begin.
-
-        Keys that are known and others are not mixed: the database is read for the latter, and may be slow.
-        """
+        """Return the lookups of a call to begin, [] for none: known keys do not wait for what the others need read."""
         if self._known and len(self._calls) < self._calls_max:
             return _taken(self._known, KEYS_PER_CALL_MAX)
         if self._unknown and len(self._calls) < self._calls_max - 1 and self._pause_seconds() <= 0:
@@ -231,7 +216,7 @@ class PendingLookups:
     def _waiting_with(self, lookup: PendingLookup) -> _Waiting:
         return self._known if lookup.is_known else self._unknown
 
-    def _answered(self, lookup: PendingLookup) -> None:
+    def _forget_route(self, lookup: PendingLookup) -> None:
         if self._latest.get(lookup.route) is lookup:
             del self._latest[lookup.route]
 

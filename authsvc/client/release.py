@@ -1,46 +1,36 @@
-"""SIGTERM in a program that does nothing about it: its validators release their leases before it ends.
+"""SIGTERM in a program that does not handle it: its validators release their leases before it ends.
 
-The system's default ends a process at once, and revocations would wait for a lease that nobody uses any more. A host
-that handles SIGTERM is left alone: it closes its validators itself, or ends its event loop, which releases them too.
+Otherwise revocations would wait for a lease that nobody uses any more.
 """
 
+import asyncio
 import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 _RELEASE_SECONDS_MAX = 1.5
 """From the signal to the end of the process, whatever the event loop does meanwhile."""
 
 
-class Lessee(Protocol):
-    """Who has a lease to release."""
-
-    def release_soon(self, done: Callable[[], None]) -> None:
-        """Have it released, and `done` called then. Called in the main thread, between any two steps of it.
-
-        Raises RuntimeError when that cannot be any more.
-        """
+_leases: WeakKeyDictionary[asyncio.Task[None], Callable[[], None]] = WeakKeyDictionary()
+"""What has a lease, and what makes it release it. A process has one handler for a signal, and so one list."""
 
 
-_lessees: WeakSet[Lessee] = WeakSet()  # a process has one handler for a signal, and so one list
-
-
-def release_on_sigterm(lessee: Lessee) -> None:
-    """Have the lease released when SIGTERM would end the process; no more than that is changed about the signal."""
-    _lessees.add(lessee)
+def release_on_sigterm(watching: asyncio.Task[None], leave: Callable[[], None]) -> None:
+    """When SIGTERM would end the process, have `leave` called in the task's event loop, and wait for the task's end."""
+    _leases[watching] = leave
+    watching.add_done_callback(_forget)
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _release_and_end)
 
 
-def forget(lessee: Lessee) -> None:
-    """There is nothing to release any more."""
-    _lessees.discard(lessee)
+def _forget(watching: asyncio.Task[None]) -> None:
+    _leases.pop(watching, None)
     if (
-        not _lessees
+        not _leases
         and threading.current_thread() is threading.main_thread()
         and signal.getsignal(signal.SIGTERM) is _release_and_end
     ):
@@ -49,7 +39,7 @@ def forget(lessee: Lessee) -> None:
 
 def _release_and_end(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_DFL)  # the next one ends the process: ours below, or an impatient person's
-    waiting = set(_lessees)
+    waiting = dict(_leases)
 
     def end() -> None:
         os.kill(os.getpid(), number)
@@ -58,13 +48,17 @@ def _release_and_end(number: int, _frame: FrameType | None) -> None:
     timer.daemon = True
     timer.start()
 
-    def released(lessee: Lessee) -> None:
-        waiting.discard(lessee)
+    def released(watching: asyncio.Task[None]) -> None:
+        waiting.pop(watching, None)
         if not waiting:
             end()
 
-    for lessee in list(waiting):
+    def release(watching: asyncio.Task[None], leave: Callable[[], None]) -> None:
+        leave()
+        watching.add_done_callback(released)
+
+    for watching, leave in list(waiting.items()):
         try:
-            lessee.release_soon(lambda lessee=lessee: released(lessee))  # type: ignore[misc]
-        except RuntimeError:  # its event loop is closed
-            released(lessee)
+            watching.get_loop().call_soon_threadsafe(release, watching, leave)
+        except RuntimeError:  # it is closed
+            released(watching)

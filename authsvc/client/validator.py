@@ -1,8 +1,4 @@
-"""Whether a key may be used: cached verdicts first, then few calls for all who ask at once.
-
-The bridge's `handler` and other callers in Python use KeyValidator; it owns the key client, the verdict cache and
-the lookups that are pending.
-"""
+"""Whether a key may be used: cached verdicts first, then few calls for all who ask at once."""
 
 import asyncio
 import os
@@ -13,14 +9,14 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any, Self
 
-from authsvc.client import release
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import ClientTls, FixedToken, TokenSource
+from authsvc.client.channel import ClientTls, TokenSource
 from authsvc.client.holder import Holder
 from authsvc.client.key_client import CALL_SECONDS_MAX, KEYS_PER_CALL_MAX, KeyClient
 from authsvc.client.pending_lookups import PendingLookup, PendingLookups
+from authsvc.client.release import release_on_sigterm
 from authsvc.client.verdict_cache import VerdictCache, sendable_origin
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, KeyRefusedError, KeyServiceUnavailableError
+from authsvc.client.verdicts import INVALID_KEY, Decision, KeyRefusedError, KeyServiceUnavailableError, Response
 from authsvc.client.watcher import Watcher
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address, Token
@@ -38,7 +34,7 @@ _WAITING_MAX = 8 * KEYS_PER_CALL_MAX
 """Of either kind: what calls of some ten milliseconds answer well within the time that a caller waits."""
 
 _JOINS_MAX = 2
-"""Of callers who ask for the same: an answer that a change overtook is not cached, and the next one mostly is."""
+"""Of equal lookups: a response that a change overtook is not cached, and the next one mostly is."""
 
 _RELEASE_SECONDS_MAX = 2.0
 
@@ -49,13 +45,13 @@ class KeyServiceState(Enum):
     """How things stand with the key service."""
 
     NEVER_REACHED = auto()
-    """It has not answered since this process started."""
+    """It has not responded since this process started."""
     OK = auto()
-    """It answers, and verdicts are cached under a live lease."""
+    """It responds, and verdicts are cached under a live lease."""
     NO_LEASE = auto()
-    """It answers, and there is no lease: each request asks."""
+    """It responds, and there is no lease: each request asks."""
     AWAY_CACHED = auto()
-    """It does not answer, and keys whose cached verdict lasts are still admitted."""
+    """It does not respond, and keys whose cached verdict lasts are still admitted."""
     AWAY = auto()
 
 
@@ -86,9 +82,9 @@ class KeyValidator:
         address that is not HOST:PORT, for a token that cannot be sent and for less than 2 calls.
         """
         address = Address.parse(address) if isinstance(address, str) else address
-        token = FixedToken(Token.parse(token)) if isinstance(token, str) else token
+        token = TokenSource(Token.parse(token)) if isinstance(token, str) else token
         self._clock = clock
-        self._cache = VerdictCache() if cache is None else cache  # one without verdicts is false
+        self._cache = cache or VerdictCache()
         self._client = KeyClient(address, token, tls, clock)
         self._holder = Holder("", name, self._cache)
         self._watcher = Watcher(self._holder, address, token, tls, clock)
@@ -97,7 +93,8 @@ class KeyValidator:
         self._lookups = PendingLookups(self._look_up, clock, calls_max=calls_max, waiting_max=waiting_max)
         self._closed = False
         self._reached = False
-        self._fault: str | None = None
+        self.fault: str | None = None
+        """Why the key service gave no verdict at the last call, in one line for a health page; None when it did."""
         self._outcome_at = float("-inf")
 
     async def __aenter__(self) -> Self:
@@ -108,29 +105,14 @@ class KeyValidator:
         await self.close()
 
     def start(self) -> None:
-        """Begin to watch, so that the first verdicts can be cached already.
-
-        Until `close`, SIGTERM lets go of the lease before it ends the process, unless the host handles that signal.
-        """
+        """Begin to watch, so that the first verdicts can be cached already. SIGTERM then releases the lease."""
         if self._watching is not None or self._closed:
             return
         # Rule 8: a random id for each validator, drawn by the process that uses it.
         self._holder.holder_id = secrets.token_hex(16)
         self._holder.name = self._holder.name or f"{socket.gethostname()}:{os.getpid()}"
         self._watching = asyncio.create_task(self._watcher.run(), name="key service watcher")
-        release.release_on_sigterm(self)
-
-    def release_soon(self, done: Callable[[], None]) -> None:
-        """Use the cache no more, and release the lease; `done` is called then. For `release`, from any thread."""
-        watching = self._watching
-        if watching is None:
-            raise RuntimeError("nothing to release")
-
-        def leave() -> None:
-            self._watcher.leave()
-            watching.add_done_callback(lambda _: done())
-
-        watching.get_loop().call_soon_threadsafe(leave)
+        release_on_sigterm(self._watching, self._watcher.leave)
 
     @property
     def has_lease(self) -> bool:
@@ -145,9 +127,8 @@ class KeyValidator:
     async def validate(self, api_key: ApiKey | str, origin: str | None = None) -> Decision:
         """Return whether the key may be used, and from the value of an `Origin` header: None for a request without.
 
-        Who asks while calls are under way goes along with the next one, and callers who ask for the same share their
-        place in it. Raises KeyServiceUnavailableError when there is no verdict within 2 s, or too many wait already;
-        that is never cached.
+        Lookups that come while calls are under way share the next one, and equal ones their place in it. Raises
+        KeyServiceUnavailableError, which is never cached, when there is no verdict within 2 s or too many wait already.
         """
         if isinstance(api_key, str):
             parsed = ApiKey.parse(api_key)
@@ -169,7 +150,7 @@ class KeyValidator:
                 break
             await self._wait(asked.join(), give_up_at)
             # Rule 4: its call may have begun before this request, and before a change that this request must see. The
-            # answer counts here only if it was fit to be cached.
+            # response counts here only if it was fit to be cached.
             decision = self.cached(api_key, origin)
             if decision is not None:
                 return decision
@@ -191,19 +172,15 @@ class KeyValidator:
             timer.cancel()
 
     async def _ask(self, api_key: ApiKey, origin: str | None, give_up_at: float) -> Decision:
-        loop = asyncio.get_running_loop()
-        lookup = PendingLookup(api_key, origin, loop, is_known=self._cache.knows(api_key.digest, origin))
+        lookup = PendingLookup(api_key, origin, is_known=self._cache.knows(api_key.digest, origin))
         self._lookups.put(lookup)
         try:
-            return await self._wait(lookup.decided, give_up_at)
+            return await self._wait(lookup.join(), give_up_at)
         finally:
             self._lookups.forget(lookup)
 
-    async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Answer | KeyServiceUnavailableError]:
-        """Ask about all of them in one call, and cache what may be reused.
-
-        How it went is noted for `state`: badly if there is not one verdict.
-        """
+    async def _look_up(self, lookups: list[PendingLookup]) -> Sequence[Response | KeyServiceUnavailableError]:
+        """Ask about all in one call, cache what may be reused, note how it went: badly without a single verdict."""
         sent_at, epoch = self._clock(), self._holder.epoch
         try:
             outcomes = await self._client.validate([(lookup.api_key, lookup.origin) for lookup in lookups])
@@ -221,18 +198,13 @@ class KeyValidator:
         return outcomes
 
     def _note(self, fault: str | None) -> None:
-        if fault is not None and (self._fault is None and not self._closed):
+        if fault is not None and (self.fault is None and not self._closed):
             _log.warning("key_service_lost" if self._reached else "key_service_not_reached", reason=fault)
-        elif fault is None and (self._fault is not None or not self._reached):
+        elif fault is None and (self.fault is not None or not self._reached):
             _log.info("key_service_reached")
-        self._fault = fault
+        self.fault = fault
         self._reached = self._reached or fault is None
         self._outcome_at = self._clock()
-
-    @property
-    def fault(self) -> str | None:
-        """Why the key service gave no verdict at the last call, in one line for a health page; None when it did."""
-        return self._fault
 
     async def state(self) -> KeyServiceState:
         """Return how things stand, after at most a second: without recent traffic, a call finds out."""
@@ -241,7 +213,7 @@ class KeyValidator:
             await self._probe()
         if not self._reached:
             return KeyServiceState.NEVER_REACHED
-        if self._fault is None:
+        if self.fault is None:
             return KeyServiceState.OK if self.has_lease else KeyServiceState.NO_LEASE
         can_serve = self.has_lease and self._cache.has_live_keys(self._clock())
         return KeyServiceState.AWAY_CACHED if can_serve else KeyServiceState.AWAY
@@ -260,7 +232,6 @@ class KeyValidator:
         """Release the lease, and end the connection and the calls under way: these raise KeyServiceUnavailableError."""
         self._closed = True
         self._lookups.refuse()
-        release.forget(self)
         self._watcher.leave()
         if self._watching is not None:
             await asyncio.wait([self._watching], timeout=_RELEASE_SECONDS_MAX)

@@ -1,7 +1,5 @@
 """Verdicts that may be reused for a while, by key digest and origin; never the API key. Pure.
 
-`validator` asks it first on every request, so `get` is a few dictionary look-ups.
-
 Three bounds keep hostile callers from pushing out what others need:
 
 - Keys that are valid have a cache of their own; the least recently used key leaves first. Invalid keys have another,
@@ -13,13 +11,13 @@ A verdict that holds for every origin is one entry.
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from authsvc.client.api_key import Digest
-from authsvc.client.verdicts import INVALID_KEY, ORIGIN_CHARACTERS_MAX, Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, ORIGIN_CHARACTERS_MAX, Decision, Response, Verdict
 
 _NEVER = float("-inf")
-
 
 _Expiries: TypeAlias = dict[str | None, float]
 """When the verdict on each origin expires, in order of use; small, so no OrderedDict."""
@@ -38,33 +36,24 @@ class _Key:
         self.admitted: _Expiries | None = None
         self.refused: _Expiries | None = None
 
-    def __len__(self) -> int:
-        return (self.any_expires_at != _NEVER) + len(self.admitted or ()) + len(self.refused or ())
+
+@dataclass(frozen=True, slots=True)
+class CacheLimits:
+    """How much is kept, by default about 25 MB without origins, and for how long at most."""
+
+    keys_max: int = 50_000
+    admitted_origins_max: int = 16
+    refused_origins_max: int = 8
+    invalid_keys_max: int = 10_000
+    ttl_seconds_max: float = 60.0
+    invalid_ttl_seconds_max: float = 10.0
 
 
 class VerdictCache:
     """Bounded in all: `keys_max` × (1 + admitted + refused origins) + `invalid_keys_max` verdicts at the most."""
 
-    def __init__(
-        self,
-        *,
-        keys_max: int = 50_000,
-        admitted_origins_max: int = 16,
-        refused_origins_max: int = 8,
-        invalid_keys_max: int = 10_000,
-        ttl_seconds_max: float = 60.0,
-        invalid_ttl_seconds_max: float = 10.0,
-    ) -> None:
-        """Bound what the key service allows by two TTLs, for valid and for invalid keys.
-
-        The defaults come to about 25 MB for as many keys without an origin list.
-        """
-        self._keys_max = keys_max
-        self._admitted_origins_max = admitted_origins_max
-        self._refused_origins_max = refused_origins_max
-        self._invalid_keys_max = invalid_keys_max
-        self._ttl_seconds_max = ttl_seconds_max
-        self._invalid_ttl_seconds_max = min(invalid_ttl_seconds_max, ttl_seconds_max)
+    def __init__(self, limits: CacheLimits = CacheLimits()) -> None:
+        self._limits = limits
         self._keys: OrderedDict[Digest, _Key] = OrderedDict()
         self._invalid: OrderedDict[Digest, float] = OrderedDict()
         self._latest_expiry = _NEVER
@@ -90,18 +79,20 @@ class VerdictCache:
         key = self._keys.get(digest)
         return key is not None and (key.any_expires_at != _NEVER or origin in (key.admitted or ()))
 
-    def put(self, digest: Digest, origin: str | None, answer: Answer, sent_at: float) -> None:
-        """Keep an answer to a call that was sent at `sent_at`; it replaces what contradicts it."""
-        decision = answer.decision
+    def put(self, digest: Digest, origin: str | None, response: Response, sent_at: float) -> None:
+        """Keep the response to a call that was sent at `sent_at`; it replaces what contradicts it."""
+        decision = response.decision
         is_invalid = decision.verdict is Verdict.INVALID_KEY
-        ttl_seconds_max = self._invalid_ttl_seconds_max if is_invalid else self._ttl_seconds_max
-        ttl_seconds = min(answer.cache_ttl_seconds, ttl_seconds_max)
+        limits = self._limits
+        ttl_seconds = min(response.cache_ttl_seconds, limits.ttl_seconds_max)
+        if is_invalid:
+            ttl_seconds = min(ttl_seconds, limits.invalid_ttl_seconds_max)
         expires_at = sent_at + ttl_seconds
         if is_invalid or ttl_seconds <= 0:
             self.drop(digest)
             if ttl_seconds > 0:
                 self._invalid[digest] = expires_at
-                if len(self._invalid) > self._invalid_keys_max:
+                if len(self._invalid) > limits.invalid_keys_max:
                     self._invalid.popitem(last=False)
             return
         self._invalid.pop(digest, None)
@@ -109,15 +100,15 @@ class VerdictCache:
         key.any_expires_at = _NEVER
         if decision.verdict is Verdict.ORIGIN_NOT_ALLOWED:
             key.refusal = decision
-            key.refused = _put(key.refused, origin, expires_at, self._refused_origins_max)
+            key.refused = _put(key.refused, origin, expires_at, limits.refused_origins_max)
             (key.admitted or {}).pop(origin, None)
             return
         self._latest_expiry = max(self._latest_expiry, expires_at)
-        if answer.any_origin:
+        if response.any_origin:
             key.any_expires_at = expires_at
             key.admitted = key.refused = key.refusal = None
             return
-        key.admitted = _put(key.admitted, origin, expires_at, self._admitted_origins_max)
+        key.admitted = _put(key.admitted, origin, expires_at, limits.admitted_origins_max)
         (key.refused or {}).pop(origin, None)
 
     def _key(self, digest: Digest, decision: Decision) -> _Key:
@@ -125,7 +116,7 @@ class VerdictCache:
         key = self._keys.get(digest)
         if key is None or (key.allowed.project_id, key.allowed.key_id) != (decision.project_id, decision.key_id):
             key = self._keys[digest] = _Key(decision.project_id, decision.key_id)
-            if len(self._keys) > self._keys_max:
+            if len(self._keys) > self._limits.keys_max:
                 self._keys.popitem(last=False)
         self._keys.move_to_end(digest)
         return key
@@ -149,10 +140,6 @@ class VerdictCache:
             key.any_expires_at > now or any(expires_at > now for expires_at in (key.admitted or {}).values())
             for key in reversed(self._keys.values())
         )
-
-    def __len__(self) -> int:
-        """Return how many verdicts are kept, expired ones included."""
-        return sum(map(len, self._keys.values())) + len(self._invalid)
 
 
 def _is_live(expiries: _Expiries, origin: str | None, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""What a key check says, and the one way it can fail. Used by everything that asks for a verdict."""
+"""What a key check says, and the one way it can fail."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -30,7 +30,7 @@ INVALID_KEY = Decision(Verdict.INVALID_KEY, project_id="", key_id="")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the key service said, and how long and how widely it holds."""
 
     decision: Decision
@@ -59,10 +59,7 @@ _REFUSALS = {
 
 
 class KeyServiceUnavailableError(Exception):
-    """The key service gave no verdict, which says nothing about the key.
-
-    The message is one line for the operator that says why, without secrets.
-    """
+    """No verdict, which says nothing about the key. The message is one line for the operator, without secrets."""
 
 
 ORIGIN_CHARACTERS_MAX = 300

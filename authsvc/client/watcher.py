@@ -1,7 +1,4 @@
-"""Keeps a Watch stream to the key service open, so that the holder has a lease and hears of every change.
-
-The rules are the holder's; here are only the stream, the waits and the attempts to connect.
-"""
+"""Keeps a Watch stream to the key service open, so that the holder has a lease and hears of every change."""
 
 import asyncio
 import random
@@ -48,32 +45,27 @@ class Watcher:
         self._owes_release = False
         """The service may have a lease of ours, for which revocations wait, and has not said that it took the release.
 
-        From the first keep-alive on: it may be committed though its answer was lost, and outlasts the lease by the
+        From the first keep-alive on: it may be committed though its response was lost, and outlasts the lease by the
         margin.
         """
         self._was_live = False
         self._lease_end: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Watch until cancelled or `leave`, connecting again whenever a stream ends.
-
-        A host that ends its event loop without `close` cancels it: the release is said then, too.
-        """
+        """Watch until cancelled or `leave`, connecting again and again. The release is sent even when cancelled."""
         try:
             await self._watch_again_and_again()
-            await self._say_what_is_owed()
+            if self._owes_release:
+                await self._try(self._release)
         except asyncio.CancelledError:
             if not self._leaving.is_set():
                 self.leave()
-                await self._say_what_is_owed()
+                if self._owes_release:
+                    await self._try(self._release)
             raise
         finally:
             if self._lease_end is not None:
                 self._lease_end.cancel()
-
-    async def _say_what_is_owed(self) -> None:
-        if self._owes_release:
-            await self._try(self._open_for_release)
 
     async def _watch_again_and_again(self) -> None:
         back_off_seconds = _BACK_OFF_SECONDS_MIN
@@ -88,10 +80,16 @@ class Watcher:
                     await self._leaving.wait()
             back_off_seconds = min(back_off_seconds * 2, _BACK_OFF_SECONDS_MAX)
 
-    async def _try(self, stream: Callable[[], Awaitable[None]]) -> None:
-        """Let a stream take its course; whatever ends it, another may follow."""
+    async def _try(self, serve: Callable[[Any], Awaitable[None]]) -> None:
+        """Open a stream and let it take its course; whatever ends it, another may follow."""
         try:
-            await stream()
+            async with open_channel(self._address, self._tls) as channel:
+                # Rule 6: without a deadline.
+                call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
+                try:
+                    await serve(call)
+                finally:
+                    call.cancel()
             reason = "the key service ended the stream"
         except grpc.aio.AioRpcError as error:
             reason = error.code().name
@@ -109,10 +107,7 @@ class Watcher:
         _log.debug("watch_ended", reason=reason)
 
     def leave(self) -> None:
-        """Use no cached verdict from here on, and tell the service; `run` then ends (rule 7).
-
-        Without a stream that is open one more is, for the release alone, if a keep-alive was ever sent.
-        """
+        """Use no cached verdict from here on, and release the lease, if need be on a new stream; `run` then ends."""
         if not self._leaving.is_set():
             self._release_message = self._holder.release()
             self._leaving.set()
@@ -133,45 +128,41 @@ class Watcher:
             _log.warning("lease_lost")
         self._was_live = is_live
 
-    async def _watch(self) -> None:
+    async def _watch(self, call: Any) -> None:
         """Serve one stream until it ends."""
-        async with open_channel(self._address, self._tls) as channel:
-            # Rule 6: without a deadline.
-            call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
-            stream, keep_alive = self._holder.open(self._clock())
-            leaving = asyncio.create_task(self._leaving.wait())
-            reading: asyncio.Task[Any] | None = None
-            tasks: set[asyncio.Task[Any]] = {leaving}
-            try:
-                await self._send(call, keep_alive)
-                reading = asyncio.create_task(call.read())
-                tasks.add(reading)
-                is_behind = False
-                while not leaving.done():
-                    now = self._clock()
-                    if now >= self._holder.give_up_at():  # looked at in every round: changes may come without leases
-                        raise TimeoutError("no lease in time")
-                    if now >= self._holder.renew_at() or (is_behind and self._holder.unanswered < _UNANSWERED_MAX):
-                        is_behind = False
-                        await self._send(call, self._holder.renew(now))
-                    until = min(self._holder.renew_at(), self._holder.give_up_at())
-                    await asyncio.wait(tasks, timeout=max(0.0, until - now), return_when=asyncio.FIRST_COMPLETED)
-                    if reading.done():
-                        if (response := reading.result()) is grpc.aio.EOF:
-                            return
-                        is_behind = self._holder.receive(stream, _event(response)) or is_behind
-                        self._note()
-                        tasks.discard(reading)
-                        reading = asyncio.create_task(call.read())
-                        tasks.add(reading)
-                await self._send_release(call, reading)
-            finally:
-                await _end(tasks)
-                call.cancel()
-                # An error that was read holds this frame. If this held the error too, the connection would stay until
-                # the next collection.
-                reading = None
-                tasks.clear()
+        stream, keep_alive = self._holder.open(self._clock())
+        leaving = asyncio.create_task(self._leaving.wait())
+        reading: asyncio.Task[Any] | None = None
+        tasks: set[asyncio.Task[Any]] = {leaving}
+        try:
+            await self._send(call, keep_alive)
+            reading = asyncio.create_task(call.read())
+            tasks.add(reading)
+            is_behind = False
+            while not leaving.done():
+                now = self._clock()
+                if now >= self._holder.give_up_at():  # looked at in every round: changes may come without leases
+                    raise TimeoutError("no lease in time")
+                if now >= self._holder.renew_at() or (is_behind and self._holder.unanswered < _UNANSWERED_MAX):
+                    is_behind = False
+                    await self._send(call, self._holder.renew(now))
+                until = min(self._holder.renew_at(), self._holder.give_up_at())
+                await asyncio.wait(tasks, timeout=max(0.0, until - now), return_when=asyncio.FIRST_COMPLETED)
+                if reading.done():
+                    if (response := reading.result()) is grpc.aio.EOF:
+                        return
+                    is_behind = self._holder.receive(stream, _event(response)) or is_behind
+                    self._note()
+                    tasks.discard(reading)
+                    reading = asyncio.create_task(call.read())
+                    tasks.add(reading)
+            await self._release(call, reading)
+        finally:
+            await _end(tasks)
+            # An error that was read holds this frame. If this held the error too, the connection would stay until the
+            # next collection.
+            reading = None
+            tasks.clear()
 
     async def _send(self, call: Any, keep_alive: KeepAlive) -> None:
         self._owes_release = True
@@ -181,15 +172,7 @@ class Watcher:
         except TimeoutError:
             raise TimeoutError("no connection in time") from None
 
-    async def _open_for_release(self) -> None:
-        async with open_channel(self._address, self._tls) as channel:
-            call: Any = KeyServiceStub(channel).Watch(metadata=authorization(self._token.read()))
-            try:
-                await self._send_release(call)
-            finally:
-                call.cancel()
-
-    async def _send_release(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
+    async def _release(self, call: Any, reading: "asyncio.Task[Any] | None" = None) -> None:
         if self._release_message is None:
             return
         try:
@@ -200,7 +183,7 @@ class Watcher:
                     reading = None
         except TimeoutError:
             self._owes_release = False  # whoever stops has no time for a second try
-            raise TimeoutError("no answer to the release") from None
+            raise TimeoutError("no response to the release") from None
         finally:
             reading = None  # as in `_watch`
         self._owes_release = False

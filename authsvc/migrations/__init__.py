@@ -1,7 +1,4 @@
-"""The database's schema, one Alembic revision a step, shipped in the package.
-
-Called by `authsvc migrate`, and at start on SQLite.
-"""
+"""The database's schema, one Alembic revision a step; `authsvc migrate` runs them, and on SQLite each start."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """The change feed: what was committed, here or by another process, brought to everyone in this one who waits for it.
 
-Woken in-process by `wake`, across replicas by PostgreSQL's LISTEN/NOTIFY, among the workers of one service on SQLite by
-each other, and by polling beneath all of them: a notification can be lost.
+It is woken by `wake`, across replicas by LISTEN/NOTIFY, by other workers on SQLite, and polls as well: a notification
+can be lost.
 """
 
 import asyncio
@@ -55,10 +55,7 @@ class Outage:
     """
 
     def __init__(self, lost: str, back: str, tell: Callable[[bool], None] = lambda _: None) -> None:
-        """Take the names of the two events, written out: whoever meets one in a log searches the code for it.
-
-        `tell` is told whenever one of them is logged, of whether it works.
-        """
+        """Take the names of the two events; `tell` is told whenever one of them is logged, of whether it works."""
         self._lost = lost
         self._back = back
         self._tell = tell
@@ -108,17 +105,13 @@ class ChangeFeed:
     ) -> None:
         """Know nothing yet; `open` reads where things stand.
 
-        `clock`, in seconds, counts while the machine is suspended, as the database's does (rule 12). The bookmark is
-        what was seen before this process began. `tell_outage` is told whether the database can be read, each time that
-        this changes.
+        `clock`, in seconds, counts while the machine is suspended, as the database's does (rule 12). `tell_outage` is
+        told whether the database can be read, each time that this changes.
         """
         self.epoch = ""
         self.revision = 0
         self.has_lost_revisions = False
-        """The database has gone back within an epoch: until there is a new one, nobody knows what holders have applied.
-
-        Also when it has gone on since, and other changes have the numbers of those that were lost.
-        """
+        """The database has gone back within an epoch, and perhaps on since: nobody knows what holders have applied."""
         self.tell_others: Callable[[], None] = lambda: None
         """Makes other processes call `look`, where the database does not notify them."""
         self.moved = Notifier()

@@ -1,11 +1,7 @@
-"""The keys that this process knows: one more holder of the lease protocol, inside the key service.
+"""The keys that this process knows: one more holder of the lease protocol, connected to `watch` without a wire.
 
-It is connected to `watch` like any bridge, only without a wire, and keeps the rules of docs/watch-protocol.md: it
-answers from memory under a live lease alone, with the revision that it has applied, and otherwise from the database.
-
-It holds a lease while the service is busy, and releases it afterwards: where a lookup now and then is all there is to
-save, revocations need not wait for one holder more, nor keep-alives be committed. The lease is short, because
-revocations wait for its end when the process was killed.
+It holds a lease while the service is busy; otherwise revocations need not wait for it, nor keep-alives be committed.
+The lease is short, because revocations wait for its end when the process was killed.
 """
 
 import asyncio
@@ -14,9 +10,8 @@ import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-import msgspec
 import structlog
 
 from authsvc.client.api_key import Digest
@@ -27,7 +22,7 @@ from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
-from authsvc.storage.records import INDEX_ID_PREFIX, ActiveKey, Snapshot
+from authsvc.storage.records import KEY_CACHE_ID_PREFIX, ActiveKey, Snapshot
 
 LEASE_SECONDS_MAX = 5.0
 _KEYS_MAX = 50_000
@@ -46,16 +41,10 @@ _log = structlog.get_logger("authsvc")
 
 
 class CachedKeys(Generic[_Key]):
-    """What is known of digests: whose active key each is, or that it is none. Pure.
-
-    Digests that are no key have a room of their own, so that probing cannot push out keys.
-    """
+    """Whose active key each digest is, or that it is none: apart, so that probing cannot push out keys. Pure."""
 
     def __init__(self, keys_max: int = _KEYS_MAX, unknown_max: int = _UNKNOWN_MAX) -> None:
-        """In each room the least recently used digest leaves first.
-
-        The defaults come to about 25 MB, and 70 MB with the responses that `CachedKey` has room for.
-        """
+        """By default about 25 MB, and 70 MB with responses. The least recently used digest leaves first."""
         self._keys: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._unknown: OrderedDict[Digest, _Key | None] = OrderedDict()
         self._keys_max = keys_max
@@ -85,16 +74,8 @@ class CachedKeys(Generic[_Key]):
         self._unknown.clear()
 
 
-class CachedKey(msgspec.Struct):
-    """A key, and room for what the asker made of it at a revision, which does for many requests."""
-
-    key: ActiveKey
-    response: Any = None
-    response_revision: int = -1
-
-
 class KeyCache:
-    """Answers from memory where that is allowed. Made and used in one event loop; `run` is its life."""
+    """Keys from memory where that is allowed. Made and used in one event loop; `run` is its life."""
 
     def __init__(self, store: KeyStore, watch: Watch, name: str, clock: Callable[[], float]) -> None:
         """`name` is a label for operators; `clock`, in seconds, counts while the machine is suspended (rule 12)."""
@@ -102,7 +83,7 @@ class KeyCache:
         self._watch = watch
         self._name = name
         self._clock = clock
-        self._known: CachedKeys[CachedKey] = CachedKeys()
+        self._known: CachedKeys[ActiveKey] = CachedKeys()
         self._holder = self._new_holder()
         self._due = asyncio.Event()
         """A keep-alive is: it acknowledges a change, or releases its lease."""
@@ -112,13 +93,13 @@ class KeyCache:
         self._busy_until = float("-inf")
         self._leaving = False
         self._left = asyncio.Event()
-        self._outage = Outage("index_lost", "index_back")
+        self._outage = Outage("key_cache_lost", "key_cache_back")
 
     def _new_holder(self) -> Holder:
         # Rule 8: a new id each time, since the last one released its lease.
-        return Holder(INDEX_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
+        return Holder(KEY_CACHE_ID_PREFIX + secrets.token_hex(16), self._name, self._known, LEASE_SECONDS_MAX)
 
-    def get(self, digest: Digest) -> tuple[str, int, CachedKey | None] | None:
+    def get(self, digest: Digest) -> tuple[str, int, ActiveKey | None] | None:
         """Return as of which epoch and revision whose key a digest is; None where the database has to be asked."""
         now = self._clock()  # rule 2: read at every use, after the request arrived
         self._uses += 1
@@ -128,7 +109,7 @@ class KeyCache:
                 self._wanted.set()
             self._uses, self._counted_from = 0, now
         holder = self._holder
-        if not holder.is_live(now) or self._store.is_lost:
+        if not holder.is_live(now) or self._store.database.is_lost:
             return None
         try:
             return holder.epoch, holder.applied_revision, self._known.get(digest)
@@ -140,8 +121,7 @@ class KeyCache:
         snapshot = await self._store.lookup(digests)
         if self._holder.may_keep(snapshot.revision, snapshot.epoch):  # rule 4
             for digest in digests:
-                key = snapshot.keys.get(digest)
-                self._known.put(digest, None if key is None else CachedKey(key))
+                self._known.put(digest, snapshot.keys.get(digest))
         return snapshot
 
     async def run(self) -> None:
@@ -170,7 +150,7 @@ class KeyCache:
             try:
                 await self._watch.serve(self._keep_alives(keep_alive), partial(self._hear, stream), None)
             except (KeyServiceError, StreamBrokenError) as error:
-                _log.debug("index_stream_ended", reason=str(error))
+                _log.debug("key_cache_stream_ended", reason=str(error))
                 if isinstance(error, RevisionsLostError):
                     self._holder.forget()
             except Exception as error:  # noqa: BLE001 - see Outage

@@ -11,7 +11,7 @@ from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEv
 from authsvc.storage.records import LeaseRow, StoreState
 
 CHANGE_AGE_SECONDS_MAX = 3600.0
-"""Likewise one whose next change is older: its verdicts have expired long ago."""
+"""A holder whose next change is older is reset (rule 6): its verdicts have expired long ago."""
 
 
 class WatchSession:
@@ -24,7 +24,7 @@ class WatchSession:
         self._lease_seconds = lease_seconds
 
     def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[Event]:
-        """Return what answers a keep-alive whose lease is committed. Rule 1: `state` was read after that commit."""
+        """Return the response to a keep-alive whose lease is committed. Rule 1: `state` was read after that commit."""
         events: list[Event] = []
         can_resume = (
             keep_alive.epoch == state.epoch

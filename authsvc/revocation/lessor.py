@@ -1,7 +1,4 @@
-"""The leases in the database: renewed for many holders at a time, and read for those who wait for a change to hold.
-
-The rules are those of docs/watch-protocol.md, by number.
-"""
+"""The leases in the database: granted to many holders at a time, and read for those who wait for a change to hold."""
 
 import asyncio
 from collections import OrderedDict
@@ -28,22 +25,27 @@ _POLL_SECONDS = 0.05
 
 
 class Lessor:
-    """Renews leases. All that wait go into one transaction, but one for each holder."""
+    """Renews leases, all that wait in one transaction, but one for each holder; reads them, once for all who wait.
+
+    Who asks while others are served is served next: a read must begin after the change that it is for was committed.
+    """
 
     def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float) -> None:
         self._leases = leases
         self._feed = feed
         self._lease_seconds = lease_seconds
         self._grants = Gather(self._grant, group_size_max=_GROUP_MAX, key=lambda keep_alive: keep_alive.holder_id)
-        self._outage = Outage("leases_lost", "leases_back")
+        self._reads: Gather[None, tuple[list[LeaseRow], StoreState]] = Gather(self._read)
+        self._poll: asyncio.TimerHandle | None = None
+        self._grant_outage = Outage("leases_lost", "leases_back")
+        self._read_outage = Outage("lease_reads_lost", "lease_reads_back")
         self._lost_in_epoch = ""
         """Where it has been logged that a holder knows more."""
 
     async def renew(self, keep_alive: KeepAlive) -> StoreState:
         """Commit the lease, and return what was read of the database after that commit (rule 1).
 
-        Raises HolderReleasedError for a holder that released its lease (rule 7), RevisionsLostError,
-        StoreUnavailableError.
+        Raises HolderReleasedError (rule 7), RevisionsLostError, StoreUnavailableError.
         """
         if self._feed.has_lost_revisions and not keep_alive.is_release:
             raise RevisionsLostError(LOST)
@@ -55,9 +57,19 @@ class Lessor:
             raise HolderReleasedError("this holder released its lease; a new one needs a new id")
         return state
 
+    async def rows(self) -> tuple[list[LeaseRow], StoreState]:
+        """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError.
+
+        `leases_moved` of the feed is notified within a poll's time, for those who still wait.
+        """
+        return await self._reads.ask(None)
+
     async def close(self) -> None:
-        """Renew no more."""
+        """Renew and read no more."""
         await self._grants.close()
+        await self._reads.close()
+        if self._poll is not None:
+            self._poll.cancel()
 
     async def _check(self, keep_alive: KeepAlive) -> None:
         state = await self._leases.state()
@@ -75,19 +87,28 @@ class Lessor:
             refused = await self._leases.renew(keep_alives, self._lease_seconds)
             state = await self._leases.state()  # rule 1: a later transaction
         except Exception as error:  # noqa: BLE001 - see Outage
-            self._outage.failed(error)
+            self._grant_outage.failed(error)
             raise StoreUnavailableError("no lease can be renewed") from None
         finally:
             self._feed.leases_renewed()
-        self._outage.worked()
+        self._grant_outage.worked()
         return refused, state
+
+    async def _read(self, _: list[None]) -> tuple[list[LeaseRow], StoreState]:
+        try:
+            with self._read_outage.noting():
+                return await self._leases.rows()
+            raise StoreUnavailableError("the leases cannot be read")
+        finally:
+            if self._poll is not None:
+                self._poll.cancel()
+            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)
 
 
 class Holders:
     """How many may hold leases: a place each, until its lease is over, also where it is released before.
 
-    All holders have the same token, and a mutation waits for each of them: so they are bounded in all and by address.
-    Each process counts those whose leases it renewed itself.
+    A mutation waits for each of them, so they are bounded in all and by address; each process counts those it renewed.
     """
 
     def __init__(
@@ -113,38 +134,3 @@ class Holders:
             raise TooManyHoldersError("there are too many holders already")
         self._leases[holder_id] = address, now + self._lease_seconds
         self._leases.move_to_end(holder_id)
-
-
-class LeaseReader:
-    """Reads all leases: one look at a time, however many ask.
-
-    Who asks while a look is under way gets the next one, since theirs must begin after their change was committed.
-    """
-
-    def __init__(self, leases: LeaseStore, feed: ChangeFeed) -> None:
-        """After a look, `leases_moved` of the feed is notified within a poll's time, for those who still wait."""
-        self._leases = leases
-        self._feed = feed
-        self._reads: Gather[None, tuple[list[LeaseRow], StoreState]] = Gather(self._read)
-        self._poll: asyncio.TimerHandle | None = None
-        self._outage = Outage("lease_reads_lost", "lease_reads_back")
-
-    async def rows(self) -> tuple[list[LeaseRow], StoreState]:
-        """Return what `LeaseStore.rows` read after this call; raise StoreUnavailableError."""
-        return await self._reads.ask(None)
-
-    async def close(self) -> None:
-        """Look no more."""
-        await self._reads.close()
-        if self._poll is not None:
-            self._poll.cancel()
-
-    async def _read(self, _: list[None]) -> tuple[list[LeaseRow], StoreState]:
-        try:
-            with self._outage.noting():
-                return await self._leases.rows()
-            raise StoreUnavailableError("the leases cannot be read")
-        finally:
-            if self._poll is not None:
-                self._poll.cancel()
-            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)

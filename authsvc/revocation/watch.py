@@ -1,7 +1,4 @@
-"""Watch streams, and waiting until a change holds everywhere. The decisions are `leases`'.
-
-The rules are those of docs/watch-protocol.md, by number.
-"""
+"""Watch streams, and waiting until a change holds everywhere, by the rules of docs/watch-protocol.md."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,7 +18,7 @@ from authsvc.errors import (
 )
 from authsvc.revocation.change_feed import ChangeFeed, Outage
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
-from authsvc.revocation.lessor import LOST, Holders, LeaseReader, Lessor
+from authsvc.revocation.lessor import LOST, Holders, Lessor
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
@@ -34,10 +31,10 @@ _OPENING_SECONDS = 5.0
 _QUEUE_MAX = 1000
 _SLOW_SECONDS = 5.0
 _READ_SECONDS_MAX = 2.0
-"""For the first look at the leases, beyond the time to wait: an answer that names nobody is of little use."""
-_ANSWER_SECONDS = 0.5
-_ANSWER_SHARE_MAX = 0.25
-"""Of the time that a caller has, kept for the answer's way back: one that comes late has lost the API key."""
+"""For the first look at the leases, beyond the time to wait: a response that names nobody is of little use."""
+_RESPONSE_SECONDS = 0.5
+_RESPONSE_SHARE_MAX = 0.25
+"""Of the time that a caller has, kept for the response's way back: one that comes late has lost the API key."""
 _CALL_SECONDS_MAX = 29.0
 """The call guard ends a call after 30 s."""
 _SWEEP_SECONDS = 60.0
@@ -63,7 +60,6 @@ class Watch:
     def __post_init__(self) -> None:
         self.lessor = Lessor(self.leases, self.feed, self.lease_seconds)
         self.closing = asyncio.Event()
-        self._reader = LeaseReader(self.leases, self.feed)
 
     async def run(self) -> None:
         """Follow changes and sweep, until cancelled; then grant no more leases."""
@@ -73,7 +69,6 @@ class Watch:
                 tasks.create_task(self._sweep())
         finally:
             await self.lessor.close()
-            await self._reader.close()
 
     def close(self) -> None:
         """End every stream: their holders open others elsewhere, and keep their leases meanwhile."""
@@ -97,26 +92,26 @@ class Watch:
             _log.warning("holder_disconnected", holder=stream.holder_id, name=stream.name, reason=str(error))
             raise
 
-    def answer_by(self, left_seconds: float | None) -> float:
-        """Return when a call must be answered whose caller waits so long, or does not say: for `propagate`."""
+    def respond_by(self, left_seconds: float | None) -> float:
+        """Return when to respond to a caller that waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
-        return self.monotonic() + left_seconds - min(_ANSWER_SECONDS, left_seconds * _ANSWER_SHARE_MAX)
+        return self.monotonic() + left_seconds - min(_RESPONSE_SECONDS, left_seconds * _RESPONSE_SHARE_MAX)
 
-    async def propagate(self, revision: int, wait_seconds: float, answer_by: float) -> Propagation | None:
+    async def propagate(self, revision: int, wait_seconds: float, respond_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
 
-        Returns before `answer_by` whatever happens, since only the answer shows the API key; and at once when the
-        service stops, since it hears no more of its holders. None says that the database could not be asked, or has
-        lost revisions: then no lease that counts without the change outlasts what `lease_bound` was at its commit.
+        Returns before `respond_by` whatever happens, since only the response shows the API key; and at once when the
+        service stops. None says that the database could not be asked, or has lost revisions: then no lease that counts
+        without the change outlasts what `lease_bound` was at its commit.
         """
-        give_up_at = min(self.monotonic() + wait_seconds, answer_by)
-        read_by = min(give_up_at + _READ_SECONDS_MAX, answer_by)
+        give_up_at = min(self.monotonic() + wait_seconds, respond_by)
+        read_by = min(give_up_at + _READ_SECONDS_MAX, respond_by)
         propagation = None
         while not self.feed.has_lost_revisions:
             moved = self.feed.leases_moved.next()
             try:
                 async with asyncio.timeout(read_by - self.monotonic()):
-                    rows, state = await self._reader.rows()
+                    rows, state = await self.lessor.rows()
                 if propagation is None:
                     propagation, read_by = Propagation(revision, rows, state), give_up_at
                 else:
@@ -168,7 +163,13 @@ class _Stream:
             await asyncio.wait(tasks)
 
     async def _read(self, keep_alives: AsyncIterator[KeepAlive]) -> None:
-        keep_alive = await self._first(keep_alives)
+        try:
+            async with asyncio.timeout(_OPENING_SECONDS):
+                keep_alive = await anext(keep_alives, None)
+        except TimeoutError:
+            raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
+        if keep_alive is not None:
+            self.holder_id, self.name = keep_alive.holder_id, keep_alive.name
         while keep_alive is not None:
             if keep_alive.holder_id != self.holder_id:  # a row each, which every mutation waits for
                 raise InvalidArgumentError("holder_id: a stream is one holder's")
@@ -186,16 +187,6 @@ class _Stream:
                 self._offer(event)
             self._opened.set()
             keep_alive = await anext(keep_alives, None)
-
-    async def _first(self, keep_alives: AsyncIterator[KeepAlive]) -> KeepAlive | None:
-        try:
-            async with asyncio.timeout(_OPENING_SECONDS):
-                keep_alive = await anext(keep_alives, None)
-        except TimeoutError:
-            raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
-        if keep_alive is not None:
-            self.holder_id, self.name = keep_alive.holder_id, keep_alive.name
-        return keep_alive
 
     async def _resumable(self, keep_alive: KeepAlive, state: StoreState) -> StoreState:
         """Leave no resuming from a change that is over an hour old: the cache holds nothing from then."""

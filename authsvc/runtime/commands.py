@@ -20,9 +20,11 @@ import click
 import structlog
 import uvloop
 
+from authsvc.runtime.control_channel import WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
-from authsvc.runtime.logging import traceback_without_text
-from authsvc.runtime.process import discard
+from authsvc.runtime.logging import configure, traceback_without_text
+from authsvc.runtime.process import discard, ignore_other_signals, open_missing_streams, turn_off_core_dumps
+from authsvc.runtime.service_config import ServiceConfig
 from authsvc.runtime.workers import StartFailedError
 
 REFUSED = 1
@@ -38,6 +40,7 @@ _FILES_MIN = 32
 """Connections for which there must be room."""
 
 _T = TypeVar("_T")
+_Config = TypeVar("_Config", bound=ServiceConfig)
 
 _log = structlog.get_logger("authsvc")
 
@@ -47,10 +50,14 @@ class OutputError(Exception):
 
 
 class Commands(click.Group):
-    """Commands; whatever one of them raises is a line and an exit status, and so is output that cannot be written."""
+    """Commands; whatever one of them raises is a line and an exit status, and so is output that cannot be written.
+
+    Before any reads a secret or opens a file, core dumps are off, and the three standard streams are open.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        turn_off_core_dumps()
+        open_missing_streams()
         # Standard output takes any text that a caller chose, whatever its encoding, as Python's standard error does.
         if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
             sys.stdout.reconfigure(errors="backslashreplace")
@@ -86,6 +93,22 @@ class _Text(click.ParamType[str]):
 
 
 TEXT = _Text()
+
+
+def service_config(kind: type[_Config], spec: WorkerSpec | None = None) -> _Config:
+    """Return the configuration of a process that serves, a worker say, after what all of those do first.
+
+    Raises ConfigurationError.
+    """
+    ignore_other_signals()
+    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    config = kind.from_environment(os.environ)
+    configure(config.log_level, config.log_format, spec.name if spec else None)
+    if spec is None:
+        for variable, path in config.keys_readable_by_all():
+            _log.warning("key_readable_by_all", variable=variable, file=str(path))
+    return config
 
 
 def user_name() -> str:

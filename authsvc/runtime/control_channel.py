@@ -79,7 +79,6 @@ class ControlChannel:
         self._socket.close()
 
     def ready(self) -> None:
-        """Say that this worker answers."""
         self._send(READY)
 
     def notify(self) -> None:

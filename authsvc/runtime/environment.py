@@ -59,7 +59,6 @@ class Secret:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the secret itself."""
         return self._text
 
     def __repr__(self) -> str:

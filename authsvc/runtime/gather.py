@@ -1,7 +1,6 @@
-"""One run for many who ask: what comes while a run is under way gathers for the next one, and all get its outcome.
+"""One run for many callers: what comes while a run is under way waits for the next one, and all get its outcome.
 
-As in a group commit, and without a timer: one that is idle waits for nobody. The key service reads keys and leases,
-and renews leases, in this way.
+As in a group commit, without a timer: when nothing runs, nobody waits.
 """
 
 import asyncio

@@ -63,8 +63,8 @@ class Networks(tuple[_Network, ...]):
 def client_address(peer: str, forwarded_for: Sequence[str], trusted_proxies: Networks) -> str:
     """Return the address that a request comes from: the last one that is not a trusted proxy's.
 
-    `peer` is the connection's, `forwarded_for` what X-Forwarded-For lists (or Forwarded's `for`), in its order. What a
-    stranger sends in them is not believed: each is looked at only where the one after it is a trusted proxy.
+    `peer` is the connection's, `forwarded_for` what X-Forwarded-For lists (or Forwarded's `for`), in its order. What
+    anybody else sends in them is not believed: each is looked at only where the one after it is a trusted proxy.
     """
     address = peer
     for text in reversed(forwarded_for):
@@ -115,7 +115,6 @@ class Places:
         self._of_addresses: Counter[str] = Counter()
 
     def has_room(self, address: str) -> bool:
-        """Return whether an address may take one more."""
         if self.taken < self.free:
             return True
         if self.taken >= self.places_max:
@@ -135,7 +134,6 @@ class Places:
         return True
 
     def release(self, address: str) -> None:
-        """Give a place back."""
         group = address_group(address)
         self.taken -= 1
         self._of_addresses[group] -= 1
@@ -143,5 +141,4 @@ class Places:
             del self._of_addresses[group]
 
     def count(self, address: str) -> int:
-        """Return how many places an address has."""
         return self._of_addresses.get(address_group(address), 0)

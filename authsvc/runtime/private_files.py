@@ -1,8 +1,8 @@
 """What nobody else may change or read: the state directory, the secrets in it, and the files of TLS.
 
-Others are all who are neither root, nor this user, nor in a group of this process: Kubernetes makes a volume its pod's
-group's to write (`fsGroup`), and with umask 002 a user's files are those of the user's own group. The bits of the mode
-count, as root may do everything.
+Others are everyone but root, this user and the groups of this process: Kubernetes lets its pod's group write to a
+volume (`fsGroup`), and with umask 002 a user's own group may write to the user's files. The bits of the mode count, as
+root may do everything.
 """
 
 import errno

@@ -41,7 +41,6 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def variable(cls, field: str) -> str:
-        """Return the name of a field's variable."""
         return cls.PREFIX + field.upper()
 
     def check(self) -> None:

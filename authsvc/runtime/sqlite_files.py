@@ -40,7 +40,6 @@ class SqliteFiles:
     """
 
     def __init__(self, path: Path) -> None:
-        """Look at nothing yet."""
         self.path = path
         self.wal_path = path
         self.is_open = False

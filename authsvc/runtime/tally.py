@@ -8,7 +8,7 @@ ADDRESSES_MAX = 10_000
 
 
 class Tally:
-    """Counts events by address, for one line a second, as strangers could fill the disk."""
+    """Counts events by address, for one line a second, as anybody could fill the disk."""
 
     def __init__(self, monotonic: Callable[[], float], log: Callable[..., object]) -> None:
         """`log` writes a line, and gets its fields."""

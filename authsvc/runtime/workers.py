@@ -2,7 +2,7 @@
 
 Both command lines use it when `…_WORKERS` is more than 1. The parent serves nothing. It binds the port, which makes
 sure that it is free, and never listens on it, as it would be given connections; each worker binds it too
-(SO_REUSEPORT), so that the system spreads connections over those who live. Workers are new processes of the same
+(SO_REUSEPORT), so that the system spreads connections over the live ones. Workers are new processes of the same
 program, never forks, which gRPC does not survive.
 """
 
@@ -62,7 +62,7 @@ async def run_workers(
 ) -> None:
     """Run `count` workers with these arguments until SIGTERM or SIGINT, and then let them drain.
 
-    `started` is called with the address once all answer; `helpers` are what Parent's are. Raises ConfigurationError
+    `started` is called with the address once all are ready; `helpers` are what Parent's are. Raises ConfigurationError
     naming the variable that says where to listen, and StartFailedError.
     """
     stop = stop_at_signals()
@@ -150,11 +150,9 @@ class Parent:
                 task.result()
 
     def command(self, name: str, arguments: Sequence[str], channel_fd: int) -> list[str]:
-        """Return what starts a process."""
         return [*self._program, *arguments, str(WorkerSpec(name, channel_fd, self._address))]
 
     def pass_on(self, notifier: "_Worker") -> None:
-        """Notify all but the one that did."""
         for worker in self._all():
             if worker is not notifier:
                 worker.notify()
@@ -177,7 +175,6 @@ class _Worker:
         self.task = asyncio.create_task(self._keep_running(), name=f"worker {name}")
 
     def log_start(self) -> None:
-        """Log which process it is now."""
         if self._process is not None:
             _log.info("worker_started", worker=self.name, pid=self._process.pid)
 

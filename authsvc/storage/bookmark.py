@@ -1,8 +1,4 @@
-"""How far this service had come in its database: a file in the state directory, which a start compares with it.
-
-To a process that has just started, a restored backup or an empty database looks like any other. If several processes
-share a state directory, each writes what it has seen.
-"""
+"""How far this service had come in its database, in a file: else a start could not tell it from a restored backup."""
 
 import os
 from contextlib import suppress
@@ -65,10 +61,9 @@ class Bookmark:
     def note(self, epoch: str, revision: int, mark: str) -> None:
         """Write down what was seen; nothing while there was no change at all, and so nothing to lose."""
         if revision:
-            seen = Seen(epoch, revision, mark)
-            if (file := self._file) is not None:
-                seen = Seen(epoch, revision, mark, str(file.resolve()), _number(file), _wal(file))
-            self._write(seen)
+            file = self._file
+            numbers = () if file is None else (str(file.resolve()), _number(file), _wal(file))
+            self._write(Seen(epoch, revision, mark, *numbers))
 
     def spoil(self) -> None:
         """Write down that the file was overwritten: as it ends, SQLite copies into it what the WAL has."""

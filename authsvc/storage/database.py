@@ -55,16 +55,13 @@ async def _available() -> AsyncIterator[None]:
 
 
 class Database:
-    """One database. Its three kinds of connection raise StoreUnavailableError while it cannot answer.
+    """One database. Its connections raise StoreUnavailableError while it cannot answer.
 
-    That is a StoreRefusedError where the database's settings would have to be changed.
+    That is a StoreRefusedError where waiting does not help.
     """
 
     def __init__(self, url: str) -> None:
-        """Take `sqlite:///FILE` or `postgresql://…`; nothing is connected yet.
-
-        Raises ConfigurationError for another kind of database.
-        """
+        """Take `sqlite:///FILE` or `postgresql://…`; raise ConfigurationError for another kind of database."""
         self._postgres: Postgres | None = None
         self.file: SqliteFile | None = None
         """What the database is on SQLite."""
@@ -96,10 +93,7 @@ class Database:
         self._prepared_reads: list[PreparedReads] = []
 
     async def open(self) -> None:
-        """Connect, and make sure that what is committed stays.
-
-        Raises StoreRefusedError for settings that are not durable, StoreUnavailableError.
-        """
+        """Connect; raise StoreRefusedError for settings that would lose commits, StoreUnavailableError."""
         async with self.statement() as connection:
             if not self.is_sqlite:
                 await check_settings(connection)
@@ -167,10 +161,7 @@ class Database:
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back.
-
-        If it raises StoreLostError at the end, it was committed to a file that nobody may ever find.
-        """
+        """Give a connection in a transaction that writes, committed at the end unless the body raises or rolls back."""
         async with self._turn, self._in_view(), _connected(self._writing) as connection:
             await connection.begin()
             yield connection

@@ -1,7 +1,4 @@
-"""Projects, keys and the log of changes in SQL.
-
-The database holds the invariants: one active key a project, unique digests, gap-free revisions.
-"""
+"""Projects, keys and changes in SQL. The database holds the invariants: one active key a project, unique digests."""
 
 import asyncio
 import json
@@ -18,7 +15,7 @@ from authsvc.errors import AlreadyExistsError, NotFoundError, StoreUnavailableEr
 from authsvc.keys import KeyId, ProjectId
 from authsvc.origins import EVERY_ORIGIN, OriginList
 from authsvc.storage.database import Database
-from authsvc.storage.records import ActiveKey, Change, ChangeKind, Key, NewKey, Project, Revision, Revoked, Snapshot
+from authsvc.storage.records import ActiveKey, Change, ChangeKind, Key, Mutated, NewKey, Project, Revision, Snapshot
 from authsvc.storage.tables import COUNTER
 from authsvc.storage.tables import changes as _changes
 from authsvc.storage.tables import keys as _keys
@@ -42,23 +39,18 @@ LEFT JOIN projects ON projects.project_id = keys.project_id
 class KeyStore:
     """All that is stored of projects and keys.
 
-    Every method raises StoreUnavailableError while the database cannot answer. A mutation that raises it was not
-    committed, except where the database's answer to the commit itself was lost.
+    Methods raise StoreUnavailableError while the database cannot answer: then nothing was committed, unless the
+    response to the commit itself was lost.
     """
 
     def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
         """`now` gives aware UTC instants; the database stays the caller's to close."""
-        self._database = database
+        self.database = database
         self._lookup = database.prepared_reads(_LOOKUP)
         self._now = now
         # Mutations wait for each other at the counter's row, holding a connection each, which validations and
         # keep-alives then lack. Within a process they queue here instead.
         self._turn = asyncio.Lock()
-
-    @property
-    def is_lost(self) -> bool:
-        """See Database."""
-        return self._database.is_lost
 
     async def lookup(self, digests: Sequence[Digest]) -> Snapshot:
         """Return which of these digests, at least one, are active keys."""
@@ -73,13 +65,8 @@ class KeyStore:
         _, epoch, revision, *_ = next(iter(rows.values()))
         return Snapshot(epoch, revision, keys)
 
-    async def issue(
-        self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str
-    ) -> tuple[Key, tuple[str, ...], Revision]:
-        """Store the project's active key, and the project with its (normalised) origins if it is new.
-
-        Raises AlreadyExistsError when the project has an active key.
-        """
+    async def issue(self, project_id: ProjectId, origins: Sequence[str], key: NewKey, caller: str) -> Mutated:
+        """Store a project's key, and the project with its (normalised) origins if new; raise AlreadyExistsError."""
         async with self._mutating(project_id, caller) as mutation:
             project = await _find_project(mutation.connection, project_id)
             if project is None:
@@ -94,9 +81,9 @@ class KeyStore:
             stored = await mutation.insert_key(key)
             # Rule 5: the new key's digest too, which may have been probed, and be cached as unknown, before it existed.
             await mutation.record(ChangeKind.ISSUE, key.digest)
-        return stored, tuple(origins), mutation.revision
+        return Mutated(mutation.revision, stored, origins=tuple(origins))
 
-    async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Revoked:
+    async def revoke(self, project_id: ProjectId, key_id: KeyId | None, next_key: NewKey, caller: str) -> Mutated:
         """Revoke the named key, or else the active one, and store the project's next key.
 
         A key that is revoked already changes nothing. Raises NotFoundError for an unknown project or key.
@@ -110,15 +97,15 @@ class KeyStore:
                 raise NotFoundError(f"no {what} in a project {project_id!r}")
             if row.revoke_time is not None:
                 await mutation.connection.rollback()  # rule 11
-                return Revoked(_key(row), None, Revision(mutation.revision - 1))
+                return Mutated(Revision(mutation.revision - 1), revoked_key=_key(row), is_new=False)
             revoke = _keys.update().where(_keys.c.key_id == row.key_id).values(revoke_time=mutation.now)
             await mutation.connection.execute(revoke)
             stored = await mutation.insert_key(next_key)
             await mutation.record(ChangeKind.REVOKE, Digest(row.digest), next_key.digest)  # rule 5
-        return Revoked(_key(row, revoke_time=mutation.now), stored, mutation.revision)
+        return Mutated(mutation.revision, stored, _key(row, revoke_time=mutation.now))
 
-    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> tuple[Revision, bool]:
-        """Replace the project's origins by these (normalised) ones; return as of when, and whether they are new.
+    async def set_origins(self, project_id: ProjectId, origins: Sequence[str], caller: str) -> Mutated:
+        """Replace the project's origins by these (normalised) ones.
 
         A list that is stored already changes nothing. Raises NotFoundError for an unknown project.
         """
@@ -127,14 +114,14 @@ class KeyStore:
             project = await _existing_project(mutation.connection, project_id)
             if project.origins == tuple(origins):
                 await mutation.connection.rollback()  # rule 11
-                return Revision(mutation.revision - 1), False
+                return Mutated(Revision(mutation.revision - 1), origins=project.origins, is_new=False)
             await mutation.update_origins(origins)
             await mutation.record(ChangeKind.SET_ORIGINS, *(await mutation.connection.execute(query)).scalars())
-        return mutation.revision, True
+        return Mutated(mutation.revision, origins=tuple(origins))
 
     async def project(self, project_id: ProjectId) -> Project:
         """Return the project. Raises NotFoundError."""
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return await _existing_project(connection, project_id)
 
     async def projects(self, *, after: str, limit: int, containing: str = "") -> list[Project]:
@@ -142,18 +129,15 @@ class KeyStore:
         query = _SELECT_PROJECTS.where(_projects.c.project_id > after).order_by(_projects.c.project_id).limit(limit)
         if containing:
             query = query.where(_projects.c.project_id.contains(containing.lower(), autoescape=True))
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             return [_project(row) for row in await connection.execute(query)]
 
     async def keys(self, project_id: ProjectId, *, before: Revision | None, limit: int) -> list[Key]:
-        """Return at most `limit` of a project's keys, newest first, issued before the revision if one is given.
-
-        Raises NotFoundError for an unknown project.
-        """
+        """Return at most `limit` of a project's keys issued before a revision, newest first; raise NotFoundError."""
         query = _SELECT_KEYS.where(_keys.c.project_id == project_id)
         if before is not None:
             query = query.where(_keys.c.create_revision < before)
-        async with self._database.reading() as connection:
+        async with self.database.reading() as connection:
             await _existing_project(connection, project_id)
             rows = await connection.execute(query.order_by(_keys.c.create_revision.desc()).limit(limit))
             return [_key(row) for row in rows]
@@ -174,7 +158,7 @@ class KeyStore:
             query = query.where(_changes.c.revision < before)
         if project_id is not None:
             query = query.where(_changes.c.project_id == project_id)
-        async with self._database.statement() as connection:
+        async with self.database.statement() as connection:
             return [_change(row) for row in await connection.execute(query)]
 
     async def key_ids(self, changes: Sequence[Change]) -> dict[Digest, KeyId]:
@@ -183,7 +167,7 @@ class KeyStore:
         if not digests:
             return {}
         query = sa.select(_keys.c.digest, _keys.c.key_id).where(_keys.c.digest.in_(digests))
-        async with self._database.statement() as connection:
+        async with self.database.statement() as connection:
             return {Digest(row.digest): KeyId(row.key_id) for row in await connection.execute(query)}
 
     @asynccontextmanager
@@ -194,11 +178,11 @@ class KeyStore:
         reads is all that came before, and nothing comes between. A body that rolls back itself has changed nothing.
         """
         bump = COUNTER.update().values(revision=COUNTER.c.revision + 1).returning(COUNTER.c.revision)
-        async with self._turn, self._database.writing() as connection:
+        async with self._turn, self.database.writing() as connection:
             revision = (await connection.execute(bump)).scalar_one()
-            await self._database.stamp(connection, revision)
+            await self.database.stamp(connection, revision)
             yield _Mutation(connection, Revision(revision), self._now(), project_id, caller)
-            await self._database.notify(connection)
+            await self.database.notify(connection)
 
 
 class _Mutation(NamedTuple):

@@ -1,8 +1,7 @@
 """The lease protocol's part of the database: the table `leases`, the epoch, and the database's clock.
 
-`watch` calls it. Each method is a transaction of its own, as rule 1 of
-docs/watch-protocol.md needs. The leases are in the shared database so that the promise
-holds across replicas and restarts of the service, with nothing else to coordinate.
+Each method is a transaction of its own (rule 1 of docs/watch-protocol.md). As the leases are in the shared database,
+the promise holds across replicas and restarts, with nothing else to coordinate.
 """
 
 import secrets
@@ -33,8 +32,6 @@ _leases = sa.Table(
     sa.Column("is_released", sa.Boolean, nullable=False),
     sa.Column("since_revision", sa.BigInteger, nullable=False),
 )
-
-
 _COUNTER_ID = 1
 _COUNTER_ROW = "SELECT id, epoch, revision FROM revision_counter WHERE id IN {}"
 
@@ -45,8 +42,7 @@ class LeaseStore:
     def __init__(self, database: Database, now: Callable[[], datetime], margin_seconds: float) -> None:
         """`now`, aware UTC, is the database's clock on SQLite, whose processes share a machine.
 
-        Rule 12: the margin is added to every lease's duration, and covers drift between
-        the clocks, steps of the database's, and their resolution.
+        Rule 12: the margin is added to every lease's duration, for clocks that drift and are set.
         """
         self._database = database
         self._is_sqlite = database.is_sqlite

@@ -1,8 +1,7 @@
-"""One statement that is run very often, prepared, on a connection of its own and past SQLAlchemy.
+"""A statement that is run very often, prepared, on a connection of its own and past SQLAlchemy.
 
-`key_store` looks keys up with it, and on SQLite `lease_store` the revision. Through SQLAlchemy such a read costs over
-half a millisecond, and its database a hundredth of that. Whatever it fails with, the read is tried again by a fallback
-over the pool, which knows all errors; the next read is prepared again.
+Through SQLAlchemy such a read costs over half a millisecond, and its database a hundredth of that. Whatever it fails
+with, it is tried again by a fallback over the pool, which knows all errors; the next read is prepared again.
 """
 
 import asyncio
@@ -29,11 +28,10 @@ _WAITING_VALUES_MAX = 64 * _VALUES_MAX
 
 
 class SqliteReads:
-    """On SQLite, in the event loop's own thread.
+    """On SQLite, in the event loop's own thread: another one would cost five times what the read does.
 
-    A thread to read in would cost five times what the read does. In WAL mode a reader waits for no writer, nor for
-    a checkpoint; where it would have to wait nevertheless, after a crash, it fails at once, and the fallback reads.
-    What it can wait for is the disk, for a page that is not in the system's cache.
+    In WAL mode a reader waits for no writer, nor for a checkpoint; where it would have to, after a crash, it fails at
+    once, and the fallback reads. It can wait for the disk, where a page is not in the system's cache.
     """
 
     def __init__(
@@ -129,8 +127,7 @@ class PostgresReads:
         """Close the connection."""
         await self._reads.close()
         if self._connection is not None:
-            connection, self._connection = self._connection, None
-            await connection.close(timeout=1.0)
+            await self._connection.close(timeout=1.0)
 
 
 def _by_value(rows: Sequence[Row]) -> Rows:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NewType
+from typing import Any, NewType
 
 import msgspec
 
@@ -17,8 +17,7 @@ Revision = NewType("Revision", int)
 CHANGES_BEHIND_MAX = 10_000
 """A holder that is further behind is reset: emptying its cache is cheaper than so many messages (rule 6)."""
 
-
-INDEX_ID_PREFIX = "index-"
+KEY_CACHE_ID_PREFIX = "index-"
 """How the holder ids of the service's own key caches begin (`key_cache`); no caller may use them."""
 
 
@@ -51,17 +50,16 @@ class LeaseRow:
     """The current one when the holder came."""
 
     @property
-    def is_index(self) -> bool:
+    def is_key_cache(self) -> bool:
         """Whether the holder is a replica's own key cache."""
-        return self.holder_id.startswith(INDEX_ID_PREFIX)
+        return self.holder_id.startswith(KEY_CACHE_ID_PREFIX)
 
     def has_confirmed(self, epoch: str) -> bool:
-        """Whether the holder has applied, in the current epoch, a change that was made since it came.
+        """Whether the holder has applied, in this epoch, a change that was made since it came.
 
-        Whoever has only stolen the bridge token can invent holders by the thousand, but few that have: each takes as
-        long as it takes for such a change to be made.
+        With a stolen bridge token one can invent thousands of holders, but not make changes for them to confirm.
         """
-        return self.is_index or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
+        return self.is_key_cache or (self.epoch == epoch and self.acknowledged_revision > self.since_revision)
 
     def is_behind(self, state: StoreState, revision: int) -> bool:
         """Whether the holder may still decide by what was before the revision."""
@@ -102,12 +100,14 @@ class Project:
     active_key: Key | None
 
 
-class ActiveKey(msgspec.Struct, frozen=True):
-    """Whose key a digest is, and which origins it may be used from."""
+class ActiveKey(msgspec.Struct):
+    """Whose key a digest is, from which origins it may be used, and its response at a revision, once there is one."""
 
     key_id: KeyId
     project_id: ProjectId
     origins: OriginList
+    response: Any = None
+    response_revision: int = -1
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -127,12 +127,17 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Revoked:
-    """The outcome of `KeyStore.revoke`; `next_key` is None when the key had been revoked before."""
+class Mutated:
+    """The outcome of a mutation."""
 
-    key: Key
-    next_key: Key | None
     revision: Revision
+    """Its own; of the last one before it where all was so already, and nothing was committed (rule 11)."""
+    key: Key | None = None
+    """That was issued."""
+    revoked_key: Key | None = None
+    origins: tuple[str, ...] = ()
+    """The project's, but not after a revocation."""
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)

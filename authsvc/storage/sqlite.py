@@ -1,7 +1,6 @@
 """The key service's database in a SQLite file: how it is opened, and kept in view as long as it is.
 
-`database` uses it. Nothing is read from, or written to, a file that the path no longer leads to: what is committed
-there is a revocation that is nowhere, once the service is started again.
+A revocation that is committed to a file that the path no longer leads to is nowhere once the service is started again.
 """
 
 import sqlite3
@@ -67,7 +66,7 @@ class SqliteFile:
             seconds = _BUSY_TIMEOUT_SECONDS
             anchor = sqlite3.connect(self._uri, seconds, isolation_level=None, uri=True, check_same_thread=False)
             try:
-                # To the end, where it is written: a driver drops the failure of a statement that it leaves before.
+                # Fetched, since a driver drops the failure of a statement that it does not run to its end.
                 anchor.execute("PRAGMA journal_mode=WAL").fetchall()
                 anchor.execute("SELECT count(*) FROM sqlite_master").fetchall()  # which opens its WAL
                 anchor.execute("PRAGMA busy_timeout=0")  # from now on it is used in the event loop

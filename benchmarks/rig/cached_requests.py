@@ -20,20 +20,20 @@ from typing import Any
 import uvloop
 from aiohttp import web
 
-from authsvc.client import Decision, Verdict
+from authsvc.client import Decision, Verdict, verdicts
 from authsvc.client.api_key import ApiKey
 from authsvc.client.lease_messages import LeaseEvent
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import Answer
 from authsvc.runtime.logging import LogFormat, LogLevel, configure
 from authsvc.runtime.networks import Networks
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.handler import Ingest
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Response, ready
+from httpbridge.http.server import PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.sink import SqlSink
 
@@ -68,7 +68,7 @@ def _validator(clock: Callable[[], float]) -> KeyValidator:
     api_key = ApiKey.parse(key(0))
     assert api_key is not None
     decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")
-    cache.put(api_key.digest, None, Answer(decision, True, 60, 0), sent_at=0)
+    cache.put(api_key.digest, None, verdicts.Response(decision, True, 60, 0), sent_at=0)
     return validator
 
 
@@ -124,8 +124,8 @@ class _Transport(asyncio.Transport):
 async def _ours() -> Callable[[], asyncio.Protocol]:
     clock = _Clock()
 
-    async def readiness() -> Readiness:
-        return Readiness(ReadyStatus.OK)
+    async def readiness() -> Response:
+        return ready("ok")
 
     ingest = Ingest(
         validator=_validator(clock.monotonic),
@@ -136,14 +136,14 @@ async def _ours() -> Callable[[], asyncio.Protocol]:
         body_bytes_max=5 * 1024 * 1024,
         body_budget=Budget(BUDGET_BYTES, KEY_BUDGET_BYTES),
     )
-    server = PublicServer(
+    router = Router(
         ingest=ingest.handle,
         readiness=readiness,
         now=clock.now,
         monotonic=clock.monotonic,
-        limits=ServerLimits(),
         trusted_proxies=Networks(),
     )
+    server = PublicServer(router, ServerLimits(), Networks())
     return partial(server, "127.0.0.1")
 
 

@@ -1,43 +1,34 @@
 """The command `httpbridge`: `serve` runs the bridge, `dashboard` the dashboard, `logs` shows what is stored.
 
+`store_commands` has those that are about the whole of it.
+
 Exit status: 0, and those of `authsvc.runtime.commands`; 3: the log store is unavailable.
 """
 
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import click
 import msgspec
-import structlog
 
-from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, Commands, announce, fail, note, run, user_name
+from authsvc.runtime.commands import Commands, announce, note, service_config, user_name, writing
 from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
-from authsvc.runtime.logging import configure
-from authsvc.runtime.process import (
-    ignore_other_signals,
-    ignore_stop_signals,
-    open_missing_streams,
-    stop_at_signals,
-    turn_off_core_dumps,
-)
+from authsvc.runtime.process import ignore_stop_signals, stop_at_signals
 from authsvc.runtime.workers import run_workers
+from httpbridge.cli.data_commands import DATA_COMMANDS
+from httpbridge.cli.running import project_argument, run_with_store, since_option
+from httpbridge.cli.store_commands import STORE_COMMANDS
 from httpbridge.config import Config
-from httpbridge.errors import StoreUnavailableError
-from httpbridge.log_store import StoreSetupError
 from httpbridge.logs import Level
-from httpbridge.text import parse_since
-
-_log = structlog.get_logger("httpbridge")
 
 _DIRECTORY_BYTES_MAX = 90  # of the 107 that Linux gives the path of a socket
 
@@ -49,26 +40,26 @@ def main() -> None:
 
     Configured by HTTPBRIDGE_… environment variables: see docs/configuration.md.
     """
-    turn_off_core_dumps()
-    open_missing_streams()
+
+
+for _command in (*STORE_COMMANDS, *DATA_COMMANDS):
+    main.add_command(_command)
 
 
 @main.command()
 def serve() -> None:
     """Run the bridge until SIGTERM or SIGINT."""
-    config = _service_config()
-    _warn(config)
-
+    config = _bridge_config()
     started = partial(announce, "httpbridge", config.tls_cert is not None)
     if config.workers > 1:
-        _run(config, _run_workers(config, started))
+        run_with_store(config, _run_workers(config, started))
         return
     from httpbridge import app  # noqa: PLC0415 - gRPC and aiohttp, which the other commands do not need
 
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(config, work())
+    run_with_store(config, work())
 
 
 @main.command(hidden=True)
@@ -76,14 +67,14 @@ def serve() -> None:
 @click.argument("spec", type=WorkerSpec.parse)
 def worker(spec: WorkerSpec, log_writer: Path | None) -> None:
     """Be one of the processes of `serve`, which starts it."""
-    config = msgspec.structs.replace(_service_config(spec), listen=spec.address)
+    config = msgspec.structs.replace(_bridge_config(spec), listen=spec.address)
     from httpbridge import app  # noqa: PLC0415 - as above
 
     async def work() -> None:
         async with ControlChannel(spec) as channel:
             await app.serve(config, stop_at_signals(), lambda _: channel.ready(), is_worker=True, log_writer=log_writer)
 
-    _run(config, work())
+    run_with_store(config, work())
 
 
 @main.command(hidden=True)
@@ -92,7 +83,7 @@ def worker(spec: WorkerSpec, log_writer: Path | None) -> None:
 def log_writer(path: Path, spec: WorkerSpec) -> None:
     """Be the process that stores the logs of the workers of `serve`, which starts it."""
     ignore_stop_signals()  # the parent says when: after the last worker
-    config = _service_config(spec)
+    config = _bridge_config(spec)
     from httpbridge.log_store.retention import Retention  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.writer import serve_writer  # noqa: PLC0415 - the database libraries
 
@@ -103,7 +94,7 @@ def log_writer(path: Path, spec: WorkerSpec) -> None:
             retention = Retention(config.retention_days, config.store_bytes_max)
             await serve_writer(config.store_url(), path, stop, channel.ready, retention)
 
-    _run(config, work())
+    run_with_store(config, work())
     with suppress(OSError):  # a parent that was killed cannot do it
         path.unlink()
         path.parent.rmdir()
@@ -136,20 +127,15 @@ def _socket_directory() -> TemporaryDirectory[str]:
 @main.command()
 def dashboard() -> None:
     """Run the dashboard until SIGTERM or SIGINT."""
-    ignore_other_signals()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    config = service_config(Config)
     from httpbridge.dashboard import app  # noqa: PLC0415 - as above
-
-    config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format)
-    _warn(config)
 
     started = partial(announce, "httpbridge-dashboard", config.tls_cert is not None)
 
     async def work() -> None:
         await app.serve(config, stop_at_signals(), started)
 
-    _run(config, work())
+    run_with_store(config, work())
 
 
 @main.command()
@@ -171,63 +157,39 @@ def sign_in_link(name: str | None, url: str | None) -> None:
 
 
 @main.command()
-@click.argument("project", type=TEXT)
-@click.option("--since", metavar="TIME", help="From this time on, or this long ago: 2026-01-31T08:00:00Z, 15m, 2h.")
+@project_argument
+@since_option
 @click.option("--level", type=click.Choice([level.value for level in Level]), help="Only entries of this level.")
 @click.option("--follow", is_flag=True, help="Go on, showing entries as they arrive.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def logs(project: str, since: str | None, level: str | None, follow: bool, as_json: bool) -> None:
+def logs(project: str, since: datetime | None, level: str | None, follow: bool, as_json: bool) -> None:
     """Show PROJECT's stored logs, newest last: the last 100 entries, or all since a time."""
     from httpbridge.cli import log_view  # noqa: PLC0415 - the database libraries
     from httpbridge.log_store.selection import LogFilter  # noqa: PLC0415
 
     config = Config.from_environment(os.environ)
-    start = None
-    if since is not None:
-        try:
-            start = parse_since(since, datetime.now(UTC))
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--since") from None
     levels = frozenset([Level(level)] if level else ())
-    selection = LogFilter(project_id=project, since=start, levels=levels)
+    selection = LogFilter(project_id=project, since=since, levels=levels)
 
-    if not isinstance(sys.stdout, TextIOWrapper):
-        fail("standard output is closed", REFUSED)
-    output = log_view.Output(sys.stdout, is_json=as_json, is_flushed=follow)
+    if as_json and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors=log_view.JSON_ESCAPES)
     color = sys.stdout.isatty()
+
+    def write(line: str) -> None:
+        with writing():
+            sys.stdout.write(line)  # not by click, which makes UTF-8 of ASCII, and flushes each line
+            if follow:
+                sys.stdout.flush()
+
+    work = log_view.show_logs(config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=write)
     with suppress(KeyboardInterrupt):
-        _run(
-            config,
-            log_view.show_logs(
-                config.store_url(), selection, follow=follow, as_json=as_json, color=color, write=output.write
-            ),
-        )
-        output.flush()
-        if output.is_empty:
+        is_any = run_with_store(config, work)
+        with writing():
+            sys.stdout.flush()
+        if not is_any:
             note(f"no logs of project {project}{' match' if since or level else ''}")
 
 
-def _service_config(spec: WorkerSpec | None = None) -> Config:
-    """Return the configuration of a process that serves, after what all of those do first."""
-    # gRPC's core would print what is wrong with a connection, at length; it is logged in one line.
-    ignore_other_signals()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+def _bridge_config(spec: WorkerSpec | None = None) -> Config:
     os.umask(0o077)  # what is stored is this user's alone, wherever the files are
-    config = Config.from_environment(os.environ)
-    configure(config.log_level, config.log_format, spec.name if spec else None)
-    return config
-
-
-def _warn(config: Config) -> None:
-    for variable, path in config.keys_readable_by_all():
-        _log.warning("key_readable_by_all", variable=variable, file=str(path))
-
-
-def _run(config: Config, work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; what goes wrong is one line and an exit status."""
-    try:
-        run(work)
-    except StoreSetupError as error:
-        fail(f"{config.store_variable}: {error}", USAGE)
-    except StoreUnavailableError as error:
-        fail(f"the log store is unavailable: {error}", UNAVAILABLE)
+    return service_config(Config, spec)

@@ -1,18 +1,15 @@
 """What `httpbridge logs` prints: stored entries as lines for people, or as JSON.
 
-Entries come from anyone with a key, so nothing of one may act on the terminal it is shown in: whatever does not print
-is escaped.
+Entries come from anyone with a key, so none may control the terminal that shows it: what does not print is escaped.
 """
 
 import asyncio
 import codecs
 import json
 from collections.abc import Awaitable, Callable
-from io import TextIOWrapper
 
 import msgspec
 
-from authsvc.runtime.commands import writing
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
 from httpbridge.log_store.selection import LogFilter, StoredLog
@@ -28,7 +25,9 @@ FIELD_CHARACTERS_MAX = 500
 _LEVEL_COLORS = {"debug": "\x1b[2m", "info": "\x1b[32m", "warn": "\x1b[33m", "error": "\x1b[31m"}
 _RESET = "\x1b[0m"
 
-_JSON_ESCAPES = "json-escapes"
+JSON_ESCAPES = "json-escapes"
+"""For the `errors` of a stream of JSON, which has other letters than ASCII's in strings alone."""
+
 _EXTRA_FIELDS = ("release", "trace_id", "span_id", "request_id", "vercel_id", "context", "metadata")
 
 
@@ -41,44 +40,21 @@ async def show_logs(
     color: bool,
     write: Callable[[str], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-) -> None:
-    """Write the selected entries of the store at `url`, a line each with its newline, newest last.
+) -> bool:
+    """Write the selected entries of the store at `url`, a line each with its newline, newest last; return whether any.
 
     With `follow`, go on until cancelled. `color` is for terminals. Raises StoreSetupError
     when there is no store, and StoreUnavailableError when it cannot be read.
     """
     store = ReadStore(url)
+    is_any = False
     try:
         async for log in read(store, selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
+            is_any = True
             write(json_line(log) if as_json else text_line(log, color=color))
+        return is_any
     finally:
         await store.close()
-
-
-class Output:
-    """A stream that lines are written to, whatever its encoding. What that cannot hold is escaped.
-
-    Raises OutputError for a stream that takes nothing, and BrokenPipeError where whoever read it has had enough.
-    """
-
-    def __init__(self, stream: TextIOWrapper, *, is_json: bool, is_flushed: bool) -> None:
-        """With `is_flushed` each line is seen at once."""
-        # JSON has other letters than ASCII's in strings alone.
-        stream.reconfigure(errors=_JSON_ESCAPES if is_json else "backslashreplace", line_buffering=is_flushed)
-        self._stream = stream
-        self.is_empty = True
-        """Whether nothing was written."""
-
-    def write(self, line: str) -> None:
-        """Write a line."""
-        self.is_empty = False
-        with writing():
-            self._stream.write(line)
-
-    def flush(self) -> None:
-        """Write what is still to be written."""
-        with writing():
-            self._stream.flush()
 
 
 def _json_escaped(error: UnicodeError) -> tuple[str, int]:
@@ -86,7 +62,7 @@ def _json_escaped(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-codecs.register_error(_JSON_ESCAPES, _json_escaped)
+codecs.register_error(JSON_ESCAPES, _json_escaped)
 
 
 def json_line(log: StoredLog) -> str:

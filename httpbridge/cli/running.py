@@ -6,10 +6,11 @@ from typing import Any, TypeVar
 
 import click
 
-from authsvc.runtime.commands import TEXT, UNAVAILABLE, USAGE, fail, run
+from authsvc.runtime.commands import REFUSED, TEXT, UNAVAILABLE, USAGE, fail, run
 from httpbridge.config import Config
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
+from httpbridge.log_store.chunk import ChunkDamagedError
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.logs import Level
 from httpbridge.text import parse_since
@@ -24,6 +25,8 @@ def run_with_store(config: Config, work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; what goes wrong is one line and an exit status."""
     try:
         return run(work)
+    except ChunkDamagedError as error:
+        fail(f"{error}; `httpbridge store check` names all that is damaged", REFUSED)
     except StoreSetupError as error:
         fail(f"{config.store_variable}: {error}", USAGE)
     except StoreUnavailableError as error:

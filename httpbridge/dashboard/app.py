@@ -15,7 +15,7 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from authsvc.client.admin import AdminClient
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.runtime.clock import now
 from authsvc.runtime.commands import connections_that_fit
 from authsvc.runtime.environment import Address, Secret
@@ -25,17 +25,14 @@ from httpbridge.config import ADMIN_TOKEN_FILE, DASHBOARD_TOKEN_FILE, Config
 from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits, Connections
 from httpbridge.dashboard.log_page.page import Logs
 from httpbridge.dashboard.log_page.stream import LogStreams
-from httpbridge.dashboard.login_throttle import LoginThrottle
 from httpbridge.dashboard.middleware import Middlewares, session_id
 from httpbridge.dashboard.pages import DIRECTORY, Pages
-from httpbridge.dashboard.sessions import Sessions
-from httpbridge.dashboard.spent_tokens import Spent
+from httpbridge.dashboard.sessions import Sessions, Spent
 from httpbridge.dashboard.views.api_keys import ApiKeys
-from httpbridge.dashboard.views.audit import Audit
 from httpbridge.dashboard.views.data import Data
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
-from httpbridge.dashboard.views.sign_in import SignIn
+from httpbridge.dashboard.views.sign_in import LoginThrottle, SignIn
 from httpbridge.http.listener import Listener
 from httpbridge.log_store.queries import QUERY_LIMITS, LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore
@@ -73,7 +70,7 @@ async def serve(
         # Before anything else begins, so that a taken port is all that is said.
         sockets = await stack.enter_async_context(bind(config.dashboard_listen, _LISTEN))
         kept = TokenFile(config.state_dir / ADMIN_TOKEN_FILE, is_private=True)
-        token = FixedToken(config.admin_token) if config.admin_token else kept
+        token = TokenSource(config.admin_token) if config.admin_token else kept
         admin = AdminClient(config.key_service, token, key_service_tls(config))
         stack.push_async_callback(admin.close)
         store = ReadStore(
@@ -97,7 +94,6 @@ async def serve(
             *ApiKeys(admin, pages).routes,
             *AllowedOrigins(admin, store, pages, now).routes,
             *Data(admin, store, config, pages, now).routes,
-            *Audit(admin, pages).routes,
         ]
         application = web.AppRunner(_application(Middlewares(sessions, pages, config.trusted_proxies), routes))
         stack.push_async_callback(application.cleanup)

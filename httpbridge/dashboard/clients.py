@@ -1,4 +1,4 @@
-"""Who asks, and at which address of ours: what the connection says, or a trusted proxy. Made by `middleware`."""
+"""Who sent a request, and to which of our addresses: as the connection says, or a trusted proxy."""
 
 from dataclasses import dataclass
 from itertools import takewhile
@@ -25,7 +25,6 @@ class Client:
 
     @property
     def name(self) -> str:
-        """The host without its port."""
         return self.host if self.host.endswith("]") else self.host.rpartition(":")[0] or self.host
 
     @property
@@ -45,20 +44,24 @@ class Client:
     def site(self, request: web.Request) -> Literal["ours", "another", "unknown"]:
         """Return whose page sent a request, as far as the browser says so.
 
+        `same-origin` is its own comparison of the two addresses, which holds also where a proxy changed our name, or
+        left its port out. Browsers send it under HTTPS and to this machine alone; else Origin is compared with Host.
         Where a proxy that is not trusted speaks HTTPS, our own pages are HTTPS and we do not know it.
         """
         site, origin = (request.headers.get(name) for name in ("Sec-Fetch-Site", hdrs.ORIGIN))
+        if site == "same-origin":
+            return "ours"
         ours = {f"https://{self.host}", f"{'https' if self.is_https else 'http'}://{self.host}"}
-        if site not in (None, "same-origin", "none") or (origin is not None and origin.lower() not in ours):
+        if site not in (None, "none") or (origin is not None and origin.lower() not in ours):
             return "another"
-        return "unknown" if site == "none" or (site is None and origin is None) else "ours"
+        return "unknown" if site == "none" or origin is None else "ours"
 
 
 CLIENT = web.RequestKey("client", Client)
 
 
 def client_of(request: web.Request, trusted_proxies: Networks) -> Client:
-    """Return who sent it. What a stranger writes into the headers of a proxy is not believed.
+    """Return who sent it. What anybody but a trusted proxy writes into these headers is not believed.
 
     X-Forwarded-… go before Forwarded, so a proxy has to set or remove both.
     """

@@ -1,11 +1,9 @@
-"""The dashboard's connections: aiohttp's, but bounded, and but for what is no request. Built by `app`.
+"""The dashboard's connections: aiohttp's, bounded, and with a fixed text for what is not a request.
 
-aiohttp logs what its parser refuses and responds with the offending bytes, a cookie or a token among them, and says its
-version. Here such a request gets a fixed text under the headers of every page, and the connection is closed.
-
-aiohttp also counts nothing, and waits for clients as long as they please. Here the places are counted, and whoever has
-no room takes the place of the connection that has waited longest for its client: for the rest of a head or of a body,
-for the next request, or for a response to be taken. Those on which somebody is signed in go last.
+aiohttp logs what its parser refuses and responds with the offending bytes, a cookie or a token among them, and with its
+own version. It also counts nothing, and waits for clients as long as they please. Here the places are counted, and a
+new connection replaces the one that has waited longest for its client: for the rest of a head or of a body, for the
+next request, or for a response to be read. Those on which somebody is signed in go last.
 """
 
 import asyncio
@@ -43,6 +41,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True):
     """Of a head that is not whole; the parser by itself would keep a megabyte."""
     response_seconds_max: float = 20.0
     """A client who takes nothing of a response for so long is cut off."""
+    cancelled_seconds_max: float = 6.0
+    """For a request that is broken off by a shutdown: a statement in the log store ends within 5 s."""
     look_seconds: float = 1.0
     """Between two looks at who is too slow."""
 
@@ -126,20 +126,17 @@ class Connection(web.RequestHandler):
             self.abort()
 
     def abort(self) -> None:
-        """Close it at once."""
         if self._wire is not None:
             self._wire.abort()
         elif self.opening is not None:
             self.opening.cancel()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it."""
         self._wire = cast(asyncio.Transport, transport)
         self._since = self._head_since = self._loop.time()
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give its place back."""
         super().connection_lost(exc)
         self._wire = None
         self._server.closed(self)
@@ -165,7 +162,7 @@ class Connection(web.RequestHandler):
         message: str | None = None,  # noqa: ARG002 - repeats what was sent
     ) -> NoReturn:
         """Respond by the status alone, and end the connection. Neither `message` nor the error's text is ours."""
-        if isinstance(exc, ConnectionError):  # who asked is gone, or this was called before
+        if isinstance(exc, ConnectionError):  # the client is gone, or this was called before
             raise exc
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR and exc is not None:
             log_unexpected(_log, exc)
@@ -187,17 +184,17 @@ class Connections(web.Server):
         """Those that have a place."""
         self._is_full = False
         self._turns = Turns(self._loop, trusted_proxies, turns=1, caller_turns=1)
+        self._working: set[asyncio.Task[Any]] = set()
+        """What responds to requests."""
         self._look()
 
     def __call__(self, address: str = "") -> Connection:
-        """Return the protocol of a new connection, which has its place until `closed`."""
         connection = Connection(self, address, self._logger)
         self._places.take(address)
         self._open.add(connection)
         return connection
 
     def has_room(self, address: str) -> bool:
-        """Return whether an address may have one more connection, after making room for it where that is possible."""
         if self._places.has_room(address):
             return True
         longest = min(self._waiting(address), key=lambda one: (one.is_signed_in, one.waiting_since), default=None)
@@ -212,21 +209,25 @@ class Connections(web.Server):
         return True
 
     def refusal(self) -> bytes:
-        """Return what is said to a connection too many."""
         return _response(HTTPStatus.SERVICE_UNAVAILABLE)
 
     def closed(self, connection: Connection) -> None:
-        """Give a connection's place back, if it has not been given back."""
         if connection in self._open:
             self._open.remove(connection)
             self._places.release(connection.address)
             self._is_full = self._is_full and self._places.taken >= self._places.places_max // 2
 
     async def shutdown(self, timeout: float | None = None) -> None:
-        """Let requests have their responses for so long, and close all connections."""
+        """Let requests have their responses for so long, and close all connections.
+
+        aiohttp cancels what is late then, and does not wait for it. What it has open, such as a connection to the log
+        store, it gives back before it ends: until then nothing that it uses is to be closed.
+        """
         self._looking.cancel()
         self.pre_shutdown()
         await super().shutdown(timeout)
+        if self._working:
+            await asyncio.wait(self._working, timeout=self.limits.cancelled_seconds_max)
 
     def _waiting(self, address: str) -> Iterator[Connection]:
         """Yield those that can make room: of the address alone, where it has its share."""
@@ -245,6 +246,8 @@ class Connections(web.Server):
         await self._turns.turn(connection.address)  # a page takes the event loop a millisecond or two
         request = _with_canonical_path(request)
         connection.begin(request)
+        task = cast(asyncio.Task[Any], asyncio.current_task())
+        self._working.add(task)
         try:
             # Otherwise aiohttp refuses, past the middlewares, what it does not know.
             expected = request.headers.get(hdrs.EXPECT) or "100-continue"
@@ -252,6 +255,7 @@ class Connections(web.Server):
                 connection.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
             return await self._respond(request)
         finally:
+            self._working.discard(task)
             connection.finish()
 
 

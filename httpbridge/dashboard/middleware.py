@@ -53,8 +53,8 @@ _READING = ("GET", "HEAD")
 
 _FROM_ANOTHER_SITE = (
     "What was sent does not come from a page of this dashboard. If it does, the dashboard does not know the address by "
-    "which you reach it: the proxy in front has to pass on the header Host, or to send X-Forwarded-Host and stand in "
-    "HTTPBRIDGE_TRUSTED_PROXIES."
+    "which you reach it: the proxy in front has to pass on the header Host, port included, or to send X-Forwarded-Host "
+    "and stand in HTTPBRIDGE_TRUSTED_PROXIES."
 )
 
 _REFUSALS = {
@@ -103,7 +103,7 @@ class Middlewares:
             is_absent = error.status == "NOT_FOUND" or request.method in _READING  # what an address names
             status, title = (404, "Not found") if is_absent else (409, "Refused")
             return self._failure(request, status, title, f"The key service says: {sentence(str(error))}")
-        except ConnectionError:  # who asked is gone
+        except ConnectionError:  # the client is gone
             raise
         except ConfigurationError as error:  # a TLS or token file that was replaced by something else
             _log.error("not_set_up", reason=str(error))
@@ -226,7 +226,7 @@ async def _fields_to_send_again(request: web.Request) -> list[tuple[str, str]]:
 
 
 def session_id(sessions: Sessions, request: web.Request) -> str | None:
-    """Return the id of a request's session; None when it does not hold, or not any more while it is being answered."""
+    """Return the id of a request's session; None when it does not hold, or ends before the response does."""
     session = sessions.read(read_cookie(request, "session"))
     return None if session is None else session.session_id
 

@@ -80,7 +80,7 @@ class Pages:
         return macro
 
     def redirect(self, request: web.Request, location: str, *, notice: str = "") -> web.Response:
-        """Return what sends the browser to a page of ours, which shows the notice: the answer to a form.
+        """Return what sends the browser to a page of ours, which shows the notice: the response to a form.
 
         The notice is text, or Markup where it has a time.
         """

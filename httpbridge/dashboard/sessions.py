@@ -1,22 +1,25 @@
 """Who is signed in: sessions, sign-in links and CSRF tokens, all signed with a key derived from the dashboard token.
 
-Nothing is stored but which sessions were signed out and which links used (`spent_tokens`), so a changed token ends
-every session, link and form. The command line makes links, too.
+Nothing is stored but which sessions were signed out and which links used, so a changed token ends every session, link
+and form. The command line makes links, too.
 """
 
 import hashlib
 import hmac
+import os
 import secrets
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import structlog
 from itsdangerous import BadData, URLSafeSerializer
 
-from authsvc.runtime.environment import Secret
-from httpbridge.dashboard.spent_tokens import Spent
+from authsvc.runtime.environment import ConfigurationError, Secret
 from httpbridge.text import single_spaced
 
 SESSION_SECONDS = 12 * 3600
@@ -28,6 +31,11 @@ LINK_SECONDS = 600
 NOTICE_SECONDS = 60
 NAME_CHARACTERS_MAX = 64
 _TEXT_CHARACTERS_MAX = 4096
+
+SPENT_MAX = 10_000
+"""Sessions that were signed out, and links that were used; of more, those that end first are forgotten first."""
+
+_log = structlog.get_logger("httpbridge.dashboard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +60,78 @@ class SignInLink:
     """Unix seconds."""
 
 
+class Spent:
+    """What is worth nothing any more before its time: those of one kind, by id and end (Unix seconds).
+
+    One empty file each, `DIRECTORY/UNTIL-ID`, made in one step, so that a restart changes nothing and dashboards which
+    share the directory know each other's at once. Files of what would be over anyway are removed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._unstored: deque[str] = deque(maxlen=SPENT_MAX)
+        """What the directory did not take; known to this process alone."""
+
+    def add(self, id_: str, until: int, now: int) -> bool:
+        """Keep one in mind, durably; return whether it was not known. Of several who ask at once, one is told so.
+
+        Raises OSError when the directory does not take it.
+        """
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._directory / _spent_name(id_, until)).touch(mode=0o600, exist_ok=False)
+            self._forget(now)
+            descriptor = os.open(self._directory, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except FileExistsError:
+            if not self._directory.is_dir():
+                raise
+            return False
+        return True
+
+    def add_anyway(self, id_: str, until: int, now: int) -> None:
+        """Keep one in mind; where the directory does not take it, until this process ends, and the log says so."""
+        try:
+            self.add(id_, until, now)
+        except OSError as error:
+            self._unstored.append(_spent_name(id_, until))
+            _log.error("sign_out_not_stored", directory=str(self._directory), reason=error.strerror)
+
+    def has(self, id_: str, until: int) -> bool:
+        """Whether it is one of them. Raises ConfigurationError when the directory cannot be looked into."""
+        name = _spent_name(id_, until)
+        try:
+            return name in self._unstored or (self._directory / name).exists()
+        except OSError as error:
+            raise ConfigurationError(f"HTTPBRIDGE_STATE_DIR: {self._directory}: {error.strerror}") from None
+
+    def _forget(self, now: int) -> None:
+        names = sorted(path.name for path in self._directory.iterdir())
+        too_many = len(names) - SPENT_MAX
+        for number, name in enumerate(names):
+            if number < too_many or name < _spent_name("", now):
+                (self._directory / name).unlink(missing_ok=True)
+
+
+def _spent_name(id_: str, until: int) -> str:
+    return f"{until:012}-{id_}"
+
+
 class Sessions:
     """Makes and reads what is signed. The token is read at each use, so it may change at any time."""
 
     def __init__(
         self, token: Callable[[], Secret], signed_out: Spent, used_links: Spent, now: Callable[[], datetime]
     ) -> None:
-        """`now` gives aware instants."""
         self._token = token
         self._signed_out = signed_out
         self._used_links = used_links
         self._now = now
 
     def is_token(self, presented: str) -> bool:
-        """Whether this is the dashboard token."""
         return hmac.compare_digest(presented.strip().encode(errors="replace"), self._token().reveal().encode())
 
     def begin(self, name: str) -> str:
@@ -107,7 +173,6 @@ class Sessions:
         return SignInLink(fields["id"], fields["name"], fields["until"]) if fields and "id" in fields else None
 
     def is_used(self, link: SignInLink) -> bool:
-        """Whether a link has signed somebody in."""
         return self._used_links.has(link.link_id, link.expires_at)
 
     def use(self, link: SignInLink) -> bool:
@@ -122,7 +187,6 @@ class Sessions:
         return self._sign("notice", self._unix() + NOTICE_SECONDS, text=text)
 
     def read_notice(self, cookie: str | None) -> str:
-        """Return the notice, or nothing."""
         fields = self._read("notice", cookie)
         return "" if fields is None else str(fields["text"])
 
@@ -131,7 +195,6 @@ class Sessions:
         return hmac.new(_key(self._token().reveal()), b"form " + subject.encode(), hashlib.sha256).hexdigest()
 
     def is_csrf_token(self, subject: str, presented: str) -> bool:
-        """Whether a form comes from such a page."""
         return hmac.compare_digest(self.csrf_token(subject).encode(), presented.encode(errors="replace"))
 
     def _cookie(self, session_id: str, name: str, until: int) -> str:

@@ -20,7 +20,6 @@ from httpbridge.errors import (
     OverloadedError,
     UnsupportedEncodingError,
 )
-from httpbridge.http import magic
 from httpbridge.http.request import Request
 
 BUDGET_BYTES = 256 * 1024 * 1024
@@ -51,6 +50,19 @@ _ZLIB_WINDOW_BITS = 15
 _RAW_DEFLATE_WINDOW_BITS = -15
 _ENCODINGS = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
+# Of other formats than JSON, the numbers that they begin with.
+_COMPRESSED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "zip"),
+    (b"\xff\x06\0\0sNaPpY", "snappy"),
+)
+_DECODED = ("gzip", "deflate")
+_UTF_16_AND_32 = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{", b"\0\0\0{", b"\0\0\xfe\xff")
+
 _log = structlog.get_logger("httpbridge")
 
 
@@ -69,24 +81,22 @@ class Budget:
         self._is_logged = False
 
     def take(self, count: int, key_id: str) -> None:
-        """Take so many bytes; raise OverloadedError when fewer are left for all or for the key."""
+        """Take so many bytes, or give them back, where `count` is negative.
+
+        Raises OverloadedError when fewer are left for all or for the key.
+        """
         key_bytes = self._taken_bytes_by_key.get(key_id, 0) + count
-        if key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
+        if count > 0 and key_bytes > self._key_bytes_max:  # not logged, like other limits of a key
             raise OverloadedError
-        if self._taken_bytes + count > self._bytes_max:
+        if count > 0 and self._taken_bytes + count > self._bytes_max:
             if not self._is_logged:
                 self._is_logged = True
                 _log.warning(self._event, bytes=self._taken_bytes)
             raise OverloadedError
         self._taken_bytes += count
         self._taken_bytes_by_key[key_id] = key_bytes
-
-    def release(self, count: int, key_id: str) -> None:
-        """Give back what was taken."""
-        self._taken_bytes -= count
-        key_bytes = self._taken_bytes_by_key.pop(key_id, 0) - count
-        if key_bytes:
-            self._taken_bytes_by_key[key_id] = key_bytes
+        if not key_bytes:
+            del self._taken_bytes_by_key[key_id]
         if self._taken_bytes < self._bytes_max // 2:
             self._is_logged = False
 
@@ -115,7 +125,7 @@ class Reservation:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._budget.release(self._taken_bytes, self._key_id)
+        self._budget.take(-self._taken_bytes, self._key_id)
 
 
 async def read(
@@ -177,7 +187,7 @@ def encoding(headers: MultiMapping[str]) -> str:
 async def decode(
     body: bytes, encoding: str, bytes_max: int, reservation: Reservation, take_turn: Callable[[], Awaitable[None]]
 ) -> bytes:
-    """Return a body inflated; `take_turn` waits for the next turn (see `body_turns`), and a large body takes many.
+    """Return a body inflated; `take_turn` waits for the next turn (see `BodyTurn`), and a large body takes many.
 
     Raises BodyTooLargeError beyond the limit, OverloadedError, RateLimitedError, and BodyRefusedError for what is not
     whole.
@@ -185,8 +195,8 @@ async def decode(
     try:
         inflated = await _inflate(body, encoding, bytes_max, reservation, take_turn)
     except zlib.error:
-        raise BodyRefusedError(magic.misencoded(body, encoding) or f"The body is not valid {encoding}") from None
-    if (name := magic.compression(inflated)) is not None:
+        raise BodyRefusedError(_misencoded(body, encoding) or f"The body is not valid {encoding}") from None
+    if (name := compression(inflated)) is not None:
         raise BodyRefusedError(f"The body is {name} within {encoding}: compress it once")
     return inflated
 
@@ -223,7 +233,7 @@ async def _inflate(
                 turn_bytes = 0
                 await take_turn()
     if not inflater.eof:
-        text = magic.misencoded(body, encoding) or f"The body's {encoding} stream ends too early"
+        text = _misencoded(body, encoding) or f"The body's {encoding} stream ends too early"
         raise BodyRefusedError(text)
     return bytes(output)
 
@@ -233,3 +243,40 @@ def _deflate_window_bits(body: bytes) -> int:
     header = int.from_bytes(body[:2], "big")
     is_zlib = len(body) >= 2 and (body[0] & 0x0F) == zlib.DEFLATED and header % 31 == 0  # RFC 1950, 2.2
     return _ZLIB_WINDOW_BITS if is_zlib else _RAW_DEFLATE_WINDOW_BITS
+
+
+def likeness(body: bytes) -> str | None:
+    """Say what a body looks like that came without Content-Encoding and is not JSON; None where nothing shows."""
+    name = compression(body)
+    if name in _DECODED:
+        return f"The body looks like {name}, and the header Content-Encoding: {name} is missing"
+    if name is not None:
+        return f"The body looks like {name}, which is not decoded here: send it as gzip, as deflate, or as it is"
+    if body.startswith(_UTF_16_AND_32):
+        return "The body looks like UTF-16 or UTF-32: send it in UTF-8"
+    return None
+
+
+def _misencoded(body: bytes, announced: str) -> str | None:
+    """Say what a body looks like that is not encoded as Content-Encoding announces; None where nothing shows."""
+    name = compression(body)
+    if name == announced:
+        return None
+    if name in _DECODED:
+        return f"The body is not valid {announced}: it looks like {name}, as which the header should announce it"
+    if name is not None:
+        return f"The body is not valid {announced}: it looks like {name}, which is not decoded here"
+    if body[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"["):
+        return f"The body is not valid {announced}: it looks like JSON, which needs no Content-Encoding"
+    return None
+
+
+def compression(body: bytes) -> str | None:
+    """Return the name of the format whose number a body begins with."""
+    for number, name in _COMPRESSED:
+        if body.startswith(number):
+            return name
+    # RFC 1950, 2.2: the usual window of 32 KiB, and a check. `x` alone begins no JSON.
+    if body[:1] == b"\x78" and len(body) > 1 and int.from_bytes(body[:2], "big") % 31 == 0:
+        return "deflate"
+    return None

@@ -18,10 +18,10 @@ from aiohttp.tcp_helpers import tcp_keepalive
 from authsvc.runtime.logging import log_unexpected
 from httpbridge.errors import BridgeError, ClientGoneError, OverloadedError
 from httpbridge.http import responses
-from httpbridge.http.fairness import Caller, ConnectionPlaces
+from httpbridge.http.fairness import PROGRESS_BYTES, PROGRESS_SECONDS, Caller, ConnectionPlaces
 from httpbridge.http.inbound import Inbound
-from httpbridge.http.lingering import PROGRESS_BYTES, PROGRESS_SECONDS
 from httpbridge.http.request import Request
+from httpbridge.http.responses import Response
 
 if TYPE_CHECKING:
     from httpbridge.http.server import PublicServer
@@ -52,6 +52,7 @@ class Connection(Inbound):
         "_is_closing",
         "_is_evicted",
         "_is_for_health",
+        "_is_half_closed",
         "_is_head_timed",
         "_places",
         "_request",
@@ -89,7 +90,7 @@ class Connection(Inbound):
         self._timer: asyncio.TimerHandle | None = None
         self._is_head_timed = False
         """Whether the timer is the one of a head that has begun."""
-        self._is_closing = False
+        self._is_closing = self._is_half_closed = False
         self._is_evicted = False
         self.opening: asyncio.Task[object] | None = None
         """Its TLS handshake; set by the listener."""
@@ -137,7 +138,6 @@ class Connection(Inbound):
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to serve it."""
         transport = cast(asyncio.Transport, transport)
         super().connection_made(transport)
         tcp_keepalive(transport)
@@ -163,9 +163,10 @@ class Connection(Inbound):
         TLS has no such state. Without a request to respond to, or when one will never be whole, nothing is left to do.
         """
         self._is_half_closed = True
-        is_tls = self.transport is not None and self.transport.get_extra_info("sslcontext") is not None
-        if is_tls or not self._has_more:
-            self._close_if_half_closed_for_nothing(is_tls=is_tls)
+        if self.transport is not None and self.transport.get_extra_info("sslcontext") is not None:
+            self._close()
+        else:
+            self._turn_parsed()
         return not self._is_closing
 
     # The way of the requests.
@@ -194,22 +195,22 @@ class Connection(Inbound):
             self._waiting_since = self._loop.time()
             self._places.begin_to_wait(self)
             if self._head_bytes:
-                self._time_head()
+                self._head_is_partial()
 
-    async def _serve_one(self, message: RawRequestMessage | None, payload: StreamReader) -> bool:
+    async def _serve_one(self, message: RawRequestMessage | Response, payload: StreamReader) -> bool:
         """Respond, and discard what is left of the body; return whether the connection goes on."""
-        server = self._server
-        if message is None:
-            if self._refusal is responses.BAD_REQUEST:
+        server, router = self._server, self._server.router
+        if isinstance(message, Response):
+            if message is responses.BAD_REQUEST:
                 _log.debug("request", status=400, reason="not HTTP")  # and nothing of it
-            self._write(responses.last_response(self._refusal, server.date_line()))
+            self._write(responses.last_response(message, router.date_line()))
             return False
         self._request = request = Request(self.transport, server.limits.body_timeout_seconds, message, payload)
         if not payload.is_eof():
             self._begun_at = self._loop.time()
-        response = await (server.respond_to_health(request) if self._is_for_health else server.respond(request))
+        response = await (router.respond_to_health(request) if self._is_for_health else router.respond(request))
         # Of those that a response is due to.
-        is_last = (server.draining or self._is_half_closed) and not self._has_pending()
+        is_last = (router.is_draining or self._is_half_closed) and not self._has_pending()
         goes_on = not (request.closes or request.leaves_body_unasked or is_last or self._is_evicted)
         if not goes_on:
             end = responses.LINE_CLOSE
@@ -219,7 +220,7 @@ class Connection(Inbound):
             end = _LINE_NONE
         head = response.head_cors if request.is_cross_origin else response.head
         body = b"" if request.method == "HEAD" else response.body
-        self._write(b"".join((head, server.date_line(), request.more_headers, end, body)))
+        self._write(b"".join((head, router.date_line(), request.more_headers, end, body)))
         if self._paused:
             await self._drain()
         if payload.is_eof() or self._is_evicted or self._is_for_health:
@@ -246,11 +247,7 @@ class Connection(Inbound):
         return self._request is None and not self._has_pending()
 
     def _turn_parsed(self) -> None:
-        if self._is_half_closed and not self._has_more:
-            self._close_if_half_closed_for_nothing()
-
-    def _close_if_half_closed_for_nothing(self, *, is_tls: bool = False) -> None:
-        if is_tls or self._is_idle or not self._payload.is_eof():
+        if self._is_half_closed and not self._has_more and (self._is_idle or not self._payload.is_eof()):
             self._close()
 
     def _close(self) -> None:
@@ -267,11 +264,7 @@ class Connection(Inbound):
             self.transport.abort()
 
     def _head_is_partial(self) -> None:
-        if self._head_bytes and self._request is None:
-            self._time_head()
-
-    def _time_head(self) -> None:
-        if not self._is_head_timed:
+        if self._head_bytes and self._request is None and not self._is_head_timed:
             self._is_head_timed = True
             self._set_timer(self._stalled_seconds, self._close_if_idle_too_long)
 

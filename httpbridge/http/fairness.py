@@ -2,14 +2,15 @@
 
 A turn is the right to parse one piece of what came, and to begin one request. Whoever sends more has to wait, behind
 those who did not: what costs others is not how much is asked of the bridge, but how much of it is done in a row.
-A place is the right to hold a connection: they are bounded in all and by address, and who only waits makes room.
+A place is the right to hold a connection: they are bounded in all and by address, and connections that only wait make
+room.
 """
 
 import asyncio
 import itertools
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
@@ -25,8 +26,22 @@ CALLER_TURNS = 32
 """Of them those of one caller. Fewer would make group commits smaller, and refusals dearer by a tenth, where one caller
 sends all there is."""
 
+TURNS_BETWEEN = 8
+"""Turns of the event loop from one step of a large body to the next.
+
+In so many a small request that has arrived is read, checked and handed to the store, and a response is written. On an
+idle event loop they take some microseconds.
+"""
+
+PROGRESS_BYTES = 8 * 1024
+"""Of a body, which a client has to send in PROGRESS_SECONDS not to count as silent."""
+
+PROGRESS_SECONDS = 5.0
+
 _LOOKS = 64
 """At connections that cannot make room, before a new one is refused."""
+
+_T = TypeVar("_T")
 
 _log = structlog.get_logger("httpbridge")
 
@@ -81,7 +96,6 @@ class Turns:
         return caller
 
     def leave(self, caller: Caller) -> None:
-        """Forget a connection of a caller."""
         caller.connections -= 1
         if caller.connections == 0:
             del self._callers[caller.name]
@@ -134,7 +148,6 @@ class Turns:
             self.leave(caller)
 
     def end(self, caller: Caller) -> None:
-        """Give a turn back."""
         self._taken -= 1
         caller.taken -= 1
         if caller.waiting:
@@ -156,6 +169,37 @@ class Turns:
             self._loop.call_soon(caller.waiting.popleft())
             if caller.waiting:
                 self._enqueue(caller)
+
+
+class BodyTurn:
+    """One large body's turns, of which one is taken at a time.
+
+    Work that keeps the interpreter lock holds the event loop wherever it runs, in a thread as well. So large bodies are
+    taken apart in steps, project by project. A request that has begun goes on before others of its project begin:
+    sixteen that were inflated side by side would take all that the project may hold, and none would come to its end.
+    """
+
+    __slots__ = ("_has_begun", "_project_id", "_turns")
+
+    def __init__(self, turns: Turns, project_id: str) -> None:
+        self._turns = turns
+        self._project_id = project_id
+        self._has_begun = False
+
+    async def take(self) -> None:
+        """Return when it is this request's turn: it may hold the event loop until it awaits something."""
+        await self._turns.turn(self._project_id, TURNS_BETWEEN, is_first=self._has_begun)
+        self._has_begun = True
+
+    async def run(self, steps: Generator[None, None, _T]) -> _T:
+        """Take each step in a turn of its own, and return what the last one returns, still in its turn."""
+        while True:
+            await self.take()
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: _T = end.value
+                return result
 
 
 class ConnectionPlaces:

@@ -81,6 +81,15 @@ LINE_CLOSE = b"Connection: close\r\n\r\n"
 """The last header line of a response after which the connection is closed, and the empty line."""
 
 
+def ready(status: str, reason: str = "") -> Response:
+    """Prepare the response of GET /ready; the status is "ok", "degraded" or "unavailable". The reason is public."""
+    content = {"status": status, "reason": reason} if reason else {"status": status}
+    return json_response(503 if status == "unavailable" else 200, content)
+
+
+DRAINING = ready("unavailable", "draining")
+
+
 def preflight(allowed: str) -> Response:
     """Prepare the response to a preflight of a path with these methods, but for `preflight_headers`."""
     headers = {
@@ -126,12 +135,6 @@ def refused_body(error: BodyRefusedError) -> Response:
 def rate_limited(retry_after_seconds: int) -> Response:
     """Prepare the response to a request over the limit."""
     return _error(429, "Rate limit exceeded", {"Retry-After": str(retry_after_seconds)})
-
-
-def rate_headers(limit: int, remaining: int, reset_unix_seconds: int) -> bytes:
-    """Return the header lines that tell a caller with a valid key where it stands in this minute."""
-    lines = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n"
-    return lines % (limit, remaining, reset_unix_seconds)
 
 
 def last_response(response: Response, date_line: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""JSON as text: taking objects apart, how deeply they may nest, and what is said where it is none. Pure.
+"""JSON as text: taking objects apart, how deeply they may nest, and what is wrong with what is not JSON. Pure.
 
 Used by `log_parser` and `log_fields`. Yields between steps, each of which is a few milliseconds, or as much as msgspec
 takes to skip one value: up to 5 ms a MiB.
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.http import magic
+from httpbridge.http.bodies import likeness
 from httpbridge.ingest.mending import PIECE_BYTES, pieces
 
 NESTING_MAX = 500
@@ -145,7 +145,7 @@ def refusal(body: bytes, error: MalformedError) -> BodyRefusedError:
     """Return the refusal of a body that is not JSON; nothing of it is repeated."""
     if not body:
         return BodyRefusedError("The body is empty")
-    if (text := magic.sentence(body)) is not None:
+    if (text := likeness(body)) is not None:
         return BodyRefusedError(text)
     if error.byte is None:
         return BodyRefusedError("The body is not valid JSON: it ends too early")

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Raw
 
 from httpbridge.errors import BodyRefusedError
-from httpbridge.http import magic
+from httpbridge.http.bodies import likeness
 from httpbridge.ingest import log_fields
 from httpbridge.ingest.json_text import (
     NESTING_MAX,
@@ -143,7 +143,7 @@ def _outline(body: bytes) -> Generator[None, None, _Outline]:
     try:
         body = yield from mended_bytes(body)
     except UnicodeDecodeError as error:
-        text = magic.sentence(body) or f"The body is not UTF-8 (byte {error.start})"
+        text = likeness(body) or f"The body is not UTF-8 (byte {error.start})"
         raise BodyRefusedError(text) from None
     yield from refuse_many_containers(body)
     is_mended = NUL_ESCAPE in body

@@ -33,7 +33,7 @@ ENTRIES_MAX = 20_000
 FLUSH_SECONDS = 5.0
 
 CLOSE_SECONDS_MAX = 5.0
-"""How long a store that does not answer keeps the process from ending, twice."""
+"""How long a store that does not respond keeps the process from ending, twice."""
 
 _FLUSH_ROWS = 1000  # a transaction, so that no log waits long for it
 _ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]{0,31}://[^\s/?#@%\\]+")
@@ -87,7 +87,6 @@ class OriginCounts:
             self._count_new(project_id, origin, is_allowed)
 
     def start(self) -> None:
-        """Begin to flush every `flush_seconds`, until `close`."""
         self._task = asyncio.create_task(self._flush_until_stopped(), name="origin counts")
 
     async def flush(self) -> None:
@@ -99,7 +98,8 @@ class OriginCounts:
             try:
                 await self._store.add(counts, self._now())
             except StoreUnavailableError as error:
-                self._take_back(counts)
+                for count in counts:
+                    self._add_unstored((count.project_id, count.hour, count.origin), count.allowed, count.blocked)
                 if not self._is_failing:
                     _log.warning("origin_counts_not_stored", reason=str(error))
                 self._is_failing = True
@@ -150,10 +150,6 @@ class OriginCounts:
             self._counts = dict.fromkeys(self._counts, 0)
         else:
             self._counts, self._of_project, self._hour = {}, {}, hour
-
-    def _take_back(self, counts: Sequence[OriginCount]) -> None:
-        for count in counts:
-            self._add_unstored((count.project_id, count.hour, count.origin), count.allowed, count.blocked)
 
     def _add_unstored(self, key: tuple[str, datetime, str], allowed: int, blocked: int) -> None:
         entry = self._unstored.get(key)

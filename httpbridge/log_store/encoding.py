@@ -1,14 +1,12 @@
 """Batches as chunks: the lines of one when it arrives, and the chunks of all that are committed together. Pure."""
 
 from collections.abc import Iterable
-from datetime import datetime
 
 import msgspec
 
 from httpbridge.log_store.chunk import (
     IDS,
     NO_METADATA,
-    TIMESTAMP,
     Chunk,
     Head,
     Line,
@@ -19,7 +17,7 @@ from httpbridge.log_store.chunk import (
 )
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.summary import Summary, cells_of, combined, summary_of
-from httpbridge.logs import Level, LogBatch
+from httpbridge.logs import LogBatch
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -46,55 +44,66 @@ class Entries(msgspec.Struct, frozen=True, gc=False):
 
 def encode(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entries:
     """Make the lines of a batch, with what it says for all of its entries."""
-    service, environment, release = batch.service, batch.environment, batch.release
-    instants: list[datetime] = []
-    levels: list[Level] = []
-    lines: list[Line] = []
+    entries = batch.entries
+    text = _encode_lines(_lines(batch))
+    if text.count(b"\n") != len(entries):
+        text = _encode_lines(map(_without_line_breaks, _lines(batch)))
+    received_at = batch.received_at
+    instants = [received_at if entry.timestamp is None else entry.timestamp for entry in entries]
+    levels = [entry.level for entry in entries]
+    first_at, last_at = instant_text(min(instants)), instant_text(max(instants))
+    cells = cells_of(first_at, last_at, levels, lambda: list(map(instant_text, instants)))
+    return Entries(
+        batch.project_id, batch.key_id, microseconds(received_at), text, len(entries), first_at, last_at,
+        summary_of(levels, cells, [batch.service], [batch.environment]), idempotency,
+    )  # fmt: skip
+
+
+def _lines(batch: LogBatch) -> list[Line]:
+    service, environment, release, received_at = batch.service, batch.environment, batch.release, batch.received_at
+    lines = []
     for entry in batch.entries:
-        instant, level, metadata = entry.timestamp or batch.received_at, entry.level, entry.metadata
-        instants.append(instant)
-        levels.append(level)
+        instant = received_at if entry.timestamp is None else entry.timestamp
+        metadata = entry.metadata
         lines.append(
             Line(
                 # Most have a fraction of a second: they are written in one go with the others.
                 instant if instant.microsecond else instant_text(instant),  # type: ignore[arg-type]
-                level, service, environment, entry.message,
+                entry.level, service, environment, entry.message,
                 release if entry.release is None else entry.release,
-                NO_METADATA if metadata is None else _one_line(metadata),
+                NO_METADATA if metadata is None else msgspec.Raw(metadata.encode()),
                 entry.trace_id, entry.span_id, entry.request_id, entry.vercel_id, entry.context,
             )
         )  # fmt: skip
-    text = _encode_lines(lines)
-    first_at, last_at = instant_text(min(instants)), instant_text(max(instants))
-    cells = cells_of(first_at, last_at, levels, lambda: [line[TIMESTAMP].decode() for line in text.split(b"\n")[:-1]])
-    return Entries(
-        batch.project_id, batch.key_id, microseconds(batch.received_at), text, len(lines), first_at, last_at,
-        summary_of(levels, cells, [service], [environment]), idempotency,
-    )  # fmt: skip
+    return lines
 
 
-def _one_line(json: str) -> msgspec.Raw:
-    if "\n" in json or "\r" in json:  # between two values: in a string each is an escape
-        json = json.replace("\n", " ").replace("\r", " ")
-    return msgspec.Raw(json.encode())
+def _without_line_breaks(line: Line) -> Line:
+    """Make those of the metadata spaces: they stand between two values, as in a string each is an escape."""
+    metadata = bytes(line.metadata).replace(b"\n", b" ").replace(b"\r", b" ")
+    return msgspec.structs.replace(line, metadata=msgspec.Raw(metadata) if metadata else NO_METADATA)
 
 
 def chunks_of(group: Iterable[Entries]) -> list[Chunk]:
     """Make the chunks of a commit: one for each project, and before them one for each idempotency key."""
-    of_projects: dict[str, list[list[Entries]]] = {}
+    of_projects: dict[str, list[Entries]] = {}
+    numbers: dict[str, int] = {}
     chunks: list[Chunk] = []
     for batch in group:
+        project_id = batch.project_id
         if batch.idempotency is not None:
-            chunks.append(_chunk(batch.project_id, [batch]))
+            chunks.append(_chunk([batch]))
             continue
-        parts = of_projects.setdefault(batch.project_id, [[]])
-        if sum(one.number for one in parts[-1]) + batch.number > IDS:
-            parts.append([])
-        parts[-1].append(batch)
-    return chunks + [_chunk(project_id, part) for project_id, parts in of_projects.items() for part in parts]
+        number = numbers.get(project_id, 0) + batch.number
+        if number > IDS and project_id in of_projects:
+            chunks.append(_chunk(of_projects.pop(project_id)))
+            number = batch.number
+        numbers[project_id] = number
+        of_projects.setdefault(project_id, []).append(batch)
+    return chunks + list(map(_chunk, of_projects.values()))
 
 
-def _chunk(project_id: str, batches: list[Entries]) -> Chunk:
+def _chunk(batches: list[Entries]) -> Chunk:
     keys: dict[str, int] = {}
     runs: list[Run] = []
     place = 0
@@ -103,7 +112,7 @@ def _chunk(project_id: str, batches: list[Entries]) -> Chunk:
         runs.append(Run(place, batch.number, batch.received_at, key))
         place += batch.number
     return built(
-        project_id, Head(list(keys), runs), [batch.lines for batch in batches],
+        batches[0].project_id, Head(list(keys), runs), [batch.lines for batch in batches],
         min([batch.first_at for batch in batches]), max([batch.last_at for batch in batches]), place,
         combined([batch.summary for batch in batches]), batches[0].idempotency,
     )  # fmt: skip

@@ -196,7 +196,7 @@ def header_of(row: Any) -> Header:
     try:
         return Header(id_, span, version, first_at, last_at, entries, read_summary(summary))
     except msgspec.DecodeError:
-        raise ChunkDamagedError(f"the summary of {id_} cannot be read") from None
+        raise ChunkDamagedError("its summary cannot be read") from None
 
 
 async def content_of(connection: AsyncConnection, chunk_id: int) -> Content:

@@ -1,7 +1,7 @@
 """The key service as its callers see it: in this process, on a free port, on a real SQLite file."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,6 @@ from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
 from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
 from tests.migrated import make_state_dir
-
-_SEEN_SECONDS_MAX = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +60,6 @@ async def running(state_dir: Path, limits: CallLimits | None = None, /, **variab
         finally:
             stop.set()
             await task
-
-
-async def until_true(what: str, condition: Callable[[], Awaitable[bool]]) -> None:
-    """Return once the service has seen something that it tells nobody; fail, saying what, when it does not in time."""
-    try:
-        async with asyncio.timeout(_SEEN_SECONDS_MAX):
-            while not await condition():
-                await asyncio.sleep(0)
-    except TimeoutError:
-        pytest.fail(f"not within {_SEEN_SECONDS_MAX:g} s: {what}")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from authsvc.client import KeyServiceUnavailableError
 from authsvc.client.admin import PAGE_SIZE, AdminClient, OriginCheck, RefusedError
-from authsvc.client.channel import FixedToken, TokenFile
+from authsvc.client.channel import TokenFile, TokenSource
 from authsvc.runtime.environment import Address, Secret
 from tests.authsvc.conftest import Service, running
 
@@ -162,7 +162,7 @@ async def test_a_service_out_of_reach_is_found_again_and_its_new_token_too(tmp_p
             assert await admin.projects() == ([], "")
 
 
-class ReplacedToken:
+class ReplacedToken(TokenSource):
     """A token that the service has replaced: what was read before is worth nothing, what is read anew is."""
 
     def __init__(self, token: str) -> None:
@@ -184,7 +184,7 @@ async def test_a_token_that_was_replaced_is_read_again_within_the_call(service: 
 @pytest.mark.parametrize("role", ["bridge", ""])
 async def test_another_token_than_the_admins_is_a_fault_of_ours(service: Service, role: str) -> None:
     token = (service.state_dir / f"{role}-token").read_text().strip() if role else "wrong"
-    admin = AdminClient(service.address, FixedToken(Secret(token)))
+    admin = AdminClient(service.address, TokenSource(Secret(token)))
     with pytest.raises(KeyServiceUnavailableError, match="does not accept our admin token"):
         await admin.projects()
     await admin.close()

@@ -8,18 +8,9 @@ from contextlib import contextmanager
 import pytest
 
 from benchmarks.rig.open_loop import drive, flaw, summary
+from tests.clocks import Clock
 
 REQUEST = b"POST /ingest/logs HTTP/1.1\r\n\r\n"
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def __call__(self) -> float:
-        return self.seconds
 
 
 @contextmanager
@@ -47,7 +38,7 @@ def test_requests_that_wait_behind_a_slow_one_count_from_when_they_were_due() ->
 
     def stand_still_at_first(number: int) -> int:
         if number == 0:
-            clock.seconds = 1.0
+            clock.now = 1001.0
         return 200
 
     with server(stand_still_at_first) as address:
@@ -60,7 +51,7 @@ def test_what_is_not_answered_with_200_has_no_latency_and_is_counted() -> None:
     clock = Clock()
 
     def refuse_the_second(number: int) -> int:
-        clock.seconds = 1.0
+        clock.now = 1001.0
         return 503 if number == 1 else 200
 
     with server(refuse_the_second) as address:

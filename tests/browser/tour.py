@@ -20,15 +20,15 @@ from authsvc.runtime import clock
 from authsvc.runtime.environment import Address
 from httpbridge.dashboard import app as dashboard
 from httpbridge.dashboard.connections import CONNECTION_LIMITS
-from httpbridge.dashboard.login_throttle import FAILURES_PER_ADDRESS_MAX
 from httpbridge.dashboard.views.origins import ENTRIES_MAX
+from httpbridge.dashboard.views.sign_in import FAILURES_PER_ADDRESS_MAX
 from httpbridge.log_store import read_store
 from httpbridge.log_store.queries import QueryLimits
 from tests.browser.stack import Stack
-from tests.e2e.http_exchange import exchange, request
-from tests.e2e.processes import until
+from tests.http_exchange import exchange, request
 from tests.httpbridge.dashboard.conftest import TOKEN
 from tests.httpbridge.dashboard.conftest import running as running_dashboard
+from tests.waiting import until
 
 Walk: TypeAlias = Callable[[Stack], AsyncIterator[tuple[str, Page]]]
 

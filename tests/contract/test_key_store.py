@@ -21,29 +21,21 @@ from authsvc.storage import lease_store
 from authsvc.storage import tables as tables_module
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import SCHEMA_VERSION, KeyStore
-from authsvc.storage.records import ActiveKey, ChangeKind, NewKey, Revision
+from authsvc.storage.records import ActiveKey, ChangeKind, Mutated, NewKey, Revision
+from tests.clocks import Clock
 from tests.postgres import PostgresServer
 
 DEMO = ProjectId("demo")
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
 
-class Clock:
-    """Every look at it is a second later."""
-
-    def __init__(self) -> None:
-        self.instant = START - timedelta(seconds=1)
-
-    def __call__(self) -> datetime:
-        self.instant += timedelta(seconds=1)
-        return self.instant
-
-
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[KeyStore]:
     database = Database(url)
     try:
-        yield KeyStore(database, Clock())
+        clock = Clock(step_seconds=1.0)
+        clock.set(START - timedelta(seconds=1))
+        yield KeyStore(database, clock.wall)
     finally:
         await database.close()
 
@@ -71,6 +63,10 @@ async def lookup(store: KeyStore, api_key: ApiKey) -> tuple[Revision, ActiveKey 
     return snapshot.revision, snapshot.keys.get(api_key.digest)
 
 
+def revision_and_new(outcome: Mutated) -> tuple[Revision, bool]:
+    return outcome.revision, outcome.is_new
+
+
 def admits(active: ActiveKey, *origins: str) -> bool:
     """Whether these origins are admitted, and some other is not."""
     return all(map(active.origins.admits, origins)) and not active.origins.admits("https://other.test")
@@ -78,9 +74,11 @@ def admits(active: ActiveKey, *origins: str) -> bool:
 
 async def test_an_issued_key_is_found_with_its_project_and_origins(store: KeyStore) -> None:
     api_key, key = new_key()
-    stored, origins, revision = await store.issue(DEMO, ["https://example.com"], key, "tester")
+    issued = await store.issue(DEMO, ["https://example.com"], key, "tester")
+    stored = issued.key
+    assert stored is not None
     assert (stored.key_id, stored.project_id, stored.create_time, stored.revoke_time) == (key.key_id, DEMO, START, None)
-    assert (origins, revision) == (("https://example.com",), 1)
+    assert (issued.origins, issued.revision) == (("https://example.com",), 1)
     revision, active = await lookup(store, api_key)
     assert active is not None
     assert (revision, active.key_id, active.project_id) == (1, key.key_id, DEMO)
@@ -148,13 +146,14 @@ async def test_revoking_ends_the_key_and_stores_the_next_in_one_step(store: KeyS
     old, old_key = await issue(store, DEMO, "example.com")
     new, new_key_ = new_key()
     outcome = await store.revoke(DEMO, old_key.key_id, new_key_, "tester")
-    assert (outcome.key.key_id, outcome.key.revoke_time, outcome.revision) == (
+    assert outcome.revoked_key is not None
+    assert outcome.key is not None
+    assert (outcome.revoked_key.key_id, outcome.revoked_key.revoke_time, outcome.revision) == (
         old_key.key_id,
         START + timedelta(seconds=1),
         2,
     )
-    assert outcome.next_key is not None
-    assert outcome.next_key.key_id == new_key_.key_id
+    assert outcome.key.key_id == new_key_.key_id
     assert (await lookup(store, old))[1] is None
     _, active = await lookup(store, new)
     assert active is not None
@@ -167,8 +166,8 @@ async def test_revoking_a_revoked_key_again_changes_nothing_and_says_so(store: K
     next_raw, next_key = new_key()
     first = await store.revoke(DEMO, old_key.key_id, next_key, "tester")
     again = await store.revoke(DEMO, old_key.key_id, new_key()[1], "tester")
-    assert again.next_key is None
-    assert (again.key, again.revision) == (first.key, 2)
+    assert again.key is None
+    assert (again.revoked_key, again.revision, again.is_new) == (first.revoked_key, 2, False)
     assert (await lookup(store, next_raw))[1] is not None
     assert len(await store.keys(DEMO, before=None, limit=9)) == 2
 
@@ -193,7 +192,7 @@ async def test_unknown_projects_and_keys_are_not_found(store: KeyStore) -> None:
 
 async def test_origins_are_replaced_and_the_active_keys_verdicts_invalidated(store: KeyStore) -> None:
     api_key, _ = await issue(store, DEMO, "example.com")
-    assert await store.set_origins(DEMO, ["a.example", "b.example"], "tester") == (2, True)
+    assert revision_and_new(await store.set_origins(DEMO, ["a.example", "b.example"], "tester")) == (2, True)
     _, active = await lookup(store, api_key)
     assert active is not None
     assert admits(active, "https://a.example", "https://b.example")
@@ -204,12 +203,12 @@ async def test_origins_are_replaced_and_the_active_keys_verdicts_invalidated(sto
 async def test_a_list_that_is_stored_already_commits_nothing(store: KeyStore) -> None:
     """Rule 11: the revision is one as of which the list holds, and no verdict is invalidated for it."""
     await issue(store, DEMO)
-    assert await store.set_origins(DEMO, [], "tester") == (1, False)
-    assert await store.set_origins(DEMO, ["a.example"], "tester") == (2, True)
+    assert revision_and_new(await store.set_origins(DEMO, [], "tester")) == (1, False)
+    assert revision_and_new(await store.set_origins(DEMO, ["a.example"], "tester")) == (2, True)
     await issue(store, ProjectId("other"))
-    assert await store.set_origins(DEMO, ["a.example"], "tester") == (3, False)
+    assert revision_and_new(await store.set_origins(DEMO, ["a.example"], "tester")) == (3, False)
     assert [change.revision for change in await store.changes(after=Revision(0), limit=9)] == [1, 2, 3]
-    assert await store.set_origins(DEMO, [], "tester") == (4, True)
+    assert revision_and_new(await store.set_origins(DEMO, [], "tester")) == (4, True)
     assert (await store.project(DEMO)).origins == ()
 
 
@@ -280,7 +279,7 @@ async def test_twenty_revocations_of_one_key_at_once_revoke_it_once(store: KeySt
         outcomes = await asyncio.gather(
             *(s.revoke(DEMO, key.key_id, new_key()[1], "tester") for s in [store, other] * 10)
         )
-    assert Counter(outcome.next_key is None for outcome in outcomes) == {True: 19, False: 1}
+    assert Counter(outcome.is_new for outcome in outcomes) == {False: 19, True: 1}
     assert len(await store.keys(DEMO, before=None, limit=100)) == 2
 
 
@@ -342,7 +341,7 @@ async def test_migrating_is_repeatable_and_ends_at_the_version_the_code_needs(da
     await asyncio.gather(one.migrate(upgrade), other.migrate(upgrade))
     assert await one.schema_version() == SCHEMA_VERSION
     await one.migrate(upgrade)
-    assert await lookup(KeyStore(one, Clock()), generate_api_key()) == (0, None)
+    assert await lookup(KeyStore(one, Clock().wall), generate_api_key()) == (0, None)
     await asyncio.gather(one.close(), other.close())
 
 
@@ -405,11 +404,11 @@ def test_an_unusable_database_url_is_refused_by_its_variables_name(url: str) -> 
 
 async def test_keys_say_who_issued_them_and_changes_are_read_from_either_end(store: KeyStore) -> None:
     _, first = new_key()
-    stored, _, _ = await store.issue(DEMO, [], first, "Ann")
+    issued = await store.issue(DEMO, [], first, "Ann")
     _, second = new_key()
     outcome = await store.revoke(DEMO, first.key_id, second, "Bob")
-    assert outcome.next_key is not None
-    assert (stored.creator, outcome.key.creator, outcome.next_key.creator) == ("Ann", "Ann", "Bob")
+    keys = [issued.key, outcome.revoked_key, outcome.key]
+    assert [key.creator for key in keys if key is not None] == ["Ann", "Ann", "Bob"]
     assert [key.creator for key in await store.keys(DEMO, before=None, limit=9)] == ["Bob", "Ann"]
     active = (await store.project(DEMO)).active_key
     assert active is not None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.e2e.administrator import Administrator, Keys
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
+from tests.waiting import until
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tests.e2e.http_exchange import Answer, Connection, NoAnswerError, request
+from tests.http_exchange import Answer, Connection, NoAnswerError, request
 
 _SIZES = (1, 1, 2, 1, 30, 1, 1000, 1)
 _PAUSE_SECONDS = 0.01

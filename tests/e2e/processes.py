@@ -4,51 +4,52 @@ Everything a process prints goes to files, which are shown when a test fails and
 while it runs. Nothing of the developer's own AUTHSVC_… or HTTPBRIDGE_… environment gets in.
 """
 
-import asyncio
-import inspect
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grpc
 
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
+from tests.e2e import forks
 from tests.migrated import make_state_dir
+from tests.waiting import DEADLINE_SECONDS, until
 
 BIN = Path(sys.executable).parent
 _AS_INSTALLED = Path(__file__).parent / "as_installed"
 NOT_KEPT = ("AUTHSVC_", "HTTPBRIDGE_", "MAKE", "MFLAGS", "PYTHON")
-DEADLINE_SECONDS = 40.0
-_POLL_SECONDS = 0.01
 
 
-async def until(
-    what: str, condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = DEADLINE_SECONDS
-) -> None:
-    """Return when the condition holds; fail, saying what was waited for, when it does not in time."""
-    deadline = time.monotonic() + seconds
-    while True:
-        holds = condition()
-        if inspect.isawaitable(holds):
-            holds = await holds
-        if holds:
-            return
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        await asyncio.sleep(_POLL_SECONDS)
+_ANY_PORT = "127.0.0.1:0"
+_PORTS = range(20_000, 32_000)
+"""Below those that systems give to whoever asks for any port, connections included."""
+
+_reserved: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """Return a port of the loopback that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """Return a port of the loopback that nobody else takes, also after it was given back, while this process lives.
+
+    Other runs of the tests know by an abstract Unix socket that it is taken.
+    """
+    for port in random.sample(_PORTS, len(_PORTS)):
+        reserved = socket.socket(socket.AF_UNIX)
+        try:
+            reserved.bind(f"\0deeptracer-tests-port-{port}")
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            reserved.close()
+            continue
+        _reserved.append(reserved)
         return port
+    raise AssertionError("all ports are taken")
 
 
 def clean_environment() -> dict[str, str]:
@@ -85,16 +86,21 @@ class Service:
         self.address = ""
         """`host:port`, once it has started."""
         self.is_tls = False
-        with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
-            self._process = subprocess.Popen(
-                [*limits, BIN / name, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                env=dict(environ),
-                cwd=directory,
-                process_group=0,  # Ctrl-C in the terminal is for the tests, which then stop it
-            )
+        self._process: subprocess.Popen[bytes] | forks.Fork
+        with Path(os.devnull).open() as stdin, self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
+            if forks.in_use and not limits and forks.in_use.can_start(environ):
+                streams = [stdin.fileno(), stdout.fileno(), stderr.fileno()]
+                self._process = forks.in_use.start([BIN / name, *arguments], environ, directory, streams)
+            else:
+                self._process = subprocess.Popen(
+                    [*limits, BIN / name, *arguments],
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    env=dict(environ),
+                    cwd=directory,
+                    process_group=0,  # Ctrl-C in the terminal is for the tests, which then stop it
+                )
 
     @property
     def pid(self) -> int:
@@ -132,7 +138,8 @@ class Service:
     async def ended(self) -> int:
         """Wait for its end; return its exit status, negative for a signal that killed it."""
         await until(f"{self.name} ends", lambda: not self.is_running)
-        status: int = self._process.returncode
+        status = self._process.returncode
+        assert status is not None
         return status
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -164,10 +171,10 @@ class System:
         self._services: list[Service] = []
         self.variables = {
             "AUTHSVC_STATE_DIR": str(self.state_dir),
-            "AUTHSVC_LISTEN": "127.0.0.1:0",
+            "AUTHSVC_LISTEN": _ANY_PORT,
             "HTTPBRIDGE_STATE_DIR": str(self.state_dir),
-            "HTTPBRIDGE_LISTEN": "127.0.0.1:0",
-            "HTTPBRIDGE_DASHBOARD_LISTEN": "127.0.0.1:0",
+            "HTTPBRIDGE_LISTEN": _ANY_PORT,
+            "HTTPBRIDGE_DASHBOARD_LISTEN": _ANY_PORT,
             "HTTPBRIDGE_RATE_LIMIT_PER_MINUTE": "100000000",  # a load must not reach it, however fast the machine is
         }
         """The environment of every process started from now on, besides what is neutral."""
@@ -193,35 +200,44 @@ class System:
         """Start `authsvc`, on a database that is migrated already; commands and bridges started later find it."""
         if "AUTHSVC_DATABASE_URL" not in self.variables | variables:
             make_state_dir(self.state_dir)
-        service = self.launch("authsvc", **variables)
+        service = self.launch("authsvc", **self._with_port("AUTHSVC_LISTEN", variables))
         await service.started()
         self.variables |= {"AUTHSVC_ADDRESS": service.address, "HTTPBRIDGE_KEY_SERVICE": service.address}
         return service
 
     async def bridge(self, **variables: str) -> Service:
         """Start `httpbridge`."""
-        service = self.launch("httpbridge", **variables)
+        service = self.launch("httpbridge", **self._with_port("HTTPBRIDGE_LISTEN", variables))
         await service.started()
         return service
 
     async def dashboard(self, **variables: str) -> Service:
         """Start `httpbridge dashboard`."""
-        service = self.launch("httpbridge", "dashboard", **variables)
+        service = self.launch("httpbridge", "dashboard", **self._with_port("HTTPBRIDGE_DASHBOARD_LISTEN", variables))
         await service.started()
         return service
+
+    def _with_port(self, variable: str, variables: Mapping[str, str]) -> dict[str, str]:
+        """Have a service listen on a port that is still there for the one that takes its place."""
+        address = {**self.variables, **variables}[variable]
+        return {**variables, variable: f"127.0.0.1:{free_port()}" if address == _ANY_PORT else address}
 
     def run(self, *command: str, stdin: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the product to its end."""
         name, *arguments = command
-        done = subprocess.run(
-            [BIN / name, *arguments],
-            input=stdin,
-            env=self.environment(**variables),
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECONDS,
-        )
+        environ = self.environment(**variables)
+        if forks.in_use and forks.in_use.can_start(environ):
+            done = forks.in_use.run([BIN / name, *arguments], environ, self.directory, stdin, DEADLINE_SECONDS)
+        else:
+            done = subprocess.run(
+                [BIN / name, *arguments],
+                input=stdin,
+                env=environ,
+                cwd=self.directory,
+                capture_output=True,
+                text=True,
+                timeout=DEADLINE_SECONDS,
+            )
         print(f"--- {' '.join(command)}, exit status {done.returncode}\n{done.stdout}{done.stderr}")  # noqa: T201
         return done
 

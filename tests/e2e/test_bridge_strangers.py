@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.certificates import Authority
-from tests.e2e.http_exchange import BODY, Connection, request
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
+from tests.http_exchange import BODY, Connection, request
+from tests.waiting import until
 
 STRANGER = "127.0.0.2"
 HEALTH = request(method="GET", target="/health")

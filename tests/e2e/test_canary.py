@@ -18,8 +18,8 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from authsvc.v1 import project_service_pb2 as project_pb2
 from authsvc.v1 import project_service_pb2_grpc as project_pb2_grpc
-from tests.e2e.http_exchange import BODY, Connection, exchange, get, post, request
 from tests.e2e.processes import Service, System
+from tests.http_exchange import BODY, Connection, exchange, get, post, request
 from tests.httpbridge.dashboard.conftest import Answer as DashboardAnswer
 from tests.httpbridge.dashboard.conftest import Browser
 

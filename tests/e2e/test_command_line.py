@@ -18,8 +18,9 @@ from cryptography import x509
 
 from authsvc.config import Config as KeyServiceConfig
 from httpbridge.config import Config as BridgeConfig
-from tests.e2e.http_exchange import post
-from tests.e2e.processes import BIN, Service, System, free_port, until
+from tests.e2e.processes import BIN, Service, System, free_port
+from tests.http_exchange import post
+from tests.waiting import until
 
 RAW_KEY = re.compile(r"dt_[0-9a-f]{24}\n")
 

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from tests.e2e.certificates import Authority
-from tests.e2e.http_exchange import get, post
 from tests.e2e.processes import BIN, Service, System, free_port
 from tests.e2e.stored_logs import messages
 from tests.e2e.workers import workers
+from tests.http_exchange import get, post
 
 COMMANDS = [
     ("authsvc", "serve"),

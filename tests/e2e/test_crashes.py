@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.e2e.http_exchange import get, post
 from tests.e2e.load import Load, Sent, check_stored
-from tests.e2e.processes import System, free_port, until
+from tests.e2e.processes import System, free_port
 from tests.e2e.stored_logs import messages
+from tests.http_exchange import get, post
+from tests.waiting import until
 
 
 @asynccontextmanager

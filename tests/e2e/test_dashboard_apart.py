@@ -15,10 +15,11 @@ from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
 from httpbridge.log_store.chunk import IDS
 from httpbridge.logs import Level, LogBatch, LogEntry
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
 from tests.e2e.traffic import Ring, Traffic
 from tests.httpbridge.dashboard.conftest import Browser
 from tests.stored_chunks import COLUMNS, chunk_values
+from tests.waiting import until
 
 STORED_ENTRIES = 150_000
 REQUESTS = 300
@@ -140,9 +141,7 @@ class Situation:
     async def more(self) -> None:
         """Wait until so many more are ingested."""
         enough = self.traffic.count(self.bridge.address, self.key, 200) + REQUESTS
-        await until(
-            "more is ingested", lambda: self.traffic.count(self.bridge.address, self.key, 200) >= enough, seconds=60
-        )
+        await until("more is ingested", lambda: self.traffic.count(self.bridge.address, self.key, 200) >= enough)
 
 
 @asynccontextmanager
@@ -169,7 +168,6 @@ async def test_a_dashboard_user_who_opens_everything_costs_no_client_anything(si
         await until(
             "every page was answered, and tails are open",
             lambda: user.has_seen(200, 404) and user.tails >= len(TAILS) and user.answers["review", 200] > 0,
-            seconds=60,
         )
         await situation.more()
     assert {status for _, status in user.answers} <= {200, 404, 503}  # 503: too much at once for the store's readers

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
 from tests.httpbridge.dashboard.conftest import Browser
+from tests.waiting import until
 
 FILES_MAX = 256
 CONNECTIONS = 300

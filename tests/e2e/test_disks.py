@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.http_exchange import get, post
 from tests.e2e.load import body
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
+from tests.http_exchange import get, post
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which takes root")
 

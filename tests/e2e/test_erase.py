@@ -11,8 +11,9 @@ from pathlib import Path
 
 from authsvc.runtime.database_url import sqlite_url
 from tests.contract.test_log_sink import batch, sink_on
-from tests.e2e.processes import BIN, clean_environment, until
+from tests.e2e.processes import BIN, clean_environment
 from tests.e2e.stored_logs import messages
+from tests.waiting import until
 
 CHUNKS = 400
 

@@ -8,10 +8,11 @@ from itertools import groupby
 
 import pytest
 
-from tests.e2e.http_exchange import Connection
-from tests.e2e.http_exchange import request as sent
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
+from tests.http_exchange import Connection
+from tests.http_exchange import request as sent
 from tests.measured import Measured
+from tests.waiting import until
 
 CONNECTIONS = 16
 LARGE_BYTES = 5_000_000

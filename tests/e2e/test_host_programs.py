@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from tests.e2e.cluster import Cluster, start_cluster
-from tests.e2e.processes import DEADLINE_SECONDS, System, until
+from tests.e2e.processes import System
+from tests.waiting import DEADLINE_SECONDS, until
 
 PROGRAM = """
 import asyncio, signal, sys, threading, time

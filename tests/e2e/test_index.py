@@ -13,7 +13,8 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.e2e.administrator import Administrator, Life
 from tests.e2e.cluster import Cluster, start_cluster
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
+from tests.waiting import until
 
 LEASE_SECONDS = 2
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.http_exchange import get, post
 from tests.e2e.load import body
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
+from tests.http_exchange import get, post
+from tests.waiting import until
 
 LEASES = {"AUTHSVC_LEASE_SECONDS": "2", "AUTHSVC_LEASE_MARGIN_SECONDS": "0.5"}
 REMEDY = "run 'authsvc renew-epoch'"

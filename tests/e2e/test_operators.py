@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from tests.e2e.cluster import start_cluster
-from tests.e2e.processes import BIN, DEADLINE_SECONDS, System, until
+from tests.e2e.processes import BIN, System
 from tests.e2e.tcp_proxy import TcpProxy
+from tests.waiting import DEADLINE_SECONDS, until
 
 TIME = r"\d\d:\d\d:\d\dZ"
 

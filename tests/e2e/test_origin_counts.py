@@ -3,8 +3,9 @@
 import sqlite3
 from contextlib import closing
 
-from tests.e2e.http_exchange import BODY, Connection, request
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
+from tests.http_exchange import BODY, Connection, request
+from tests.waiting import until
 
 ADMITTED, BLOCKED = "https://admitted.example", "https://blocked.example"
 

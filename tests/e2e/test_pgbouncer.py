@@ -6,12 +6,13 @@ import json
 import asyncpg
 
 from tests.e2e.cluster import start_cluster
-from tests.e2e.http_exchange import post
 from tests.e2e.load import Load, body, check_stored
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
+from tests.http_exchange import post
 from tests.httpbridge.dashboard.conftest import Browser
 from tests.pgbouncer import SESSIONS, PgBouncer
 from tests.stored_chunks import SELECT, entries_of
+from tests.waiting import until
 
 
 async def stored_messages(url: str) -> list[str]:

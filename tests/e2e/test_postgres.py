@@ -6,9 +6,9 @@ import signal
 import asyncpg
 from sqlalchemy import make_url
 
-from tests.e2e.http_exchange import post
 from tests.e2e.load import body
 from tests.e2e.processes import System
+from tests.http_exchange import post
 from tests.stored_chunks import SELECT, entries_of
 
 

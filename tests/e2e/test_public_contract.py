@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.http_exchange import BODY, Answer, Connection, exchange, get, post, request
 from tests.e2e.processes import Service, System
 from tests.e2e.stored_logs import messages, stored_logs
+from tests.http_exchange import BODY, Answer, Connection, exchange, get, post, request
 
 ADMITTED = "https://shop.example"
 BLOCKED = "https://evil.example"

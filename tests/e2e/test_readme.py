@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.processes import clean_environment, until
+from tests.e2e.processes import clean_environment
+from tests.waiting import DEADLINE_SECONDS, until
 
 ROOT = Path(__file__).parent.parent.parent
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -83,7 +84,7 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=DEADLINE_SECONDS,
         )
         print(f"--- {script}\n--- printed:\n{done.stdout}")  # noqa: T201
         assert done.returncode == 0
@@ -367,7 +368,7 @@ async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: 
 async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: Clone, ends: str) -> None:
     """The bridge is not ready, since what it takes for the key service never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        silent.settimeout(20)
+        silent.settimeout(DEADLINE_SECONDS)
         run = clone.make_run(**LISTENS, HTTPBRIDGE_KEY_SERVICE=f"127.0.0.1:{silent.getsockname()[1]}")
         with (await asyncio.to_thread(silent.accept))[0]:
             started = time.monotonic()

@@ -5,12 +5,13 @@ import itertools
 
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.traffic import Ring, Traffic
 from tests.measured import Measured, distribution
+from tests.waiting import until
 
 BRIDGES = 3
-REVOCATIONS, REVOCATIONS_LONG = 30, 200
+REVOCATIONS, REVOCATIONS_LONG = 12, 200
 PROBED_KEYS = 20
 
 # Run at the start of a Python process that finds it. The keys that the service will generate are then known before,

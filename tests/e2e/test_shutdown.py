@@ -12,10 +12,11 @@ from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
-from tests.e2e.http_exchange import BODY, Connection, get, post, request
 from tests.e2e.load import Load, check_stored, closes
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.stored_logs import messages
+from tests.http_exchange import BODY, Connection, get, post, request
+from tests.waiting import until
 
 DRAIN_SECONDS = 10
 """How long the key service waits for calls under way."""

@@ -6,9 +6,10 @@ import signal
 import psutil
 import pytest
 
-from tests.e2e.http_exchange import get
-from tests.e2e.processes import DEADLINE_SECONDS, Service, System
+from tests.e2e.processes import Service, System
 from tests.e2e.workers import workers
+from tests.http_exchange import get
+from tests.waiting import DEADLINE_SECONDS
 
 OTHERS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

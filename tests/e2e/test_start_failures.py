@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives import serialization as pem
 
 from httpbridge.log_store.schema import log_store, tables
 from tests.authsvc.storage.test_database import demand_passwords
-from tests.e2e.processes import BIN, DEADLINE_SECONDS, System, free_port, until
+from tests.e2e.processes import BIN, System, free_port
 from tests.postgres import PostgresServer
+from tests.waiting import DEADLINE_SECONDS, until
 
 SECRET = "canary-password"
 KEYS, LOGS = "AUTHSVC_DATABASE_URL", "HTTPBRIDGE_LOG_STORE_URL"

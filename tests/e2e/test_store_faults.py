@@ -9,10 +9,11 @@ from contextlib import closing
 import grpc
 import pytest
 
-from tests.e2e.http_exchange import Answer, get, post
 from tests.e2e.load import body
-from tests.e2e.processes import Service, System, until
+from tests.e2e.processes import Service, System
 from tests.e2e.stored_logs import messages
+from tests.http_exchange import Answer, get, post
+from tests.waiting import until
 
 
 async def ready_status(bridge: Service) -> int:

@@ -14,9 +14,10 @@ from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from tests.authsvc.api.raw_http2 import flood
 from tests.e2e.administrator import PATIENCE_SECONDS
 from tests.e2e.cluster import start_cluster
-from tests.e2e.http_exchange import post
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.traffic import Ring, Traffic
+from tests.http_exchange import post
+from tests.waiting import until
 
 CONNECTIONS = 44
 CALLS = 199

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.e2e.certificates import Authority
-from tests.e2e.http_exchange import Connection, get, post, request
-from tests.e2e.processes import System, until
+from tests.e2e.processes import System
 from tests.e2e.stored_logs import messages
+from tests.http_exchange import Connection, get, post, request
+from tests.waiting import until
 
 HOSTS = ("localhost", "127.0.0.1")
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tests.e2e.http_exchange import BODY, Connection, NoAnswerError, request
+from tests.http_exchange import BODY, Connection, NoAnswerError, request
 
 _RECONNECT_SECONDS = 0.02
 _NO_ANSWER = (NoAnswerError, asyncio.IncompleteReadError, OSError)

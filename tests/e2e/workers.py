@@ -2,7 +2,8 @@
 
 import psutil
 
-from tests.e2e.processes import Service, until
+from tests.e2e.processes import Service
+from tests.waiting import until
 
 START_SECONDS_MAX = 60.0
 """For a worker beside a load that takes all of the machine."""

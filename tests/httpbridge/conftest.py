@@ -3,13 +3,12 @@
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
 import pytest
+import trustme
 
 from authsvc.client import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.client.api_key import ApiKey, Digest
@@ -19,11 +18,15 @@ from authsvc.runtime.environment import Address
 from authsvc.runtime.networks import Networks
 from httpbridge.http.bodies import Budget
 from httpbridge.http.listener import Listener
-from httpbridge.http.server import PublicServer, Readiness, ReadyStatus, ServerLimits
-from httpbridge.ingest.handler import Ingest
-from httpbridge.ingest.rate_limit import RateLimit
+from httpbridge.http.request import Router
+from httpbridge.http.responses import Response, ready
+from httpbridge.http.server import PublicServer, ServerLimits
+from httpbridge.ingest.handler import Ingest, RateLimit
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.logs import LogBatch
+from tests import http_exchange
+from tests.clocks import Clock, RunningClock
+from tests.http_exchange import Answer, Connection
 
 KEY = "dt_0123456789abcdef01234567"
 KEY_ID = "key-1"
@@ -34,22 +37,6 @@ OTHER_KEY = "dt_ffffffffffffffffffffffff"
 BLOCKED_ORIGIN = "https://evil.example"
 NOBODY = Networks()
 BODY = b'{"logs": [{"level": "info", "message": "hello"}]}'
-
-
-class FakeClock:
-    """A wall clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.time = datetime(2026, 1, 2, 3, 4, 5, 678000, tzinfo=UTC)
-
-    def now(self) -> datetime:
-        return self.time
-
-    def monotonic(self) -> float:
-        return self.time.timestamp()
-
-    def advance(self, seconds: float) -> None:
-        self.time += timedelta(seconds=seconds)
 
 
 class FakeValidator:
@@ -120,49 +107,6 @@ class MemorySink:
         """Nothing is held."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One response as it came."""
-
-    status: int
-    head: bytes
-    """Status line and headers."""
-    headers: dict[str, str]
-    """By lower-case name."""
-    body: bytes
-
-
-class Client:
-    """One raw connection: what is sent is exactly what the test says."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self.writer = writer
-
-    def send(self, data: bytes) -> None:
-        self.writer.write(data)
-
-    async def answer(self, *, has_body: bool = True) -> Answer:
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        lines = head.decode().splitlines()
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:] if line)}
-        length = int(headers.get("content-length", "0")) if has_body else 0
-        return Answer(int(lines[0].split()[1]), head, headers, await self._reader.readexactly(length))
-
-    def is_at_eof(self) -> bool:
-        """Return whether the server has closed the connection, as far as is known here."""
-        return self._reader.at_eof() or self._reader.exception() is not None
-
-    async def rest(self) -> bytes:
-        """Wait until the server has closed the connection, and return what it still sent."""
-        return await self._reader.read()
-
-    async def close(self) -> None:
-        self.writer.close()
-        with suppress(ConnectionError):  # the server may have been faster
-            await self.writer.wait_closed()
-
-
 class Bridge:
     """A running server, and the handles to what stands around it."""
 
@@ -176,36 +120,36 @@ class Bridge:
         trusted_proxies: Networks,
         limits: ServerLimits,
     ) -> None:
-        self.clock = FakeClock()
+        self.clock = Clock()
         self.validator = FakeValidator()
         self.sink = MemorySink()
         self.origins = CountedOrigins()
-        self.readiness = Readiness(ReadyStatus.OK)
+        self.readiness = ready("ok")
         ingest = Ingest(
             validator=cast(KeyValidator, self.validator),
             count_origin=self.origins.count,
-            rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.now),
+            rate_limit=RateLimit(rate_limit, bytes_per_minute, self.clock.wall),
             sink=self.sink,
-            now=self.clock.now,
+            now=self.clock.wall,
             body_bytes_max=limits.body_bytes_max,
             body_budget=Budget(body_budget_bytes, key_body_budget_bytes),
         )
         self.turns = ingest.turns
-        self.server = PublicServer(
+        router = Router(
             ingest=ingest.handle,
             readiness=self._ask_readiness,
-            now=self.clock.now,
-            monotonic=self.clock.monotonic,
-            limits=limits,
+            now=self.clock.wall,
+            monotonic=self.clock,
             trusted_proxies=trusted_proxies,
         )
+        self.server = PublicServer(router, limits, trusted_proxies)
         self._trusted_proxies = trusted_proxies
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listening.getsockname()[1]
         self.listener: Listener
         self._clients = AsyncExitStack()
 
-    async def _ask_readiness(self) -> Readiness:
+    async def _ask_readiness(self) -> Response:
         return self.readiness
 
     def start(self, ssl_context: ssl.SSLContext | None = None) -> None:
@@ -221,12 +165,10 @@ class Bridge:
         self.listener.close()
         await self.server.shutdown(timeout_seconds=5)
 
-    async def connect(self, ssl_context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1") -> Client:
+    async def connect(self, ssl_context: ssl.SSLContext | None = None, *, source: str = "127.0.0.1") -> Connection:
         """Connect from an address of this machine."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=ssl_context, local_addr=(source, 0))
-        client = Client(reader, writer)
-        self._clients.push_async_callback(client.close)
-        return client
+        client = Connection(f"127.0.0.1:{self.port}", ssl_context, source=source)
+        return await self._clients.enter_async_context(client)
 
     async def exchange(self, data: bytes, *, has_body: bool = True) -> Answer:
         """Send bytes on a new connection and return the first answer."""
@@ -277,38 +219,24 @@ def request(
     body: bytes | None = None,
 ) -> bytes:
     """Write a request; with a body, its length is declared."""
-    lines = [f"{method} {target} HTTP/1.1", "Host: bridge.example"]
-    if key is not None:
-        lines.append(f"Authorization: Bearer {key}")
-    if origin is not None:
-        lines.append(f"Origin: {origin}")
-    if body is not None:
-        lines.append(f"Content-Length: {len(body)}")
-    return "".join(f"{line}\r\n" for line in (*lines, *headers, "")).encode() + (body or b"")
+    return http_exchange.request(*headers, method=method, target=target, key=key, origin=origin, body=body)
 
 
-class LoopClock:
-    """The event loop's clock, which can be put forward: what waits for that time is done in the next turn."""
-
-    def __init__(self, time: Callable[[], float]) -> None:
-        self._time = time
-        self._ahead_seconds = 0.0
-
-    def __call__(self) -> float:
-        return self._time() + self._ahead_seconds
-
-    def advance(self, seconds: float) -> None:
-        self._ahead_seconds += seconds
-
-    def stop(self) -> None:
-        """Let no time pass from now on unless it is put forward, however slow the machine is."""
-        now = self._time()
-        self._time = lambda: now
+@pytest.fixture(scope="session")
+def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's side and the client's."""
+    authority = trustme.CA()
+    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server_side)
+    client_side = ssl.create_default_context()
+    authority.configure_trust(client_side)
+    return server_side, client_side
 
 
 @pytest.fixture
-async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> LoopClock:
+async def loop_clock(monkeypatch: pytest.MonkeyPatch) -> RunningClock:
+    """Let the test put the event loop's time forward."""
     loop = asyncio.get_running_loop()
-    clock = LoopClock(loop.time)
+    clock = RunningClock(loop.time)
     monkeypatch.setattr(loop, "time", clock)
     return clock

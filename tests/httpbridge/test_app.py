@@ -24,7 +24,7 @@ from httpbridge.config import Config
 from httpbridge.http.server import CONNECTIONS_MAX
 from tests.authsvc.client.fake_key_service import FakeKeyService
 from tests.authsvc.client.fake_key_service import serve as serve_keys
-from tests.e2e.http_exchange import get, post
+from tests.http_exchange import get, post
 from tests.httpbridge.conftest import KEY
 
 

@@ -1,14 +1,14 @@
 """What a client sees, to the byte. The golden files hold whole answers, with line feeds for CR LF."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from authsvc.client import KeyServiceUnavailableError
 from httpbridge.errors import BridgeError, StoreUnavailableError
-from httpbridge.http.server import Readiness, ReadyStatus
+from httpbridge.http.responses import Response, ready
 from tests.httpbridge.conftest import (
     BLOCKED_ORIGIN,
     BODY,
@@ -101,12 +101,12 @@ async def test_an_error_that_has_no_answer_of_its_own_has_that_of_its_base(
 async def test_a_200_is_the_whole_batch_stored_under_the_key_that_sent_it(bridge: Bridge) -> None:
     await bridge.exchange(request(body=BODY))
     (batch,) = bridge.sink.batches
-    assert (batch.project_id, batch.key_id, batch.received_at) == (PROJECT_ID, KEY_ID, bridge.clock.time)
+    assert (batch.project_id, batch.key_id, batch.received_at) == (PROJECT_ID, KEY_ID, bridge.clock.wall())
     assert [entry.message for entry in batch.entries] == ["hello"]
 
 
 async def test_logs_are_received_when_their_request_is_not_when_its_body_is_whole(bridge: Bridge) -> None:
-    received_at = bridge.clock.time
+    received_at = bridge.clock.wall()
     client = await bridge.connect()
     client.send(request(body=BODY)[:-5])
     await bridge.validator.is_asked.wait()
@@ -269,7 +269,7 @@ async def test_rate_headers_on_every_answer_to_a_valid_key_and_only_admitted_ori
             assert (answer.status, answer.headers["x-ratelimit-remaining"]) == (status, remaining)
             assert answer.headers["x-ratelimit-limit"] == "3"
             assert answer.headers["x-ratelimit-reset"] == str(int(datetime(2026, 1, 2, 3, 5, tzinfo=UTC).timestamp()))
-        bridge.clock.time += timedelta(minutes=1)
+        bridge.clock.advance(60)
         assert (await bridge.exchange(request(body=BODY))).status == 200
         assert (await bridge.exchange(request(key=OTHER_KEY, body=BODY))).headers.get("x-ratelimit-limit") is None
 
@@ -277,21 +277,21 @@ async def test_rate_headers_on_every_answer_to_a_valid_key_and_only_admitted_ori
 @pytest.mark.parametrize(
     ("readiness", "status", "content"),
     [
-        (Readiness(ReadyStatus.OK), 200, {"status": "ok"}),
+        (ready("ok"), 200, {"status": "ok"}),
         (
-            Readiness(ReadyStatus.DEGRADED, "key service unavailable"),
+            ready("degraded", "key service unavailable"),
             200,
             {"status": "degraded", "reason": "key service unavailable"},
         ),
         (
-            Readiness(ReadyStatus.UNAVAILABLE, "log store unavailable"),
+            ready("unavailable", "log store unavailable"),
             503,
             {"status": "unavailable", "reason": "log store unavailable"},
         ),
     ],
 )
 async def test_ready_tells_what_the_parts_say(
-    bridge: Bridge, readiness: Readiness, status: int, content: dict[str, str]
+    bridge: Bridge, readiness: Response, status: int, content: dict[str, str]
 ) -> None:
     bridge.readiness = readiness
     answer = await bridge.exchange(request("GET", "/ready", key=None))

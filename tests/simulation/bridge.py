@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, StreamBrokenError, Verdicts
 from authsvc.client.lease_messages import Event, KeepAlive
-from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import Answer, Decision
+from authsvc.client.verdict_cache import CacheLimits, VerdictCache
+from authsvc.client.verdicts import Decision, Response
 from tests.simulation.checker import Request
 from tests.simulation.network import Pipe
 from tests.simulation.schedule import Clock
@@ -31,10 +31,10 @@ class RecordingCache(VerdictCache):
     """The real cache, and beside it the version of the state that each verdict in it was read by, for the checker."""
 
     def __init__(self) -> None:
-        super().__init__(ttl_seconds_max=float("inf"), invalid_ttl_seconds_max=float("inf"))
+        super().__init__(CacheLimits(ttl_seconds_max=float("inf"), invalid_ttl_seconds_max=float("inf")))
         self._versions: dict[Digest, dict[str, int]] = {}
 
-    def record(self, digest: Digest, origin: str | None, answer: Answer, version: int) -> None:
+    def record(self, digest: Digest, origin: str | None, answer: Response, version: int) -> None:
         """Note what a verdict that is put was read by."""
         if answer.any_origin:
             self._versions[digest] = {"*": version}
@@ -297,7 +297,7 @@ class Process:
         self._call(flight)
 
     def decide(self, request: Request, decision: Decision, version: int) -> None:
-        """Answer a request."""
+        """Response a request."""
         self.world.checker.decided(request, decision.verdict, version)
 
     def _call(self, flight: Flight) -> None:
@@ -315,7 +315,7 @@ class Process:
             if self.world.is_recovered:
                 self.world.checker.undecided(flight.starter)  # those who joined may have joined an old call
 
-    def land(self, flight: Flight, answer: Answer, version: int) -> None:
+    def land(self, flight: Flight, answer: Response, version: int) -> None:
         """Rule 4: the answer decides the request that started the call; the others look again."""
         if self.flights.get(_route(flight)) is not flight:
             return
@@ -325,17 +325,17 @@ class Process:
         self.decide(flight.starter, answer.decision, version)
         self.share(flight, answer, version)
 
-    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+    def may_keep(self, flight: Flight, answer: Response) -> bool:
         """Rule 4: only an answer that is as new as what was applied, and of this epoch."""
         return self.holder.may_keep(answer.revision, answer.epoch)
 
-    def keep(self, flight: Flight, answer: Answer, version: int) -> None:
+    def keep(self, flight: Flight, answer: Response, version: int) -> None:
         """Cache an answer."""
         digest, origin = _route(flight)
         self.cache.put(digest, origin, answer, flight.sent_at)
         self.cache.record(digest, origin, answer, version)
 
-    def share(self, flight: Flight, answer: Answer, version: int) -> None:
+    def share(self, flight: Flight, answer: Response, version: int) -> None:
         """Let those who joined look in the cache again, or call again."""
         for request in flight.joined:
             self.serve(request)

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from authsvc.client.api_key import Digest
 from authsvc.client.lease_messages import ChangeEvent, KeepAlive
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, Decision, Response, Verdict
 from authsvc.storage.records import LeaseRow, StoreState
 from tests.simulation.schedule import Clock
 
@@ -28,14 +28,14 @@ class Project:
     origins: tuple[str, ...]
 
 
-def answer_for(project: Project | None, digest: Digest, origin: str | None, epoch: str, revision: int) -> Answer:
+def answer_for(project: Project | None, digest: Digest, origin: str | None, epoch: str, revision: int) -> Response:
     """Return the verdict on a key, None being nobody's, as of a revision."""
     if project is None:
-        return Answer(INVALID_KEY, True, _TTL_SECONDS, revision, epoch)
+        return Response(INVALID_KEY, True, _TTL_SECONDS, revision, epoch)
     is_admitted = not project.origins or origin is None or origin in project.origins
     verdict = Verdict.ALLOWED if is_admitted else Verdict.ORIGIN_NOT_ALLOWED
     decision = Decision(verdict, project.project_id, digest.decode())
-    return Answer(decision, not project.origins, _TTL_SECONDS, revision, epoch)
+    return Response(decision, not project.origins, _TTL_SECONDS, revision, epoch)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder
-from authsvc.client.verdicts import Answer
+from authsvc.client.verdicts import Response
 from authsvc.revocation.key_cache import LEASE_SECONDS_MAX, CachedKeys
 from tests.simulation.bridge import Host, Process, Stream
 from tests.simulation.database import Project, answer_for
@@ -37,8 +37,8 @@ class IndexProcess(Process):
         """Return the stream that is open: without one, its short lease soon ends by itself."""
         return self.stream
 
-    def recall(self, digest: Digest, origin: str | None) -> tuple[Answer, int] | None:
-        """Answer from memory under a live lease, with what was applied as the revision."""
+    def recall(self, digest: Digest, origin: str | None) -> tuple[Response, int] | None:
+        """Response from memory under a live lease, with what was applied as the revision."""
         if not self.is_live():
             return None
         try:

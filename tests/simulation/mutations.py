@@ -7,7 +7,7 @@ from typing import Any
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, Verdicts
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
-from authsvc.client.verdicts import Answer
+from authsvc.client.verdicts import Response
 from authsvc.revocation.leases import Propagation, WatchSession
 from authsvc.storage.records import LeaseRow, StoreState
 from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
@@ -88,21 +88,21 @@ class CountsAtOnce(Holder):
 class UnfencedFills(Process):
     """Every answer is cached."""
 
-    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+    def may_keep(self, flight: Flight, answer: Response) -> bool:
         return True
 
 
 class UnfencedEpoch(Process):
     """An answer is cached though it was asked for in another epoch."""
 
-    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+    def may_keep(self, flight: Flight, answer: Response) -> bool:
         return self.holder.may_keep(answer.revision, self.holder.epoch)
 
 
 class EpochWhenAsked(Process):
     """An answer is taken to be of the epoch in which it was asked for, whatever it says."""
 
-    def may_keep(self, flight: Flight, answer: Answer) -> bool:
+    def may_keep(self, flight: Flight, answer: Response) -> bool:
         return self.holder.may_keep(answer.revision, flight.epoch)
 
 
@@ -144,7 +144,7 @@ class RevisionAfterVerdict(Replica):
 class SharedAnswer(Process):
     """All who wait for a call use its answer."""
 
-    def share(self, flight: Flight, answer: Answer, version: int) -> None:
+    def share(self, flight: Flight, answer: Response, version: int) -> None:
         for request in flight.joined:
             self.decide(request, answer.decision, version)
 

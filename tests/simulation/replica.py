@@ -178,7 +178,7 @@ class Replica:
     # Validate
 
     def validate(self, process: Process, flight: Flight) -> None:
-        """Answer from the index, or read the verdict."""
+        """Response from the index, or read the verdict."""
         if not self.is_up:
             self.world.schedule.after(0.01, process.take, process.fail, flight)
             return

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from authsvc.client.lease_messages import KeepAlive
-from authsvc.client.verdicts import Answer
+from authsvc.client.verdicts import Response
 from authsvc.storage.records import LeaseRow, StoreState
 
 TRACE_STEPS = 400
@@ -86,7 +86,7 @@ def _shown(argument: Any) -> str:
             return text + (" gone" if argument.is_released else f" until {_shown(argument.expire_time)}")
         case StoreState():
             return f"revision {argument.revision} {argument.epoch} {_shown(argument.time)}"
-        case Answer():
+        case Response():
             return f"{argument.decision.verdict} at {argument.revision}"
         case _:
             return _named(argument) if callable(argument) else repr(argument)

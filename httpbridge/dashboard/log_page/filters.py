@@ -96,7 +96,6 @@ class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_narrow(self) -> bool:
-        """Whether anything but the time is chosen."""
         return bool(self.level or self.service or self.environment or self.text)
 
     def selection(self, project_id: str, now: datetime) -> tuple[LogFilter, dict[str, str]]:

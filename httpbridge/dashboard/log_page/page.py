@@ -62,7 +62,6 @@ class Logs:
         pages: Pages,
         now: Callable[[], datetime],
     ) -> None:
-        """Read `store` by way of the queries; `now` gives aware instants."""
         self._admin = admin
         self._store = store
         self._queries = queries

@@ -1,12 +1,12 @@
 """Live tail: server-sent events of what arrives in a project. Used by `page`; `app` closes it.
 
 One event a poll that found something, with the markup of the entries, newest first; its id is the cursor where the next
-poll begins, so a browser that connects again misses nothing. Streams are few, each polls once a second, and a reader
-who does not take what it asked for is disconnected.
+poll begins, so a browser that connects again misses nothing. Streams are few, each polls once a second, and a client
+that does not read is disconnected.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -37,6 +37,8 @@ class StreamLimits(msgspec.Struct, frozen=True):
     poll_seconds: float = 1.0
     heartbeat_seconds: float = 15.0
     """Between two signs of life: shorter than proxies wait; a reader who went away is noticed as fast."""
+    event_characters_max: int = 1_000_000
+    """Of the markup in one event: a hundred usual entries are a tenth of that, the longest ones eight times as much."""
     write_seconds_max: float = 10.0
     """A reader who takes nothing for so long is disconnected."""
 
@@ -86,7 +88,6 @@ class LogStreams:
 
     @property
     def open(self) -> int:
-        """How many there are."""
         return len(self._streams)
 
     async def close(self) -> None:
@@ -96,7 +97,7 @@ class LogStreams:
             stream.ending.set()
 
     async def serve(self, request: web.Request, selection: LogFilter, after: Cursor) -> web.StreamResponse:
-        """Answer with the entries that arrive after it, until the reader, the session or the dashboard is gone.
+        """Respond with the entries that arrive after it, until the reader, the session or the dashboard is gone.
 
         503 when there are too many streams.
         """
@@ -146,8 +147,8 @@ class LogStreams:
                 is_lost = True
             else:
                 if arrivals.rows or arrivals.is_gap or is_lost:
-                    html = "".join(self._markup(row) for row in reversed(arrivals.rows))
-                    data = _json({"html": html, "is_gap": arrivals.is_gap})
+                    html, is_cut = self._html(arrivals.rows)
+                    data = _json({"html": html, "is_gap": arrivals.is_gap or is_cut})
                     event = f"id: {arrivals.cursor}\ndata: {data}\n\n"
                 elif self._monotonic() - written_at >= self._limits.heartbeat_seconds:
                     event = f"id: {arrivals.cursor}\n\n"  # without data it moves the cursor, and nothing else
@@ -159,6 +160,18 @@ class LogStreams:
                 await asyncio.wait_for(stream.ending.wait(), self._limits.poll_seconds)
         if stream.is_displaced:
             await self._write(response, _DISPLACED)
+
+    def _html(self, rows: Sequence[LogRow]) -> tuple[str, bool]:
+        """Return the markup of the newest, as many as an event takes, and whether that leaves any out."""
+        parts: list[str] = []
+        room = self._limits.event_characters_max
+        for row in reversed(rows):
+            part = self._markup(row)
+            room -= len(part)
+            if parts and room < 0:
+                return "".join(parts), True
+            parts.append(part)
+        return "".join(parts), False
 
     async def _write(self, response: web.StreamResponse, text: str) -> None:
         async with asyncio.timeout(self._limits.write_seconds_max):

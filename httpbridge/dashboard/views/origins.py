@@ -57,7 +57,6 @@ class Draft:
 
     @classmethod
     def of(cls, form: MultiMapping[object]) -> "Draft":
-        """Read the form."""
         reviewed = form.get("reviewed")
         return cls(
             [str(entry).strip() for entry in form.getall("entry", [])],
@@ -68,7 +67,6 @@ class Draft:
         )
 
     def filled(self) -> list[str]:
-        """Return the entries that are not blank."""
         return [entry for entry in self.entries if entry]
 
 
@@ -76,7 +74,6 @@ class AllowedOrigins:
     """`/projects/{project}/settings/origins`."""
 
     def __init__(self, admin: AdminClient, store: ReadStore, pages: Pages, now: Callable[[], datetime]) -> None:
-        """Read which origins were seen in `store`; `now` gives aware instants."""
         self._admin = admin
         self._store = store
         self._pages = pages

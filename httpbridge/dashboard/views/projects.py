@@ -1,4 +1,4 @@
-"""Projects: the list, with what happens in each; and making one."""
+"""Projects: the list, with what happens in each; making one; and the audit trail, of one project or of all."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -15,13 +15,17 @@ from httpbridge.log_store.activity import Activity
 from httpbridge.log_store.queries import LogQueries
 
 _PROJECT_ID_CHARACTERS_MAX = 63
+_KINDS = {
+    "issue": "issued the first key",
+    "revoke": "revoked the key, and issued the next one",
+    "set_origins": "changed the allowed origins",
+}
 
 
 class Projects:
-    """`/projects` and `/projects/new`."""
+    """`/projects`, `/projects/new` and `/audit`."""
 
     def __init__(self, admin: AdminClient, logs: LogQueries, pages: Pages, now: Callable[[], datetime]) -> None:
-        """`now` gives aware instants."""
         self._admin = admin
         self._logs = logs
         self._pages = pages
@@ -31,6 +35,8 @@ class Projects:
             web.get("/projects", self._list),
             web.get("/projects/new", self._new),
             web.post("/projects/new", self._create),
+            web.get("/audit", self._audit),
+            web.get("/projects/{project}/audit", self._audit),
             web.get("/projects/{project}", partial(self._go_to, "logs")),
             web.get("/projects/{project}/settings", partial(self._go_to, "settings/keys")),
         ]
@@ -84,3 +90,15 @@ class Projects:
             shown = project_id[: 2 * _PROJECT_ID_CHARACTERS_MAX]
             return self._pages.render(request, "project_new.html", status=400, project_id=shown, error=text, made=made)
         return reveal_key(self._pages, request, project_id, issued)
+
+    async def _audit(self, request: web.Request) -> web.Response:
+        project_id = request.match_info.get("project", "")
+        before = request.query.get("before", "0")
+        if not before.isdecimal() or len(before) > 18:
+            raise web.HTTPNotFound
+        if project_id:
+            await self._admin.project(project_id)  # 404 for one that is not there
+        changes, older = await self._admin.changes(project_id=project_id, before_revision=int(before))
+        return self._pages.render(
+            request, "audit.html", project_id=project_id, changes=changes, kinds=_KINDS, older=older
+        )

@@ -4,18 +4,9 @@ from typing import Any
 
 from authsvc.api.refusals import Pace
 from authsvc.runtime.tally import Tally
+from tests.clocks import Clock
 
 ONE, OTHER = "192.0.2.1", "192.0.2.2"
-
-
-class Clock:
-    """A time that a test sets."""
-
-    def __init__(self) -> None:
-        self.time = 100.0
-
-    def __call__(self) -> float:
-        return self.time
 
 
 def test_the_first_seconds_turns_are_at_once_and_each_further_one_in_its_time() -> None:
@@ -50,10 +41,10 @@ def test_one_line_a_second_says_how_many_there_were_and_who_did_most_of_it() -> 
         tally.add(address, method="last")
     tally.flush()
     assert lines == [{"count": 1, "address": ONE, "address_count": 1, "addresses": 1, "method": "first"}]
-    clock.time += 1.0
+    clock.advance(1.0)
     tally.flush()
     assert lines[1:] == [{"count": 3, "address": OTHER, "address_count": 2, "addresses": 2, "method": "last"}]
-    clock.time += 1.0
+    clock.advance(1.0)
     tally.flush()
     assert len(lines) == 2, "there is nothing left to say"
 
@@ -64,6 +55,6 @@ def test_a_tally_remembers_addresses_within_bounds() -> None:
     tally = Tally(clock, lambda **fields: lines.append(fields))
     for number in range(20_001):
         tally.add(f"address-{number}")
-    clock.time += 1.0
+    clock.advance(1.0)
     tally.flush()
     assert (lines[1]["count"], lines[1]["addresses"]) == (20_000, 10_000)

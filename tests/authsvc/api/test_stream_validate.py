@@ -15,10 +15,10 @@ from authsvc.api.limits import CallLimits
 from authsvc.keys import generate_api_key
 from authsvc.storage.key_store import KeyStore
 from authsvc.v1 import key_service_pb2 as pb
-from tests.authsvc.client.fake_key_service import until
-from tests.authsvc.conftest import Service, running, until_true
+from tests.authsvc.conftest import Service, running
 from tests.authsvc.revocation.watching import ended, issue, replica, revoke
 from tests.postgres import PostgresServer
+from tests.waiting import until
 
 Code = grpc.StatusCode
 METHOD = "/authsvc.v1.KeyService/StreamValidate"
@@ -94,7 +94,7 @@ async def until_there_is_room(service: Service) -> None:
         finally:
             batches.call.cancel()
 
-    await until_true("the service has seen that a stream has gone", is_answered)
+    await until("the service has seen that a stream has gone", is_answered)
 
 
 async def until_it_stops(service: Service) -> None:
@@ -108,7 +108,7 @@ async def until_it_stops(service: Service) -> None:
         writer.transport.abort()
         return False
 
-    await until_true("the service takes no more connections", is_refused)
+    await until("the service takes no more connections", is_refused)
 
 
 async def test_a_batch_is_answered_as_a_call_with_it_would_be(service: Service) -> None:
@@ -300,7 +300,7 @@ async def test_each_batch_is_a_line_in_the_request_log(service: Service, logged:
     batches = Batches(service)
     for count in range(1, 4):
         await batches.verdicts(UNKNOWN_KEY)
-        await until(lambda count=count: sum(line.get("method") == METHOD for line in logged) == count)  # type: ignore[misc]
+        await until("it is told", lambda count=count: sum(line.get("method") == METHOD for line in logged) == count)
     assert {line["status"] for line in logged if line.get("method") == METHOD} == {"OK"}
 
 
@@ -309,7 +309,7 @@ async def test_an_idle_stream_does_not_hold_up_the_end_of_the_service(
 ) -> None:
     """Neither one that was asked something nor one that was not."""
     monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 3600.0)
-    monkeypatch.setattr(app_module, "_LAST_ANSWERS_SECONDS", 3600.0)
+    monkeypatch.setattr(app_module, "_LAST_RESPONSES_SECONDS", 3600.0)
     async with running(tmp_path / "state") as service:
         silent, idle = Batches(service), Batches(service)
         assert await idle.verdicts(UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]
@@ -322,7 +322,7 @@ async def test_a_batch_under_way_when_the_service_stops_is_answered_and_then_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     """One that was sent ahead is not: it is asked again elsewhere."""
-    monkeypatch.setattr(app_module, "_LAST_ANSWERS_SECONDS", 0.05)
+    monkeypatch.setattr(app_module, "_LAST_RESPONSES_SECONDS", 0.05)
     async with running(tmp_path / "state") as service:
         api_key = (await issue(service)).api_key
         gate = Gate(monkeypatch)
@@ -357,4 +357,4 @@ async def test_without_its_database_keys_have_no_verdict_and_the_stream_goes_on(
         async def is_answered() -> bool:
             return (await batches.verdicts(api_key)) == [pb.VERDICT_ALLOWED]
 
-        await until_true("the database is back", is_answered)
+        await until("the database is back", is_answered)

@@ -11,7 +11,9 @@ import trustme
 from authsvc.client import key_client as key_client_module
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, serve, server_credentials, until
+from tests.authsvc.client.fake_key_service import FakeKeyService, serve, server_credentials
+from tests.clocks import Clock
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ async def address(service: FakeKeyService) -> AsyncIterator[Address]:
 async def validator(service: FakeKeyService, address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
     """Make a validator that has a lease."""
     async with KeyValidator(address, service.token, name="bridge-1", clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         yield validator
 
 
@@ -51,7 +53,7 @@ async def validator(service: FakeKeyService, address: Address, clock: Clock) -> 
 def one_channel(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients open a single channel, so that the second lookup already finds a stream, however slow it is."""
     monkeypatch.setattr(key_client_module, "_CHANNELS", 1)
-    monkeypatch.setattr(key_client_module, "_FIRST_ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr(key_client_module, "_FIRST_RESPONSE_SECONDS", 30.0)
 
 
 @pytest.fixture(scope="session")

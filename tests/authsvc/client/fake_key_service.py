@@ -42,13 +42,6 @@ def invalid(ttl_seconds: int = 5, revision: int = 1) -> pb2.ValidateResponse:
     )
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Return once something that nobody tells is so."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 @dataclass(frozen=True)
 class Call:
     """A key that was asked about."""
@@ -296,16 +289,6 @@ class FakeKeyService:
 
 def _authorization(context: Any) -> str:
     return str(dict(context.invocation_metadata() or ()).get("authorization", ""))
-
-
-@dataclass
-class Clock:
-    """A monotonic clock that a test moves."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def serve(

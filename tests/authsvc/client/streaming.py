@@ -1,18 +1,20 @@
 """One lookup at a time of a `KeyClient`, over a stream where there is one, and what its tests begin with."""
 
 import asyncio
+from contextlib import suppress
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import FixedToken
+from authsvc.client.channel import TokenSource
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Secret
 from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService
 from tests.authsvc.conftest import Service
+from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 OTHER = ApiKey("dt_76543210fedcba9876543210")
-TOKEN = FixedToken(Secret(BRIDGE_TOKEN))
+TOKEN = TokenSource(Secret(BRIDGE_TOKEN))
 ALLOWED, INVALID = Verdict.ALLOWED, Verdict.INVALID_KEY
 
 
@@ -42,14 +44,15 @@ async def asking(client: KeyClient, service: FakeKeyService, key: ApiKey = KEY) 
 
 async def until_reached(client: KeyClient) -> None:
     """Return once a lookup is answered: the channel's back-off is at most a second."""
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await ask(client)
-            except KeyServiceUnavailableError:
-                continue
-            return
+
+    async def is_answered() -> bool:
+        with suppress(KeyServiceUnavailableError):
+            await ask(client)
+            return True
+        return False
+
+    await until("the service is reached", is_answered)
 
 
-def bridge_token(service: Service) -> FixedToken:
-    return FixedToken(Secret(service.token("bridge")[0][1].removeprefix("Bearer ")))
+def bridge_token(service: Service) -> TokenSource:
+    return TokenSource(Secret(service.token("bridge")[0][1].removeprefix("Bearer ")))

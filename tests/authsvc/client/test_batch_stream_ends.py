@@ -14,7 +14,7 @@ from authsvc.client.api_key import ApiKey
 from authsvc.client.key_client import KeyClient
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, invalid, serve
+from tests.authsvc.client.fake_key_service import FakeKeyService, invalid, serve
 from tests.authsvc.client.streaming import (
     ALLOWED,
     INVALID,
@@ -29,13 +29,14 @@ from tests.authsvc.client.streaming import (
 )
 from tests.authsvc.conftest import running
 from tests.authsvc.revocation.watching import issue
+from tests.clocks import Clock
 
 STATUSES = list(grpc.StatusCode)
 
 
 @pytest.fixture
 def service() -> FakeKeyService:
-    """Answer by which key it is: KEY is good and OTHER is not."""
+    """Response by which key it is: KEY is good and OTHER is not."""
     return FakeKeyService(streams_refused=None, answers_of_keys={OTHER.reveal(): invalid()})
 
 
@@ -133,10 +134,10 @@ async def test_a_stream_that_does_not_answer_is_a_fault_at_the_deadline_and_its_
     service: FakeKeyService, address: Address, clock: Clock, one_channel: None, unhandled: list[dict[str, Any]]
 ) -> None:
     """Who asks next must not get it: it is about another key."""
-    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=0.1)
+    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=1.0)
     await open_stream(client, service)
     service.gate.clear()
-    with pytest.raises(KeyServiceUnavailableError, match=f"{address} did not answer within 0.1 s"):
+    with pytest.raises(KeyServiceUnavailableError, match=f"{address} did not answer within 1 s"):
         await ask(client, OTHER)
     service.gate.set()
     for _ in range(3):
@@ -156,7 +157,7 @@ async def test_a_new_stream_that_does_not_answer_costs_nobody_an_answer_and_is_n
     seconds_between: float,
 ) -> None:
     """Something between the two may keep what is streamed to itself. Nor where the channel is opened anew meanwhile."""
-    monkeypatch.setattr(key_client, "_FIRST_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(key_client, "_FIRST_RESPONSE_SECONDS", 0.05)
     client = KeyClient(address, TOKEN, None, clock)
     assert await ask(client) is ALLOWED
     service.stream_gate.clear()
@@ -181,7 +182,7 @@ async def test_a_new_stream_that_does_not_answer_costs_nobody_an_answer_and_is_n
 async def test_a_channel_that_is_opened_anew_has_a_stream_of_its_own(
     service: FakeKeyService, address: Address, clock: Clock, one_channel: None
 ) -> None:
-    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=0.1)
+    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=1.0)
     await open_stream(client, service)
     service.gate.clear()
     clock.now += 6.0  # it has not answered for so long that the channel is given up
@@ -199,7 +200,7 @@ async def test_a_service_that_froze_is_asked_by_a_call_next(
     service: FakeKeyService, address: Address, clock: Clock, one_channel: None
 ) -> None:
     """Whether it is back, a call finds out; then streams go on."""
-    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=0.1)
+    client = KeyClient(address, TOKEN, None, clock, deadline_seconds=1.0)
     await open_stream(client, service)
     service.gate.clear()
     with pytest.raises(KeyServiceUnavailableError, match="did not answer"):
@@ -218,13 +219,13 @@ async def test_an_address_that_takes_connections_and_says_nothing_is_a_fault_at_
     service = FakeKeyService(streams_refused=None)
     server, port = serve(service, "127.0.0.1:0")
     await server.start()
-    client = KeyClient(Address("127.0.0.1", port), TOKEN, None, clock, deadline_seconds=0.1)
+    client = KeyClient(Address("127.0.0.1", port), TOKEN, None, clock, deadline_seconds=1.0)
     assert await ask(client) is ALLOWED
     await server.stop(None)
     with socket.create_server(("127.0.0.1", port)):  # the system takes connections, and nobody reads
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             for _ in range(3):
-                with pytest.raises(KeyServiceUnavailableError, match=r"did not answer within 0.1 s"):
+                with pytest.raises(KeyServiceUnavailableError, match=r"did not answer (within 1 s|in time)"):
                     await ask(client)
     await client.close()
     assert not unhandled
@@ -241,7 +242,7 @@ async def test_a_caller_that_is_cancelled_ends_its_stream_and_its_answer_is_nobo
         lookup.cancel()
         with pytest.raises(asyncio.CancelledError):
             await lookup
-        await asyncio.wait_for(service.cancelled.wait(), 5)
+        await asyncio.wait_for(service.cancelled.wait(), 60)
         service.gate.set()
         assert await ask(client) is ALLOWED
         assert await ask(client, OTHER) is INVALID

@@ -5,7 +5,9 @@ import pytest
 from authsvc.client.api_key import ApiKey
 from authsvc.client.validator import KeyValidator
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, until
+from tests.authsvc.client.fake_key_service import FakeKeyService
+from tests.clocks import Clock
+from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 
@@ -18,7 +20,7 @@ async def test_an_answer_of_another_epoch_is_not_kept_whatever_its_revision(
     service.answer.epoch = epoch
     service.answer.revision = 1000
     async with KeyValidator(address, service.token, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         decision = await validator.validate(KEY)
         assert decision.project_id == "demo"
         assert validator.cached(KEY) == (decision if is_kept else None)

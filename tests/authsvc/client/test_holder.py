@@ -3,14 +3,15 @@
 import pytest
 
 from authsvc.client.api_key import Digest
-from authsvc.client.holder import ANSWER_SECONDS_MAX, KEEP_ALIVE_SECONDS_MAX, Holder, StreamBrokenError
+from authsvc.client.holder import KEEP_ALIVE_SECONDS_MAX, RESPONSE_SECONDS_MAX, Holder, StreamBrokenError
 from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
 from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+from authsvc.client.verdicts import INVALID_KEY, Decision, Response, Verdict
+from tests.authsvc.client.kept import kept
 
 _KEY, _OTHER = Digest(b"key"), Digest(b"other")
-_VALID = Answer(Decision(Verdict.ALLOWED, "project", "key_1"), True, 60.0, 0)
-_INVALID = Answer(INVALID_KEY, True, 60.0, 0)
+_VALID = Response(Decision(Verdict.ALLOWED, "project", "key_1"), True, 60.0, 0)
+_INVALID = Response(INVALID_KEY, True, 60.0, 0)
 
 
 class _Bridge:
@@ -39,7 +40,7 @@ def test_it_has_no_lease_until_one_comes() -> None:
     _, keep_alive = holder.open(99.0)
     assert keep_alive.lease_seconds_max == 7.0
     assert not holder.is_live(99.0)
-    assert holder.give_up_at() == 99.0 + ANSWER_SECONDS_MAX
+    assert holder.give_up_at() == 99.0 + RESPONSE_SECONDS_MAX
     assert holder.renew_at() == 99.0 + KEEP_ALIVE_SECONDS_MAX
 
 
@@ -110,7 +111,7 @@ def test_a_reset_empties_the_cache(reset: ResetEvent, applied_revision: int, is_
     bridge = _Bridge()
     bridge.fill()
     assert bridge.hear(reset)
-    assert len(bridge.cache) == 0
+    assert kept(bridge.cache) == 0
     assert bridge.holder.applied_revision == applied_revision
     assert bridge.holder.is_live(101.0) is is_live
     assert bridge.holder.renew(101.0).epoch == reset.epoch
@@ -123,7 +124,7 @@ def test_the_lease_outlasts_its_stream() -> None:
     _, keep_alive = bridge.holder.open(120.0)
     assert keep_alive.applied_revision == 5
     assert bridge.holder.is_live(159.0)
-    assert len(bridge.cache) == 2
+    assert kept(bridge.cache) == 2
 
 
 def test_what_abandoned_streams_bring_is_discarded() -> None:
@@ -145,7 +146,7 @@ def test_after_release_nothing_is_cached_or_granted() -> None:
     asked = bridge.holder.renew(101.0)
     assert bridge.holder.release() == KeepAlive("e", "id", "name", asked.sequence + 1, 5, is_release=True)
     bridge.hear(LeaseEvent(asked.sequence, 60.0, 5))
-    assert len(bridge.cache) == 0
+    assert kept(bridge.cache) == 0
     assert not bridge.holder.is_live(102.0)
     assert not bridge.holder.may_keep(9, "e")
 
@@ -175,4 +176,4 @@ def test_a_stream_without_a_lease_that_counts_is_given_up(events: list[Event], i
     assert bridge.holder.renew(110.0).sequence == 3
     for event in events:
         bridge.hear(event)
-    assert bridge.holder.give_up_at() == (float("inf") if is_kept else 110.0 + ANSWER_SECONDS_MAX)
+    assert bridge.holder.give_up_at() == (float("inf") if is_kept else 110.0 + RESPONSE_SECONDS_MAX)

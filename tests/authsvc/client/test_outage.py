@@ -13,9 +13,10 @@ from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import KeyServiceUnavailableError, Verdict
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
-from tests.authsvc.client.fake_key_service import Clock, until
 from tests.authsvc.conftest import Service, running
+from tests.clocks import Clock
 from tests.measured import Measured
+from tests.waiting import until
 
 LEASE_SECONDS = 30.0
 """Less than the time for which a verdict may be cached, so that it is the lease which ends."""
@@ -68,7 +69,7 @@ async def test_an_hour_of_outage_is_served_from_the_cache_to_the_end_of_the_leas
             validator = KeyValidator(address, bridge_token(service), clock=clock)
             stack.push_async_callback(validator.close)
             validator.start()
-            await until(lambda: validator.has_lease)
+            await until("it has a lease", lambda: validator.has_lease)
             for key in cached:
                 assert await outcome(validator, key) is Verdict.ALLOWED
         # The clock has stood still, so that is when the lease was asked for.
@@ -91,7 +92,7 @@ async def test_an_hour_of_outage_is_served_from_the_cache_to_the_end_of_the_leas
             service = await stack.enter_async_context(running(tmp_path / "state", **LEASE, AUTHSVC_LISTEN=str(address)))
             came_back_at = loop.time()
             outcomes = await waiting
-            await until(lambda: validator.has_lease)
+            await until("it has a lease", lambda: validator.has_lease)
             recovery_seconds = loop.time() - came_back_at
             assert outcomes.keys() == {Verdict.ALLOWED, None}
             assert recovery_seconds < RECOVERY_SECONDS_MAX
@@ -127,7 +128,7 @@ async def test_holders_come_back_one_after_the_other(tmp_path: Path, clock: Cloc
             validators = [KeyValidator(service.address, bridge_token(service), clock=clock) for _ in range(HOLDERS)]
             for validator in validators:
                 await stack.enter_async_context(validator)
-            await until(lambda: all(validator.has_lease for validator in validators))
+            await until("all have leases", lambda: all(validator.has_lease for validator in validators))
         for _ in range(int(LEASE_SECONDS) + 5):
             clock.now += 1.0
             await asyncio.sleep(0.01)  # for attempts to connect, which fail
@@ -137,7 +138,7 @@ async def test_holders_come_back_one_after_the_other(tmp_path: Path, clock: Cloc
             running(tmp_path / "state", **LEASE, AUTHSVC_LISTEN=str(service.address))
         )
         came_back_at = loop.time()
-        await until(lambda: all(validator.has_lease for validator in validators))
+        await until("all have leases", lambda: all(validator.has_lease for validator in validators))
         assert loop.time() - came_back_at < RECOVERY_SECONDS_MAX
         listed = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
         renewed = sorted(holder.renew_time.ToNanoseconds() / 1e9 for holder in listed.holders)

@@ -9,11 +9,12 @@ import pytest
 import trustme
 
 from authsvc.client.api_key import ApiKey
-from authsvc.client.channel import ClientTls, FixedToken
+from authsvc.client.channel import ClientTls, TokenSource
 from authsvc.client.key_client import KeyClient
-from authsvc.client.verdicts import Answer, KeyServiceUnavailableError, Verdict
+from authsvc.client.verdicts import KeyServiceUnavailableError, Response, Verdict
 from authsvc.runtime.environment import Address, ConfigurationError, Secret
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, serve, server_credentials
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, serve, server_credentials
+from tests.clocks import Clock
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 VARIABLES = ("X_CA", "X_CERT", "X_CERT_KEY")
@@ -75,15 +76,22 @@ async def start(service: FakeKeyService, authority: trustme.CA) -> AsyncIterator
         await server.stop(None)
 
 
-async def ask(client: KeyClient) -> Answer:
+async def ask(client: KeyClient) -> Response:
     (answer,) = await client.validate([(KEY, None)])
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, Response)
     return answer
+
+
+async def answers(client: KeyClient) -> bool:
+    try:
+        return (await ask(client)).decision.verdict is Verdict.ALLOWED
+    except KeyServiceUnavailableError:
+        return False
 
 
 async def outcome(address: Address, tls: ClientTls, clock: Clock) -> str:
     """Return the verdict, or why there is none."""
-    client = KeyClient(address, FixedToken(Secret(BRIDGE_TOKEN)), tls, clock)
+    client = KeyClient(address, TokenSource(Secret(BRIDGE_TOKEN)), tls, clock)
     try:
         message: str = (await ask(client)).decision.verdict
     except KeyServiceUnavailableError as error:
@@ -176,7 +184,7 @@ async def test_a_service_that_accepts_connections_and_says_nothing_is_named(cloc
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    client = KeyClient(Address("127.0.0.1", port), FixedToken(Secret(BRIDGE_TOKEN)), None, clock, 60.0)
+    client = KeyClient(Address("127.0.0.1", port), TokenSource(Secret(BRIDGE_TOKEN)), None, clock, 60.0)
     with pytest.raises(KeyServiceUnavailableError, match=f"^127.0.0.1:{port} did not answer in time$"):
         await ask(client)
     await client.close()
@@ -189,19 +197,36 @@ async def test_renewed_certificate_files_are_found_without_a_restart(
 ) -> None:
     """A bridge whose certificate expired recovers when the files are replaced."""
     tls = ClientTls(files.ca(authority), *files.client(client_authority, YESTERDAY))
-    client = KeyClient(await start(client_authority), FixedToken(Secret(BRIDGE_TOKEN)), tls, clock)
+    client = KeyClient(await start(client_authority), TokenSource(Secret(BRIDGE_TOKEN)), tls, clock)
     with pytest.raises(KeyServiceUnavailableError, match="expired"):
         await ask(client)
     files.client(client_authority)
     clock.now += 10.0
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                answer = await ask(client)
-                break
-            except KeyServiceUnavailableError:
-                continue
-    assert answer.decision.verdict is Verdict.ALLOWED
+    async with asyncio.timeout(60):
+        while not await answers(client):
+            pass
+    await client.close()
+
+
+async def test_a_file_that_cannot_be_read_any_more_is_the_fault_until_a_call_succeeds(
+    start: Start, files: Files, authority: trustme.CA, client_authority: trustme.CA, clock: Clock
+) -> None:
+    """It does not take turns with what the channels of before fail with."""
+    certificate, key = files.client(client_authority, YESTERDAY)
+    tls = ClientTls(files.ca(authority), certificate, key)
+    client = KeyClient(await start(client_authority), TokenSource(Secret(BRIDGE_TOKEN)), tls, clock)
+    with pytest.raises(KeyServiceUnavailableError, match="expired"):
+        await ask(client)
+    certificate.unlink()
+    clock.now += 10.0
+    for _ in range(9):  # by each channel twice
+        with pytest.raises(KeyServiceUnavailableError, match=r"CLIENT_CERT: .*No such file"):
+            await ask(client)
+    files.client(client_authority)
+    clock.now += 10.0
+    async with asyncio.timeout(60):
+        while not await answers(client):
+            pass
     await client.close()
 
 
@@ -236,7 +261,7 @@ async def test_a_file_that_cannot_be_used_stops_the_start_and_is_named(
         "certificate alone": ClientTls(ca, certificate, None, VARIABLES),
     }[broken]
     with pytest.raises(ConfigurationError) as caught:
-        KeyClient(Address("127.0.0.1", 1), FixedToken(Secret(BRIDGE_TOKEN)), tls, clock)
+        KeyClient(Address("127.0.0.1", 1), TokenSource(Secret(BRIDGE_TOKEN)), tls, clock)
     assert str(caught.value).startswith(variable)
     assert reason in str(caught.value)
     assert str(caught.value).isprintable()

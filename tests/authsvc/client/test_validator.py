@@ -9,12 +9,15 @@ import grpc
 import pytest
 
 from authsvc.client.api_key import ApiKey
+from authsvc.client.channel import TokenSource
 from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address, Secret
 from authsvc.v1 import key_service_pb2 as pb2
 from tests.authsvc.client.client_log import client_events
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, allowed, invalid, refused, until
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, allowed, invalid, refused
+from tests.clocks import Clock
+from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 OTHER = ApiKey("dt_76543210fedcba9876543210")
@@ -161,7 +164,7 @@ async def test_a_failed_call_that_everyone_left_is_quiet(
     with pytest.raises(asyncio.CancelledError):
         await asking
     service.gate.set()
-    await until(lambda: validator.fault is not None)  # everyone who could be told has left
+    await until("the fault is noted", lambda: validator.fault is not None)  # everyone who could be told has left
     await asyncio.sleep(0)  # for the call's task to end
     gc.collect()
     assert unhandled == []
@@ -184,14 +187,14 @@ async def test_a_fault_reaches_everyone_who_asked_and_is_never_cached(
 
 
 async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, clock: Clock) -> None:
-    class BrokenToken:
+    class BrokenToken(TokenSource):
         def read(self) -> Secret:
             raise ZeroDivisionError
 
         def forget(self) -> None:
             raise NotImplementedError
 
-    validator = KeyValidator(address, BrokenToken(), clock=clock)
+    validator = KeyValidator(address, BrokenToken(Secret("any")), clock=clock)
     outcomes = await asyncio.gather(*(validator.validate(KEY) for _ in range(3)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [ZeroDivisionError] * 3
     with pytest.raises(ZeroDivisionError):
@@ -202,7 +205,7 @@ async def test_an_unexpected_error_reaches_everyone_who_asked(address: Address, 
 async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outlives_it(
     service: FakeKeyService, address: Address, clock: Clock
 ) -> None:
-    class Replaced:
+    class Replaced(TokenSource):
         token = Secret("käse")
 
         def read(self) -> Secret:
@@ -211,14 +214,14 @@ async def test_a_token_that_grpc_refuses_to_send_is_a_fault_and_the_watch_outliv
         def forget(self) -> None:
             """Nothing is kept."""
 
-    token = Replaced()
+    token = Replaced(Secret("any"))
     async with KeyValidator(address, token, clock=clock) as validator:
         with pytest.raises(KeyServiceUnavailableError):
             await validator.validate(KEY)
         assert await validator.state() is KeyServiceState.NEVER_REACHED
         token.token = Secret(service.token)
         clock.now += 2.0  # the watch's longest back-off
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         assert await validator.validate(KEY) == ALLOWED
 
 
@@ -264,13 +267,13 @@ async def test_many_invalid_keys_are_asked_for_a_few_at_a_time(
     service.answer = invalid()
     with client_events() as logs:
         flood = asked(validator, keys(0, 600))
-        await until(lambda: sum(task.done() for task in flood) == 512)
+        await until("callers are answered", lambda: sum(task.done() for task in flood) == 512)
     assert [each["event"] for each in logs] == ["invalid_keys_flood"]
     service.next_answers = [allowed()]
     assert await validator.validate(KEY) == ALLOWED
     assert service.batches == [1, 256, 256, 1]
     clock.now += 0.0085
-    await until(lambda: sum(task.done() for task in flood) == 520)
+    await until("callers are answered", lambda: sum(task.done() for task in flood) == 520)
     service.answer = allowed()
     clock.now += 0.0085
     assert (await asyncio.gather(*flood)).count(ALLOWED) == 80
@@ -297,7 +300,7 @@ async def test_a_key_without_a_verdict_does_not_spoil_the_others(
 async def narrow(service: FakeKeyService, address: Address, clock: Clock) -> AsyncIterator[KeyValidator]:
     """Make a validator that makes 2 calls at once, one of them for known keys, and lets 16 keys of each kind wait."""
     async with KeyValidator(address, service.token, calls_max=2, waiting_max=16, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         yield validator
 
 
@@ -573,7 +576,7 @@ async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
 ) -> None:
     """Calls that fail without a connection begin one after the other, one in each turn of the event loop."""
 
-    class BrokenToken:
+    class BrokenToken(TokenSource):
         def read(self) -> Secret:
             raise ZeroDivisionError
 
@@ -583,7 +586,7 @@ async def test_closing_leaves_nobody_waiting_whose_call_was_about_to_begin(
     loop = asyncio.get_running_loop()
     now = loop.time()
     monkeypatch.setattr(loop, "time", lambda: now)  # however slow the machine is, none waits too long
-    validator = KeyValidator(address, BrokenToken(), clock=clock)
+    validator = KeyValidator(address, BrokenToken(Secret("any")), clock=clock)
     asking = asked(validator, keys(0, 2048))
     for _ in range(turns):
         await asyncio.sleep(0)

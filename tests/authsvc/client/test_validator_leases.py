@@ -11,7 +11,9 @@ from authsvc.client.validator import KeyServiceState, KeyValidator
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.clock import boot_clock
 from authsvc.runtime.environment import Address
-from tests.authsvc.client.fake_key_service import Clock, FakeKeyService, allowed, invalid, until
+from tests.authsvc.client.fake_key_service import FakeKeyService, allowed, invalid
+from tests.clocks import Clock
+from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 OTHER = ApiKey("dt_76543210fedcba9876543210")
@@ -33,7 +35,7 @@ async def test_a_validator_goes_by_that_clock_unless_told_otherwise(
     readings = {time.CLOCK_BOOTTIME: 1000.0}
     monkeypatch.setattr(time, "clock_gettime", readings.__getitem__)
     async with KeyValidator(address, service.token) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         readings[time.CLOCK_BOOTTIME] += service.lease_seconds - 0.1
         assert validator.has_lease
         readings[time.CLOCK_BOOTTIME] += 0.1
@@ -110,7 +112,7 @@ async def test_a_lease_ends_by_the_clock_while_the_stream_is_silent(
     keep_alive = await stream.acknowledged(1)
     clock.now += 1.0
     await stream.lease(keep_alive.sequence, 30.0, 1)
-    await until(lambda: validator.has_lease)
+    await until("it has a lease", lambda: validator.has_lease)
     await validator.validate(KEY)
     clock.now += 28.9
     assert validator.cached(KEY) == ALLOWED
@@ -127,7 +129,7 @@ async def test_an_outage_is_bridged_to_the_leases_end_and_then_nothing_is_admitt
 ) -> None:
     service.lease_seconds = 30.0
     async with KeyValidator(address, service.token, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         await validator.validate(KEY)
         service.lease_seconds = 0
         service.status = grpc.StatusCode.UNAVAILABLE
@@ -221,7 +223,7 @@ async def test_who_joins_a_call_that_the_lease_did_not_outlast_asks_again(
     clock = Clock()  # by which no timer goes: callers wait for two seconds
     service.lease_seconds = 30.0
     async with KeyValidator(address, service.token, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         service.lease_seconds = 0
         service.gate.clear()
         first = asyncio.create_task(validator.validate(KEY))
@@ -282,7 +284,7 @@ async def test_another_epoch_ends_every_lease(service: FakeKeyService, validator
     await service.mutate(KEY)
     assert not validator.has_lease
     await stream.lease(keep_alive.sequence, 600.0, 1)
-    await until(lambda: validator.has_lease)
+    await until("it has a lease", lambda: validator.has_lease)
 
 
 async def test_a_holder_that_the_service_knows_to_be_ahead_of_its_database_gives_up_what_it_has(
@@ -296,7 +298,7 @@ async def test_a_holder_that_the_service_knows_to_be_ahead_of_its_database_gives
     assert not validator.has_lease
     service.lease_seconds = 60
     (await service.stream(2)).end(grpc.StatusCode.UNAVAILABLE)
-    await until(lambda: validator.has_lease)
+    await until("it has a lease", lambda: validator.has_lease)
     assert validator.cached(KEY) is None
 
 
@@ -313,7 +315,7 @@ async def test_a_lease_counts_only_once_every_change_before_it_is_applied(
     assert not validator.has_lease
     await stream.change(3, KEY)
     await stream.acknowledged(3)
-    await until(lambda: validator.has_lease)
+    await until("it has a lease", lambda: validator.has_lease)
     await validator.close()
 
 
@@ -324,7 +326,7 @@ async def test_a_burst_of_changes_is_acknowledged_with_few_keep_alives(
     stream = await service.stream()
     service.lease_seconds = 0
     await asyncio.gather(*(stream.change(revision, KEY) for revision in range(2, 102)))
-    await until(lambda: len(stream.requests) >= 6)
+    await until("keep-alives come", lambda: len(stream.requests) >= 6)
     for request in list(stream.requests):
         await stream.lease(request.sequence, 600.0, 101)
     await stream.acknowledged(101)

@@ -6,8 +6,9 @@ from hashlib import sha256
 import pytest
 
 from authsvc.client.api_key import Digest
-from authsvc.client.verdict_cache import VerdictCache
-from authsvc.client.verdicts import INVALID_KEY, Answer, Decision, Verdict
+from authsvc.client.verdict_cache import CacheLimits, VerdictCache
+from authsvc.client.verdicts import INVALID_KEY, Decision, Response, Verdict
+from tests.authsvc.client.kept import kept
 
 PAGE = "https://example.com"
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_1")
@@ -21,16 +22,16 @@ def digest(name: object) -> Digest:
 KEY = digest("key")
 
 
-def allowed(*, any_origin: bool = True, ttl_seconds: float = 60.0) -> Answer:
-    return Answer(ALLOWED, any_origin, ttl_seconds, 1)
+def allowed(*, any_origin: bool = True, ttl_seconds: float = 60.0) -> Response:
+    return Response(ALLOWED, any_origin, ttl_seconds, 1)
 
 
-def refused(ttl_seconds: float = 60.0) -> Answer:
-    return Answer(REFUSED, False, ttl_seconds, 1)
+def refused(ttl_seconds: float = 60.0) -> Response:
+    return Response(REFUSED, False, ttl_seconds, 1)
 
 
-def invalid(ttl_seconds: float = 5.0) -> Answer:
-    return Answer(INVALID_KEY, True, ttl_seconds, 1)
+def invalid(ttl_seconds: float = 5.0) -> Response:
+    return Response(INVALID_KEY, True, ttl_seconds, 1)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def invalid(ttl_seconds: float = 5.0) -> Answer:
         (invalid(ttl_seconds=0.5), 0.5),
     ],
 )
-def test_a_verdict_lasts_from_when_the_call_was_sent(answer: Answer, ttl_seconds: float) -> None:
+def test_a_verdict_lasts_from_when_the_call_was_sent(answer: Response, ttl_seconds: float) -> None:
     """For what the key service allows, and no longer than configured."""
     cache = VerdictCache()
     cache.put(KEY, PAGE, answer, sent_at=100.0)
@@ -59,19 +60,19 @@ def test_a_verdict_lasts_from_when_the_call_was_sent(answer: Answer, ttl_seconds
 
 
 def test_invalid_keys_last_no_longer_than_valid_ones() -> None:
-    cache = VerdictCache(ttl_seconds_max=2.0)
+    cache = VerdictCache(CacheLimits(ttl_seconds_max=2.0))
     cache.put(KEY, None, invalid(), sent_at=0.0)
     assert cache.get(KEY, None, 1.9) == INVALID_KEY
     assert cache.get(KEY, None, 2.0) is None
 
 
 @pytest.mark.parametrize("answer", [allowed(ttl_seconds=0), refused(ttl_seconds=-1), invalid(ttl_seconds=0)])
-def test_a_verdict_that_must_not_be_reused_is_not_kept(answer: Answer) -> None:
+def test_a_verdict_that_must_not_be_reused_is_not_kept(answer: Response) -> None:
     cache = VerdictCache()
     cache.put(KEY, PAGE, allowed(), sent_at=0.0)
     cache.put(KEY, PAGE, answer, sent_at=0.0)
     assert cache.get(KEY, PAGE, 0.0) is None
-    assert len(cache) == 0
+    assert kept(cache) == 0
 
 
 def test_a_verdict_for_any_origin_is_one_entry() -> None:
@@ -79,7 +80,7 @@ def test_a_verdict_for_any_origin_is_one_entry() -> None:
     for origin in (None, PAGE, "null", ""):
         cache.put(KEY, origin, allowed(), sent_at=0.0)
         assert cache.get(KEY, "https://never.asked", 1.0) == ALLOWED
-    assert len(cache) == 1
+    assert kept(cache) == 1
 
 
 def test_a_verdict_for_an_origin_is_for_that_origin() -> None:
@@ -106,16 +107,16 @@ def test_a_verdict_for_an_origin_is_for_that_origin() -> None:
         (refused(), invalid()),
         (invalid(), allowed()),
         (invalid(), refused()),
-        (allowed(), Answer(Decision(Verdict.ALLOWED, "another", "key_2"), True, 60.0, 2)),
+        (allowed(), Response(Decision(Verdict.ALLOWED, "another", "key_2"), True, 60.0, 2)),
     ],
 )
-def test_a_newer_verdict_replaces_what_contradicts_it(before: Answer, after: Answer) -> None:
+def test_a_newer_verdict_replaces_what_contradicts_it(before: Response, after: Response) -> None:
     cache = VerdictCache()
     cache.put(KEY, PAGE, before, sent_at=0.0)
     cache.put(KEY, PAGE, after, sent_at=1.0)
     assert cache.get(KEY, PAGE, 1.0) == after.decision
     assert cache.get(KEY, "https://other.example", 1.0) == (after.decision if after.any_origin else None)
-    assert len(cache) == 1
+    assert kept(cache) == 1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_newer_verdict_replaces_what_contradicts_it(before: Answer, after: Ans
     ],
 )
 def test_a_good_key_is_known_after_its_verdict_has_expired_until_it_is_dropped(
-    answer: Answer, is_known: bool, is_known_elsewhere: bool
+    answer: Response, is_known: bool, is_known_elsewhere: bool
 ) -> None:
     cache = VerdictCache()
     cache.put(KEY, PAGE, answer, sent_at=0.0)
@@ -146,13 +147,13 @@ def test_dropping_a_key_forgets_everything_about_it() -> None:
     cache.put(digest("probed"), None, invalid(), sent_at=0.0)
     for name in (KEY, digest("probed"), digest("unknown")):
         cache.drop(name)
-    assert len(cache) == 0
+    assert kept(cache) == 0
     assert cache.get(KEY, PAGE, 0.0) is None
     assert cache.get(digest("probed"), None, 0.0) is None
 
 
 def test_the_least_recently_used_key_leaves_first() -> None:
-    cache = VerdictCache(keys_max=3)
+    cache = VerdictCache(CacheLimits(keys_max=3))
     for name in "abc":
         cache.put(digest(name), None, allowed(), sent_at=0.0)
     cache.get(digest("a"), None, 1.0)
@@ -161,18 +162,18 @@ def test_the_least_recently_used_key_leaves_first() -> None:
 
 
 def test_probing_does_not_push_out_valid_keys() -> None:
-    cache = VerdictCache(keys_max=2, invalid_keys_max=3)
+    cache = VerdictCache(CacheLimits(keys_max=2, invalid_keys_max=3))
     cache.put(KEY, None, allowed(), sent_at=0.0)
     for number in range(1000):
         cache.put(digest(number), None, invalid(), sent_at=0.0)
     assert cache.get(KEY, None, 1.0) == ALLOWED
-    assert len(cache) == 1 + 3
+    assert kept(cache) == 1 + 3
     assert cache.get(digest(999), None, 1.0) == INVALID_KEY
     assert cache.get(digest(0), None, 1.0) is None
 
 
 def test_hostile_origins_push_out_neither_other_keys_nor_admitted_origins() -> None:
-    cache = VerdictCache(keys_max=2, admitted_origins_max=4, refused_origins_max=4)
+    cache = VerdictCache(CacheLimits(keys_max=2, admitted_origins_max=4, refused_origins_max=4))
     cache.put(digest("other"), None, allowed(), sent_at=0.0)
     cache.put(KEY, None, allowed(any_origin=False), sent_at=0.0)
     cache.put(KEY, PAGE, allowed(any_origin=False), sent_at=0.0)
@@ -181,11 +182,11 @@ def test_hostile_origins_push_out_neither_other_keys_nor_admitted_origins() -> N
     assert cache.get(digest("other"), None, 1.0) == ALLOWED
     assert cache.get(KEY, None, 1.0) == ALLOWED
     assert cache.get(KEY, PAGE, 1.0) == ALLOWED
-    assert len(cache) == 1 + 2 + 4
+    assert kept(cache) == 1 + 2 + 4
 
 
 def test_the_origins_of_a_key_are_bounded_and_the_least_recently_used_leaves_first() -> None:
-    cache = VerdictCache(admitted_origins_max=2)
+    cache = VerdictCache(CacheLimits(admitted_origins_max=2))
     for origin in ("a", "b"):
         cache.put(KEY, origin, allowed(any_origin=False), sent_at=0.0)
     cache.get(KEY, "a", 1.0)
@@ -194,7 +195,7 @@ def test_the_origins_of_a_key_are_bounded_and_the_least_recently_used_leaves_fir
 
 
 def test_live_keys_are_those_that_would_be_admitted() -> None:
-    cache = VerdictCache(keys_max=2)
+    cache = VerdictCache(CacheLimits(keys_max=2))
     assert not cache.has_live_keys(0.0)
     cache.put(digest("refused"), PAGE, refused(), sent_at=0.0)
     cache.put(digest("invalid"), PAGE, invalid(), sent_at=0.0)
@@ -232,7 +233,7 @@ def test_a_cached_verdict_takes_at_most_600_bytes() -> None:
     cache = VerdictCache()
     for number in range(count):
         decision = Decision(Verdict.ALLOWED, f"project-{number:04}", f"key_{number:016x}")
-        cache.put(digest(number), None, Answer(decision, True, 60.0, 1), sent_at=float(number))
+        cache.put(digest(number), None, Response(decision, True, 60.0, 1), sent_at=float(number))
     assert reachable_bytes(cache) / count <= 600
 
 

@@ -15,8 +15,10 @@ from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import Decision, KeyServiceUnavailableError, Verdict
 from authsvc.runtime.environment import Address
 from tests.authsvc.client.client_log import client_events
-from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, Clock, FakeKeyService, Stream, serve, until
+from tests.authsvc.client.fake_key_service import BRIDGE_TOKEN, FakeKeyService, Stream, serve
+from tests.clocks import Clock
 from tests.e2e.tcp_proxy import TcpProxy
+from tests.waiting import until
 
 KEY = ApiKey("dt_0123456789abcdef01234567")
 ALLOWED = Decision(Verdict.ALLOWED, "demo", "key_0123456789abcdef")
@@ -47,7 +49,7 @@ async def test_a_short_lease_is_renewed_as_often_as_it_needs(
 ) -> None:
     service.lease_seconds = 3.0
     async with KeyValidator(address, service.token, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         clock.now += 1.0
         await (await service.stream()).request(lambda request: request.sequence == 3)
 
@@ -172,7 +174,7 @@ async def test_a_stream_without_a_lease_is_given_up_after_five_seconds(
     await stream.is_over.wait()
     service.lease_seconds = 600.0
     await reopened(service, clock, 2)
-    await until(lambda: validator.has_lease)
+    await until("it has a lease", lambda: validator.has_lease)
     await validator.close()
 
 
@@ -188,7 +190,7 @@ async def test_a_stream_of_changes_without_a_lease_is_given_up_too(
             clock.now += 1.0
 
     async with KeyValidator(address, service.token, cache=SlowCache(), clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         stream = await service.stream()
         service.lease_seconds = 0
         await asyncio.gather(*(stream.change(revision, KEY) for revision in range(2, 102)), return_exceptions=True)
@@ -252,7 +254,7 @@ async def test_the_back_off_is_jittered_and_at_most_two_seconds(
     for number in range(1, 10):
         stream = await reopened(service, clock, number)
         stream.end(grpc.StatusCode.UNAVAILABLE)
-        await until(lambda number=number: len(waits) == number)  # type: ignore[misc]
+        await until("it waits", lambda number=number: len(waits) == number)
     assert waits == [0.5] * 9
     clock.now += 1.9
     await asyncio.sleep(0)
@@ -269,17 +271,17 @@ async def test_a_lease_counts_from_before_its_keep_alive_was_handed_to_the_trans
     monkeypatch.setattr("random.uniform", lambda _low, high: 100 * high)  # a back-off that only the clock ends
     service.lease_seconds = 30.0
     async with TcpProxy(str(address)) as proxy, KeyValidator(proxy.address, service.token, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         (await service.stream()).end(grpc.StatusCode.UNAVAILABLE)
-        await until(lambda: proxy.connections == 0)
+        await until("it is cut off", lambda: proxy.connections == 0)
         proxy.cut()
         clock.now += 30.0
-        await until(lambda: not validator.has_lease)
+        await until("it has a lease", lambda: not validator.has_lease)
         opened_at = clock.now
-        await until(lambda: proxy.connections == 1)
+        await until("it connects", lambda: proxy.connections == 1)
         clock.now += 3.0
         proxy.heal()
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         assert [request.applied_revision for request in service.streams[1].requests] == [1], "it resumed"
         service.lease_seconds = 0
         clock.now = opened_at + 29.9
@@ -292,7 +294,7 @@ async def test_a_service_that_restarts_is_found_again_and_resumed(service: FakeK
     server, port = serve(service, "127.0.0.1:0")
     await server.start()
     async with KeyValidator(Address("127.0.0.1", port), service.token, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
         await validator.validate(KEY)
         for number in (2, 3):
             await server.stop(None)
@@ -313,7 +315,7 @@ async def test_a_refused_token_is_read_anew(
         await service.stream()
         path.write_text(service.token)
         await reopened(service, clock, 2)
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
 
 
 async def test_a_token_that_is_not_there_yet_is_waited_for(
@@ -324,7 +326,7 @@ async def test_a_token_that_is_not_there_yet_is_waited_for(
         await asyncio.sleep(0)
         path.write_text(service.token)
         await reopened(service, clock, 1)
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
 
 
 async def test_the_stream_is_encrypted_like_the_calls(
@@ -339,7 +341,7 @@ async def test_the_stream_is_encrypted_like_the_calls(
     await server.start()
     tls = ClientTls(tmp_path / "ca.pem")
     async with KeyValidator(f"localhost:{port}", service.token, tls=tls, clock=clock) as validator:
-        await until(lambda: validator.has_lease)
+        await until("it has a lease", lambda: validator.has_lease)
     await server.stop(None)
 
 
@@ -502,7 +504,7 @@ async def test_the_lease_is_logged_when_it_comes_and_when_it_is_lost(
     service.lease_seconds = 30.0
     with client_events() as logs:
         async with KeyValidator(address, service.token, clock=clock) as validator:
-            await until(lambda: validator.has_lease)
+            await until("it has a lease", lambda: validator.has_lease)
             stream = await service.stream()
             service.lease_seconds = 0
             clock.now += 10.0
@@ -514,7 +516,7 @@ async def test_the_lease_is_logged_when_it_comes_and_when_it_is_lost(
             clock.now += 5.0
             service.lease_seconds = 30.0
             await reopened(service, clock, 3)
-            await until(lambda: validator.has_lease)
+            await until("it has a lease", lambda: validator.has_lease)
     assert [(entry["event"], entry["log_level"]) for entry in logs if entry["log_level"] != "debug"] == [
         ("lease_granted", "info"),
         ("lease_lost", "warning"),
@@ -533,14 +535,14 @@ async def test_a_lease_is_logged_as_lost_when_it_ends_whatever_the_stream_does(
             return [entry["event"] for entry in logs if entry["log_level"] != "debug"]
 
         async with KeyValidator(address, service.token, clock=clock) as validator:
-            await until(lambda: validator.has_lease)
+            await until("it has a lease", lambda: validator.has_lease)
             stream = await service.stream()
             service.lease_seconds = 0
             clock.now += 1.0
             keep_alive = await stream.request(lambda request: request.sequence == 3)
             clock.now += 2.0
-            await until(lambda: noted() == ["lease_granted", "lease_lost"])
+            await until("it is told", lambda: noted() == ["lease_granted", "lease_lost"])
             await stream.lease(keep_alive.sequence, 600.0, 1)
-            await until(lambda: validator.has_lease)
-            await until(lambda: noted() == ["lease_granted", "lease_lost", "lease_granted"])
+            await until("it has a lease", lambda: validator.has_lease)
+            await until("it is told", lambda: noted() == ["lease_granted", "lease_lost", "lease_granted"])
     assert len(service.streams) == 1

@@ -19,8 +19,8 @@ from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import NewKey
-from tests.authsvc.client.fake_key_service import until
 from tests.postgres import PostgresServer
+from tests.waiting import until
 
 NEVER = 3600.0
 
@@ -198,7 +198,7 @@ async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one
             await there.mutate(2)
             await here.reached(5)
             epoch = await there.leases.renew_epoch(60)
-            await until(lambda: here.feed.epoch == epoch)
+            await until("the epoch is seen", lambda: here.feed.epoch == epoch)
             await there.mutate()
             await here.reached(6)
             assert not here.has_lost_revisions()
@@ -217,12 +217,12 @@ async def test_after_an_outage_the_last_change_has_to_be_the_one_that_was(
             for number, is_another in enumerate((False, True), 1):
                 async with there.database.writing() as connection:
                     await connection.execute(sa.text("ALTER TABLE revision_counter RENAME TO away"))
-                await until(lambda number=number: count(logs, "database_lost") == number)  # type: ignore[misc]
+                await until("it is told", lambda number=number: count(logs, "database_lost") == number)
                 if is_another:
                     await another_history(there, 2)
                 async with there.database.writing() as connection:
                     await connection.execute(sa.text("ALTER TABLE away RENAME TO revision_counter"))
-                await until(lambda number=number: count(logs, "database_back") == number)  # type: ignore[misc]
+                await until("it is told", lambda number=number: count(logs, "database_back") == number)
                 assert here.has_lost_revisions() == is_another
     assert count(logs, "revisions_lost") == 1
 
@@ -243,9 +243,9 @@ async def test_a_lost_database_is_said_once_and_what_was_committed_meanwhile_is_
             for number in (1, 2):
                 await asyncio.gather(*(here.leases.state() for _ in range(5)))  # several pooled connections
                 await asyncio.to_thread(private_postgres.stop)
-                await until(lambda number=number: len(logs) == 2 * number - 1)  # type: ignore[misc]
+                await until("it is told", lambda number=number: len(logs) == 2 * number - 1)
                 await asyncio.to_thread(private_postgres.start)
-                await until(lambda number=number: len(logs) == 2 * number)  # type: ignore[misc]
+                await until("it is told", lambda number=number: len(logs) == 2 * number)
                 async with replica(url, runs=False) as there:
                     await there.mutate()
                 await here.reached(number)

@@ -18,7 +18,7 @@ from authsvc.errors import StoreUnavailableError
 from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
-from authsvc.revocation.lessor import Holders, LeaseReader
+from authsvc.revocation.lessor import Holders, Lessor
 from authsvc.runtime import clock
 from authsvc.runtime.networks import Networks
 from authsvc.storage.database import Database
@@ -26,10 +26,11 @@ from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
-from tests.authsvc.client.fake_key_service import until
 from tests.authsvc.conftest import Service, running
 from tests.authsvc.revocation.watching import Watcher, issue, replica, revoke, wait
+from tests.clocks import RunningClock
 from tests.postgres import PostgresServer, blocked
+from tests.waiting import until
 
 Code = grpc.StatusCode
 LONG = 20.0
@@ -57,17 +58,6 @@ async def holders(service: Service) -> dict[str, pb.Holder]:
 
 def names(found: Any) -> list[str]:
     return sorted(holder.name for holder in found)
-
-
-class Clock:
-    """Another clock, on which more time passes."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self.passed = 0.0
-
-    def __call__(self) -> float:
-        return self._clock() + self.passed
 
 
 async def validity(service: Service, api_key: str) -> "pb.Verdict.ValueType":
@@ -189,16 +179,16 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
     watch = watch_module.Watch(
         store, leases, feed, holders, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0
     )
-    assert watch.answer_by(left_seconds) == pytest.approx(1000.0 + answer_after)
+    assert watch.respond_by(left_seconds) == pytest.approx(1000.0 + answer_after)
 
 
 async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer keeps its time: nothing else shows the API key."""
-    clock, issue_key = Clock(time.monotonic), KeyStore.issue
+    clock, issue_key = RunningClock(time.monotonic), KeyStore.issue
 
     async def slow(*arguments: Any) -> Any:
         issued = await issue_key(*arguments)
-        clock.passed += LONG - 2.0
+        clock.advance(LONG - 2.0)
         return issued
 
     monkeypatch.setattr(KeyStore, "issue", slow)
@@ -226,14 +216,14 @@ async def test_a_service_that_stops_answers_who_waits(service: Service, monkeypa
 
 async def test_keep_alives_without_the_change_extend_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rule 10: what was granted after the first look counts only once the change is applied."""
-    looked, rows = asyncio.Event(), LeaseReader.rows
+    looked, rows = asyncio.Event(), Lessor.rows
 
-    async def noted(self: LeaseReader) -> Any:
+    async def noted(self: Lessor) -> Any:
         found = await rows(self)
         looked.set()
         return found
 
-    monkeypatch.setattr(LeaseReader, "rows", noted)
+    monkeypatch.setattr(Lessor, "rows", noted)
     watcher = Watcher(service)
     await watcher.attach()
     before = (await holders(service))["bridge-1"].lease_expire_time
@@ -462,7 +452,7 @@ async def test_who_comes_while_others_look_at_the_leases_gets_a_look_of_its_own(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is under way may have read from before the commit: a holder that came meanwhile would be missed."""
-    looks, rows, ask = [asyncio.Event(), asyncio.Event()], LeaseStore.rows, LeaseReader.rows
+    looks, rows, ask = [asyncio.Event(), asyncio.Event()], LeaseStore.rows, Lessor.rows
     asked = 0
 
     async def gated(self: LeaseStore) -> Any:
@@ -472,19 +462,19 @@ async def test_who_comes_while_others_look_at_the_leases_gets_a_look_of_its_own(
             await looks[1].wait()
         return found
 
-    async def counted(self: LeaseReader) -> Any:
+    async def counted(self: Lessor) -> Any:
         nonlocal asked
         asked += 1
         return await ask(self)
 
     monkeypatch.setattr(LeaseStore, "rows", gated)
-    monkeypatch.setattr(LeaseReader, "rows", counted)
+    monkeypatch.setattr(Lessor, "rows", counted)
     first = asyncio.create_task(issue(service, "first", wait_seconds=0))
     await looks[0].wait()
     watcher = Watcher(service)
     await watcher.attach()
     second = asyncio.create_task(issue(service, "second", wait_seconds=0))
-    await until(lambda: asked == 2)
+    await until("both have asked", lambda: asked == 2)
     looks[1].set()
     assert (await first).propagation.effective
     assert names((await second).propagation.pending) == ["bridge-1"]
@@ -548,7 +538,7 @@ async def test_a_database_that_hangs_does_not_outlast_the_caller(
     migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Someone has locked the leases: the API key comes all the same, before the caller gives up."""
-    monkeypatch.setattr(watch_module, "_ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(watch_module, "_RESPONSE_SECONDS", 1.0)
     async with replica(tmp_path / "state", migrated_postgres_url) as service:
         database = Database(migrated_postgres_url)
         async with database.writing() as connection:

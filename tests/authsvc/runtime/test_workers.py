@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from authsvc.runtime.control_channel import WorkerSpec
 from authsvc.runtime.environment import Address
 from authsvc.runtime.workers import RESTART_SECONDS_MAX, Parent, StartFailedError, restart_seconds
-from tests.e2e.processes import until
+from tests.waiting import until
 
 # A worker as the parent sees it. It appends what happens to a file, and does what files of its name tell it.
 WORKER = """

@@ -22,9 +22,10 @@ from authsvc.runtime.environment import ConfigurationError
 from authsvc.runtime.postgres import Postgres
 from authsvc.storage.database import Database
 from authsvc.v1 import key_service_pb2 as pb
-from tests.authsvc.conftest import Service, running, until_true
+from tests.authsvc.conftest import Service, running
 from tests.pgbouncer import PgBouncer, spread
 from tests.postgres import PostgresServer
+from tests.waiting import until
 
 Code = grpc.StatusCode
 ROLE = "limited"
@@ -151,7 +152,7 @@ async def test_a_standby_behind_a_pooler_decides_nothing(tmp_path: Path, private
             assert (await service.keys.Validate(request, metadata=service.token())).key_id
             await asyncio.to_thread(private_postgres.stop)
             await asyncio.to_thread(private_postgres.demote)
-            await until_true("the pooler has sessions with it", lambda: has_sessions(pooler.url("postgres")))
+            await until("the pooler has sessions with it", lambda: has_sessions(pooler.url("postgres")))
             for _ in range(3):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await service.keys.Validate(request, metadata=service.token())

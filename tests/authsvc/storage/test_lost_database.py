@@ -28,10 +28,11 @@ from authsvc.storage.sqlite import SqliteFile
 from authsvc.v1 import key_service_pb2 as pb
 from authsvc.v1 import operations_service_pb2 as operations_pb2
 from authsvc.v1 import project_service_pb2 as project_pb2
-from tests.authsvc.conftest import Service, running, until_true
+from tests.authsvc.conftest import Service, running
 from tests.authsvc.revocation.test_watch import BUSY, lose_the_last_change
 from tests.authsvc.revocation.watching import issue, replica, revoke
 from tests.postgres import PostgresServer
+from tests.waiting import until
 
 Code = grpc.StatusCode
 Status = health_pb2.HealthCheckResponse
@@ -213,7 +214,7 @@ async def test_nothing_is_read_from_or_promised_of_what_the_next_start_would_not
             assert [await status(service, name) for name in PROBED] == [Status.NOT_SERVING] * len(PROBED)
             assert await status(service, HEALTH) == Status.SERVING
             assert listing(database.parent.parent / "disk") == left
-    [said] = events(logs, "database_lost", "leases_lost", "index_lost", "call_failed")
+    [said] = events(logs, "database_lost", "leases_lost", "key_cache_lost", "call_failed")
     assert (said["event"], said["error"] in ("StoreLostError", "StoreOverwrittenError")) == ("database_lost", True)
     assert str(database) in said["reason"]
 
@@ -266,11 +267,11 @@ async def test_a_disk_that_fails_is_no_lost_database(
             with monkeypatch.context() as disk:
                 disk.setattr("authsvc.runtime.sqlite_files.os.pread", fail)
                 assert await refused(issue(service, "other")) == (Code.UNAVAILABLE, "the database cannot answer now")
-                await until_true("no key is read either", lambda: is_unavailable(service, api_key))
-                await until_true("it is told", lambda: is_told(logs, "database_lost"))
+                await until("no key is read either", lambda: is_unavailable(service, api_key))
+                await until("it is told", lambda: is_told(logs, "database_lost"))
             await issue(service, "other")
             assert await verdict(service, api_key) == pb.VERDICT_ALLOWED
-            await until_true("it is told", lambda: is_told(logs, "database_back"))
+            await until("it is told", lambda: is_told(logs, "database_back"))
     [said] = events(logs, "database_lost", "call_failed")
     assert (said["error"], said["reason"].startswith(f"{database} cannot be read: ")) == (type(fault).__name__, True)
     assert b'"is_spoilt":false' in (tmp_path / "state" / BOOKMARK).read_bytes()
@@ -299,7 +300,7 @@ async def test_what_is_committed_to_a_file_that_goes_meanwhile_is_not_said_to_be
         await check_refused(revoke(service))
         is_armed = False
         move_back(database)
-        await until_true("it is back", lambda: is_serving(service))
+        await until("it is back", lambda: is_serving(service))
         assert await verdict(service, first) == pb.VERDICT_INVALID_KEY
 
 
@@ -354,7 +355,7 @@ async def test_a_busy_service_does_not_go_on_from_memory(tmp_path: Path, databas
             await verdict(service, api_key)
             return bool(holders.holders)
 
-        await until_true("the index has a lease", is_indexed)
+        await until("the index has a lease", is_indexed)
         unlink(database, database)
         await check_refused(issue(service, "other"))  # whoever looks first, all know
         await check_refused(verdict(service, api_key))
@@ -372,7 +373,7 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
             await issue(service, "another")
             back_up(backup, database)
             copy_wal(database)
-            await until_true("it is told", lambda: is_told(logs, "revisions_lost"))
+            await until("it is told", lambda: is_told(logs, "revisions_lost"))
             assert await verdict(service, first) == pb.VERDICT_ALLOWED
             assert not (await revoke(service, wait_seconds=0)).propagation.effective
             copy_wal(database)
@@ -385,7 +386,7 @@ async def test_a_restore_by_sqlite_itself_is_the_same_database(tmp_path: Path, d
                 revoked = await revoke(service, wait_seconds=0)
                 return bool(epoch) and [it.name for it in revoked.propagation.pending] == [STAND_IN]
 
-            await until_true("there is a new epoch", is_over)
+            await until("there is a new epoch", is_over)
     assert not events(logs, "database_lost")
     [said] = events(logs, "revisions_lost")
     assert (said["after"], said["known"], "renew-epoch" in said["remedy"]) == (1, 3, True)
@@ -441,7 +442,7 @@ async def test_a_backup_that_took_the_files_place_is_whole_at_the_next_start_and
         async def is_noted() -> bool:
             return b'"revision":3' in (tmp_path / "state" / BOOKMARK).read_bytes()
 
-        await until_true("it is noted", is_noted)
+        await until("it is noted", is_noted)
         shift(database, old)
         shift(backup, database)
         await check_refused(revoke(service))
@@ -473,7 +474,7 @@ async def test_a_database_that_was_overwritten_is_not_served_from_before_it_is_p
         async def is_noted() -> bool:
             return b'"is_spoilt":true' in (tmp_path / "state" / BOOKMARK).read_bytes()
 
-        await until_true("it is noted", is_noted)
+        await until("it is noted", is_noted)
     with pytest.raises(ConfigurationError, match=rf"was overwritten while .*{BOOKMARK}"):
         async with serving(tmp_path, database):
             pass
@@ -494,7 +495,7 @@ async def test_a_history_that_went_back_and_on_is_known_for_another_one(tmp_path
         async def is_noted() -> bool:
             return b'"revision":2' in bookmark.read_bytes()
 
-        await until_true("it is noted", is_noted)
+        await until("it is noted", is_noted)
     seen = bookmark.read_bytes()
     shift(backup, database)
     shift(bookmark, tmp_path / "aside")
@@ -519,7 +520,7 @@ async def test_a_change_that_gets_a_number_that_was_given_is_not_said_to_hold(
     async def has_seen_both() -> bool:
         return b'"revision":2' in (service.state_dir / BOOKMARK).read_bytes()
 
-    await until_true("both are seen", has_seen_both)
+    await until("both are seen", has_seen_both)
     with capture_logs() as logs:
         await asyncio.to_thread(lose_the_last_change, service)
         assert not (await issue(service, "another", wait_seconds=0)).propagation.effective
@@ -538,14 +539,14 @@ async def test_a_postgresql_database_that_is_made_anew_is_unavailable_until_it_i
             async with replica(tmp_path / "state", url) as service:
                 api_key = (await issue(service)).api_key
                 postgres_server.sql(f"DROP DATABASE {name} WITH (FORCE)")
-                await until_true("it does not answer", lambda: is_unavailable(service, api_key))
+                await until("it does not answer", lambda: is_unavailable(service, api_key))
                 postgres_server.sql(f"CREATE DATABASE {name}")
                 for _ in range(3):  # connections of the pool that died fail once each
                     assert (await refused(issue(service, "other")))[0] is Code.UNAVAILABLE
                     assert await is_unavailable(service, api_key)
                 assert await status(service, "") == Status.NOT_SERVING
                 await migrate(Config.from_environment({"AUTHSVC_DATABASE_URL": url}))
-                await until_true("it is back", lambda: is_serving(service))
+                await until("it is back", lambda: is_serving(service))
                 assert await verdict(service, api_key) == pb.VERDICT_INVALID_KEY
                 await issue(service)
         assert [it["event"] for it in events(logs, "database_lost", "database_back", "call_failed")] == [

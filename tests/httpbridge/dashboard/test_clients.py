@@ -15,7 +15,7 @@ from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import Client, client_of
 from httpbridge.dashboard.log_page.stream import STREAM_LIMITS, LogStreams
 from httpbridge.dashboard.sessions import IDLE_SECONDS, REFRESH_SECONDS
-from tests.httpbridge.conftest import FakeClock
+from tests.clocks import Clock
 from tests.httpbridge.dashboard.conftest import TOKEN, Answer, Browser, Dashboard, running
 from tests.httpbridge.dashboard.test_sign_in import NOWHERE
 
@@ -188,13 +188,14 @@ async def test_a_form_of_another_site_is_refused_whatever_cookies_and_tokens_com
     ours = dashboard.url
     pairs = [("csrf_token", (await browser.get(NEW)).csrf_token), ("project_id", "demo")]
     for site, origin in (
-        ("cross-site", ""), ("same-site", ""), ("cross-site", ours), ("none", "null"), ("same-origin", "null"),
+        ("cross-site", ""), ("same-site", ""), ("cross-site", ours), ("same-site", ours), ("none", "null"),
         ("", "https://evil.example"), ("", "null"), ("", ours.replace("127.0.0.1", "localhost")), ("", ours + "1"),
-        ("same-origin", ours.replace(":", ":x", 1)), ("", ours + "/"),
+        ("", ours.rpartition(":")[0]), ("", ours + "/"),
     ):  # fmt: skip
         for path in (NEW, "/sign-in", "/sign-in/link", "/sign-out", "/nowhere", "/static/dashboard.css"):
             answer = await browser.post_from(site, path, pairs, origin)
             assert (answer.status, "Nothing was changed" in answer.words) == (403, True)
+            assert "the header Host, port included" in answer.words
             assert "HTTPBRIDGE_TRUSTED_PROXIES" in answer.words
             assert "evil" not in answer.text
     assert (await browser.get(NEW)).status == 200, "and nobody was signed out"
@@ -203,6 +204,20 @@ async def test_a_form_of_another_site_is_refused_whatever_cookies_and_tokens_com
     for site, origin in (("same-origin", ""), ("none", ""), ("", ours), ("", ours.upper()), ("", "")):
         answer = await browser.post_from(site, NEW, pairs, origin)
         assert (answer.status, "There is a project demo already" in answer.words) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("site", "is_ours"), [("same-origin", True), ("same-site", False), ("cross-site", False), ("", False)]
+)
+def test_a_proxy_that_leaves_the_port_out_of_host_costs_no_form_where_the_browser_says_whose_it_is(
+    site: str, is_ours: bool
+) -> None:
+    """As nginx does with `proxy_set_header Host $host`. Without Sec-Fetch-Site, nobody can tell."""
+    headers = {"Host": "logs.example", "Origin": "https://logs.example:8443"} | (
+        {"Sec-Fetch-Site": site} if site else {}
+    )
+    request = make_mocked_request("POST", NEW, headers)
+    assert client_of(request, Networks()).site(request) == ("ours" if is_ours else "another")
 
 
 async def test_behind_a_proxy_the_address_in_the_browser_is_the_one_that_counts(
@@ -230,8 +245,8 @@ async def test_behind_a_proxy_the_address_in_the_browser_is_the_one_that_counts(
 
 async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) -> None:
     """What people do keeps it; a live tail, which a page opens by itself, does not."""
-    clock = FakeClock()
-    async with running(tmp_path, NOWHERE, clock.now) as dashboard:
+    clock = Clock()
+    async with running(tmp_path, NOWHERE, clock.wall) as dashboard:
         browser = await dashboard.browser()
         began = browser.session
         assert (await browser.get(NEW)).headers.getall("Set-Cookie", []) == []
@@ -258,8 +273,8 @@ async def test_a_session_that_is_not_used_for_an_hour_is_over(tmp_path: Path) ->
 
 
 async def test_signing_out_is_not_undone_by_the_cookie_of_the_same_answer(tmp_path: Path) -> None:
-    clock = FakeClock()
-    async with running(tmp_path, NOWHERE, clock.now) as dashboard:
+    clock = Clock()
+    async with running(tmp_path, NOWHERE, clock.wall) as dashboard:
         browser = await dashboard.browser()
         csrf_token = (await browser.get(NEW)).csrf_token
         clock.advance(REFRESH_SECONDS)

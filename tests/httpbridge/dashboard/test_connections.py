@@ -1,6 +1,7 @@
 """Whatever strangers hold open, and however slowly they speak, there is a place for whoever comes next."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -14,8 +15,9 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from authsvc.runtime.clock import now
+from authsvc.runtime.networks import Networks
 from httpbridge.dashboard.clients import CLIENT
-from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits
+from httpbridge.dashboard.connections import CONNECTION_LIMITS, ConnectionLimits, Connections
 from httpbridge.dashboard.pages import Pages
 from tests.httpbridge.dashboard.conftest import TOKEN, Browser, Dashboard, running
 from tests.httpbridge.dashboard.test_sign_in import NOWHERE
@@ -41,7 +43,7 @@ class Stranger:
         """Wait until the dashboard has closed it; return what it still sent."""
         received = b""
         with suppress(ConnectionError):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while data := await self.reader.read(65536):
                     received += data
         return received
@@ -308,3 +310,34 @@ async def test_a_form_of_too_many_fields_or_a_compressed_one_is_not_taken_apart(
     compressed = await stranger.post_raw("/sign-in", fields, **content_type, **{"Content-Encoding": "identity"})
     assert (compressed.status, "not what a form here sends" in compressed.words) == (400, True)
     assert (await stranger.post_raw("/sign-in", fields + b"&x" * 900, **content_type)).status == 303
+
+
+async def test_a_shutdown_waits_for_what_it_broke_off_to_give_back_what_it_has() -> None:
+    """Else the log store would be closed under a request that still has one of its connections."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def respond(_request: web.Request) -> web.StreamResponse:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+            return web.Response()
+        finally:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            ended.set()
+
+    application = web.Application()
+    application.router.add_get("/", respond)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    server = runner.server
+    assert server is not None
+    connections = Connections(server, Networks(), CONNECTION_LIMITS)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        await asyncio.get_running_loop().connect_accepted_socket(connections, ours)
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await begun.wait()
+        await connections.shutdown(0.01)
+        assert ended.is_set()
+    await runner.cleanup()

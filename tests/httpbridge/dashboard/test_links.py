@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from httpbridge.config import Config
 from httpbridge.dashboard.app import open_sessions
 from httpbridge.dashboard.sessions import LINK_SECONDS
-from tests.httpbridge.conftest import FakeClock
+from tests.clocks import Clock
 from tests.httpbridge.dashboard.conftest import TOKEN, Dashboard, running
 from tests.httpbridge.dashboard.test_sign_in import NOWHERE
 
@@ -34,8 +34,8 @@ def test_a_link_is_for_a_name_that_can_be_seen(tmp_path: Path, name: str) -> Non
 
 
 def test_a_link_ends_in_time_and_is_used_once_until_then(tmp_path: Path) -> None:
-    clock = FakeClock()
-    sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)}), clock.now)
+    clock = Clock()
+    sessions = open_sessions(Config.from_environment({"HTTPBRIDGE_STATE_DIR": str(tmp_path)}), clock.wall)
     text, unused = sessions.link("Ann"), sessions.link("Ann")
     read = sessions.read_link(text)
     assert read is not None

@@ -23,7 +23,7 @@ from httpbridge.logs import Level, LogBatch, LogEntry
 from tests.authsvc.api.test_limits import hold
 from tests.authsvc.conftest import Service
 from tests.authsvc.conftest import running as running_key_service
-from tests.httpbridge.conftest import FakeClock
+from tests.clocks import Clock
 from tests.httpbridge.dashboard.conftest import Browser, Dashboard, running
 
 NOWHERE = Address("127.0.0.1", 1)
@@ -48,7 +48,7 @@ async def verdict(service: Service, api_key: str, origin: str | None = None) -> 
 
 async def store_logs(state_dir: Path, *messages: str) -> None:
     """Store logs of the project demo, as a bridge does."""
-    sink = await open_sql_sink(f"sqlite:///{state_dir / 'logs.db'}", monotonic=FakeClock().monotonic)
+    sink = await open_sql_sink(f"sqlite:///{state_dir / 'logs.db'}", monotonic=Clock())
     entries = [LogEntry(Level.INFO, message) for message in messages]
     await sink.write(LogBatch("demo", "key", datetime.now(UTC), "shop", "production", None, entries))
     await sink.close()

@@ -16,8 +16,8 @@ from httpbridge.errors import (
 )
 from httpbridge.http import bodies
 from httpbridge.http.bodies import Budget, Reservation
-from httpbridge.ingest.rate_limit import RateLimit
-from tests.httpbridge.conftest import FakeClock
+from httpbridge.ingest.handler import RateLimit
+from tests.clocks import Clock
 
 LIMIT_BYTES = 256 * 1024
 STEP_BYTES = 64 * 1024
@@ -115,7 +115,7 @@ async def test_what_is_inflated_is_taken_from_the_budget_and_given_back() -> Non
 
 
 async def test_what_is_inflated_counts_against_the_keys_minute_also_of_what_is_refused() -> None:
-    limit = RateLimit(10, 2 * LIMIT_BYTES, FakeClock().now)
+    limit = RateLimit(10, 2 * LIMIT_BYTES, Clock().wall)
     limit.take("key")  # the minute begins
     budget = Budget(2**30, 2**30)
 
@@ -137,7 +137,7 @@ async def test_what_is_inflated_counts_against_the_keys_minute_also_of_what_is_r
 async def test_a_body_that_has_begun_is_inflated_to_its_end_whatever_other_bodies_use_up() -> None:
     """And those that wait until then are refused: however many there are, no more of them are inflated."""
     body = bytes(4 * LIMIT_BYTES)
-    limit = RateLimit(10, len(body), FakeClock().now)
+    limit = RateLimit(10, len(body), Clock().wall)
     budget = Budget(2**30, 2**30)
     encoded = gzip.compress(body)
 

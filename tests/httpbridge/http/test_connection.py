@@ -9,12 +9,10 @@ import ssl
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
 from typing import cast
 
 import pytest
 import structlog
-import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -655,7 +653,7 @@ async def test_a_client_that_takes_no_answers_is_cut_off_once_its_connection_is_
                 await loop.sock_sendall(client, request("GET", "/nowhere", "Connection: close", key=None))
             elif end == "half closed":
                 client.shutdown(socket.SHUT_WR)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not bridge.server._connections:
                     await asyncio.sleep(0)
                 while bridge.server._connections:
@@ -679,17 +677,6 @@ async def test_a_connection_that_ended_is_let_go_of_without_the_garbage_collecto
         assert [held for held in gc.get_objects() if isinstance(held, Connection)] == []
     finally:
         gc.enable()
-
-
-@pytest.fixture
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the server's side and the client's."""
-    authority = trustme.CA()
-    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    client_side = ssl.create_default_context()
-    authority.configure_trust(client_side)
-    return server_side, client_side
 
 
 async def test_requests_are_taken_over_tls(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
@@ -756,6 +743,6 @@ def test_any_bytes_on_a_connection_are_answered_or_waited_for_and_raise_nothing(
 
 
 async def test_an_answers_date_is_that_of_the_clock(bridge: Bridge) -> None:
-    bridge.clock.time += timedelta(days=1)
+    bridge.clock.advance(24 * 3600)
     answer = await bridge.exchange(request("GET", "/health", key=None))
     assert answer.headers["date"] == "Sat, 03 Jan 2026 03:04:05 GMT"

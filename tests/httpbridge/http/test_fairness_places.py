@@ -8,11 +8,12 @@ from contextlib import suppress
 
 import pytest
 import structlog
-import trustme
 
 from authsvc.runtime.networks import Networks
 from httpbridge.http.server import HEALTH_CONNECTIONS_MAX
-from tests.httpbridge.conftest import BODY, OTHER_KEY, Bridge, Client, LoopClock, request, running_bridge
+from tests.clocks import RunningClock
+from tests.http_exchange import Connection
+from tests.httpbridge.conftest import BODY, OTHER_KEY, Bridge, request, running_bridge
 
 EventDict = structlog.typing.EventDict
 
@@ -31,19 +32,19 @@ def warnings(events: list[EventDict]) -> list[tuple[str, str, int]]:
     return [(event["event"], event["address"], event["of_address"]) for event in events if "address" in event]
 
 
-async def is_open(bridge: Bridge, client: Client) -> bool:
+async def is_open(bridge: Bridge, client: Connection) -> bool:
     """Return whether the server keeps a connection, once it has done what it had to do."""
     for _ in range(3):
         await bridge.exchange(HEALTH)
     return not client.is_at_eof()
 
 
-async def still_open(bridge: Bridge, clients: list[Client]) -> list[bool]:
+async def still_open(bridge: Bridge, clients: list[Connection]) -> list[bool]:
     await bridge.exchange(HEALTH)
     return [await is_open(bridge, client) for client in clients]
 
 
-async def served(client: Client, data: bytes = HEALTH) -> int:
+async def served(client: Connection, data: bytes = HEALTH) -> int:
     client.send(data)
     return (await client.answer()).status
 
@@ -65,9 +66,9 @@ async def test_an_address_that_takes_every_place_loses_its_own_and_nobody_else_n
     assert warnings(events) == [("connections_evicted", STRANGER, 29)]
 
 
-async def test_the_longest_idle_makes_room_whatever_it_did_before_and_whoever_it_is(loop_clock: LoopClock) -> None:
+async def test_the_longest_idle_makes_room_whatever_it_did_before_and_whoever_it_is(loop_clock: RunningClock) -> None:
     async with running_bridge(connections_max=8, keepalive_seconds=10_000) as bridge:
-        clients: list[Client] = []
+        clients: list[Connection] = []
 
         async def connect(count: int) -> None:
             for _ in range(count):
@@ -131,7 +132,7 @@ async def test_who_is_idle_makes_room_although_others_who_are_not_came_before() 
         assert [(await client.answer()).status for client in busy] == [200] * 3
 
 
-async def test_places_for_health_checks_cannot_be_held(loop_clock: LoopClock) -> None:
+async def test_places_for_health_checks_cannot_be_held(loop_clock: RunningClock) -> None:
     """Whoever takes one has little time, and makes room for the next before that."""
     async with running_bridge(connections_max=1) as bridge:
         bridge.sink.gate.clear()
@@ -159,7 +160,7 @@ async def test_a_trusted_proxy_is_bounded_by_the_places_alone() -> None:
 
 
 @pytest.mark.parametrize("sent_bytes", [1000, 100_000], ids=["slow", "fast"])
-async def test_a_body_that_hardly_comes_is_as_good_as_idle(loop_clock: LoopClock, sent_bytes: int) -> None:
+async def test_a_body_that_hardly_comes_is_as_good_as_idle(loop_clock: RunningClock, sent_bytes: int) -> None:
     """It is told so, and sent again; one of which 8 KiB come in 5 s keeps its place."""
     async with running_bridge(connections_max=1, body_timeout_seconds=1000, keepalive_seconds=1000) as bridge:
         client = await bridge.connect()
@@ -180,7 +181,7 @@ async def test_a_body_that_hardly_comes_is_as_good_as_idle(loop_clock: LoopClock
             assert (await client.answer()).status == 200
 
 
-async def test_a_client_that_takes_no_answers_makes_room(loop_clock: LoopClock) -> None:
+async def test_a_client_that_takes_no_answers_makes_room(loop_clock: RunningClock) -> None:
     async with running_bridge(connections_max=1, keepalive_seconds=1000) as bridge:
         bridge.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # of those that it accepts
         loop = asyncio.get_running_loop()
@@ -200,17 +201,6 @@ async def test_a_client_that_takes_no_answers_makes_room(loop_clock: LoopClock) 
             assert (await bridge.exchange(request(body=BODY))).status == 200
             with suppress(ConnectionError):
                 await sending
-
-
-@pytest.fixture
-def tls() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return the server's side and the client's."""
-    authority = trustme.CA()
-    server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    client_side = ssl.create_default_context()
-    authority.configure_trust(client_side)
-    return server_side, client_side
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00"], ids=["nothing", "part of a hello"])
@@ -254,7 +244,7 @@ async def test_when_the_places_are_as_busy_as_they_can_be_a_connection_too_many_
             await gate.wait()
             return bridge.readiness
 
-        bridge.server._readiness = readiness  # type: ignore[assignment]
+        bridge.server.router._readiness = readiness  # type: ignore[assignment]
         busy = await bridge.connect()
         busy.send(request(body=BODY))
         await bridge.sink.writing.wait()

@@ -4,12 +4,14 @@ import pytest
 
 from authsvc.runtime.environment import ConfigurationError
 from httpbridge.config import Config
-from tests.httpbridge.conftest import BODY, Bridge, Client, LoopClock, request, running_bridge
+from tests.clocks import RunningClock
+from tests.http_exchange import Connection
+from tests.httpbridge.conftest import BODY, Bridge, request, running_bridge
 
 HEALTH = request("GET", "/health", key=None)
 
 
-async def is_open(bridge: Bridge, client: Client) -> bool:
+async def is_open(bridge: Bridge, client: Connection) -> bool:
     """Return whether the server has kept a connection, now that time has gone on."""
     for _ in range(3):
         await bridge.exchange(HEALTH)
@@ -19,7 +21,7 @@ async def is_open(bridge: Bridge, client: Client) -> bool:
 @pytest.mark.parametrize("is_used", [True, False], ids=["used", "fresh"])
 @pytest.mark.parametrize("seconds", [5, 75, 620])
 async def test_an_idle_connection_is_kept_as_long_as_is_configured(
-    loop_clock: LoopClock, seconds: float, is_used: bool
+    loop_clock: RunningClock, seconds: float, is_used: bool
 ) -> None:
     async with running_bridge(keepalive_seconds=seconds) as bridge:
         client = await bridge.connect()
@@ -37,7 +39,7 @@ async def test_an_idle_connection_is_kept_as_long_as_is_configured(
 @pytest.mark.parametrize("is_used", [True, False], ids=["used", "fresh"])
 @pytest.mark.parametrize(("keepalive_seconds", "head_seconds"), [(5, 5), (620, 75)])
 async def test_a_head_that_has_begun_has_to_be_whole_in_75_seconds_whatever_is_configured(
-    loop_clock: LoopClock, keepalive_seconds: float, head_seconds: float, is_used: bool
+    loop_clock: RunningClock, keepalive_seconds: float, head_seconds: float, is_used: bool
 ) -> None:
     async with running_bridge(keepalive_seconds=keepalive_seconds) as bridge:
         client = await bridge.connect()
@@ -59,7 +61,7 @@ async def test_a_head_that_has_begun_has_to_be_whole_in_75_seconds_whatever_is_c
         assert not await is_open(bridge, client)
 
 
-async def test_a_head_that_begins_while_another_request_is_answered_has_no_longer(loop_clock: LoopClock) -> None:
+async def test_a_head_that_begins_while_another_request_is_answered_has_no_longer(loop_clock: RunningClock) -> None:
     async with running_bridge(keepalive_seconds=620) as bridge:
         bridge.sink.gate.clear()
         client = await bridge.connect()

@@ -5,7 +5,9 @@ import gzip
 
 import pytest
 
-from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, Bridge, Client, LoopClock, request, running_bridge
+from tests.clocks import RunningClock
+from tests.http_exchange import Connection
+from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, Bridge, request, running_bridge
 
 LIMIT_BYTES = 1024 * 1024
 HEALTH = request("GET", "/health", key=None)
@@ -32,24 +34,27 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("status", REFUSED)
-async def test_a_slow_client_goes_on_sending_a_refused_body_and_reads_why(loop_clock: LoopClock, status: int) -> None:
+async def test_a_slow_client_goes_on_sending_a_refused_body_and_reads_why(
+    loop_clock: RunningClock, status: int
+) -> None:
     """9 KiB in 4 s, for almost two minutes; before, the connection broke after two seconds."""
     async with running_bridge(body_bytes_max=LIMIT_BYTES, rate_limit=1) as bridge:
         if status == 429:
             await bridge.exchange(request(body=BODY))
         client = await bridge.connect()
         client.send(REFUSED[status])
-        for _ in range(28):  # 112 s
-            client.send(bytes(9 * 1024))
-            await was_read(bridge)
-            loop_clock.advance(4)
-            await was_read(bridge)
-        assert not client.is_at_eof()
+        with loop_clock.stopped():
+            for _ in range(28):  # 112 s
+                client.send(bytes(9 * 1024))
+                await was_read(bridge)
+                loop_clock.advance(4)
+                await was_read(bridge)
+            assert not client.is_at_eof()
         assert (await client.answer()).status == status
 
 
 async def test_the_connection_goes_on_after_a_refused_body_however_slowly_it_came(
-    bridge: Bridge, loop_clock: LoopClock
+    bridge: Bridge, loop_clock: RunningClock
 ) -> None:
     client = await bridge.connect()
     body = gzip.compress(bytes(10_000_000))
@@ -65,7 +70,7 @@ async def test_the_connection_goes_on_after_a_refused_body_however_slowly_it_cam
 
 
 async def test_a_body_that_was_not_asked_for_is_not_waited_for_any_longer(
-    bridge: Bridge, loop_clock: LoopClock
+    bridge: Bridge, loop_clock: RunningClock
 ) -> None:
     client = await bridge.connect()
     client.send(upload("Expect: 100-continue", length=1_000_000, key=None))
@@ -77,35 +82,36 @@ async def test_a_body_that_was_not_asked_for_is_not_waited_for_any_longer(
 
 @pytest.mark.parametrize(("sent_bytes", "is_open"), [(8 * 1024, True), (8 * 1024 - 1, False), (0, False)])
 async def test_8_kib_in_5_seconds_are_waited_for_and_less_is_not(
-    bridge: Bridge, loop_clock: LoopClock, sent_bytes: int, is_open: bool
+    bridge: Bridge, loop_clock: RunningClock, sent_bytes: int, is_open: bool
 ) -> None:
     client = await bridge.connect()
     client.send(upload(length=1_000_000, key=None))
     assert (await client.answer()).status == 401
-    await was_read(bridge)
-    loop_clock.advance(4)
-    client.send(bytes(sent_bytes))
-    await was_read(bridge)
-    loop_clock.advance(2)
-    await was_read(bridge)
-    assert client.is_at_eof() is not is_open
+    with loop_clock.stopped():
+        await was_read(bridge)
+        loop_clock.advance(4)
+        client.send(bytes(sent_bytes))
+        await was_read(bridge)
+        loop_clock.advance(2)
+        await was_read(bridge)
+        assert client.is_at_eof() is not is_open
 
 
-async def test_no_longer_than_two_minutes_however_much_comes(bridge: Bridge, loop_clock: LoopClock) -> None:
+async def test_no_longer_than_two_minutes_however_much_comes(bridge: Bridge, loop_clock: RunningClock) -> None:
     client = await bridge.connect()
     client.send(upload(length=5_000_000, key=None))
     assert (await client.answer()).status == 401
-    loop_clock.stop()
-    for seconds in (*[4] * 29, 3.5):
+    with loop_clock.stopped():
+        for seconds in (*[4] * 29, 3.5):
+            client.send(bytes(10_000))
+            await was_read(bridge)
+            assert not client.is_at_eof()
+            loop_clock.advance(seconds)
         client.send(bytes(10_000))
         await was_read(bridge)
-        assert not client.is_at_eof()
-        loop_clock.advance(seconds)
-    client.send(bytes(10_000))
-    await was_read(bridge)
-    loop_clock.advance(0.8)
-    await was_read(bridge)
-    assert client.is_at_eof()
+        loop_clock.advance(0.8)
+        await was_read(bridge)
+        assert client.is_at_eof()
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["declared", "chunked"])
@@ -126,7 +132,7 @@ async def test_no_more_than_the_largest_body_is_discarded(is_chunked: bool) -> N
         assert LIMIT_BYTES < sent_bytes < 2 * LIMIT_BYTES
 
 
-async def test_a_chunked_body_that_turns_out_too_large_is_read_on_for_its_413(loop_clock: LoopClock) -> None:
+async def test_a_chunked_body_that_turns_out_too_large_is_read_on_for_its_413(loop_clock: RunningClock) -> None:
     async with running_bridge(body_bytes_max=LIMIT_BYTES, body_timeout_seconds=1000) as bridge:
         client = await bridge.connect()
         client.send(request("POST", "/ingest/logs", "Transfer-Encoding: chunked"))
@@ -138,7 +144,7 @@ async def test_a_chunked_body_that_turns_out_too_large_is_read_on_for_its_413(lo
         assert [(await client.answer()).status for _ in range(2)] == [413, 200]
 
 
-async def lingering(bridge: Bridge, source: str) -> Client:
+async def lingering(bridge: Bridge, source: str) -> Connection:
     client = await bridge.connect(source=source)
     client.send(upload(length=1_000_000, key=None) + b" ")
     assert (await client.answer()).status == 401
@@ -147,7 +153,7 @@ async def lingering(bridge: Bridge, source: str) -> Client:
 
 
 async def test_a_tenth_of_the_places_is_for_that_and_of_them_no_address_takes_the_last_quarter(
-    loop_clock: LoopClock,
+    loop_clock: RunningClock,
 ) -> None:
     async with running_bridge(connections_max=200) as bridge:
         one = [await lingering(bridge, "127.0.0.2") for _ in range(20)]

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import trustme
 
 from authsvc.runtime.networks import Networks
 from tests.httpbridge.conftest import BODY, Bridge, request, running_bridge
@@ -48,13 +47,10 @@ def client_hello(context: ssl.SSLContext) -> bytes:
 
 @pytest.mark.parametrize(("proxies", "at_once"), [(Networks(), 2), (Networks.parse("127.0.0.0/8"), 4)])
 async def test_tls_handshakes_of_one_address_wait_for_each_other_and_not_those_of_others_for_them(
-    monkeypatch: pytest.MonkeyPatch, proxies: Networks, at_once: int
+    monkeypatch: pytest.MonkeyPatch, tls: tuple[ssl.SSLContext, ssl.SSLContext], proxies: Networks, at_once: int
 ) -> None:
     """Each costs as much as many requests; without turns, all that were read at once were done at once."""
-    authority = trustme.CA()
-    server_side, client_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(server_side)
-    authority.configure_trust(client_side)
+    server_side, client_side = tls
     loop = asyncio.get_running_loop()
     connect, turn = loop.connect_accepted_socket, 0
     begun: list[tuple[int, str]] = []

@@ -5,7 +5,8 @@ import zlib
 
 import pytest
 
-from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, SECOND_KEY, Answer, request, running_bridge
+from tests.http_exchange import Answer
+from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, SECOND_KEY, request, running_bridge
 
 ORIGIN = "https://shop.example"
 GZIP = "Content-Encoding: gzip"

@@ -11,6 +11,7 @@ from httpbridge.errors import StoreUnavailableError
 from httpbridge.ingest import origin_counts
 from httpbridge.ingest.origin_counts import ENTRIES_MAX, NOT_AN_ORIGIN, ORIGINS_MAX, OTHER, OriginCounts
 from httpbridge.log_store.origin_store import OriginCount
+from tests.clocks import Clock
 from tests.httpbridge.conftest import BLOCKED_ORIGIN, BODY, OTHER_KEY, PROJECT_ID, Bridge, request
 
 HOUR = datetime(2026, 11, 23, 20, tzinfo=UTC)
@@ -48,18 +49,14 @@ class MemoryStore:
         return {origin: counts for (_, _, origin), counts in self.counts.items()}
 
 
-class Clock:
-    """Stands still, a minute before the hour ends, until it is set."""
-
-    def __init__(self) -> None:
-        self.time = HOUR + timedelta(minutes=59)
-
-    def __call__(self) -> datetime:
-        return self.time
+def clock_before_the_hour_ends() -> Clock:
+    clock = Clock()
+    clock.set(HOUR + timedelta(minutes=59))
+    return clock
 
 
 def counting(store: MemoryStore, clock: Clock | None = None) -> OriginCounts:
-    return OriginCounts(store, now=clock or Clock(), flush_seconds=0.001)
+    return OriginCounts(store, now=(clock or clock_before_the_hour_ends()).wall, flush_seconds=0.001)
 
 
 async def test_the_bridge_counts_whoever_has_a_valid_key_and_an_origin(bridge: Bridge) -> None:
@@ -86,14 +83,14 @@ async def test_the_bridge_counts_whoever_has_a_valid_key_and_an_origin(bridge: B
 
 
 async def test_counts_add_up_within_an_hour_and_begin_anew_with_the_next() -> None:
-    store, clock = MemoryStore(), Clock()
+    store, clock = MemoryStore(), clock_before_the_hour_ends()
     counts = counting(store, clock)
     for origin, is_allowed in [("https://a.example", True)] * 3 + [("https://a.example", False), ("null", False)]:
         counts.count("demo", origin, is_allowed)
     await counts.flush()
     await counts.flush()  # nothing twice
     counts.count("demo", "https://a.example", True)
-    clock.time += timedelta(minutes=2)
+    clock.advance(120)
     await counts.flush()
     counts.count("demo", "https://a.example", True)
     counts.count("other", "https://a.example", True)
@@ -144,7 +141,7 @@ async def test_only_what_looks_like_an_origin_is_kept(origin: str, kept: str) ->
 
 async def test_a_flood_of_origins_is_bounded_and_loses_no_request() -> None:
     """The first ones keep their names for the hour, over flushes; the rest is one entry; other projects have theirs."""
-    store, clock = MemoryStore(), Clock()
+    store, clock = MemoryStore(), clock_before_the_hour_ends()
     counts = counting(store, clock)
     for start in (0, 5000):
         for number in range(start, start + 5000):
@@ -161,7 +158,7 @@ async def test_a_flood_of_origins_is_bounded_and_loses_no_request() -> None:
     assert demo["https://0.example"] == 3
     assert sum(demo.values()) == ORIGINS_MAX + 2
     assert store.counts["other", HOUR, "https://9999.example"] == (0, 1)
-    clock.time += timedelta(hours=1)
+    clock.advance(3600)
     await counts.flush()
     counts.count("demo", "https://9999.example", False)
     await counts.flush()
@@ -180,14 +177,14 @@ async def test_many_projects_are_bounded_too() -> None:
 
 async def test_a_store_that_fails_is_told_later_what_it_missed() -> None:
     """It is one line in the log, and what was not stored is stored with its hour."""
-    store, clock = MemoryStore(), Clock()
+    store, clock = MemoryStore(), clock_before_the_hour_ends()
     counts = counting(store, clock)
     store.refuses = True
     with structlog.testing.capture_logs() as lines:
         for _ in range(3):
             counts.count("demo", "https://a.example", True)
             await counts.flush()
-        clock.time += timedelta(hours=1)
+        clock.advance(3600)
         counts.count("demo", "https://a.example", False)
         await counts.flush()
     assert [line["event"] for line in lines] == ["origin_counts_not_stored"]
@@ -200,11 +197,11 @@ async def test_a_store_that_fails_is_told_later_what_it_missed() -> None:
 
 
 async def test_a_store_that_fails_for_days_takes_no_more_memory() -> None:
-    store, clock = MemoryStore(), Clock()
+    store, clock = MemoryStore(), clock_before_the_hour_ends()
     counts = counting(store, clock)
     store.refuses = True
     for hour in range(5):
-        clock.time = HOUR + timedelta(hours=hour)
+        clock.set(HOUR + timedelta(hours=hour))
         await counts.flush()
         for number in range(ENTRIES_MAX // 2):
             counts.count(f"project-{number}", "https://a.example", True)

@@ -455,7 +455,7 @@ async def test_the_dashboard_asks_four_things_of_the_store_at_a_time(
             yield connection
 
     monkeypatch.setattr(ReadStore, "connection", held)
-    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         pages = [group.create_task(browser.get(PAGE)) for _ in range(8)]
         while asking < len(pages) or lent < 4:
             await browser.get("/sign-in")

@@ -162,6 +162,24 @@ async def test_entries_arrive_once_and_a_new_stream_goes_on_where_the_last_one_e
         assert await again.messages() == ["c"]
 
 
+async def test_an_event_is_bounded_to_its_newest_entries_and_says_that_there_are_more(
+    sqlite_url: str, sink: SqlSink
+) -> None:
+    """One entry is shown, however long it is; the next event goes on after all of them."""
+    async with streams_on(sqlite_url, event_characters_max=10_000) as streams:
+        events = await streams.open()
+        await events.next()
+        await sink.write(batch("a", "b" * 4000, "c" * 4000))
+        event = await events.next()
+        assert [line[0] for line in headlines(event)] == ["c"]
+        assert (json.loads(event["data"])["is_gap"], event["id"]) == (True, "3")
+        await sink.write(batch("d"))
+        event = await events.next()
+        assert (headlines(event), json.loads(event["data"])["is_gap"]) == (["d"], False)
+    async with streams_on(sqlite_url, event_characters_max=1) as streams:
+        assert await (await streams.open()).messages() == ["d"]
+
+
 async def test_a_quiet_stream_gives_signs_of_life_that_move_its_id(sqlite_url: str, sink: SqlSink) -> None:
     async with streams_on(sqlite_url) as streams:
         events = await streams.open()
@@ -246,7 +264,7 @@ async def test_readers_who_take_nothing_are_displaced_at_once(sqlite_url: str, s
             while not streams.transport.get_write_buffer_size():
                 await sink.write(batch(entries=LARGE))
             if number >= 2:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await streams.ended.acquire()
             assert streams.served.open == min(number + 1, 2)
         assert (await streams.open(session_id="Bob")).response.status == 200

@@ -6,8 +6,7 @@ from collections.abc import Generator
 
 import pytest
 
-from httpbridge.http.fairness import Turns
-from httpbridge.ingest.body_turns import TURNS_BETWEEN, BodyTurn
+from httpbridge.http.fairness import TURNS_BETWEEN, BodyTurn, Turns
 from tests.httpbridge.conftest import NOBODY
 
 

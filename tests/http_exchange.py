@@ -7,12 +7,13 @@ answer or in the middle of it.
 import asyncio
 import json
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 BODY = b'{"logs": [{"level": "info", "message": "hello"}]}'
-_ANSWER_SECONDS_MAX = 20.0
+_ANSWER_SECONDS_MAX = 60.0
 
 
 class NoAnswerError(Exception):
@@ -24,6 +25,8 @@ class Answer:
     """One answer."""
 
     status: int
+    head: bytes
+    """Status line and headers."""
     headers: dict[str, str]
     """By lower-case name."""
     body: bytes
@@ -43,11 +46,11 @@ class Connection:
         self._port = int(port)
         self._tls = tls
         self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
+        self.writer: asyncio.StreamWriter
 
     async def __aenter__(self) -> Self:
         local = None if self._source is None else (self._source, 0)
-        self._reader, self._writer = await asyncio.open_connection(
+        self._reader, self.writer = await asyncio.open_connection(
             self._host, self._port, ssl=self._tls, local_addr=local
         )
         return self
@@ -55,15 +58,15 @@ class Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.transport.abort()
+        self.writer.transport.abort()
 
     def send(self, data: bytes) -> None:
         """Send bytes."""
-        self._writer.write(data)
+        self.writer.write(data)
 
     def finish(self) -> None:
         """Say that nothing more will be sent."""
-        self._writer.write_eof()
+        self.writer.write_eof()
 
     async def answer(self, *, has_body: bool = True) -> Answer:
         """Read one answer, interim ones (100) included.
@@ -79,7 +82,21 @@ class Connection:
             status, *lines = head.decode().splitlines()
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines if line)}
             length = int(headers.get("content-length", "0")) if has_body else 0
-            return Answer(int(status.split()[1]), headers, await self._reader.readexactly(length))
+            return Answer(int(status.split()[1]), head, headers, await self._reader.readexactly(length))
+
+    def is_at_eof(self) -> bool:
+        """Return whether the server has closed the connection, as far as is known here."""
+        return self._reader.at_eof() or self._reader.exception() is not None
+
+    async def rest(self) -> bytes:
+        """Wait until the server has closed the connection, and return what it still sent."""
+        return await self._reader.read()
+
+    async def close(self) -> None:
+        """Close it, once all is sent."""
+        self.writer.close()
+        with suppress(ConnectionError):  # the server may have been faster
+            await self.writer.wait_closed()
 
     async def is_closed_by_server(self) -> bool:
         """Read on, and say whether the server ends the connection without another byte."""
