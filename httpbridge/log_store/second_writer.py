@@ -17,10 +17,13 @@ from authsvc.runtime.sql import sqlite_engine, sqlite_uri
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.database import COMMIT_SECONDS_MAX, EXPECTED_ERRORS, postgres_engine, translated
-from httpbridge.log_store.sqlite_writes import BUSY_SECONDS_MAX, reclaim, scrub
+from httpbridge.log_store.sqlite_writes import reclaim, scrub
 
 _CHECKPOINT_PAGES = 8192
 """Of WAL, as for counts of origins: the bridge copies it sooner where one runs."""
+
+_BUSY_SECONDS_MAX = 10.0
+"""How long a transaction waits for those of a bridge, longer than they for each other: nobody waits for this one."""
 
 T = TypeVar("T")
 
@@ -41,7 +44,7 @@ class SecondWriter:
                 "secure_delete=ON",
                 f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
                 begin="IMMEDIATE",
-                busy_seconds=BUSY_SECONDS_MAX,
+                busy_seconds=_BUSY_SECONDS_MAX,
                 poolclass=sa.NullPool,
             )
         else:

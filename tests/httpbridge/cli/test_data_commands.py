@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 from authsvc.runtime.commands import Commands
 from authsvc.runtime.database_url import sqlite_url
 from httpbridge.cli.data_commands import DATA_COMMANDS
+from httpbridge.cli.data_view import receipt_text
+from httpbridge.log_store.erasure import Receipt
 from tests.contract.test_log_sink import batch, sink_on
 from tests.e2e.stored_logs import messages
 
@@ -64,6 +67,25 @@ def test_with_yes_it_erases_and_prints_a_receipt(run: Run, tmp_path: Path) -> No
     assert erased(tmp_path) == [("shop", "cli:ann", "service api; environment production", 2)]
 
 
+@pytest.mark.parametrize(
+    ("is_sqlite", "is_scrubbed", "words"),
+    [
+        (True, True, "nothing of it is left"),
+        (True, False, "the WAL still has some of it, as somebody reads the store: erase again when nobody does"),
+        (False, True, "PostgreSQL overwrites it in its files and its WAL in its own time"),
+    ],
+)
+def test_a_receipt_says_what_is_left(is_sqlite: bool, is_scrubbed: bool, words: str) -> None:
+    at = datetime(2026, 11, 29, 20, 15, tzinfo=UTC)
+    receipt = Receipt("shop", "with the text '\x1b[31m'", 1234, "cli:ann\x07", at, is_scrubbed)
+    first, second = receipt_text(receipt, is_sqlite=is_sqlite).splitlines()
+    assert first == (
+        "erased 1,234 entries of project shop: with the text '\N{REPLACEMENT CHARACTER}[31m';"
+        " by cli:ann\N{REPLACEMENT CHARACTER} at 2026-11-29T20:15:00.000000Z"
+    )
+    assert words in second
+
+
 def test_without_a_terminal_it_does_not_ask(run: Run, tmp_path: Path) -> None:
     done = run("erase", "shop", stdin="shop\n")
     assert (done.exit_code, done.stdout) == (2, "")
@@ -107,7 +129,8 @@ def test_nothing_is_made_where_there_is_no_store(run: Run, tmp_path: Path) -> No
     assert not (tmp_path / "none").exists()
 
 
-def test_a_locked_store_is_unavailable(run: Run, tmp_path: Path) -> None:
+def test_a_locked_store_is_unavailable(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("httpbridge.log_store.second_writer._BUSY_SECONDS_MAX", 0.1)
     with closing(sqlite3.connect(tmp_path / "logs.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         for arguments in (["erase", "shop", "--yes"], ["retention", "shop", "--days", "1"]):
