@@ -17,6 +17,8 @@ DASHBOARD_TOKEN_FILE = "dashboard-token"  # noqa: S105 - a file's name
 
 _PUBLIC_URL = re.compile(r"https?://[A-Za-z0-9._:\[\]-]+(/[A-Za-z0-9._~/-]*)?")
 
+RETENTION_DAYS_MAX = 36_500
+
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -38,7 +40,7 @@ class Config(ServiceConfig, frozen=True, kw_only=True):
     bytes_per_minute: _Positive = 300 * 1024 * 1024
     cache_ttl_seconds: Annotated[float, msgspec.Meta(ge=0, le=60)] = 60
     body_bytes_max: _Positive = 5 * 1024 * 1024
-    retention_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    retention_days: Annotated[int, msgspec.Meta(ge=0, le=RETENTION_DAYS_MAX)] = 0
     store_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     dashboard_listen: ListenAddress = ListenAddress("127.0.0.1", 8081)
     dashboard_token: Token | None = None

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 # Printable by Unicode, and yet nothing is seen of them.
 _INVISIBLE = dict.fromkeys(
@@ -54,3 +55,13 @@ def printable(text: str, characters_max: int) -> str:
     cut = len(text) - characters_max
     shown = "".join(map(escaped, text[:characters_max]))
     return f"{shown}… ({cut} more characters)" if cut > 0 else shown
+
+
+def byte_text(number: float) -> str:
+    """Write a number of bytes with three digits: `512 B`, `1.23 MB`."""
+    power = 0
+    while number >= 999.5 and power < len(_BYTE_UNITS) - 1:
+        number /= 1000
+        power += 1
+    digits = 0 if power == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
+    return f"{number:.{digits}f} {_BYTE_UNITS[power]}"

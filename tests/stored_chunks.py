@@ -1,6 +1,8 @@
 """What is in the chunks of a log store, read past the product's queries."""
 
 from collections.abc import Iterable
+from random import Random
+from string import ascii_letters, digits
 from typing import Any
 
 import msgspec
@@ -17,6 +19,14 @@ _decode = msgspec.json.Decoder(Line).decode
 
 
 COLUMNS = ", ".join(WRITTEN_COLUMNS)
+
+
+_random = Random(13)
+
+
+def incompressible(characters: int) -> str:
+    """Return a text like no other, which compression makes hardly smaller than three quarters."""
+    return "".join(_random.choices(ascii_letters + digits, k=characters))
 
 
 def chunk_values(batch: LogBatch) -> tuple[object, ...]:

@@ -39,7 +39,7 @@ async def test_the_databases_are_in_the_state_directory_whatever_its_name(tmp_pa
     await sink.close()
     assert files(tmp_path) == {name}
     assert files(Path(state)) == {"authsvc.db", "logs.db"}
-    for file, table in (("authsvc.db", "projects"), ("logs.db", "logs")):
+    for file, table in (("authsvc.db", "projects"), ("logs.db", "chunks")):
         connection = sqlite3.connect(Path(state, file))
         assert connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall(), table
         connection.close()

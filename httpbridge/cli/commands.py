@@ -24,6 +24,7 @@ from authsvc.runtime.control_channel import ControlChannel, WorkerSpec
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.process import ignore_stop_signals, stop_at_signals
 from authsvc.runtime.workers import run_workers
+from httpbridge.cli.data_commands import DATA_COMMANDS
 from httpbridge.cli.running import project_argument, run_with_store, since_option
 from httpbridge.cli.store_commands import STORE_COMMANDS
 from httpbridge.config import Config
@@ -41,7 +42,7 @@ def main() -> None:
     """
 
 
-for _command in STORE_COMMANDS:
+for _command in (*STORE_COMMANDS, *DATA_COMMANDS):
     main.add_command(_command)
 
 

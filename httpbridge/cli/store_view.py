@@ -3,13 +3,14 @@
 import msgspec
 
 from authsvc.runtime.commands import note, plain, show
-from httpbridge.cli.terminal import ProgressLine, byte_text, counted
+from httpbridge.cli.terminal import ProgressLine, counted
 from httpbridge.log_store.chunk import ChunkDamagedError
 from httpbridge.log_store.export import Part, Progress, read_parts, work_through
 from httpbridge.log_store.inspection import check_chunk, projects, usage
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.scan import Scan
 from httpbridge.log_store.selection import LogFilter
+from httpbridge.text import byte_text
 
 _HEADER = ("project", "entries", "stored", "of entries", "ratio", "chunks", "oldest", "newest")
 _NUMBERS = range(1, 6)

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import click
 
 from authsvc.runtime.process import discard
+from httpbridge.text import byte_text
 
 _UPDATE_SECONDS = 0.2
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 class ProgressLine:
@@ -61,13 +61,3 @@ class ProgressLine:
 def counted(number: int, noun: str = "entry", plural: str = "entries") -> str:
     """Write a number with what it counts."""
     return f"{number:,} {noun if number == 1 else plural}"
-
-
-def byte_text(number: float) -> str:
-    """Write a number of bytes with three digits."""
-    power = 0
-    while number >= 999.5 and power < len(_UNITS) - 1:
-        number /= 1000
-        power += 1
-    digits = 0 if power == 0 or number >= 99.95 else 1 if number >= 9.995 else 2
-    return f"{number:.{digits}f} {_UNITS[power]}"

@@ -29,6 +29,7 @@ from httpbridge.dashboard.middleware import Middlewares, session_id
 from httpbridge.dashboard.pages import DIRECTORY, Pages
 from httpbridge.dashboard.sessions import Sessions, Spent
 from httpbridge.dashboard.views.api_keys import ApiKeys
+from httpbridge.dashboard.views.data import Data
 from httpbridge.dashboard.views.origins import AllowedOrigins
 from httpbridge.dashboard.views.projects import Projects
 from httpbridge.dashboard.views.sign_in import LoginThrottle, SignIn
@@ -92,6 +93,7 @@ async def serve(
             *Logs(admin, store, queries, streams, pages, now).routes,
             *ApiKeys(admin, pages).routes,
             *AllowedOrigins(admin, store, pages, now).routes,
+            *Data(admin, store, config, pages, now).routes,
         ]
         application = web.AppRunner(_application(Middlewares(sessions, pages, config.trusted_proxies), routes))
         stack.push_async_callback(application.cleanup)

@@ -17,7 +17,7 @@ from markupsafe import Markup, escape
 from httpbridge.dashboard.clients import CLIENT
 from httpbridge.dashboard.log_page.entries import fields_of, headline
 from httpbridge.dashboard.sessions import NOTICE_SECONDS, Session, Sessions
-from httpbridge.text import rfc3339
+from httpbridge.text import byte_text, rfc3339
 
 DIRECTORY = Path(__file__).parent
 KEY_VARIABLE = "$DEEPTRACER_KEY"
@@ -47,6 +47,8 @@ class Pages:
             "whole_second": whole_second,
             "age": self._age,
             "counted": counted,
+            "counted_entries": counted_entries,
+            "bytes": byte_text,
             "sentence": sentence,
             "rfc3339": rfc3339,
             "headline": headline,
@@ -152,6 +154,11 @@ def _datetime(value: datetime | Timestamp) -> datetime:
 def counted(number: int, noun: str) -> str:
     """Return `1 log`, `2 logs`, `1,200 logs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def counted_entries(number: int) -> str:
+    """Return `1 entry`, `2 entries`."""
+    return f"{number:,} {'entry' if number == 1 else 'entries'}"
 
 
 def curl_line(clients_url: str, key: str = KEY_VARIABLE, *, origin: str = "") -> str:

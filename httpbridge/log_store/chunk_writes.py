@@ -1,6 +1,7 @@
 """What maintenance does to chunks within a transaction. For both databases."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import sqlalchemy as sa
@@ -42,3 +43,19 @@ def replace(connection: sa.Connection, old: Sequence[tuple[int, int]], new: Stor
         values |= {"id": new.id, "span": new.span, "version": new.version, "stored_at": new.stored_at}
         connection.execute(chunks.insert().values(values))
     return True
+
+
+@contextmanager
+def overwriting_less(connection: sa.Connection) -> Iterator[None]:
+    """On SQLite, leave the content of pages that become free as it is: for what is only dropped, which is much.
+
+    Otherwise they are overwritten. Left as they are, a few of them would be used again with some of it in their ends.
+    """
+    is_sqlite = connection.dialect.name == "sqlite"
+    if is_sqlite:
+        connection.exec_driver_sql("PRAGMA secure_delete=FAST").all()
+    try:
+        yield
+    finally:
+        if is_sqlite:
+            connection.exec_driver_sql("PRAGMA secure_delete=ON").all()

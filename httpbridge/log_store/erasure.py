@@ -4,8 +4,11 @@ It takes chunk after chunk, each in a transaction, and begins again with one tha
 after it began stays.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -16,47 +19,79 @@ from httpbridge.log_store.read_store import ReadStore, content_of, header_of
 from httpbridge.log_store.scan import Header, Scan
 from httpbridge.log_store.schema import chunks, erasures, idempotency_keys
 from httpbridge.log_store.selection import LogFilter
-from httpbridge.log_store.sink import MaintainedStore
+from httpbridge.log_store.sink import Transactions
 from httpbridge.log_store.tail import newest_cursor
 from httpbridge.text import rfc3339
 
-_SCRUBS_MAX = 5
-"""Attempts; each waits for readers as long as for a lock."""
+_SCRUBS_MAX = 20
+_SCRUB_PAUSE_SECONDS = 0.3
+"""Between two attempts to empty the WAL, each of which keeps others from writing while it waits for readers."""
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """What was erased, or would be."""
+    """What was erased."""
 
     project_id: str
     selection: str
     """Which entries, in words."""
     entries: int
+    by: str
+    erased_at: datetime
+    """By the store's clock; aware and in UTC."""
     is_scrubbed: bool
-    """Whether nothing of it is left in the database's files; False on a dry run, and where a reader kept the WAL."""
+    """Whether nothing of it is left in the database's files; False where a reader kept the WAL."""
+
+
+class Erased(NamedTuple):
+    """An erasure that was, or is still going on. The names are those of the columns."""
+
+    erased_at: int
+    """When it began, in seconds since 1970."""
+    by: str
+    selection: str
+    entries: int
 
 
 class Erasure:
     """Erases what a filter selects; see `run`."""
 
-    def __init__(self, store: MaintainedStore, reader: ReadStore, selection: LogFilter) -> None:
-        self._store, self._reader, self._selection = store, reader, selection
+    def __init__(
+        self,
+        store: Transactions,
+        reader: ReadStore,
+        selection: LogFilter,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._store, self._reader, self._selection, self._sleep = store, reader, selection, sleep
         self._scan = Scan(selection)
-
-    async def count(self) -> int:
-        """Return how many entries would go. Raises as ReadStore does."""
-        return await self._each(is_dry=True)
+        self._is_of_time = selection == LogFilter(
+            project_id=selection.project_id, since=selection.since, until=selection.until
+        )
+        self._erasure_id: int | None = None
+        """The row of the one under way."""
 
     async def run(self, by: str, noted: Callable[[int], None] = lambda _: None) -> Receipt:
         """Erase, and note it with who asked for it; `noted` is told how many have gone, now and then.
 
-        A whole project loses its idempotency keys with its logs. Raises as the stores do: then some of it may be gone.
+        A whole project loses its idempotency keys with its logs. Raises as the stores do: then some of it may be gone,
+        and is noted as such.
         """
-        entries = await self._each(noted)
         words = described(self._selection)
-        await self._store.transact(partial(_note, selection=self._selection, words=words, by=by, entries=entries))
-        return Receipt(self._selection.project_id, words, entries, await self._scrub())
+        noted_words = described(self._selection, is_text_told=False)
+        row = {"project_id": self._selection.project_id, "by": by, "selection": noted_words, "entries": 0}
+        self._erasure_id, begun_at = await self._store.transact(partial(_begin, row=row))
+        entries = await self._each(noted)
+        if self._selection == LogFilter(project_id=self._selection.project_id):
+            await self._store.transact(partial(_forget_keys, project_id=self._selection.project_id, until=begun_at))
+        erased_at = datetime.fromtimestamp(begun_at, UTC)
+        return Receipt(self._selection.project_id, words, entries, by, erased_at, await self._scrub())
 
-    async def _each(self, noted: Callable[[int], None] = lambda _: None, *, is_dry: bool = False) -> int:
+    async def count(self, noted: Callable[[int], None] = lambda _: None) -> int:
+        """Return how many entries would go. Raises as ReadStore does."""
+        return await self._each(noted, is_dry=True)
+
+    async def _each(self, noted: Callable[[int], None], *, is_dry: bool = False) -> int:
         until = (await newest_cursor(self._reader)).id
         above = entries = 0
         while (header := await self._next(above, until)) is not None:
@@ -87,15 +122,19 @@ class Erasure:
             row = (await connection.execute(statement)).first()
             if row is None or row.version != header.version:
                 return None
-            content = await content_of(connection, header.id)
-        places = self._scan.places(header, content)
+            is_all = self._is_of_time and self._scan.spans(header)
+            content = None if is_all else await content_of(connection, header.id)
+        places = range(header.entries) if content is None else self._scan.places(header, content)
         if is_dry or not places:
             return len(places)
         new = None
-        if len(places) < header.entries:
+        if content is not None and len(places) < header.entries:
             chunk = without(self._scan.project_id, content, places)
             new = StoredChunk(header.id, header.span, header.version + 1, row.stored_at, chunk)
-        is_done = await self._store.transact(partial(replace, old=[(header.id, header.version)], new=new))
+        old = [(header.id, header.version)]
+        is_done = await self._store.transact(
+            partial(_replace, old=old, new=new, erasure_id=self._erasure_id, entries=len(places))
+        )
         return len(places) if is_done else None
 
     async def _scrub(self) -> bool:
@@ -104,24 +143,52 @@ class Erasure:
         for _ in range(_SCRUBS_MAX):
             if await self._store.scrub():
                 return True
+            await self._sleep(_SCRUB_PAUSE_SECONDS)
         return False
 
 
-def _note(connection: sa.Connection, selection: LogFilter, words: str, by: str, entries: int) -> None:
-    row = {"project_id": selection.project_id, "by": by, "selection": words, "entries": entries}
-    connection.execute(erasures.insert().values(row))
-    if selection == LogFilter(project_id=selection.project_id):
-        connection.execute(idempotency_keys.delete().where(idempotency_keys.c.project_id == selection.project_id))
+async def erasures_of(store: ReadStore, project_id: str, most: int) -> list[Erased]:
+    """Return a project's erasures, the newest first. Raises as ReadStore does."""
+    columns = [erasures.c[name] for name in Erased._fields]
+    found = sa.select(*columns).where(erasures.c.project_id == project_id).order_by(erasures.c.id.desc()).limit(most)
+    return [Erased(*row) for row in await store.rows(found)]
 
 
-def described(selection: LogFilter) -> str:
-    """Say in words which entries of a project a filter selects."""
+def _begin(connection: sa.Connection, row: dict[str, Any]) -> tuple[int, int]:
+    """Note an erasure that begins; return its id, and when that is."""
+    made = connection.execute(erasures.insert().values(row).returning(erasures.c.id, erasures.c.erased_at)).one()
+    return made.id, made.erased_at
+
+
+def _replace(
+    connection: sa.Connection, old: list[tuple[int, int]], new: StoredChunk | None, erasure_id: int | None, entries: int
+) -> bool:
+    """Put a chunk in the place of another, and count what has gone with that."""
+    if not replace(connection, old, new):
+        return False
+    more = erasures.update().where(erasures.c.id == erasure_id).values(entries=erasures.c.entries + entries)
+    connection.execute(more)
+    return True
+
+
+def _forget_keys(connection: sa.Connection, project_id: str, until: int) -> None:
+    """Forget a project's keys, but for those of batches that came since."""
+    keys = idempotency_keys
+    connection.execute(keys.delete().where(keys.c.project_id == project_id, keys.c.stored_at <= until))
+
+
+def described(selection: LogFilter, *, is_text_told: bool = True) -> str:
+    """Say in words which entries of a project a filter selects.
+
+    What is stored must not repeat a text that was erased, so it is not told there.
+    """
+    text = repr(selection.text) if is_text_told else f"of {len(selection.text)} characters"
     parts = [
         selection.since and f"since {rfc3339(selection.since)}",
         selection.until and f"until {rfc3339(selection.until)}",
         selection.levels and f"level {', '.join(sorted(selection.levels))}",
         selection.service is not None and f"service {selection.service}",
         selection.environment is not None and f"environment {selection.environment}",
-        selection.text and f"with the text {selection.text!r}",
+        selection.text and f"with {'the' if is_text_told else 'a'} text {text}",
     ]
     return "; ".join(part for part in parts if part) or "everything"

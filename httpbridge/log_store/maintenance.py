@@ -40,6 +40,10 @@ class MaintenanceLimits(msgspec.Struct, frozen=True):
 MAINTENANCE_LIMITS = MaintenanceLimits()
 
 
+class _LeaseLostError(Exception):
+    """Somebody else maintains the store now."""
+
+
 class Maintenance:
     """Maintains a store, which somebody else opens and closes; reads it by way of `reader`, which is closed with it."""
 
@@ -57,9 +61,11 @@ class Maintenance:
         """`monotonic` is in seconds."""
         self._store, self._reader = store, reader
         self._monotonic, self._sleep, self._limits = monotonic, sleep, limits
-        self._merger = Merger(store, reader, monotonic=monotonic, sleep=sleep, limits=merge_limits)
-        self._retainer = Retainer(store, reader, retention, pause=partial(sleep, _PAUSE_SECONDS))
+        self._merger = Merger(store, reader, monotonic=monotonic, sleep=self._rest, limits=merge_limits)
+        self._retainer = Retainer(store, reader, retention, pause=partial(self._rest, _PAUSE_SECONDS))
         self._name = token_hex(8)
+        self._held_at = float("-inf")
+        """When the lease was taken or renewed last."""
         self._task: asyncio.Task[None] | None = None
         self._is_failing = False
 
@@ -90,6 +96,8 @@ class Maintenance:
                         retained_at = self._monotonic()
                         await self._retainer.run()
                 self._is_failing = False
+            except _LeaseLostError:
+                pass  # whoever has it now goes on
             except (StoreUnavailableError, StoreSetupError) as error:
                 if not self._is_failing:  # once: the next attempt comes soon
                     _log.warning("log_maintenance_failed", reason=str(error))
@@ -97,5 +105,12 @@ class Maintenance:
             except Exception as error:  # noqa: BLE001 - a defect, and ingestion shall not end for it
                 log_unexpected(_log, error)
 
+    async def _rest(self, seconds: float) -> None:
+        """Sleep within a turn, and keep the lease, however long the turn is."""
+        await self._sleep(seconds)
+        if self._monotonic() - self._held_at > _LEASE_SECONDS / 3 and not await self._hold(_LEASE_SECONDS):
+            raise _LeaseLostError
+
     async def _hold(self, seconds: int) -> bool:
+        self._held_at = self._monotonic()  # before it is asked for
         return await self._store.transact(lambda connection: maintain(connection, self._name, seconds))

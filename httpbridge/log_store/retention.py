@@ -6,6 +6,7 @@ the same transaction. Transactions are small, and ingestion goes on between them
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
+from httpbridge.log_store.chunk_writes import overwriting_less
 from httpbridge.log_store.idempotency import KEPT_SECONDS, KEYS_MAX
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.scan import instant
 from httpbridge.log_store.schema import NowSeconds, chunks, idempotency_keys, project_data
 from httpbridge.log_store.sink import MaintainedStore
 
@@ -62,15 +65,42 @@ class ProjectData(NamedTuple):
     """When the last of them went, in seconds since 1970."""
 
 
+class Stored(NamedTuple):
+    """What is in the store of a project."""
+
+    entries: int
+    stored_bytes: int
+    oldest: datetime | None
+    """The earliest timestamp of an entry."""
+    newest: datetime | None
+
+
+async def stored_of(store: ReadStore, project_id: str) -> Stored:
+    """Return what is stored of a project. Raises as ReadStore does."""
+    sums = sa.func.sum(chunks.c.entries), sa.func.sum(STORED_BYTES)
+    times = sa.func.min(chunks.c.first_at), sa.func.max(chunks.c.last_at)
+    ((entries, stored_bytes, oldest, newest),) = await store.rows(
+        sa.select(*sums, *times).where(chunks.c.project_id == project_id)
+    )
+    return Stored(int(entries or 0), int(stored_bytes or 0), oldest and instant(oldest), newest and instant(newest))
+
+
 async def project_data_of(store: ReadStore) -> dict[str, ProjectData]:
     """Return that of all projects that have any."""
     columns = [project_data.c[name] for name in ProjectData._fields]
     return {row[0]: ProjectData(*row) for row in await store.rows(sa.select(*columns))}
 
 
-def set_retention(connection: sa.Connection, project_id: str, days: int | None, bytes_max: int | None) -> None:
-    """Set a project's own limits, in the caller's transaction; see ProjectData."""
-    _upsert(connection, project_id, {"retention_days": days, "bytes_max": bytes_max})
+def set_retention(
+    connection: sa.Connection,
+    project_id: str,
+    days: int | msgspec.UnsetType | None = msgspec.UNSET,
+    bytes_max: int | msgspec.UnsetType | None = msgspec.UNSET,
+) -> None:
+    """Set those of a project's own limits that are given, in the caller's transaction; see ProjectData."""
+    given = {"retention_days": days, "bytes_max": bytes_max}
+    if values := {name: value for name, value in given.items() if value is not msgspec.UNSET}:
+        _upsert(connection, project_id, values)
 
 
 class Retainer:
@@ -107,29 +137,31 @@ class Retainer:
         rules.append((self._retention.days, chunks.c.project_id.not_in(list(own))))
         for days, of_project in rules:
             is_old = chunks.c.stored_at < NowSeconds() - days * _DAY_SECONDS
-            while days and (ids := await self._ids(sa.select(chunks.c.id).where(of_project, is_old))):
-                await self._drop(ids, "age")
+            found = sa.select(chunks.c.id, chunks.c.version).where(of_project, is_old).limit(_FOUND_MAX)
+            while days and (old := sorted(map(tuple, await self._reader.rows(found)))):
+                await self._drop(old, "age")
 
     async def _drop_above(self, bytes_max: int, reason: str, of_project: sa.ColumnElement[bool]) -> None:
         ((total,),) = await self._reader.rows(sa.select(sa.func.sum(STORED_BYTES)).where(of_project))
-        oldest = sa.select(chunks.c.id, STORED_BYTES).where(of_project).order_by(chunks.c.id).limit(_FOUND_MAX)
+        columns = (chunks.c.id, chunks.c.version, STORED_BYTES)
+        oldest = sa.select(*columns).where(of_project).order_by(chunks.c.id).limit(_FOUND_MAX)
         while (total or 0) > bytes_max:
-            ids = []
-            for id_, stored_bytes in await self._reader.rows(oldest):
+            old: list[tuple[int, int]] = []
+            for id_, version, stored_bytes in await self._reader.rows(oldest):
                 if total <= bytes_max:
                     break
-                ids.append(id_)
+                old.append((id_, version))
                 total -= stored_bytes
-            await self._drop(ids, reason)
+            if not old:  # somebody else dropped or erased what was counted
+                break
+            await self._drop(old, reason)
 
-    async def _ids(self, statement: sa.Select[tuple[int]]) -> list[int]:
-        return sorted(id_ for (id_,) in await self._reader.rows(statement.limit(_FOUND_MAX)))
-
-    async def _drop(self, ids: list[int], reason: str) -> None:
+    async def _drop(self, old: list[tuple[int, int]], reason: str) -> None:
+        """Drop chunks, given by id and version, but for what was written anew meanwhile."""
         dropped: Counter[str] = Counter()
-        for start in range(0, len(ids), _DROPPED_MAX):
-            some = ids[start : start + _DROPPED_MAX]
-            dropped += await self._store.transact(partial(_drop, ids=some))
+        for start in range(0, len(old), _DROPPED_MAX):
+            some = dict(old[start : start + _DROPPED_MAX])
+            dropped += await self._store.transact(partial(_drop, versions=some))
             await self._pause()
         for project_id, entries in dropped.items():
             log = _log.warning if reason == "store_bytes" else _log.info
@@ -138,33 +170,39 @@ class Retainer:
     async def _forget_keys(self) -> None:
         """Forget idempotency keys that are a day old, and the oldest of those that are too many."""
         keys = idempotency_keys
-        old = keys.c.stored_at < NowSeconds() - KEPT_SECONDS
-        await self._forget(sa.select(keys.c.project_id, keys.c.key).where(old).limit(_FOUND_MAX))
+        await self._forget(keys.c.stored_at < NowSeconds() - KEPT_SECONDS)
         counts = sa.select(keys.c.project_id, sa.func.count()).group_by(keys.c.project_id)
         for project_id, number in await self._reader.rows(counts.having(sa.func.count() > self._keys_max)):
-            of_project = sa.select(keys.c.project_id, keys.c.key).where(keys.c.project_id == project_id)
-            most = number - self._keys_max
-            await self._forget(of_project.order_by(keys.c.stored_at).limit(most))
-            _log.warning("idempotency_keys_forgotten", project=project_id, keys=most)
+            forgotten = await self._forget(keys.c.project_id == project_id, number - self._keys_max)
+            _log.warning("idempotency_keys_forgotten", project=project_id, keys=forgotten)
 
-    async def _forget(self, statement: sa.Select[Any]) -> None:
-        found = await self._reader.rows(statement)
-        for start in range(0, len(found), _FORGOTTEN_MAX):
-            some = [tuple(row) for row in found[start : start + _FORGOTTEN_MAX]]
-            await self._store.transact(partial(_forget, keys=some))
+    async def _forget(self, which: sa.ColumnElement[bool], most: int | None = None) -> int:
+        """Forget the oldest of some keys; return how many."""
+        forgotten = 0
+        while most is None or forgotten < most:
+            limit = _FORGOTTEN_MAX if most is None else min(_FORGOTTEN_MAX, most - forgotten)
+            number = await self._store.transact(partial(_forget, which=which, limit=limit))
+            forgotten += number
             await self._pause()
+            if number < limit:
+                break
+        return forgotten
 
 
-def _drop(connection: sa.Connection, ids: list[int]) -> Counter[str]:
-    """Delete chunks and count them; return the entries by project."""
-    of_ids = chunks.c.id.in_(ids)
-    found = sa.select(chunks.c.project_id, chunks.c.entries, STORED_BYTES).where(of_ids).with_for_update()
+def _drop(connection: sa.Connection, versions: dict[int, int]) -> Counter[str]:
+    """Delete chunks that still have these versions, by id, and count them; return the entries by project."""
+    columns = (chunks.c.id, chunks.c.version, chunks.c.project_id, chunks.c.entries, STORED_BYTES)
+    found = sa.select(*columns).where(chunks.c.id.in_(versions)).with_for_update()
     entries: Counter[str] = Counter()
     stored: Counter[str] = Counter()
-    for project_id, number, stored_bytes in connection.execute(found).all():
-        entries[project_id] += number
-        stored[project_id] += stored_bytes
-    connection.execute(chunks.delete().where(of_ids))
+    ids = []
+    for id_, version, project_id, number, stored_bytes in connection.execute(found).all():
+        if versions[id_] == version:
+            ids.append(id_)
+            entries[project_id] += number
+            stored[project_id] += stored_bytes
+    with overwriting_less(connection):
+        connection.execute(chunks.delete().where(chunks.c.id.in_(ids)))
     for project_id, number in entries.items():
         _upsert(
             connection,
@@ -178,9 +216,12 @@ def _drop(connection: sa.Connection, ids: list[int]) -> Counter[str]:
     return entries
 
 
-def _forget(connection: sa.Connection, keys: list[tuple[Any, ...]]) -> None:
+def _forget(connection: sa.Connection, which: sa.ColumnElement[bool], limit: int) -> int:
     rows = idempotency_keys
-    connection.execute(rows.delete().where(sa.tuple_(rows.c.project_id, rows.c.key).in_(keys)))
+    # In one statement: a key may be noted anew at any time, and then it stays.
+    oldest = sa.select(rows.c.project_id, rows.c.key).where(which).order_by(rows.c.stored_at).limit(limit)
+    found = sa.tuple_(rows.c.project_id, rows.c.key).in_(oldest)
+    return connection.execute(rows.delete().where(found)).rowcount
 
 
 def _upsert(connection: sa.Connection, project_id: str, values: dict[str, Any]) -> None:

@@ -57,8 +57,8 @@ class Store(Protocol):
         """Let go of the database."""
 
 
-class MaintainedStore(Store, Protocol):
-    """What its maintenance needs."""
+class Transactions(Protocol):
+    """What erasure and settings need."""
 
     async def transact(self, work: Callable[[sa.Connection], T]) -> T:
         """Do something in one transaction, between two commits. Raises StoreUnavailableError."""
@@ -74,6 +74,10 @@ class MaintainedStore(Store, Protocol):
 
         Raises StoreUnavailableError.
         """
+
+
+class MaintainedStore(Store, Transactions, Protocol):
+    """What maintenance needs."""
 
 
 async def open_sql_sink(url: str, *, monotonic: Callable[[], float], bounds: Bounds | None = None) -> "SqlSink":

@@ -24,7 +24,15 @@ from httpbridge.log_store.chunk import Chunk, without_repeats
 from httpbridge.log_store.database import EXPECTED_ERRORS, translated
 from httpbridge.log_store.idempotency import note_in_sqlite
 from httpbridge.log_store.schema import PROBE, create_tables
-from httpbridge.log_store.sqlite_writes import STATEMENT_CHUNKS_MAX, connect, engine_of, insert_chunks
+from httpbridge.log_store.sqlite_writes import (
+    RECLAIMED_PAGES,
+    STATEMENT_CHUNKS_MAX,
+    connect,
+    engine_of,
+    insert_chunks,
+    reclaim,
+    scrub,
+)
 
 CHECKPOINT_BYTES = 16 * 1024 * 1024
 """After about so much new WAL it is copied into the database: four times SQLite's own measure, and so less often."""
@@ -43,9 +51,6 @@ _COMMIT_WAL_BYTES = 16 * 1024
 
 _ROOM_BYTES_MIN = 64 * 1024 * 1024
 """On the disk: what the WAL and the file may grow by in some commits of the largest batches. Less is not ready."""
-
-_RECLAIMED_PAGES = 500
-"""At a time: two MiB, some milliseconds."""
 
 T = TypeVar("T")
 
@@ -182,13 +187,12 @@ class SqliteStore:
             return work(begun)
 
     def _reclaim(self) -> bool:
-        with self._writing(_RECLAIMED_PAGES * 4096) as connection:
-            connection.execute(f"PRAGMA incremental_vacuum({_RECLAIMED_PAGES})").fetchall()
-            return bool(connection.execute("PRAGMA freelist_count").fetchone() != (0,))
+        with self._writing(RECLAIMED_PAGES * 4096) as connection:
+            return reclaim(connection)
 
     def _scrub(self) -> bool:
         with self._writing(0) as connection:
-            return bool(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()[0][0] == 0)
+            return scrub(connection)
 
     @contextmanager
     def _writing(self, weight: int) -> Iterator[sqlite3.Connection]:

@@ -17,6 +17,12 @@ BUSY_SECONDS_MAX = 2.0
 STATEMENT_CHUNKS_MAX = 64
 """Chunks a statement: together below the 999 parameters that every SQLite takes."""
 
+RECLAIMED_PAGES = 500
+"""At a time: two MiB, some milliseconds."""
+
+_SCRUB_MILLISECONDS_MAX = 200
+"""How long an attempt waits for readers: meanwhile nobody can write."""
+
 
 def connect(path: Path) -> sqlite3.Connection:
     """Open the log store's file for writing. Raises sqlite3.Error, OSError and SetupError."""
@@ -28,7 +34,9 @@ def connect(path: Path) -> sqlite3.Connection:
             # To the end, where it is written: the driver drops the failure of a statement that it leaves before.
             connection.execute("PRAGMA journal_mode=WAL").fetchall()
         connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA secure_delete=FAST").fetchall()  # what was erased is in no page that stays
+        # What was erased or merged is in no page that stays. FAST would leave some of it in pages that a transaction
+        # frees and uses again.
+        connection.execute("PRAGMA secure_delete=ON").fetchall()
         connection.execute("PRAGMA wal_autocheckpoint=0")  # see `SqliteStore`
         connection.execute("PRAGMA journal_size_limit=67108864")  # a WAL that once was larger gives the room back
         check_durable(connection)
@@ -56,3 +64,22 @@ def insert_chunks(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> No
 def _insert(chunks: int) -> str:
     row = f"({','.join('?' * len(WRITTEN_COLUMNS))})"
     return f"INSERT INTO chunks ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * chunks)}"  # noqa: S608 - no input
+
+
+def reclaim(connection: sqlite3.Connection) -> bool:
+    """See `sink.Transactions`. A file that was not made here may not be able to shrink."""
+    ((before,),) = connection.execute("PRAGMA freelist_count").fetchall()
+    connection.execute(f"PRAGMA incremental_vacuum({RECLAIMED_PAGES})").fetchall()
+    ((after,),) = connection.execute("PRAGMA freelist_count").fetchall()
+    return bool(0 < after < before)
+
+
+def scrub(connection: sqlite3.Connection) -> bool:
+    """See `sink.Transactions`."""
+    ((milliseconds,),) = connection.execute("PRAGMA busy_timeout").fetchall()
+    connection.execute(f"PRAGMA busy_timeout={_SCRUB_MILLISECONDS_MAX}").fetchall()
+    try:
+        ((is_busy, _, _),) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={milliseconds}").fetchall()
+    return not is_busy

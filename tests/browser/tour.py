@@ -33,6 +33,7 @@ from tests.waiting import until
 Walk: TypeAlias = Callable[[Stack], AsyncIterator[tuple[str, Page]]]
 
 KEYS, ORIGINS, LOGS = "/projects/shop/settings/keys", "/projects/shop/settings/origins", "/projects/shop/logs"
+DATA = "/projects/shop/settings/data"
 
 
 async def signed_in(stack: Stack, name: str = "Ann Example") -> Page:
@@ -348,6 +349,44 @@ async def origins(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     yield "origins, too many", page
 
 
+async def data(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
+    """See what is stored, set how long it is kept, and erase some of it: with mistakes."""
+    page = await signed_in(stack)
+    key = await stack.create(page)
+    assert await send(stack, key, *an_hour_of_logs()) == 200
+    await page.goto(stack.url + DATA)
+    yield "data", page
+    await page.get_by_label("A number of its own").check()
+    await page.get_by_label("Days that this project's logs are kept").fill("0")
+    await page.get_by_label("At most on disk").fill("much")
+    await page.get_by_role("button", name="Save").click()
+    await expect(page.get_by_label("At most on disk")).to_have_accessible_description(re.compile("such as 500 MB"))
+    yield "data, limits that make no sense", page
+    await page.get_by_label("Days that this project's logs are kept").fill("30")
+    await page.get_by_label("At most on disk").fill("2 GB")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("status").first).to_contain_text("Saved.")
+    yield "data, limits saved", page
+    await page.get_by_label("From").fill("yesterday")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_label("From")).to_have_accessible_description(re.compile("neither a time"))
+    yield "data, a time that makes no sense", page
+    await page.get_by_label("From").fill("2h")
+    await page.get_by_label("Text").fill("card DECLINED")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_label("Type the project's name")).to_be_focused()
+    yield "data, before erasing", page
+    await page.keyboard.type("shopp")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_label("Type the project's name")).to_have_accessible_description(re.compile("Nothing was"))
+    yield "data, another name typed", page
+    await page.get_by_label("Type the project's name").fill("shop")
+    await page.keyboard.press("Enter")
+    await expect(page.get_by_role("status").first).to_contain_text(re.compile("Erased [0-9]+ entries"))
+    await expect(page.get_by_role("cell", name="dashboard:Ann Example")).to_be_visible()
+    yield "data, erased", page
+
+
 async def until_shown(page: Page, text: str) -> None:
     """Load the page again until it shows a text: counts are stored every few seconds."""
 
@@ -374,6 +413,7 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         ("log store down", LOGS),
         ("projects, log store down", "/projects"),
         ("origins, log store down", ORIGINS),
+        ("data, log store down", DATA),
     ):
         await page.goto(stack.url + path)
         await expect(page.get_by_text("no bridge has run with it yet").first).to_be_visible()
@@ -393,4 +433,4 @@ async def failures(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
     await expect(page.get_by_role("heading", name="API Keys")).to_be_visible()
 
 
-WALKS: tuple[Walk, ...] = (way_in, keys, logs, many_logs, origins, failures)
+WALKS: tuple[Walk, ...] = (way_in, keys, logs, many_logs, origins, data, failures)

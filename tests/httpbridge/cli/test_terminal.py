@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from httpbridge.cli.terminal import ProgressLine, byte_text, counted
+from httpbridge.cli.terminal import ProgressLine, counted
+from httpbridge.text import byte_text
 
 
 @pytest.mark.parametrize(
