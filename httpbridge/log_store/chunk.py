@@ -9,7 +9,6 @@ An entry's id never changes. A chunk takes its own id at its commit, and gives e
 chunks are merged, their runs keep these ids.
 """
 
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,12 +21,8 @@ import msgspec
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.idempotency import IdempotencyKey, KeyRow
 from httpbridge.log_store.summary import Summary, cells_of, combined, read_summary, summary_of
+from httpbridge.log_store.zstandard import zstd
 from httpbridge.logs import Level
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 IDS = 4096
 """So many ids a chunk has for its entries; a commit makes several chunks of more."""

@@ -108,6 +108,17 @@ class Scan:
             and (self._environment is None or not summary.environments or self._environment in summary.environments)
         )
 
+    def takes_all(self, header: Header) -> bool:
+        """Say whether all of a chunk matches, going by its header; False where that cannot say."""
+        summary = header.summary
+        return (
+            self.spans(header)
+            and not self._needle
+            and (not self._levels or header.entries == sum(summary.level(level) for level in self._levels))
+            and (self._service is None or summary.services == [self._service])
+            and (self._environment is None or summary.environments == [self._environment])
+        )
+
     def counts(self, header: Header, edges: Sequence[str]) -> list[tuple[tuple[int, Level], int]] | None:
         """Count what matches by bucket and level, going by the summary; None where it cannot say.
 
