@@ -4,7 +4,6 @@ It is asked by way of the same SQLAlchemy and aiosqlite as the product's store, 
 Instants are microseconds since 1970.
 """
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from datetime import datetime
@@ -49,7 +48,7 @@ rows = sa.Table(
 def fill(path: Path, batches: Iterable[LogBatch]) -> None:
     """Make a file with the table, as durable as the product's, and write all entries to it."""
     columns = rows.columns.keys()[1:]
-    insert = f"INSERT INTO rows ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"  # noqa: S608 - no input
+    insert = f"INSERT INTO rows ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"
     with closing(connect(path)) as connection:
         for statement in (sa.schema.CreateTable(rows), *map(sa.schema.CreateIndex, rows.indexes)):
             connection.execute(str(statement))
