@@ -183,7 +183,8 @@ class SqliteStore:
 
     def _reclaim(self) -> bool:
         with self._writing(_RECLAIMED_PAGES * 4096) as connection:
-            connection.execute(f"PRAGMA incremental_vacuum({_RECLAIMED_PAGES})").fetchall()
+            # A script is stepped through to its end; the driver would stop this statement at its first page.
+            connection.executescript(f"PRAGMA incremental_vacuum({_RECLAIMED_PAGES})")
             return bool(connection.execute("PRAGMA freelist_count").fetchone() != (0,))
 
     def _scrub(self) -> bool:
