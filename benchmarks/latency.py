@@ -34,11 +34,15 @@ async def main(pace: Pace) -> Report:
     async with Rig() as rig:
         await rig.key_service(keys=1)
         file = rig.new_directory() / "logs.db"
-        limit = {"HTTPBRIDGE_STORE_BYTES_MAX": str(STORE_BYTES_MAX)}
+
+        async def bridge(url: str) -> Server:
+            bytes_max = str(STORE_BYTES_MAX)
+            return await rig.bridge("maintained", HTTPBRIDGE_LOG_STORE_URL=url, HTTPBRIDGE_STORE_BYTES_MAX=bytes_max)
+
         servers = {
             BARE: await rig.bare("aiohttp"),
-            SQLITE: await rig.bridge("maintained", HTTPBRIDGE_LOG_STORE_URL=f"sqlite:///{file}", **limit),
-            POSTGRES: await rig.bridge("maintained", HTTPBRIDGE_LOG_STORE_URL=rig.postgres(), **limit),
+            SQLITE: await bridge(f"sqlite:///{file}"),
+            POSTGRES: await bridge(rig.postgres()),
         }
         traffic = Traffic(one, [key(0)])
         peaks = await interleaved(

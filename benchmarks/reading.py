@@ -110,8 +110,8 @@ async def _check_answers(asked: dict[tuple[str, str], Callable[[], Awaitable[Any
         assert ours, name
         assert ours == theirs, name
     buckets = await asked["read_histogram", CHUNKS]()
-    ours = {(number, level): count for number, each in enumerate(buckets) for level, count in each.counts.items()}
-    assert ours == {(number, Level(level)): count for number, level, count in await asked["read_histogram", ROWS]()}
+    counts = {(number, level): count for number, each in enumerate(buckets) for level, count in each.counts.items()}
+    assert counts == {(number, Level(level)): count for number, level, count in await asked["read_histogram", ROWS]()}
 
 
 async def _newest(directory: Path, many: int, rounds: int) -> dict[int, list[Pages]]:

@@ -40,7 +40,8 @@ async def main(pace: Pace) -> Report:
             entries = seen.requests * size
             stored = _bytes(file) / entries
         ratios[size] = stored / sent
-        rows.append((f"{size} {'log' if size == 1 else 'logs'} a request", [float(entries), sent, stored, ratios[size]]))
+        name = f"{size} {'log' if size == 1 else 'logs'} a request"
+        rows.append((name, [float(entries), sent, stored, ratios[size]]))
     columns = [("entries", ",.0f"), ("bytes an entry, sent", ".0f"), ("stored", ".0f"), ("ratio", ".2f")]
     return Report(__doc__ or "", HOW, [Table("SQLite", columns, rows)], {"room": ratios[1]})
 

@@ -63,7 +63,9 @@ async def main(pace: Pace) -> Report:
         turns: dict[int, Callable[[], Awaitable[Costs]]] = {size: partial(store, size) for size in SIZES}
         costs = await interleaved(turns, pace.rounds)
     compared = Comparison(results, ONE)
-    ratios = {size: ratio([each.writer for each in seen], [each.workers for each in seen]) for size, seen in costs.items()}
+    ratios = {
+        size: ratio([each.writer for each in seen], [each.workers for each in seen]) for size, seen in costs.items()
+    }
     rows: list[tuple[str, list[float | None]]] = [
         (
             f"{size} {'log' if size == 1 else 'logs'} a request",

@@ -40,7 +40,7 @@ def main() -> None:
     if os.environ["BENCH_SINK"] == "null":
         app._open_sink = open_null_sink  # type: ignore[assignment]
     else:
-        app.Maintenance = partial(  # type: ignore[misc, assignment]
+        app.Maintenance = partial(  # type: ignore[attr-defined, assignment]
             Maintenance,
             limits=MaintenanceLimits(merge_seconds=0.1, retention_seconds=0.2),
             merge_limits=MergeLimits(age_seconds=0),

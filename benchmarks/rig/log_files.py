@@ -47,7 +47,7 @@ def project(number: int) -> str:
 
 
 def entry(number: int, at: datetime) -> dict[str, Any]:
-    """Return the entry with that number as an SDK sends it, about 250 bytes: each has something that no other one has."""
+    """Return the entry with that number as an SDK sends it, about 230 bytes, some of which no other one has."""
     chance = number * _CHANCE % 2**128
     share = chance >> 64 & 0xFF
     message = _MESSAGES[chance >> 96 & 7].format(n=chance >> 104)

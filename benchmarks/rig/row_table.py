@@ -118,9 +118,9 @@ class RowQueries:
         newest = statement.order_by(rows.c.timestamp.desc(), rows.c.id.desc()).limit(rows_max)
         return [cut(_log(row), LIST_CHARACTERS_MAX) for row in await self._read(newest)]
 
-    async def _read(self, statement: sa.Select[Any]) -> Sequence[Any]:
+    async def _read(self, statement: sa.Select[Any]) -> list[Any]:
         async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).all()
+            return list((await connection.execute(statement)).all())
 
 
 def _log(row: Any) -> StoredLog:
