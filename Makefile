@@ -77,7 +77,7 @@ mutation: $(STAMP) ## break the pure modules in every small way, and show what n
 	$(BIN)/mutmut run
 	@$(BIN)/mutmut results
 
-bench: $(STAMP) ## measure against the targets, and write docs/performance.md: fifteen minutes, and needs wrk
+bench: $(STAMP) ## measure against the targets, and write docs/performance.md: seventeen minutes, and needs wrk and zstd
 	$(BIN)/python -m benchmarks
 
 cost: $(STAMP) ## count the instructions of a cached ingest request; needs valgrind

@@ -19,8 +19,8 @@ from benchmarks.rig.report import RESULTS, Report, show
 from benchmarks.rig.targets import HEADING, rows
 
 QUESTIONS = (
-    "ingest", "latency", "refusals", "misses", "validate", "revocation", "sinks", "bodies", "keys", "flood",
-    "fairness", "connections", "workers", "startup",
+    "ingest", "latency", "room", "reading", "retention", "export", "refusals", "misses", "validate", "revocation",
+    "bodies", "keys", "flood", "fairness", "connections", "workers", "startup",
 )  # fmt: skip
 
 

@@ -1,15 +1,15 @@
-"""The command `httpbridge`, but for its sink: it stores nothing, or its commits are counted.
+"""The command `httpbridge`, but for its sink: it stores nothing, or its store is maintained all the time.
 
-Usage: BENCH_SINK=null | counted [BENCH_WATCH=off] python -m benchmarks.rig.bridge serve
+Usage: BENCH_SINK=null | maintained [BENCH_WATCH=off] python -m benchmarks.rig.bridge serve
 
-`counted` prints `commits=N` at its end. With `BENCH_WATCH=off` there is no lease protocol: no stream is opened, and
-what is cached is used without a lease, which is wrong and costs nothing. Workers are started by this program again,
-with another command and the same environment.
+`maintained` merges what is a second old, and looks for what to drop several times a second. With `BENCH_WATCH=off`
+there is no lease protocol: no stream is opened, and what is cached is used without a lease, which is wrong and costs
+nothing. Workers are started by this program again, with another command and the same environment.
 """
 
 import os
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 from authsvc.client.holder import Holder
@@ -18,11 +18,11 @@ from benchmarks.rig.null_sink import NullSink
 from httpbridge import app
 from httpbridge.cli import commands as cli
 from httpbridge.config import Config
-from httpbridge.log_store.chunk import Chunk
-from httpbridge.log_store.sink import SqlSink, store_at
+from httpbridge.log_store.maintenance import Maintenance, MaintenanceLimits
+from httpbridge.log_store.merging import MergeLimits
 
 
-async def open_null_sink(_config: Config, _log_writer: Path | None) -> NullSink:
+async def open_null_sink(_config: Config, _log_writer: Path | None, _stack: object) -> NullSink:
     """Store nothing."""
     return NullSink()
 
@@ -37,29 +37,15 @@ def main() -> None:
     if os.environ.get("BENCH_WATCH") == "off":
         Watcher.run = open_no_stream  # type: ignore[method-assign, assignment]
         Holder.is_live = Holder.may_keep = lambda *_: True  # type: ignore[method-assign, assignment]
-    is_null = os.environ["BENCH_SINK"] == "null"
-    commits = 0
-
-    async def open_counted_sink(config: Config, _log_writer: Path | None) -> SqlSink:
-        store = store_at(config.store_url())
-        commit = store.commit
-
-        async def counted(chunks: list[Chunk]) -> list[int]:
-            nonlocal commits
-            commits += 1
-            return await commit(chunks)
-
-        store.commit = counted  # type: ignore[method-assign]
-        sink = SqlSink(store, monotonic=time.monotonic, bounds=None)
-        await sink.open()
-        return sink
-
-    app._open_sink = open_null_sink if is_null else open_counted_sink  # type: ignore[assignment]
-    try:
-        cli.main(sys.argv[1:])
-    finally:
-        if not is_null:
-            print(f"commits={commits}")
+    if os.environ["BENCH_SINK"] == "null":
+        app._open_sink = open_null_sink  # type: ignore[assignment]
+    else:
+        app.Maintenance = partial(  # type: ignore[attr-defined, assignment]
+            Maintenance,
+            limits=MaintenanceLimits(merge_seconds=0.1, retention_seconds=0.2),
+            merge_limits=MergeLimits(age_seconds=0),
+        )
+    cli.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

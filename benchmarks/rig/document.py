@@ -13,11 +13,12 @@ DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 _INTRODUCTION = """\
 # Performance
 
-Written by `make bench`, which measures all of this in about fifteen minutes; `python -m benchmarks NAME…` answers
+Written by `make bench`, which measures all of this in about seventeen minutes; `python -m benchmarks NAME…` answers
 only some questions. Absolute figures drift by a factor of two on a shared machine. What counts are ratios to a
 baseline that does the least that could be called the same work, in the same rounds. Every contender has a turn in
 each round, every other round runs backwards, and a ratio is the median over the rounds unless a question says
-otherwise. Servers have one core; load and PostgreSQL have the other. All figures are of one run. A target that is met
+otherwise. Servers have one core; load and PostgreSQL have the other. What is stored for the questions about reading,
+retention and export is the same in every run. All figures are of one run. A target that is met
 in one run may be missed in the next, so it counts as met when it is met in two runs of three.
 
 Where a target is about refusals, misses, calls or keys, the ratio that is judged is of the servers' processor time

@@ -1,24 +1,26 @@
--- What wrk sends: POST /ingest/logs with the body in a file, with each key of another file in turn.
--- wrk … -- BODY_FILE KEYS_FILE [ORIGIN]
+-- What wrk sends: POST /ingest/logs with each body of a file in turn, and each key of another one; both have one a line.
+-- wrk … -- BODIES_FILE KEYS_FILE [ORIGIN]
 
 local requests = {}
 local turn = 0
 
 local function read(name)
-  local file = assert(io.open(name, "rb"))
-  local text = file:read("*a")
-  file:close()
-  return text
+  local lines = {}
+  for line in io.lines(name) do
+    lines[#lines + 1] = line
+  end
+  return lines
 end
 
 function init(arguments)
-  local body = read(arguments[1])
-  for key in read(arguments[2]):gmatch("[^\n]+") do
+  local bodies, keys = read(arguments[1]), read(arguments[2])
+  for number = 0, math.max(#bodies, #keys) - 1 do
+    local key = keys[number % #keys + 1]
     local headers = { ["Authorization"] = "Bearer " .. key, ["Content-Type"] = "application/json" }
     if arguments[3] then
       headers["Origin"] = arguments[3]
     end
-    requests[#requests + 1] = wrk.format("POST", "/ingest/logs", headers, body)
+    requests[#requests + 1] = wrk.format("POST", "/ingest/logs", headers, bodies[number % #bodies + 1])
   end
 end
 

@@ -25,13 +25,17 @@ class Server:
         self.address = address
         """`host:port`."""
 
-    def cpu_seconds(self) -> float:
-        """Return the processor time that it has used so far, user's and system's."""
+    def cpu_seconds(self, word: str = "") -> float:
+        """Return the processor time that it has used so far, user's and system's.
+
+        With a word, that of the processes which have it in their command line alone.
+        """
         total = 0.0
         for process in (self._handle, *self._handle.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
+                if not word or word in process.cmdline():
+                    times = process.cpu_times()
+                    total += times.user + times.system
         return total
 
     def resident_bytes(self) -> int:

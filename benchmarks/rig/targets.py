@@ -39,19 +39,34 @@ class Target:
 _UP, _DOWN = Bound.AT_LEAST, Bound.AT_MOST
 _ECHO = "bare grpc.aio echo"
 _BARE = "bare aiohttp + uvloop"
+_NULL = "the bridge with nothing stored"
+_ROWS = "a table of rows"
 _FLOOD = "cached traffic while unknown keys flood in"
 
 TARGETS = (
     Target("ingest_durable", "ingest", "ingest, cached key, 1 log, durable: requests/s", _BARE, _UP, 0.8),
-    Target(
-        "ingest_rows",
-        "ingest",
-        "ingest, cached key, 50 logs, durable: rows/s",
-        "`sqlite3.executemany` alone",
-        _UP,
-        0.5,
+    *(
+        Target(f"stored_{size}_{store.lower()}", "ingest", f"the same, {logs}, {store}", _NULL, _UP, number)
+        for size, logs, number in ((1, "1 log", 0.8), (50, "50 logs", 0.6), (1000, "1,000 logs", 0.4))
+        for store in ("SQLite", "PostgreSQL")
     ),
-    Target("latency_tail", "latency", "durable ingest at half of the peak, p99", "p50 in the same run", _DOWN, 10),
+    Target(
+        "latency_tail",
+        "latency",
+        "durable ingest at half of the peak, merging and retention under way, p99",
+        "p50 in the same run",
+        _DOWN,
+        8,
+    ),
+    Target("room", "room", "bytes on disk, merged; 1 log a request", "JSON as sent, compact", _DOWN, 0.45),
+    Target("read_newest", "reading", "the newest 100 errors of a project, of 300,000 entries", _ROWS, _DOWN, 1),
+    Target("read_histogram", "reading", "the histogram of its week", _ROWS, _DOWN, 0.1),
+    Target("read_text", "reading", "a word in it", _ROWS, _DOWN, 1.5),
+    Target("page_many", "reading", "the newest page, of 10 million entries", "of 300,000", _DOWN, 1.3),
+    Target("page_memory", "reading", "memory of who reads it", "of 300,000", _DOWN, 1.1),
+    Target("retention", "retention", "dropping a day of 1 million entries", "`DELETE` of its rows", _DOWN, 0.02),
+    Target("export", "export", "export to NDJSON, entries/s", "`zstd -d` of the same bytes", _UP, 0.5),
+    Target("log_writer", "workers", "the log writer of several workers, CPU an entry", "a worker's", _DOWN, 0.15),
     Target("refused_malformed", "refusals", "refusal of a malformed key, CPU", _BARE, _UP, 1),
     Target("refused_unknown", "refusals", "refusal of an unknown key, cached, CPU", _BARE, _UP, 1),
     Target("refused_origin", "refusals", "refusal of a blocked origin, CPU", _BARE, _UP, 1),
@@ -75,8 +90,6 @@ TARGETS = (
     Target("validate", "validate", "`Validate`, CPU", _ECHO, _UP, 0.85),
     Target("batch_validate", "validate", "`BatchValidate` of 32, CPU", "32-key bare echo", _UP, 0.5),
     Target("watching", "revocation", "ingest under leases, ten changes a second, CPU", "without Watch", _DOWN, 1.03),
-    Target("sink_sqlite", "sinks", "sink, 500 rows a commit, SQLite: rows/s", "`executemany` alone", _UP, 0.6),
-    Target("sink_postgresql", "sinks", "sink, 500 rows a commit, PostgreSQL: rows/s", "`COPY` alone", _UP, 0.6),
     Target(
         "body_step_large", "bodies", "the dearest body of 5 MiB, longest hold of the event loop", "", _DOWN, 25, "ms"
     ),

@@ -36,6 +36,7 @@ class Traffic:
     """What is sent: each key in turn, from each of the connections; and how it is to be answered."""
 
     body: bytes
+    """Or several in turn, one a line."""
     keys: Sequence[str]
     connections: int = 32
     origin: str | None = None

@@ -266,10 +266,5 @@ class Content:
 
     @cached_property
     def folded(self) -> str:
-        """The lines without regard to case."""
+        """The lines without regard to case; no letter becomes the end of one."""
         return self.body.decode().casefold()
-
-    @cached_property
-    def folded_lines(self) -> list[str]:
-        """Each of them; no letter becomes the end of a line."""
-        return self.folded.split("\n")

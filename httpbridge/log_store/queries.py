@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from heapq import nlargest
 
 import msgspec
 import sqlalchemy as sa
@@ -282,7 +281,11 @@ async def _newest(
 ) -> list[Found]:
     """Return the newest of what was found and what a chunk has, newest first."""
     content = await content_of(connection, chunk.id)
-    return await asyncio.to_thread(lambda: nlargest(number, [*found, *scan.found(chunk, content)], key=_order))
+
+    def newest() -> list[Found]:
+        return sorted([*found, *scan.found(chunk, content, number)], key=_order, reverse=True)[:number]
+
+    return await asyncio.to_thread(newest)
 
 
 def _order(found: Found) -> tuple[bytes, int]:

@@ -150,10 +150,13 @@ class Scan:
 
     def places(self, header: Header, content: Content) -> Sequence[int]:
         """Return which lines of a chunk match, ascending."""
-        lines, summary = content.lines, header.summary
-        places: Sequence[int] = range(len(lines))
-        if self._needle and not any(needle in content.folded for needle in self._needles):
-            return ()
+        summary = header.summary
+        places: Sequence[int] = range(header.entries)
+        if self._needle:
+            places = self._with_needle(content)
+            if not places:
+                return places  # and the lines are not cut
+        lines = content.lines
         if self._levels:
             letters = self._letters
             places = [place for place in places if lines[place][LEVEL] in letters]
@@ -169,15 +172,19 @@ class Scan:
                 place for place in places if lines[place].startswith(text, lines[place].find(_ENVIRONMENT, SERVICE))
             ]
         if self._needle:
-            places = [place for place in places if self._contains(content, place)]
+            places = [place for place in places if self._contains(content.lines[place])]
         return places
 
-    def found(self, header: Header, content: Content) -> list[Found]:
-        """Return what matches, in the order of commits."""
+    def found(self, header: Header, content: Content, newest: int | None = None) -> list[Found]:
+        """Return what matches, in the order of commits; or only so many of the newest, oldest first."""
         places = self.places(header, content)
         if not places:
             return []
         lines, ids = content.lines, content.ids
+        if newest is not None and len(places) > newest:
+            # In the order of commits ids ascend, and timestamps nearly do: there is little to sort.
+            stamped = sorted([(lines[place][TIMESTAMP], place) for place in places])
+            places = [place for _, place in stamped[-newest:]]
         return [Found(lines[place][TIMESTAMP], ids[place], place, content) for place in places]
 
     def _in_time(self, places: Sequence[int], content: Content) -> Sequence[int]:
@@ -185,10 +192,19 @@ class Scan:
         begin, end = self._begin, self._end
         return [place for place in places if begin <= (lines[place][TIMESTAMP], ids[place]) < end]
 
-    def _contains(self, content: Content, place: int) -> bool:
-        line = content.folded_lines[place]
-        if not any(needle in line for needle in self._needles):
-            return False
-        entry = read_line(content.lines[place])
+    def _with_needle(self, content: Content) -> list[int]:
+        """Return which lines have the text anywhere, ascending."""
+        text, places = content.folded, set()
+        for needle in self._needles:
+            place = start = 0
+            while (at := text.find(needle, start)) >= 0:
+                place += text.count("\n", start, at)
+                places.add(place)
+                place += 1
+                start = text.index("\n", at) + 1
+        return sorted(places)
+
+    def _contains(self, line: bytes) -> bool:
+        entry = read_line(line)
         texts = (entry.message, bytes(entry.metadata).decode(), entry.trace_id, entry.request_id)
         return any(text is not None and self._needle in text.casefold() for text in texts)

@@ -1,5 +1,7 @@
 """The product as benchmarks start it is the product: its keys are valid, and only the sink may be another one."""
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,23 +18,20 @@ from benchmarks.rig.wrk import Count, Traffic, VoidError
 async def test_bridges_accept_the_keys_of_the_rig_and_store_unless_they_are_told_not_to() -> None:
     async with Rig() as rig:
         await rig.key_service(keys=3)
-        for sink, stores in (("counted", True), ("null", False)):
-            directory = rig.new_directory()
-            bridge = await rig.bridge(sink, HTTPBRIDGE_LOG_STORE_URL=f"sqlite:///{directory}/logs.db")
+        for sink, stores in (("maintained", True), ("null", False)):
+            file = rig.new_directory() / "logs.db"
+            bridge = await rig.bridge(sink, HTTPBRIDGE_LOG_STORE_URL=f"sqlite:///{file}")
             assert await is_answered(bridge.address, 200, key(2), body(2))
             assert await is_answered(bridge.address, 401, unknown_key(0), body(2))
-            printed = await bridge.stop()
-            assert has_logs(directory / "logs.db") == stores
-            assert ("commits=1" in printed) == (sink == "counted")
+            await bridge.stop()
+            assert entries_in(file) == (2 if stores else 0)
 
 
-def has_logs(database: Path) -> bool:
-    return database.exists() and b"was paid by card" in database.read_bytes() + _wal(database)
-
-
-def _wal(database: Path) -> bytes:
-    wal = database.with_name(database.name + "-wal")
-    return wal.read_bytes() if wal.exists() else b""
+def entries_in(file: Path) -> int:
+    if not file.exists():
+        return 0
+    with closing(sqlite3.connect(file)) as connection:
+        return sum(entries for (entries,) in connection.execute("SELECT entries FROM chunks"))
 
 
 async def test_a_load_that_is_refused_for_another_reason_is_void() -> None:
