@@ -17,9 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from httpbridge.log_store.activity import Activity, activity_of
 from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, instant_text
-from httpbridge.log_store.read_store import ReadStore, StoreSlowError, content_of, headers
+from httpbridge.log_store.read_store import ReadStore, content_of, headers
 from httpbridge.log_store.scan import Found, Header, Scan, instant
 from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.search_budget import Budget
 from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position, cut
 from httpbridge.log_store.summary import LEVELS
 from httpbridge.logs import Level
@@ -31,9 +32,6 @@ LIST_CHARACTERS_MAX = 4_000
 
 ROW_CHARACTERS_MAX = 200_000
 """Of each text of an entry by itself."""
-
-_NO_PROGRESS = 5
-"""A search that found no place to stop at goes on for so many times as long as it may, and then fails."""
 
 _LETTER_LEVELS = {ord(level[0]): level for level in LEVELS}
 
@@ -79,33 +77,6 @@ class Bucket(msgspec.Struct, frozen=True):
     counts: dict[Level, int]
     reached: Position | None = None
     """Where the count stopped when the budget was used up: not all that is older is counted. None: all is."""
-
-
-class _Budget:
-    """Entries and seconds; `monotonic` is in seconds."""
-
-    def __init__(self, entries: int, seconds: float, monotonic: Callable[[], float]) -> None:
-        self.searched = 0
-        self._entries, self._seconds, self._monotonic = entries, seconds, monotonic
-        self._began = monotonic()
-        self._oldest = ""
-
-    def allows(self, chunk: Header, end: str) -> bool:
-        """Say whether a chunk may still be searched, and note that it is.
-
-        The chunks before it were searched down to its last timestamp. It is searched all the same where these have got
-        nowhere, as all of them end with the same instant, or after `end`. Raises StoreSlowError for too many of these.
-        """
-        reached = min(chunk.last_at, end)
-        seconds = self._monotonic() - self._began
-        if self.searched and (self.searched + chunk.entries > self._entries or seconds >= self._seconds):
-            if reached < self._oldest:
-                return False
-            if seconds >= _NO_PROGRESS * self._seconds:
-                raise StoreSlowError("too many chunks of the log store overlap in time")
-        self._oldest = self._oldest or reached
-        self.searched += chunk.entries
-        return True
 
 
 class LogQueries:
@@ -267,9 +238,9 @@ class LogQueries:
         """Return how busy each project is, also those without any entry."""
         return await activity_of(self._store, project_ids, now, self.limits.activity_entries_max)
 
-    def _budget(self, *, is_shared: bool) -> _Budget:
+    def _budget(self, *, is_shared: bool) -> Budget:
         entries = self.limits.entries_max // 2 if is_shared else self.limits.entries_max
-        return _Budget(entries, self.limits.search_seconds_max, self._monotonic)
+        return Budget(entries, self.limits.search_seconds_max, self._monotonic)
 
 
 def _time_alone(selection: LogFilter) -> Scan:

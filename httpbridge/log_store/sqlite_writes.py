@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -66,11 +67,18 @@ def _insert(chunks: int) -> str:
     return f"INSERT INTO chunks ({','.join(WRITTEN_COLUMNS)}) VALUES {','.join([row] * chunks)}"  # noqa: S608 - no input
 
 
-def reclaim(connection: sqlite3.Connection) -> bool:
-    """See `sink.Transactions`. A file that was not made here may not be able to shrink."""
+def reclaim(connection: Any) -> bool:
+    """See `sink.Transactions`; the connection is the driver's, or SQLAlchemy's over it.
+
+    A file that was not made here may not be able to shrink.
+    """
     ((before,),) = connection.execute("PRAGMA freelist_count").fetchall()
     # A script is stepped through to its end; the driver would stop this statement at its first page.
-    connection.executescript(f"PRAGMA incremental_vacuum({RECLAIMED_PAGES})")
+    script = f"PRAGMA incremental_vacuum({RECLAIMED_PAGES})"
+    if isinstance(connection, sqlite3.Connection):
+        connection.executescript(script)
+    else:
+        connection.run_async(lambda driver: driver.executescript(script))
     ((after,),) = connection.execute("PRAGMA freelist_count").fetchall()
     return bool(0 < after < before)
 

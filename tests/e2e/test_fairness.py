@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import random
 from collections import Counter
 from itertools import groupby
 
@@ -20,9 +21,17 @@ BYTES_PER_MINUTE = 10 * LARGE_BYTES
 PAUSE_SECONDS = 0.1
 """After a refusal: it is to be a few large bodies that make others wait, and no flood of requests."""
 
+_CHANCE = random.Random(1)
+
+
+def _text(characters: int) -> str:
+    """Make a text that cannot be compressed to less than half: what could is stored in no time."""
+    return _CHANCE.randbytes(characters // 2).hex()
+
+
 LARGE = {
-    "one long text": ["x" * (LARGE_BYTES - 100_000)],
-    "a thousand lines": ["x" * (LARGE_BYTES // 1000 - 100)] * 1000,
+    "one long text": [_text(LARGE_BYTES - 100_000)],
+    "a thousand lines": [_text(LARGE_BYTES // 1000 - 100) for _ in range(1000)],
 }
 SMALL = ["x" * 900]
 

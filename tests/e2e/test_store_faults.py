@@ -1,5 +1,7 @@
 """Stores that take no writes: a 503 of the bridge, UNAVAILABLE of the key service, until they do again."""
 
+import json
+import random
 import re
 import resource
 import sqlite3
@@ -40,9 +42,10 @@ async def test_a_full_disk_is_a_503_and_over_when_there_is_room_again(system: Sy
 
     _, hard = resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE)
     wal_bytes = (system.state_dir / "logs.db-wal").stat().st_size
-    resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (wal_bytes + 6000, hard))  # room for a page and a half
-    check_refused(await post(bridge.address, key, body("full", 1000)))
-    check_refused(await post(bridge.address, key, body("full again", 1000)))
+    resource.prlimit(bridge.pid, resource.RLIMIT_FSIZE, (wal_bytes + 2000, hard))  # room for half a page
+    large = json.dumps({"logs": [{"level": "info", "message": random.Random(1).randbytes(500_000).hex()}]}).encode()
+    check_refused(await post(bridge.address, key, large))  # it cannot be compressed to less than half
+    check_refused(await post(bridge.address, key, large))
     answer = await get(bridge.address, "/ready")
     assert (answer.status, answer.json["reason"]) == (503, "the log store refuses writes")
     assert messages(system.state_dir) == ["before/0"]

@@ -141,8 +141,8 @@ async def test_a_stranger_who_takes_no_answer_loses_its_connection_and_its_place
 async def test_a_stranger_who_leaves_without_its_answer_leaves_no_error(
     tmp_path: Path, logged: list[Any], method: str
 ) -> None:
-    # Two places: the call that looks whether one is free may hold its own for a moment after its end. It looks often.
-    async with running(tmp_path / "state", CallLimits(open_calls_max=2, turns_per_second=1e9)) as service:
+    # A few places: calls that look whether one is free may hold their own for a moment after their end. It looks often.
+    async with running(tmp_path / "state", CallLimits(open_calls_max=4, turns_per_second=1e9)) as service:
         for _ in range(10):
             async with unread_call(service, method):
                 pass

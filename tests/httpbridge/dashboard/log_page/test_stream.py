@@ -172,7 +172,7 @@ async def test_an_event_is_bounded_to_its_newest_entries_and_says_that_there_are
         await sink.write(batch("a", "b" * 4000, "c" * 4000))
         event = await events.next()
         assert [line[0] for line in headlines(event)] == ["c"]
-        assert (json.loads(event["data"])["is_gap"], event["id"]) == (True, "3")
+        assert (json.loads(event["data"])["is_gap"], event["id"]) == (True, "1")
         await sink.write(batch("d"))
         event = await events.next()
         assert (headlines(event), json.loads(event["data"])["is_gap"]) == (["d"], False)
