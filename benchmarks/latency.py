@@ -16,15 +16,15 @@ from benchmarks.rig.wrk import Traffic, throughput
 BARE, SQLITE, POSTGRES = "bare aiohttp", "SQLite", "PostgreSQL"
 SECONDS_A_ROUND = 2
 """Times the pace: checkpoints of SQLite's log come every few seconds."""
-STORE_BYTES_MAX = 1024 * 1024
-"""Some seconds' logs."""
+STORE_BYTES_MAX = 256 * 1024
+"""A second's logs or two, so that every round drops some."""
 
 HOW = """\
 The peak is the most that wrk reaches over 32 connections with batches of one log. Then requests arrive evenly at half
 of that rate, whatever becomes of those before. Each latency counts from the instant when the request was due, so that
 it includes waiting for a free connection (no coordinated omission). A failed request has no latency: if there is one,
 or if less than 99 % of the rate is served, the target is missed. PostgreSQL shares the core of the load. All the time
-both bridges merge what is a second old, and drop what is above 1 MiB (`HTTPBRIDGE_STORE_BYTES_MAX`), looking for it
+both bridges merge what is a second old, and drop what is above 256 KiB (`HTTPBRIDGE_STORE_BYTES_MAX`), looking for it
 several times a second instead of once in two seconds and once a minute. If a round of SQLite has neither, the target is
 missed, too."""
 

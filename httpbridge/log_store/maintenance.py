@@ -34,7 +34,7 @@ class MaintenanceLimits(msgspec.Struct, frozen=True):
     merge_seconds: float = 2.0
     retention_seconds: float = 60.0
     close_seconds: float = 5.0
-    """For merging all that is left, at the end."""
+    """For merging all that is left and giving free room back, at the end."""
 
 
 MAINTENANCE_LIMITS = MaintenanceLimits()
@@ -74,7 +74,7 @@ class Maintenance:
         self._task = asyncio.create_task(self._run(), name="log store maintenance")
 
     async def close(self) -> None:
-        """End; before that merge what is left, as far as there is time."""
+        """End; before that merge what is left, and give free room back, as far as there is time."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -82,6 +82,8 @@ class Maintenance:
                 async with asyncio.timeout(self._limits.close_seconds):
                     if await self._hold(_LEASE_SECONDS):
                         await self._merger.merge(is_last=True)
+                        while await self._store.reclaim():  # merging leaves as much room free as it wrote
+                            pass
                         await self._hold(-1)
         await self._reader.close()
 

@@ -150,13 +150,11 @@ class Scan:
 
     def places(self, header: Header, content: Content) -> Sequence[int]:
         """Return which lines of a chunk match, ascending."""
-        summary = header.summary
-        places: Sequence[int] = range(header.entries)
-        if self._needle:
-            places = self._with_needle(content)
-            if not places:
-                return places  # and the lines are not cut
-        lines = content.lines
+        with_needle = self._with_needle(content) if self._needle else []
+        if self._needle and not with_needle:
+            return ()  # the lines need not be cut for that
+        lines, summary = content.lines, header.summary
+        places: Sequence[int] = with_needle if self._needle else range(len(lines))
         if self._levels:
             letters = self._letters
             places = [place for place in places if lines[place][LEVEL] in letters]
