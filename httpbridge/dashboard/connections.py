@@ -41,8 +41,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True):
     """Of a head that is not whole; the parser by itself would keep a megabyte."""
     response_seconds_max: float = 20.0
     """A client who takes nothing of a response for so long is cut off."""
-    cancelled_seconds_max: float = 6.0
-    """For a request that is broken off by a shutdown: a statement in the log store ends within 5 s."""
+    late_seconds_max: float = 6.0
+    """For a request whose response comes too late for a shutdown: a statement in the log store ends within 5 s."""
     look_seconds: float = 1.0
     """Between two looks at who is too slow."""
 
@@ -184,7 +184,7 @@ class Connections(web.Server):
         """Those that have a place."""
         self._is_full = False
         self._turns = Turns(self._loop, trusted_proxies, turns=1, caller_turns=1)
-        self._working: set[asyncio.Task[Any]] = set()
+        self._working: set[asyncio.Future[web.StreamResponse]] = set()
         """What responds to requests."""
         self._look()
 
@@ -220,14 +220,14 @@ class Connections(web.Server):
     async def shutdown(self, timeout: float | None = None) -> None:
         """Let requests have their responses for so long, and close all connections.
 
-        aiohttp cancels what is late then, and does not wait for it. What it has open, such as a connection to the log
-        store, it gives back before it ends: until then nothing that it uses is to be closed.
+        What is late then is waited for all the same, though nobody reads its response: it may have a connection to the
+        log store, and cancelled in the middle of a statement it would leave that open.
         """
         self._looking.cancel()
         self.pre_shutdown()
         await super().shutdown(timeout)
         if self._working:
-            await asyncio.wait(self._working, timeout=self.limits.cancelled_seconds_max)
+            await asyncio.wait(self._working, timeout=self.limits.late_seconds_max)
 
     def _waiting(self, address: str) -> Iterator[Connection]:
         """Yield those that can make room: of the address alone, where it has its share."""
@@ -246,17 +246,22 @@ class Connections(web.Server):
         await self._turns.turn(connection.address)  # a page takes the event loop a millisecond or two
         request = _with_canonical_path(request)
         connection.begin(request)
-        task = cast(asyncio.Task[Any], asyncio.current_task())
-        self._working.add(task)
         try:
             # Otherwise aiohttp refuses, past the middlewares, what it does not know.
             expected = request.headers.get(hdrs.EXPECT) or "100-continue"
             if expected.lower() != "100-continue":
                 connection.handle_error(request, HTTPStatus.EXPECTATION_FAILED)
-            return await self._respond(request)
+            responding = asyncio.ensure_future(self._respond(request))
+            self._working.add(responding)
+            responding.add_done_callback(self._finished)
+            return await asyncio.shield(responding)
         finally:
-            self._working.discard(task)
             connection.finish()
+
+    def _finished(self, responding: "asyncio.Future[web.StreamResponse]") -> None:
+        self._working.discard(responding)
+        if not responding.cancelled():
+            responding.exception()  # whoever waited for it has it, or nobody does any more
 
 
 def _with_canonical_path(request: web.Request) -> web.Request:

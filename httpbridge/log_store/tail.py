@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from httpbridge.log_store.chunk import IDS
 from httpbridge.log_store.read_store import ReadStore, content_of, header_of
@@ -79,10 +80,14 @@ _POSTGRES_ID = sa.text(
 
 async def newest_cursor(store: ReadStore) -> Cursor:
     """Return the cursor of all that has arrived; its id is 0 when the store is empty."""
+    async with store.connection() as connection:
+        return await _cursor(connection, store)
+
+
+async def _cursor(connection: AsyncConnection, store: ReadStore) -> Cursor:
     if not store.late_ids:
-        ((id_,),) = await store.rows(_SQLITE_ID)
-        return Cursor(id_)
-    ((id_, text),) = await store.rows(_POSTGRES_ID)
+        return Cursor((await connection.execute(_SQLITE_ID)).scalar_one())
+    id_, text = (await connection.execute(_POSTGRES_ID)).one()
     begin, end, listed = text.split(":")  # "xmin:xmax:xip_list", says PostgreSQL's manual
     running = tuple(map(int, listed.split(","))) if listed else ()
     # Of too many none is named: what ended since the first of them then counts as new, which repeats some of it.
@@ -107,10 +112,11 @@ class LogTail:
 
     async def found(self) -> tuple[list[Found], bool]:
         """Return the same whole, and whether older ones were left out."""
-        last, now = self._cursor, await newest_cursor(self._store)
+        last = self._cursor
         found: list[Found] = []
         searched, is_gap = 0, False
         async with self._store.connection() as connection:
+            now = await _cursor(connection, self._store)
             arrived = (await connection.execute(_arrived(self._scan.project_id, last, now, self._store.late_ids))).all()
             for row in arrived:
                 chunk = header_of(row)

@@ -312,19 +312,15 @@ async def test_a_form_of_too_many_fields_or_a_compressed_one_is_not_taken_apart(
     assert (await stranger.post_raw("/sign-in", fields + b"&x" * 900, **content_type)).status == 303
 
 
-async def test_a_shutdown_waits_for_what_it_broke_off_to_give_back_what_it_has() -> None:
+async def test_a_shutdown_waits_for_a_request_whose_client_it_has_given_up() -> None:
     """Else the log store would be closed under a request that still has one of its connections."""
-    begun, ended = asyncio.Event(), asyncio.Event()
+    begun, gate, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def respond(_request: web.Request) -> web.StreamResponse:
         begun.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-            return web.Response()
-        finally:
-            for _ in range(100):
-                await asyncio.sleep(0)
-            ended.set()
+        await gate.wait()
+        ended.set()
+        return web.Response()
 
     application = web.Application()
     application.router.add_get("/", respond)
@@ -338,6 +334,11 @@ async def test_a_shutdown_waits_for_what_it_broke_off_to_give_back_what_it_has()
         await asyncio.get_running_loop().connect_accepted_socket(connections, ours)
         theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await begun.wait()
-        await connections.shutdown(0.01)
+        closing = asyncio.create_task(connections.shutdown(0.01))
+        theirs.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(theirs, 1) == b""
+        assert not closing.done()
+        gate.set()
+        await closing
         assert ended.is_set()
     await runner.cleanup()
