@@ -448,6 +448,7 @@ async def test_times_are_typed_in_the_zone_that_they_are_shown_in(stack: Stack) 
     await expect(until).to_have_value("2026-02-01 09:00:00")
     await page.get_by_role("button", name="Show").click()
     await expect(page).to_have_url(re.compile(r"since=2026-01-31T08%3A00%3A00\.123456Z&until=2026-02-01$"))
+    await expect(since).to_have_value("2026-01-31 17:00:00")  # the script has run
     await since.fill("2026-01-31 10:30")
     await until.fill("15m")
     await page.get_by_role("button", name="Show").click()
