@@ -10,7 +10,7 @@ import math
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ a higher one. A transaction that ends after this many later chunks is missed whi
 WAIT_SECONDS_MAX = 5.0
 """How long a statement waits for one of the connections."""
 
+_CLOSE_SECONDS_MAX = 10.0
+"""For what is lent to come back: twice as long as a statement of the dashboard may take."""
+
 _HEADERS_MIN, _HEADERS_MAX = 16, 256
 """Read at a time: few at first, as the newest page needs no more."""
 
@@ -62,6 +65,8 @@ class ReadStore:
         address = parse_database_url(url)
         self._path: Path | None = None
         self._is_checked = False
+        self._lent = 0
+        self._returned = asyncio.Event()
         self.late_ids = 0
         """See LATE_IDS; 0 for a store whose ids become visible in their order."""
         if isinstance(address, Path):
@@ -77,7 +82,12 @@ class ReadStore:
             self.late_ids = LATE_IDS
 
     async def close(self) -> None:
-        """Let go of the store."""
+        """Let go of the store once what is lent has come back: the pool would forget it, and leave it open."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS_MAX):
+                while self._lent:
+                    self._returned.clear()
+                    await self._returned.wait()
         await self._engine.dispose()
 
     def check_exists(self) -> None:
@@ -101,7 +111,7 @@ class ReadStore:
         """
         self.check_exists()
         try:
-            async with self._engine.connect() as connection:
+            async with self._lending() as connection:
                 if self._path is None:
                     await connection.execution_options(isolation_level="REPEATABLE READ")
                 if not self._is_checked:
@@ -116,6 +126,26 @@ class ReadStore:
             if isinstance(failure, StoreSetupError):
                 raise failure from None
             raise StoreUnavailableError(f"the log store cannot be read: {failure}") from None
+
+    @asynccontextmanager
+    async def _lending(self) -> AsyncIterator[AsyncConnection]:
+        self._lent += 1
+        try:
+            connection = await self._engine.connect()
+        except BaseException:
+            self._return()
+            raise
+        try:
+            yield connection
+        finally:
+            # In a task, as whoever is cancelled does not wait for it.
+            closing = asyncio.ensure_future(connection.close())
+            closing.add_done_callback(self._return)
+            await asyncio.shield(closing)
+
+    def _return(self, _closing: object = None) -> None:
+        self._lent -= 1
+        self._returned.set()
 
 
 def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
