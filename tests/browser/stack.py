@@ -106,6 +106,7 @@ class Stack:
         await page.get_by_label("Name").fill(project_id)
         await page.get_by_role("button", name="Make project and key").click()
         key = (await page.locator("#api-key").inner_text()).strip()
+        await page.wait_for_load_state()  # its script has run
         assert RAW_KEY.fullmatch(key)
         return key
 

@@ -115,7 +115,10 @@ async def test_from_the_first_key_to_a_revoked_one(stack: Stack) -> None:
 
         # Revoke, by the dialog.
         await page.get_by_role("navigation").get_by_role("link", name="API Keys").click()
-        await page.get_by_role("link", name="Revoke…").click()
+        revoke = page.get_by_role("link", name="Revoke…")
+        await expect(revoke).to_be_visible()
+        await page.wait_for_load_state()  # its script has run
+        await revoke.click()
         dialog = page.get_by_role("dialog")
         await expect(dialog).to_contain_text("stops working for good")
         await dialog.get_by_role("button", name="Cancel").click()
@@ -582,6 +585,7 @@ async def test_origins_that_are_not_saved_are_not_left_without_a_word(stack: Sta
     await page.get_by_role("textbox", name="Entry 1").fill("shop.example")
     await page.get_by_role("button", name="Review changes").click()
     await expect(page.get_by_role("heading", name="Before saving")).to_be_visible()
+    await page.wait_for_load_state()  # its script has run
     assert asked == []
     await leave("API Keys")
     await expect(page.get_by_role("textbox", name="Entry 1")).to_have_value("shop.example")
