@@ -21,6 +21,7 @@ from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.retention import NO_LIMITS, Retainer, Retention, project_data_of, set_retention
 from httpbridge.log_store.schema import NowSeconds, log_store
 from httpbridge.log_store.sink import MaintainedStore, SqlSink, open_sink, store_at
+from httpbridge.log_store.sqlite_writes import RECLAIMED_PAGES
 from tests.contract.test_log_sink import Clock, batch, query, stored_messages
 from tests.stored_chunks import incompressible
 
@@ -236,6 +237,37 @@ async def test_a_sqlite_file_that_cannot_shrink_is_left_as_it_is(tmp_path: Path)
         async with asyncio.timeout(20):
             await kept.retain(Retention(days=1))
         assert await kept.left() == []
+
+
+def free_pages(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as connection:
+        ((pages,),) = connection.execute("PRAGMA freelist_count")
+    return int(pages)
+
+
+async def test_much_room_is_given_back_at_a_time(tmp_path: Path) -> None:
+    """The driver would stop the statement at its first page."""
+    path = tmp_path / "logs.db"
+    async with kept_at(sqlite_url(path)) as kept:
+        await kept.sink.write(batch(*(incompressible(10_000) for _ in range(300))))
+        await kept.run("DELETE FROM chunks")
+        full = free_pages(path)
+        assert full > RECLAIMED_PAGES
+        assert await kept.store.reclaim()
+        assert free_pages(path) == full - RECLAIMED_PAGES
+
+
+async def test_a_clean_stop_merges_what_is_left_and_leaves_no_room_free(tmp_path: Path) -> None:
+    path = tmp_path / "logs.db"
+    async with kept_at(sqlite_url(path)) as kept:
+        await kept.write(*(incompressible(10_000) for _ in range(20)))
+        maintained = Maintained(kept.url)
+        await maintained.start()
+        await maintained.maintenance.close()
+        await maintained.store.close()
+        assert len(await query(kept.url, sa.text("SELECT id FROM chunks"))) == 1
+        assert free_pages(path) == 0
+        assert len(await kept.left()) == 20
 
 
 def key(name: str) -> IdempotencyKey:
