@@ -88,15 +88,16 @@ class Maintenance:
         await self._reader.close()
 
     async def _run(self) -> None:
-        retained_at = float("-inf")
+        retention_at = float("-inf")
         while True:
             await self._sleep(self._limits.merge_seconds)
             try:
                 if await self._hold(_LEASE_SECONDS):
-                    await self._merger.merge()
-                    if self._monotonic() - retained_at >= self._limits.retention_seconds:
-                        retained_at = self._monotonic()
+                    # Before merging, of which there may be much: a full disk can only be mended by dropping.
+                    if self._monotonic() >= retention_at:
+                        retention_at = self._monotonic() + self._limits.retention_seconds
                         await self._retainer.run()
+                    await self._merger.merge(until=retention_at)
                 self._is_failing = False
             except _LeaseLostError:
                 pass  # whoever has it now goes on

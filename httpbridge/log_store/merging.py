@@ -125,13 +125,19 @@ class Merger:
         self._projects: dict[str, _Project] = {}
         self._seen_id = 0
 
-    async def merge(self, *, is_last: bool = False) -> None:
-        """Merge what there is to merge; with `is_last` whatever is small. Raises as the stores do."""
+    async def merge(self, *, until: float = float("inf"), is_last: bool = False) -> None:
+        """Merge what there is to merge; with `is_last` whatever is small, and without rest. Raises as the stores do.
+
+        At the time `until`, of the clock given, it stops in the middle; the next call goes on with another project.
+        """
         now = await self._note_new()
         for project_id, project in list(self._projects.items()):
             is_quiet = is_last or now - project.newest_at > self._limits.quiet_seconds
             if project.new >= (1 if is_quiet else self._limits.chunks_min):
-                await self._merge_project(project_id, project, 0 if is_last else now, is_quiet=is_quiet)
+                self._projects[project_id] = self._projects.pop(project_id)
+                await self._merge_project(project_id, project, now, until, is_quiet=is_quiet, is_last=is_last)
+            if self._monotonic() >= until:
+                return
 
     async def _note_new(self) -> int:
         """Count new chunks by project; return the store's time."""
@@ -150,15 +156,19 @@ class Merger:
                 self._seen_id = max(self._seen_id, last_id)
         return int(now)
 
-    async def _merge_project(self, project_id: str, project: _Project, now: int, *, is_quiet: bool) -> None:
+    async def _merge_project(
+        self, project_id: str, project: _Project, now: int, until: float, *, is_quiet: bool, is_last: bool
+    ) -> None:
         found = await self._small(project_id, project.first_id)
-        if now:
+        if not is_last or self._reader.late_ids:  # else a chunk may yet appear between two that are merged
             found = [chunk for chunk in found if chunk.stored_at < now - self._limits.age_seconds]
         merges = plan(found, 2 if is_quiet else self._limits.chunks_min)
         for group in merges:
             began = self._monotonic()
+            if began >= until:
+                return
             await self._merge(project_id, group)
-            if now:
+            if not is_last:
                 await self._sleep((self._monotonic() - began) * (1 / self._limits.share - 1))
         if merges or is_quiet:
             project.new = 0
