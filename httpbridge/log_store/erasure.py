@@ -124,7 +124,10 @@ class Erasure:
                 return None
             is_all = self._is_of_time and self._scan.spans(header)
             content = None if is_all else await content_of(connection, header.id)
-        places = range(header.entries) if content is None else self._scan.places(header, content)
+        if content is None:
+            places = list(range(header.entries))
+        else:
+            places = [place.number for place in self._scan.places(header, content)]
         if is_dry or not places:
             return len(places)
         new = None

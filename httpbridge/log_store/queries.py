@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from httpbridge.log_store.activity import Activity, activity_of
 from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, instant_text
 from httpbridge.log_store.read_store import ReadStore, content_of, headers
-from httpbridge.log_store.scan import Found, Header, Scan, instant
+from httpbridge.log_store.scan import Found, Header, Place, Scan, found_at, instant
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.search_budget import Budget
 from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position, cut
@@ -232,7 +232,7 @@ class LogQueries:
         if id_ not in content.ids:
             return None
         place = content.ids.index(id_)
-        return cut(Found(content.lines[place][TIMESTAMP], id_, place, content).log(project_id), ROW_CHARACTERS_MAX)
+        return cut(found_at(content, Place(place, content.lines[place])).log(project_id), ROW_CHARACTERS_MAX)
 
     async def activity(self, project_ids: Sequence[str], now: datetime) -> dict[str, Activity]:
         """Return how busy each project is, also those without any entry."""
@@ -271,9 +271,8 @@ async def _counts(
 
     def count() -> Counter[tuple[int, Level]]:
         limits = [edge.encode() for edge in edges]
-        lines = content.lines
         return Counter(
-            (bisect_right(limits, lines[place][TIMESTAMP]) - 1, _LETTER_LEVELS[lines[place][LEVEL]])
+            (bisect_right(limits, place.line[TIMESTAMP]) - 1, _LETTER_LEVELS[place.line[LEVEL]])
             for place in scan.places(chunk, content)
         )
 
