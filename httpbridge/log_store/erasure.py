@@ -119,7 +119,7 @@ class Erasure:
             return 0
         async with self._reader.connection() as connection:
             statement = sa.select(chunks.c.version, chunks.c.stored_at).where(chunks.c.id == header.id)
-            row = (await connection.execute(statement)).first()
+            (row,) = await connection.rows(statement) or [None]
             if row is None or row.version != header.version:
                 return None
             is_all = self._is_of_time and self._scan.spans(header)

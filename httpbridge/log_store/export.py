@@ -112,7 +112,7 @@ async def _read(
         statement = sa.select(*columns, chunks.c.size).where(
             chunks.c.id.in_(ids), chunks.c.project_id == scan.project_id
         )
-        found = {row.id: row for row in (await connection.execute(statement)).all()}
+        found = {row.id: row for row in await connection.rows(statement)}
         for id_, last in listed:
             row = found.get(id_)
             if row is not None and row.id + row.span > after:
@@ -130,7 +130,7 @@ async def _read(
         if taken:
             wanted = [row.id for row, _ in taken]
             statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_(wanted))
-            contents = {row.id: row.content for row in (await connection.execute(statement)).all()}
+            contents = {row.id: row.content for row in await connection.rows(statement)}
     parts = [Part(scan.project_id, row, contents[row.id], before, progress.last) for row, before in taken]
     progress.after = max(after, progress.after)
     return parts, read, is_current

@@ -21,7 +21,7 @@ from httpbridge.log_store.chunk import (
     read_line,
 )
 from httpbridge.log_store.selection import LogFilter, Position, StoredLog
-from httpbridge.log_store.summary import CELL_FIRST, CELL_LAST, Summary
+from httpbridge.log_store.summary import CELL_FIRST, CELL_LAST, LEVELS, Summary
 from httpbridge.logs import Level
 
 _ENVIRONMENT = b',"environment":'
@@ -159,7 +159,7 @@ class Scan:
             if self.begin <= first < self.end and 0 < bucket < len(edges):
                 found += [
                     ((bucket - 1, level), number)
-                    for level, number in zip(Level, numbers, strict=True)
+                    for level, number in zip(LEVELS, numbers, strict=True)
                     if number and (not self._levels or level in self._levels)
                 ]
         return found
