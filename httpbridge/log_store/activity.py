@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from httpbridge.log_store.chunk import instant_text
-from httpbridge.log_store.read_store import ReadStore, content_of, headers
+from httpbridge.log_store.read_store import Reading, ReadStore, headers, of_content
 from httpbridge.log_store.scan import Scan, instant
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import LogFilter
@@ -36,7 +36,7 @@ async def activity_of(
     async with store.connection() as connection:
         for start in range(0, len(project_ids), _PROJECTS):
             statement = _last_timestamps(project_ids[start : start + _PROJECTS])
-            for project_id, last_at in (await connection.execute(statement)).all():
+            for project_id, last_at in await connection.rows(statement):
                 if last_at is None or last_at < recent:
                     activity[project_id] = Activity(0, last_at and instant(last_at))
                 else:
@@ -44,7 +44,7 @@ async def activity_of(
     return activity
 
 
-async def _activity(connection: AsyncConnection, project_id: str, now: datetime, entries_max: int) -> Activity:
+async def _activity(connection: Reading, project_id: str, now: datetime, entries_max: int) -> Activity:
     until = now + timedelta(days=1)
     scan = Scan(LogFilter(project_id=project_id, until=until))
     since = instant_text(now - timedelta(hours=1))
@@ -56,7 +56,8 @@ async def _activity(connection: AsyncConnection, project_id: str, now: datetime,
             newest = max(newest, chunk.last_at)
             number += chunk.entries if since <= chunk.first_at else 0
         else:
-            found = [one.timestamp.decode() for one in scan.found(chunk, await content_of(connection, chunk.id))]
+            of_chunk = await of_content(connection, chunk.id, partial(scan.found, chunk))
+            found = [one.timestamp.decode() for one in of_chunk]
             newest = max(newest, *found, "")
             number += sum(timestamp >= since for timestamp in found)
     return Activity(min(number, entries_max + 1), instant(newest) if newest else None)

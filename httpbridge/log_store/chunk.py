@@ -10,10 +10,11 @@ chunks are merged, their runs keep these ids.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ SERVICE = 58
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 NO_METADATA = msgspec.Raw()
+_PIECE_BYTES = 64 * 1024
 _ZSTD_OPTIONS = {int(zstd.CompressionParameter.compression_level): 1, int(zstd.CompressionParameter.checksum_flag): 1}
 """A higher level costs three times as much and gains nothing on logs, measured."""
 
@@ -243,11 +245,11 @@ class Content:
 
     def __init__(self, chunk_id: int, compressed: bytes) -> None:
         """Raise ChunkDamagedError for what is not as it was written."""
+        text = b"".join(decompressed(compressed))
         try:
-            text = zstd.decompress(compressed)
             end = text.index(b"\n")
             self.head = _head_decoder.decode(memoryview(text)[:end])
-        except (zstd.ZstdError, ValueError, msgspec.DecodeError) as error:
+        except (ValueError, msgspec.DecodeError) as error:
             raise ChunkDamagedError(f"its content cannot be read: {type(error).__name__}") from None
         self.id = chunk_id
         self.size = len(text)
@@ -264,7 +266,29 @@ class Content:
         """Those of the entries."""
         return self.head.ids(self.id)
 
+    def run_of(self, place: int) -> Run:
+        """Return the one that an entry came with."""
+        return self.head.runs[bisect_right(self._run_ends, place)]
+
     @cached_property
-    def folded(self) -> str:
-        """The lines without regard to case; no letter becomes the end of one."""
-        return self.body.decode().casefold()
+    def _run_ends(self) -> list[int]:
+        return list(accumulate(run.entries for run in self.head.runs))
+
+
+def decompressed(compressed: bytes) -> Iterator[bytes]:
+    """Yield a content piece by piece. Raises ChunkDamagedError, at the latest at the end.
+
+    In pieces, as to get pages of memory for a whole content costs twice as much as to decompress it.
+    """
+    decompressor = zstd.ZstdDecompressor()
+    while not decompressor.eof:
+        try:
+            piece = decompressor.decompress(compressed, _PIECE_BYTES)
+        except zstd.ZstdError as error:
+            raise ChunkDamagedError(f"its content cannot be read: {type(error).__name__}") from None
+        if not piece and decompressor.needs_input and not decompressor.eof:
+            raise ChunkDamagedError("its content ends too early")
+        compressed = b""
+        yield piece
+    if decompressor.unused_data:
+        raise ChunkDamagedError("its content goes on after its end")

@@ -119,12 +119,15 @@ class Erasure:
             return 0
         async with self._reader.connection() as connection:
             statement = sa.select(chunks.c.version, chunks.c.stored_at).where(chunks.c.id == header.id)
-            row = (await connection.execute(statement)).first()
+            (row,) = await connection.rows(statement) or [None]
             if row is None or row.version != header.version:
                 return None
             is_all = self._is_of_time and self._scan.spans(header)
             content = None if is_all else await content_of(connection, header.id)
-        places = range(header.entries) if content is None else self._scan.places(header, content)
+        if content is None:
+            places = list(range(header.entries))
+        else:
+            places = [place.number for place in self._scan.places(header, content)]
         if is_dry or not places:
             return len(places)
         new = None

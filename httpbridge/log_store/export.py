@@ -6,18 +6,17 @@ in part.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content
+from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, decompressed
 from httpbridge.log_store.read_store import ReadStore, header_of
-from httpbridge.log_store.scan import Header, Scan
+from httpbridge.log_store.scan import Header, Place, Scan
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.tail import newest_cursor
-from httpbridge.log_store.zstandard import zstd
 
 _LISTED = 4096
 """Ids that are read at a time, from the index alone."""
@@ -25,7 +24,6 @@ _HEADERS = 64
 """Headers that are read at a time."""
 _BYTES = 16 * 1024 * 1024
 """Of contents, before they were compressed, that are read at a time, unless one alone has more."""
-_PIECE_BYTES = 64 * 1024
 
 
 class Part(NamedTuple):
@@ -114,7 +112,7 @@ async def _read(
         statement = sa.select(*columns, chunks.c.size).where(
             chunks.c.id.in_(ids), chunks.c.project_id == scan.project_id
         )
-        found = {row.id: row for row in (await connection.execute(statement)).all()}
+        found = {row.id: row for row in await connection.rows(statement)}
         for id_, last in listed:
             row = found.get(id_)
             if row is not None and row.id + row.span > after:
@@ -132,7 +130,7 @@ async def _read(
         if taken:
             wanted = [row.id for row, _ in taken]
             statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_(wanted))
-            contents = {row.id: row.content for row in (await connection.execute(statement)).all()}
+            contents = {row.id: row.content for row in await connection.rows(statement)}
     parts = [Part(scan.project_id, row, contents[row.id], before, progress.last) for row, before in taken]
     progress.after = max(after, progress.after)
     return parts, read, is_current
@@ -182,36 +180,24 @@ class Exporter:
                 return part.row.entries, size
             content = Content(part.row.id, part.compressed)
             places = self._places(part, content)
-            lines = content.lines
-            text = b"".join([b"%b\n" % lines[place] for place in places])
+            text = b"".join([b"%b\n" % place.line for place in places])
         except ChunkDamagedError as error:
             raise ChunkDamagedError(f"chunk {part.row.id}: {error.reason}") from None
         write(text)
         return len(places), len(text)
 
-    def _places(self, part: Part, content: Content) -> Sequence[int]:
+    def _places(self, part: Part, content: Content) -> list[Place]:
         places = self._scan.places(part.header, content)
         if part.is_whole:
             return places
         ids = content.ids
-        return [place for place in places if part.after < ids[place] // IDS <= part.last]
+        return [place for place in places if part.after < ids[place.number] // IDS <= part.last]
 
 
 def _lines(compressed: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the lines of a content, piece by piece. Raises ChunkDamagedError, at the latest at the end.
-
-    In pieces, as to get pages of memory for a whole content costs twice as much as to decompress it.
-    """
-    decompressor = zstd.ZstdDecompressor()
+    """Yield the lines of a content, piece by piece. Raises ChunkDamagedError, at the latest at the end."""
     is_head = True
-    while not decompressor.eof:
-        try:
-            piece = decompressor.decompress(compressed, _PIECE_BYTES)
-        except zstd.ZstdError:
-            raise ChunkDamagedError("its content cannot be read") from None
-        if not piece and decompressor.needs_input and not decompressor.eof:
-            raise ChunkDamagedError("its content ends too early")
-        compressed = b""
+    for piece in decompressed(compressed):
         if is_head:
             end = piece.find(b"\n")
             is_head = end < 0

@@ -142,14 +142,14 @@ class Merger:
     async def _note_new(self) -> int:
         """Count new chunks by project; return the store's time."""
         async with self._reader.connection() as connection:
-            now = (await connection.execute(sa.select(NowSeconds()))).scalar_one()
+            now = (await connection.rows(sa.select(NowSeconds())))[0][0]
             new = sa.select(
                 chunks.c.project_id, sa.func.count(), sa.func.min(chunks.c.id), sa.func.max(chunks.c.id),
                 sa.func.max(chunks.c.stored_at),
             )  # fmt: skip
             is_small = sa.and_(2 * chunks.c.entries <= FULL_ENTRIES, 2 * chunks.c.size <= FULL_BYTES)
             new = new.where(chunks.c.id > self._seen_id, is_small).group_by(chunks.c.project_id)
-            for project_id, number, first_id, last_id, stored_at in (await connection.execute(new)).all():
+            for project_id, number, first_id, last_id, stored_at in await connection.rows(new):
                 project = self._projects.setdefault(project_id, _Project(first_id))
                 project.new += number
                 project.newest_at = max(project.newest_at, stored_at)

@@ -5,20 +5,19 @@ what they can; the contents of others are searched, the newest first, under a bu
 is used up, the answer says how far it got, and the next one goes on there.
 """
 
-import asyncio
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from httpbridge.log_store.activity import Activity, activity_of
-from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, instant_text
-from httpbridge.log_store.read_store import ReadStore, content_of, headers
-from httpbridge.log_store.scan import Found, Header, Scan, instant
+from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, Content, instant_text
+from httpbridge.log_store.read_store import Reading, ReadStore, content_of, headers, of_content
+from httpbridge.log_store.scan import Found, Header, Place, Scan, found_at, instant
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.search_budget import Budget
 from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position, cut
@@ -176,7 +175,7 @@ class LogQueries:
                 if scan.spans(chunk):
                     number += chunk.entries
                 else:
-                    number += len(scan.places(chunk, await content_of(connection, chunk.id)))
+                    number += len(await of_content(connection, chunk.id, partial(scan.places, chunk)))
                 if number > self.limits.counted_entries_max:
                     return self.limits.counted_entries_max + 1
         return number
@@ -194,7 +193,7 @@ class LogQueries:
                     services.update(summary.services)
                     environments.update(summary.environments)
                 else:
-                    for one in scan.found(chunk, await content_of(connection, chunk.id)):
+                    for one in await of_content(connection, chunk.id, partial(scan.found, chunk)):
                         log = one.log(scan.project_id)
                         services.add(log.service)
                         environments.add(log.environment)
@@ -214,7 +213,7 @@ class LogQueries:
                 if scan.begin <= chunk.first_at:
                     oldest = chunk.first_at
                     break
-                found = scan.found(chunk, await content_of(connection, chunk.id))
+                found = await of_content(connection, chunk.id, partial(scan.found, chunk))
                 oldest = min([one.timestamp.decode() for one in found] + ([oldest] if oldest else []), default=None)
         return None if oldest is None else instant(oldest)
 
@@ -225,14 +224,14 @@ class LogQueries:
             chunks.c.project_id == project_id, chunks.c.id <= commit, chunks.c.id + chunks.c.span >= commit
         )
         async with self._store.connection() as connection:
-            chunk_id = (await connection.execute(statement)).scalar()
-            if chunk_id is None:
+            rows = await connection.rows(statement)
+            if not rows:
                 return None
-            content = await content_of(connection, chunk_id)
+            content = await content_of(connection, rows[0].id)
         if id_ not in content.ids:
             return None
         place = content.ids.index(id_)
-        return cut(Found(content.lines[place][TIMESTAMP], id_, place, content).log(project_id), ROW_CHARACTERS_MAX)
+        return cut(found_at(content, Place(place, content.lines[place])).log(project_id), ROW_CHARACTERS_MAX)
 
     async def activity(self, project_ids: Sequence[str], now: datetime) -> dict[str, Activity]:
         """Return how busy each project is, also those without any entry."""
@@ -247,16 +246,13 @@ def _time_alone(selection: LogFilter) -> Scan:
     return Scan(LogFilter(project_id=selection.project_id, since=selection.since, until=selection.until))
 
 
-async def _newest(
-    connection: AsyncConnection, scan: Scan, chunk: Header, found: list[Found], number: int
-) -> list[Found]:
+async def _newest(connection: Reading, scan: Scan, chunk: Header, found: list[Found], number: int) -> list[Found]:
     """Return the newest of what was found and what a chunk has, newest first."""
-    content = await content_of(connection, chunk.id)
 
-    def newest() -> list[Found]:
+    def newest(content: Content) -> list[Found]:
         return sorted([*found, *scan.found(chunk, content, number)], key=_order, reverse=True)[:number]
 
-    return await asyncio.to_thread(newest)
+    return await of_content(connection, chunk.id, newest)
 
 
 def _order(found: Found) -> tuple[bytes, int]:
@@ -264,17 +260,15 @@ def _order(found: Found) -> tuple[bytes, int]:
 
 
 async def _counts(
-    connection: AsyncConnection, scan: Scan, chunk: Header, edges: list[str]
+    connection: Reading, scan: Scan, chunk: Header, edges: list[str]
 ) -> list[tuple[tuple[int, Level], int]]:
     """Count what matches by bucket and level."""
-    content = await content_of(connection, chunk.id)
 
-    def count() -> Counter[tuple[int, Level]]:
+    def count(content: Content) -> Counter[tuple[int, Level]]:
         limits = [edge.encode() for edge in edges]
-        lines = content.lines
         return Counter(
-            (bisect_right(limits, lines[place][TIMESTAMP]) - 1, _LETTER_LEVELS[lines[place][LEVEL]])
+            (bisect_right(limits, place.line[TIMESTAMP]) - 1, _LETTER_LEVELS[place.line[LEVEL]])
             for place in scan.places(chunk, content)
         )
 
-    return list((await asyncio.to_thread(count)).items())
+    return list((await of_content(connection, chunk.id, count)).items())

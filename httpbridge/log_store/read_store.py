@@ -6,13 +6,12 @@ reads keeps the WAL growing or dead rows alive.
 """
 
 import asyncio
-import math
 import sqlite3
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import asyncpg
 import msgspec
@@ -20,14 +19,14 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from authsvc.runtime.database_url import parse_database_url
-from authsvc.runtime.sql import driver_error, sqlite_code, sqlite_engine, sqlite_uri
-from authsvc.runtime.sqlite_files import file_identity
+from authsvc.runtime.sql import driver_error, sqlite_code
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.chunk import ChunkDamagedError, Content
 from httpbridge.log_store.database import EXPECTED_ERRORS, postgres_engine, translated
 from httpbridge.log_store.scan import Header
 from httpbridge.log_store.schema import check_version, chunks, log_store
+from httpbridge.log_store.sqlite_reads import Prepared, SqliteReaders
 from httpbridge.log_store.summary import read_summary
 
 LATE_IDS = 32_768
@@ -47,12 +46,29 @@ _CLOSE_SECONDS_MAX = 10.0
 _HEADERS_MIN, _HEADERS_MAX = 16, 256
 """Read at a time: few at first, as the newest page needs no more."""
 
-_STEPS = 10_000
-"""Of SQLite's machine, between two looks at the clock: 0.2 ms, or a few hundred rows."""
+_SLOW = "the log store takes too long to answer"
+
+T = TypeVar("T")
 
 
 class StoreSlowError(StoreUnavailableError):
     """The store is there, and took longer than it may: somebody asked for too much, or too many did."""
+
+
+class Reading(Protocol):
+    """A lent connection. It raises the errors of the driver and of SQLAlchemy, which whoever lends it translates."""
+
+    async def rows(self, statement: sa.Executable) -> list[Any]:
+        """Run a statement and return all of its rows."""
+
+    async def prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
+        """Run one with these parameters; its rows have no names."""
+
+    async def fetched(self, statement: Prepared, parameters: Mapping[str, Any], work: Callable[[Any], T]) -> T:
+        """Run one that returns a single value, and return what a thread makes of that."""
+
+    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do something with the connection itself."""
 
 
 class ReadStore:
@@ -64,6 +80,8 @@ class ReadStore:
     def __init__(self, url: str, *, connections_max: int = 1, statement_seconds_max: float | None = None) -> None:
         address = parse_database_url(url)
         self._path: Path | None = None
+        self._readers: SqliteReaders | None = None
+        self._engine: AsyncEngine | None = None
         self._is_checked = False
         self._lent = 0
         self._returned = asyncio.Event()
@@ -71,9 +89,7 @@ class ReadStore:
         """See LATE_IDS; 0 for a store whose ids become visible in their order."""
         if isinstance(address, Path):
             self._path = address
-            self._engine = _sqlite_engine(address, connections_max)
-            if statement_seconds_max is not None:
-                _limit_statements(self._engine, statement_seconds_max)
+            self._readers = SqliteReaders(address, connections_max, statement_seconds_max)
         else:
             settings = {"default_transaction_read_only": "on"}
             if statement_seconds_max is not None:
@@ -88,7 +104,10 @@ class ReadStore:
                 while self._lent:
                     self._returned.clear()
                     await self._returned.wait()
-        await self._engine.dispose()
+        if self._readers is not None:
+            await self._readers.close()
+        if self._engine is not None:
+            await self._engine.dispose()
 
     def check_exists(self) -> None:
         """Raise StoreSetupError for a SQLite file that does not exist, or is a directory."""
@@ -99,11 +118,11 @@ class ReadStore:
 
     async def rows(self, statement: sa.Executable) -> list[Any]:
         """Run one query and return all of its rows; raises as `connection` does."""
-        async with self.connection() as connection:
-            return list((await connection.execute(statement)).all())
+        async with self.connection() as reading:
+            return await reading.rows(statement)
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[AsyncConnection]:
+    async def connection(self) -> AsyncIterator[Reading]:
         """Lend a connection, for statements that follow each other closely.
 
         Raises StoreSetupError when there is no table of logs yet or a newer version made it, StoreSlowError when a
@@ -111,16 +130,14 @@ class ReadStore:
         """
         self.check_exists()
         try:
-            async with self._lending() as connection:
-                if self._path is None:
-                    await connection.execution_options(isolation_level="REPEATABLE READ")
+            async with self._lending() as reading:
                 if not self._is_checked:
-                    await connection.run_sync(_check)
+                    await reading.run_sync(_check)
                     self._is_checked = True
-                yield connection
+                yield reading
         except EXPECTED_ERRORS as error:
             if _is_slow(error):
-                raise StoreSlowError("the log store takes too long to answer") from None
+                raise StoreSlowError(_SLOW) from None
             self._is_checked = False  # whatever it was, the store may be another one when it is back
             failure = translated(error)
             if isinstance(failure, StoreSetupError):
@@ -128,59 +145,63 @@ class ReadStore:
             raise StoreUnavailableError(f"the log store cannot be read: {failure}") from None
 
     @asynccontextmanager
-    async def _lending(self) -> AsyncIterator[AsyncConnection]:
+    async def _lending(self) -> AsyncIterator[Reading]:
         self._lent += 1
         try:
-            connection = await self._engine.connect()
+            reading, give_back = await self._lend()
         except BaseException:
             self._return()
             raise
         try:
-            yield connection
+            yield reading
         finally:
             # In a task, as whoever is cancelled does not wait for it.
-            closing = asyncio.ensure_future(connection.close())
+            closing = give_back()
             closing.add_done_callback(self._return)
-            await asyncio.shield(closing)
+            if self._engine is not None:
+                await asyncio.shield(closing)
+
+    async def _lend(self) -> tuple[Reading, Callable[[], "asyncio.Future[None]"]]:
+        """Return a connection, and what takes it back."""
+        if self._readers is not None:
+            try:
+                async with asyncio.timeout(WAIT_SECONDS_MAX):
+                    reader = await self._readers.lend()
+            except TimeoutError:
+                raise StoreSlowError(_SLOW) from None
+            return reader, partial(self._readers.take_back, reader)
+        assert self._engine is not None  # noqa: S101 - for the type checker
+        connection = await self._engine.connect()
+        try:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+        except BaseException:
+            await connection.close()
+            raise
+        return _PostgresReading(connection), lambda: asyncio.ensure_future(connection.close())
 
     def _return(self, _closing: object = None) -> None:
         self._lent -= 1
         self._returned.set()
 
 
-def _sqlite_engine(path: Path, connections_max: int) -> AsyncEngine:
-    engine = sqlite_engine(
-        sqlite_uri(path, "ro"),
-        begin="DEFERRED",
-        pool_size=connections_max,
-        max_overflow=0,
-        pool_timeout=WAIT_SECONDS_MAX,
-    )
+class _PostgresReading:
+    """See `Reading`."""
 
-    def note_file(_driver: object, record: Any) -> None:
-        record.info["file"] = file_identity(path)
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
 
-    def check_file(_driver: object, record: Any, _proxy: object) -> None:
-        if record.info["file"] != file_identity(path):
-            raise sa.exc.DisconnectionError  # the pool connects anew, to what is there now
+    async def rows(self, statement: sa.Executable) -> list[Any]:
+        return list((await self._connection.execute(statement)).all())
 
-    sa.event.listen(engine.sync_engine, "connect", note_file)
-    sa.event.listen(engine.sync_engine, "checkout", check_file)
-    return engine
+    async def prepared(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
+        return list((await self._connection.execute(statement.statement, parameters)).all())
 
+    async def fetched(self, statement: Prepared, parameters: Mapping[str, Any], work: Callable[[Any], T]) -> T:
+        ((value,),) = await self.prepared(statement, parameters)
+        return await asyncio.to_thread(work, value)
 
-def _limit_statements(engine: AsyncEngine, seconds: float) -> None:
-    """Have SQLite give up a statement after so long: a thread works at it, which nothing else can stop."""
-
-    def set_up(driver: Any, record: Any) -> None:
-        record.info["ends"] = ends = [math.inf]  # when, by the monotonic clock
-        driver.run_async(lambda sqlite: sqlite.set_progress_handler(lambda: time.monotonic() >= ends[0], _STEPS))
-
-    def begin(connection: sa.Connection, *_: Any) -> None:
-        connection.info["ends"][0] = time.monotonic() + seconds
-
-    sa.event.listen(engine.sync_engine, "connect", set_up)
-    sa.event.listen(engine.sync_engine, "before_cursor_execute", begin)
+    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
+        return await self._connection.run_sync(work)
 
 
 def _is_slow(error: BaseException) -> bool:
@@ -194,30 +215,50 @@ def _check(connection: sa.Connection) -> None:
     check_version(connection)
 
 
+def _prepared_headers(*, oldest_first: bool, is_next: bool) -> Prepared:
+    at = chunks.c.first_at if oldest_first else chunks.c.last_at
+    text, number = sa.Text(), sa.BigInteger()
+    statement = sa.select(*(chunks.c[name] for name in Header._fields)).where(
+        chunks.c.project_id == sa.bindparam("project_id", type_=text),
+        chunks.c.last_at >= sa.bindparam("begin", type_=text),
+        chunks.c.first_at <= sa.bindparam("end", type_=text),
+    )
+    if is_next:
+        order = sa.tuple_(at, chunks.c.id)
+        last = sa.tuple_(sa.bindparam("last_at", type_=text), sa.bindparam("last_id", type_=number))
+        statement = statement.where(order > last if oldest_first else order < last)
+    ordered = statement.order_by(*((at, chunks.c.id) if oldest_first else (at.desc(), chunks.c.id.desc())))
+    return Prepared(ordered.limit(sa.bindparam("number", type_=number)))
+
+
+_HEADERS = {
+    (oldest_first, is_next): _prepared_headers(oldest_first=oldest_first, is_next=is_next)
+    for oldest_first in (False, True)
+    for is_next in (False, True)
+}
+_CONTENT = Prepared(sa.select(chunks.c.content).where(chunks.c.id == sa.bindparam("id", type_=sa.BigInteger())))
+
+
 async def headers(
-    connection: AsyncConnection, project_id: str, begin: str, end: str, *, oldest_first: bool = False
+    reading: Reading, project_id: str, begin: str, end: str, *, oldest_first: bool = False
 ) -> AsyncIterator[Header]:
     """Yield the chunks of a project that reach into a stretch of time: by their last timestamps, descending.
 
     Or with `oldest_first` by their first ones, ascending.
     """
-    at = chunks.c.first_at if oldest_first else chunks.c.last_at
-    order = sa.tuple_(at, chunks.c.id)
-    columns = [chunks.c[name] for name in Header._fields]
-    within = sa.select(*columns).where(
-        chunks.c.project_id == project_id, chunks.c.last_at >= begin, chunks.c.first_at <= end
-    )
-    within = within.order_by(*((at, chunks.c.id) if oldest_first else (at.desc(), chunks.c.id.desc())))
-    statement, number = within, _HEADERS_MIN
+    asked: dict[str, Any] = {"project_id": project_id, "begin": begin, "end": end, "number": _HEADERS_MIN}
+    is_next = False
     while True:
-        rows = (await connection.execute(statement.limit(number))).all()
+        rows = await reading.prepared(_HEADERS[oldest_first, is_next], asked)
+        header = None
         for row in rows:
-            yield header_of(row)
-        if len(rows) < number:
+            header = header_of(row)
+            yield header
+        if header is None or len(rows) < asked["number"]:
             return
-        last = (rows[-1].first_at if oldest_first else rows[-1].last_at, rows[-1].id)
-        statement = within.where(order > last if oldest_first else order < last)
-        number = _HEADERS_MAX
+        is_next = True
+        last_at = header.first_at if oldest_first else header.last_at
+        asked |= {"last_at": last_at, "last_id": header.id, "number": _HEADERS_MAX}
 
 
 def header_of(row: Any) -> Header:
@@ -229,8 +270,11 @@ def header_of(row: Any) -> Header:
         raise ChunkDamagedError("its summary cannot be read") from None
 
 
-async def content_of(connection: AsyncConnection, chunk_id: int) -> Content:
+async def content_of(reading: Reading, chunk_id: int) -> Content:
     """Return the content of a chunk that was seen over the same connection. Raises ChunkDamagedError."""
-    statement = sa.select(chunks.c.content).where(chunks.c.id == chunk_id)
-    compressed = (await connection.execute(statement)).scalar_one()
-    return await asyncio.to_thread(Content, chunk_id, compressed)
+    return await of_content(reading, chunk_id, lambda content: content)
+
+
+async def of_content(reading: Reading, chunk_id: int, work: Callable[[Content], T]) -> T:
+    """Return what a thread makes of the content of a chunk; see `content_of`."""
+    return await reading.fetched(_CONTENT, {"id": chunk_id}, lambda compressed: work(Content(chunk_id, compressed)))

@@ -6,10 +6,11 @@ dead rows from being removed.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from heapq import nlargest, nsmallest
 
 from httpbridge.log_store.chunk import IDS
-from httpbridge.log_store.read_store import ReadStore, content_of, headers
+from httpbridge.log_store.read_store import ReadStore, headers, of_content
 from httpbridge.log_store.scan import Found, Scan
 from httpbridge.log_store.selection import LogFilter, Position, StoredLog
 from httpbridge.log_store.tail import LogTail, newest_cursor
@@ -52,7 +53,7 @@ async def _newest(store: ReadStore, selection: LogFilter) -> AsyncIterator[Found
             if len(found) == NEWEST_COUNT and found[-1].timestamp.decode() > chunk.last_at:
                 break
             if scan.may_match(chunk.summary):
-                found += scan.found(chunk, await content_of(connection, chunk.id))
+                found += await of_content(connection, chunk.id, partial(scan.found, chunk))
                 found = nlargest(NEWEST_COUNT, found, key=_order)
     for one in reversed(found):
         yield one
@@ -73,7 +74,7 @@ async def _page(store: ReadStore, scan: Scan) -> list[Found]:
             if len(found) == PAGE_ROWS and found[-1].timestamp.decode() < chunk.first_at:
                 break
             if scan.may_match(chunk.summary):
-                found += scan.found(chunk, await content_of(connection, chunk.id))
+                found += await of_content(connection, chunk.id, partial(scan.found, chunk))
                 found = nsmallest(PAGE_ROWS, found, key=_order)
     return found
 

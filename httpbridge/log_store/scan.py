@@ -1,13 +1,13 @@
 """Looking for entries in the content of a chunk, by its bytes: only what is returned is parsed. Pure.
 
-A chunk of 2,000 entries takes a millisecond or two: to decompress it, and to cut it into lines.
+Where few entries may match, by their level or by a text, only their lines are cut out.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from itertools import accumulate
-from typing import NamedTuple
+from itertools import starmap
+from typing import AnyStr, NamedTuple
 
 import msgspec
 
@@ -21,10 +21,13 @@ from httpbridge.log_store.chunk import (
     read_line,
 )
 from httpbridge.log_store.selection import LogFilter, Position, StoredLog
-from httpbridge.log_store.summary import CELL_FIRST, CELL_LAST, Summary
+from httpbridge.log_store.summary import CELL_FIRST, CELL_LAST, LEVELS, Summary
 from httpbridge.logs import Level
 
 _ENVIRONMENT = b',"environment":'
+_END = ord("\n")
+_FEW = 8
+"""Of so many lines one that matches is sooner looked for than all are cut."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -40,13 +43,23 @@ class Header(NamedTuple):
     summary: Summary
 
 
+class Place(NamedTuple):
+    """A line of a content."""
+
+    number: int
+    """How many are before it."""
+    line: bytes
+
+
 class Found(NamedTuple):
-    """A matching entry; they sort as positions do."""
+    """A matching entry, with nothing else of its chunk; they sort as positions do."""
 
     timestamp: bytes
     id: int
-    place: int
-    content: Content
+    line: bytes
+    received_at: int
+    """Microseconds since 1970."""
+    key_id: str
 
     @property
     def position(self) -> Position:
@@ -55,16 +68,19 @@ class Found(NamedTuple):
 
     def log(self, project_id: str) -> StoredLog:
         """Parse it. Raises ChunkDamagedError."""
-        content = self.content
-        runs = content.head.runs
-        run = runs[bisect_right(list(accumulate(run.entries for run in runs)), self.place)]
-        line = read_line(content.lines[self.place])
+        line = read_line(self.line)
         return StoredLog(
-            self.id, project_id, content.head.keys[run.key], instant_of(run.received_at), line.service,
-            line.environment, line.release, line.level, line.message, instant(line.timestamp),
-            bytes(line.metadata).decode() or None, line.trace_id, line.span_id, line.request_id, line.vercel_id,
-            line.context,
+            self.id, project_id, self.key_id, instant_of(self.received_at), line.service, line.environment,
+            line.release, line.level, line.message, instant(line.timestamp), bytes(line.metadata).decode() or None,
+            line.trace_id, line.span_id, line.request_id, line.vercel_id, line.context,
         )  # fmt: skip
+
+
+def found_at(content: Content, place: Place) -> Found:
+    """Return an entry of a content."""
+    run = content.run_of(place.number)
+    id_ = content.ids[place.number]
+    return Found(place.line[TIMESTAMP], id_, place.line, run.received_at, content.head.keys[run.key])
 
 
 def instant(text: str) -> datetime:
@@ -143,66 +159,102 @@ class Scan:
             if self.begin <= first < self.end and 0 < bucket < len(edges):
                 found += [
                     ((bucket - 1, level), number)
-                    for level, number in zip(Level, numbers, strict=True)
+                    for level, number in zip(LEVELS, numbers, strict=True)
                     if number and (not self._levels or level in self._levels)
                 ]
         return found
 
-    def places(self, header: Header, content: Content) -> Sequence[int]:
+    def places(self, header: Header, content: Content) -> list[Place]:
         """Return which lines of a chunk match, ascending."""
-        with_needle = self._with_needle(content) if self._needle else []
-        if self._needle and not with_needle:
-            return ()  # the lines need not be cut for that
-        lines, summary = content.lines, header.summary
-        places: Sequence[int] = with_needle if self._needle else range(len(lines))
+        summary = header.summary
+        places = self._candidates(header, content)
         if self._levels:
             letters = self._letters
-            places = [place for place in places if lines[place][LEVEL] in letters]
+            places = [place for place in places if place.line[LEVEL] in letters]
         if header.first_at <= self.begin or header.last_at >= self.end:
-            places = self._in_time(places, content)
+            ids, begin, end = content.ids, self._begin, self._end
+            places = [place for place in places if begin <= (place.line[TIMESTAMP], ids[place.number]) < end]
         if self._service is not None and summary.services != [self._service]:
             text = self._service_text
             # The level before it has four letters or five.
-            places = [place for place in places if lines[place].startswith((text, b"," + text), SERVICE)]
+            places = [place for place in places if place.line.startswith((text, b"," + text), SERVICE)]
         if self._environment is not None and summary.environments != [self._environment]:
             text = self._environment_text
-            places = [
-                place for place in places if lines[place].startswith(text, lines[place].find(_ENVIRONMENT, SERVICE))
-            ]
+            places = [place for place in places if place.line.startswith(text, place.line.find(_ENVIRONMENT, SERVICE))]
         if self._needle:
-            places = [place for place in places if self._contains(content.lines[place])]
+            places = [place for place in places if self._contains(place.line)]
         return places
 
     def found(self, header: Header, content: Content, newest: int | None = None) -> list[Found]:
         """Return what matches, in the order of commits; or only so many of the newest, oldest first."""
         places = self.places(header, content)
-        if not places:
-            return []
-        lines, ids = content.lines, content.ids
         if newest is not None and len(places) > newest:
             # In the order of commits ids ascend, and timestamps nearly do: there is little to sort.
-            stamped = sorted([(lines[place][TIMESTAMP], place) for place in places])
-            places = [place for _, place in stamped[-newest:]]
-        return [Found(lines[place][TIMESTAMP], ids[place], place, content) for place in places]
+            places = sorted(places, key=_timestamp)[-newest:]
+        return [found_at(content, place) for place in places]
 
-    def _in_time(self, places: Sequence[int], content: Content) -> Sequence[int]:
-        lines, ids = content.lines, content.ids
-        begin, end = self._begin, self._end
-        return [place for place in places if begin <= (lines[place][TIMESTAMP], ids[place]) < end]
+    def _candidates(self, header: Header, content: Content) -> list[Place]:
+        """Return the lines that the others need not be cut out for; all, where these are not few."""
+        if self._needle:
+            return self._with_needle(content)
+        if self._levels and _FEW * sum(map(header.summary.level, self._levels)) < header.entries:
+            starts = sorted(start for level in self._levels for start in _starts(content.body, level))
+            return _lines_at(content.body, starts)
+        return list(starmap(Place, enumerate(content.lines)))
 
-    def _with_needle(self, content: Content) -> list[int]:
+    def _with_needle(self, content: Content) -> list[Place]:
         """Return which lines have the text anywhere, ascending."""
-        text, places = content.folded, set()
+        body = content.body
+        if body.isascii():  # to lower its case is to fold it, and moves nothing
+            text = body.lower()
+            return _lines_at(body, sorted({
+                text.rfind(b"\n", 0, at) + 1
+                for needle in self._needles for at in _in_lines(text.find, needle.encode(), b"\n")
+            }))  # fmt: skip
+        folded = body.decode().casefold()  # no letter becomes the end of a line
+        numbers = set()
         for needle in self._needles:
-            place = start = 0
-            while (at := text.find(needle, start)) >= 0:
-                place += text.count("\n", start, at)
-                places.add(place)
-                place += 1
-                start = text.index("\n", at) + 1
-        return sorted(places)
+            number = before = 0
+            for at in _in_lines(folded.find, needle, "\n"):
+                number += folded.count("\n", before, at)
+                before = at
+                numbers.add(number)
+        return [Place(number, content.lines[number]) for number in sorted(numbers)]
 
     def _contains(self, line: bytes) -> bool:
         entry = read_line(line)
         texts = (entry.message, bytes(entry.metadata).decode(), entry.trace_id, entry.request_id)
         return any(text is not None and self._needle in text.casefold() for text in texts)
+
+
+def _timestamp(place: Place) -> bytes:
+    return place.line[TIMESTAMP]
+
+
+def _in_lines(find: Callable[[AnyStr, int], int], needle: AnyStr, end: AnyStr) -> Iterator[int]:
+    """Yield where the first of each line is."""
+    at = find(needle, 0)
+    while at >= 0:
+        yield at
+        at = find(needle, find(end, at) + 1)
+
+
+def _starts(body: bytes, level: Level) -> Iterator[int]:
+    """Yield where the lines of a level begin."""
+    text = b'","level":"%b"' % level.encode()
+    at = body.find(text)
+    while at >= 0:
+        start = at - TIMESTAMP.stop
+        if start == 0 or body[start - 1] == _END:  # else it is in somebody's metadata
+            yield start
+        at = body.find(text, at + len(text))
+
+
+def _lines_at(body: bytes, starts: Sequence[int]) -> list[Place]:
+    places = []
+    number = before = 0
+    for start in starts:
+        number += body.count(b"\n", before, start)
+        before = start
+        places.append(Place(number, body[start : body.index(b"\n", start)]))
+    return places

@@ -3,17 +3,16 @@
 It goes by commits: a cursor says which had been made at a poll, and the next poll returns the entries of all others.
 """
 
-import asyncio
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from httpbridge.log_store.chunk import IDS
-from httpbridge.log_store.read_store import ReadStore, content_of, header_of
+from httpbridge.log_store.read_store import Reading, ReadStore, header_of, of_content
 from httpbridge.log_store.scan import Found, Header, Scan
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import LogFilter, LogRow, cut
@@ -84,10 +83,10 @@ async def newest_cursor(store: ReadStore) -> Cursor:
         return await _cursor(connection, store)
 
 
-async def _cursor(connection: AsyncConnection, store: ReadStore) -> Cursor:
+async def _cursor(connection: Reading, store: ReadStore) -> Cursor:
     if not store.late_ids:
-        return Cursor((await connection.execute(_SQLITE_ID)).scalar_one())
-    id_, text = (await connection.execute(_POSTGRES_ID)).one()
+        return Cursor((await connection.rows(_SQLITE_ID))[0][0])
+    ((id_, text),) = await connection.rows(_POSTGRES_ID)
     begin, end, listed = text.split(":")  # "xmin:xmax:xip_list", says PostgreSQL's manual
     running = tuple(map(int, listed.split(","))) if listed else ()
     # Of too many none is named: what ended since the first of them then counts as new, which repeats some of it.
@@ -117,7 +116,7 @@ class LogTail:
         searched, is_gap = 0, False
         async with self._store.connection() as connection:
             now = await _cursor(connection, self._store)
-            arrived = (await connection.execute(_arrived(self._scan.project_id, last, now, self._store.late_ids))).all()
+            arrived = await connection.rows(_arrived(self._scan.project_id, last, now, self._store.late_ids))
             for row in arrived:
                 chunk = header_of(row)
                 if searched and searched + chunk.entries > ENTRIES_MAX:
@@ -126,8 +125,7 @@ class LogTail:
                 if not self._scan.may_match(chunk.summary):
                     continue
                 searched += chunk.entries
-                content = await content_of(connection, chunk.id)
-                of_chunk = await asyncio.to_thread(self._scan.found, chunk, content)
+                of_chunk = await of_content(connection, chunk.id, partial(self._scan.found, chunk))
                 if chunk.version or last.next_xid is None:  # it may have older ones, too
                     of_chunk = [one for one in of_chunk if last.id < one.id // IDS <= now.id]
                 found = of_chunk + found

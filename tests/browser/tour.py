@@ -22,7 +22,7 @@ from httpbridge.dashboard import app as dashboard
 from httpbridge.dashboard.connections import CONNECTION_LIMITS
 from httpbridge.dashboard.views.origins import ENTRIES_MAX
 from httpbridge.dashboard.views.sign_in import FAILURES_PER_ADDRESS_MAX
-from httpbridge.log_store import read_store
+from httpbridge.log_store import sqlite_reads
 from httpbridge.log_store.queries import QueryLimits
 from tests.browser.stack import Stack
 from tests.http_exchange import exchange, request
@@ -283,7 +283,7 @@ async def many_logs(stack: Stack) -> AsyncIterator[tuple[str, Page]]:
         await expect(page.get_by_text("There is too much to count at once")).to_be_visible()
         yield "logs, a search that is not done", page
     # A dashboard whose statements may take no time at all.
-    with patch.object(dashboard, "_STATEMENT_SECONDS_MAX", 0.0), patch.object(read_store, "_STEPS", 1):
+    with patch.object(dashboard, "_STATEMENT_SECONDS_MAX", 0.0), patch.object(sqlite_reads, "_STEPS", 1):
         async with dashboard_of(stack, QueryLimits()) as (url, page):
             await page.goto(url + LOGS + "?text=nothing-like-it")
             await expect(page.get_by_role("heading", name="The log store is slow")).to_be_visible()

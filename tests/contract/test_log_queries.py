@@ -6,11 +6,12 @@ import random
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ from httpbridge.log_store.reader import read
 from httpbridge.log_store.schema import WRITTEN_COLUMNS, chunks
 from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position
 from httpbridge.log_store.sink import SqlSink
+from httpbridge.log_store.sqlite_reads import Prepared, SqliteReader
 from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
 from httpbridge.logs import Level, LogEntry
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
@@ -509,7 +511,7 @@ async def test_a_statement_that_takes_too_long_is_stopped(database_url: str) -> 
             assert (await newest_cursor(reader)).id == 0
             with pytest.raises(StoreSlowError, match="too long"):
                 async with reader.connection() as connection:
-                    await connection.execute(endless)
+                    await connection.rows(endless)
         assert (await newest_cursor(reader)).id == 0
     await reader.close()
 
@@ -755,28 +757,41 @@ async def test_a_store_that_no_bridge_has_made_is_one_clear_line(database_url: s
     await reader.close()
 
 
+@contextmanager
+def statements_of() -> Iterator[list[tuple[str, Any]]]:
+    """Note every statement on `chunks` with its parameters: SQLAlchemy's, and those past it on SQLite."""
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: object, _cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if "FROM chunks" in statement:
+            statements.append((statement, parameters))
+
+    fetch = SqliteReader._fetch
+
+    def noted(reader: SqliteReader, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any]:
+        statements.append((statement.sqlite_text, {**statement.sqlite_parameters, **parameters}))
+        return fetch(reader, statement, parameters)
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", note)
+    with patch.object(SqliteReader, "_fetch", noted):
+        yield statements
+    sa.event.remove(sa.Engine, "before_cursor_execute", note)
+
+
 @asynccontextmanager
-async def plans_of(reader: ReadStore) -> AsyncIterator[list[str]]:
-    """Note the plan of every statement that the reader runs on `chunks`."""
+async def plans_of(url: str) -> AsyncIterator[list[str]]:
+    """Note the plan of every statement on `chunks`, once all were run."""
     plans: list[str] = []
-    engine = reader._engine.sync_engine
-    is_explaining = False
-
-    def note(
-        connection: sa.Connection, cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
-    ) -> None:
-        nonlocal is_explaining
-        if is_explaining or "FROM chunks" not in statement:
-            return
-        is_explaining = True
+    with statements_of() as statements:
+        yield plans
+        asked = list(statements)
+    engine = reading_engine(url)
+    async with engine.connect() as connection:
         prefix = "EXPLAIN " if connection.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN "
-        rows: Sequence[Any] = connection.exec_driver_sql(prefix + statement, parameters).all()
-        plans.append("\n".join(str(row[-1]) for row in rows))
-        is_explaining = False
-
-    sa.event.listen(engine, "before_cursor_execute", note)
-    yield plans
-    sa.event.remove(engine, "before_cursor_execute", note)
+        for statement, parameters in asked:
+            rows = (await connection.exec_driver_sql(prefix + statement, parameters)).all()
+            plans.append("\n".join(str(row[-1]) for row in rows))
+    await engine.dispose()
 
 
 async def test_an_index_serves_every_query(store: Store) -> None:
@@ -800,7 +815,7 @@ async def test_an_index_serves_every_query(store: Store) -> None:
         LogFilter(project_id="p7", levels=frozenset({Level.ERROR}), service="nope", environment="nope"),
         LogFilter(project_id="p7", text="nope"),
     ]
-    async with plans_of(store.reader) as plans:
+    async with plans_of(store.url) as plans:
         for selection in asked:
             await store.queries.page(selection)
             await store.queries.page(selection, middle)
@@ -823,22 +838,25 @@ async def test_an_index_serves_every_query(store: Store) -> None:
             assert "INDEX chunks_of_project (project_id=?" in plan or "USING INTEGER PRIMARY KEY" in plan, plan
 
 
+async def test_few_entries_of_a_level_are_found_by_their_place_in_a_line(store: Store) -> None:
+    """Whatever stands in the metadata of others, and where the first line and the last one are of it."""
+    looks_so = msgspec.structs.replace(entry("info", 5), metadata='{"x":{"y":"z","level":"error"}}')
+    entries = [entry("first", 0, Level.ERROR), looks_so, *(entry(str(number), number) for number in range(6, 60))]
+    await store.write(*entries, entry("last", 99, Level.ERROR))
+    page = await store.queries.page(LogFilter(project_id="demo", levels=frozenset({Level.ERROR})))
+    assert [row.log.message for row in page.rows] == ["last", "first"]
+    for row in page.rows:
+        assert await store.queries.row("demo", row.log.id) == row  # it has the id that it has elsewhere
+
+
 async def test_the_newest_page_reads_few_headers_whatever_the_number_of_chunks(store: Store) -> None:
     for number in range(100):
         await store.write(*(entry(f"{number}.{place}", number) for place in range(10)))
-    statements = 0
-
-    def count(*_: Any) -> None:
-        nonlocal statements
-        statements += 1
-
-    engine = store.reader._engine.sync_engine
     await store.queries.page(LogFilter(project_id="demo"))
-    sa.event.listen(engine, "before_cursor_execute", count)
-    page = await store.queries.page(LogFilter(project_id="demo"))
-    sa.event.remove(engine, "before_cursor_execute", count)
+    with statements_of() as statements:
+        page = await store.queries.page(LogFilter(project_id="demo"))
     assert (len(page.rows), page.rows[-1].log.message) == (100, "90.0")
-    assert statements <= 1 + 12  # a few headers, and the contents of the newest chunks
+    assert 1 < len(statements) <= 1 + 12  # a few headers, and the contents of the newest chunks
 
 
 async def damage(url: str, column: str = "content") -> None:

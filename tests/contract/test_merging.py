@@ -97,9 +97,9 @@ async def test_a_query_that_is_under_way_is_not_disturbed(database_url: str) -> 
     tail = LogTail(reader, EVERYTHING, await newest_cursor(reader))
     ids = [log.id async for log in read(reader, EVERYTHING)]
     async with reader.connection() as connection:
-        before = (await connection.execute(sa.select(chunks.c.id))).all()
+        before = await connection.rows(sa.select(chunks.c.id))
         await merger.merge()
-        assert (await connection.execute(sa.select(chunks.c.id))).all() == before
+        assert await connection.rows(sa.select(chunks.c.id)) == before
     assert await chunk_entries(reader) == [8]
     assert [log.id async for log in read(reader, EVERYTHING)] == ids
     assert (await tail.poll()).rows == []  # what was merged has not arrived again
