@@ -7,7 +7,10 @@ import msgspec
 import sqlalchemy as sa
 
 from httpbridge.log_store.chunk import Chunk
-from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks, log_store
+from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks, idempotency_keys, log_store
+
+FORGOTTEN_MAX = 2000
+"""Idempotency keys a transaction: some 10 ms, in which nobody else writes to a SQLite file."""
 
 
 class StoredChunk(msgspec.Struct, frozen=True, gc=False):
@@ -43,6 +46,15 @@ def replace(connection: sa.Connection, old: Sequence[tuple[int, int]], new: Stor
         values |= {"id": new.id, "span": new.span, "version": new.version, "stored_at": new.stored_at}
         connection.execute(chunks.insert().values(values))
     return True
+
+
+def forget(connection: sa.Connection, which: sa.ColumnElement[bool], limit: int) -> int:
+    """Forget so many of some idempotency keys at the most, the oldest first; return how many."""
+    rows = idempotency_keys
+    # In one statement: a key may be noted anew at any time, and then it stays.
+    oldest = sa.select(rows.c.project_id, rows.c.key).where(which).order_by(rows.c.stored_at).limit(limit)
+    found = sa.tuple_(rows.c.project_id, rows.c.key).in_(oldest)
+    return connection.execute(rows.delete().where(found)).rowcount
 
 
 @contextmanager

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import msgspec
 import sqlalchemy as sa
 
-from httpbridge.log_store.chunk import without
-from httpbridge.log_store.chunk_writes import StoredChunk, replace
+from httpbridge.log_store.chunk import IDS, without
+from httpbridge.log_store.chunk_writes import FORGOTTEN_MAX, StoredChunk, forget, replace
 from httpbridge.log_store.read_store import ReadStore, content_of, header_of
 from httpbridge.log_store.scan import Header, Scan
 from httpbridge.log_store.schema import chunks, erasures, idempotency_keys
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.sink import Transactions
-from httpbridge.log_store.tail import newest_cursor
 from httpbridge.text import rfc3339
+
+_PAUSE_SECONDS = 0.02
+"""Between two transactions that forget idempotency keys."""
 
 _SCRUBS_MAX = 20
 _SCRUB_PAUSE_SECONDS = 0.3
@@ -80,22 +82,22 @@ class Erasure:
         words = described(self._selection)
         noted_words = described(self._selection, is_text_told=False)
         row = {"project_id": self._selection.project_id, "by": by, "selection": noted_words, "entries": 0}
-        self._erasure_id, begun_at = await self._store.transact(partial(_begin, row=row))
-        entries = await self._each(noted)
+        self._erasure_id, begun_at, until = await self._store.transact(partial(_begin, row=row))
+        entries = await self._each(until, noted)
         if self._selection == LogFilter(project_id=self._selection.project_id):
-            await self._store.transact(partial(_forget_keys, project_id=self._selection.project_id, until=begun_at))
+            await self._forget_keys(begun_at)
         erased_at = datetime.fromtimestamp(begun_at, UTC)
         return Receipt(self._selection.project_id, words, entries, by, erased_at, await self._scrub())
 
     async def count(self, noted: Callable[[int], None] = lambda _: None) -> int:
         """Return how many entries would go. Raises as ReadStore does."""
-        return await self._each(noted, is_dry=True)
+        ((until,),) = await self._reader.rows(_last_id(self._selection.project_id))
+        return await self._each(until or 0, noted, is_dry=True)
 
-    async def _each(self, noted: Callable[[int], None], *, is_dry: bool = False) -> int:
-        until = (await newest_cursor(self._reader)).id
+    async def _each(self, until: int, noted: Callable[[int], None], *, is_dry: bool = False) -> int:
         above = entries = 0
         while (header := await self._next(above, until)) is not None:
-            gone = await self._from(header, is_dry=is_dry)
+            gone = await self._from(header, until, is_dry=is_dry)
             if gone is None:
                 continue  # merged meanwhile: with those after it
             entries += gone
@@ -113,8 +115,9 @@ class Erasure:
         rows = await self._reader.rows(statement.order_by(chunks.c.id).limit(1))
         return header_of(rows[0]) if rows else None
 
-    async def _from(self, header: Header, *, is_dry: bool) -> int | None:
+    async def _from(self, header: Header, until: int, *, is_dry: bool) -> int | None:
         """Erase from one chunk; return how many entries, or None if it is not as it was."""
+        is_older = header.id + header.span <= until  # else it was merged with what arrived meanwhile
         if not self._scan.may_match(header.summary):
             return 0
         async with self._reader.connection() as connection:
@@ -122,12 +125,14 @@ class Erasure:
             (row,) = await connection.rows(statement) or [None]
             if row is None or row.version != header.version:
                 return None
-            is_all = self._is_of_time and self._scan.spans(header)
+            is_all = is_older and self._is_of_time and self._scan.spans(header)
             content = None if is_all else await content_of(connection, header.id)
         if content is None:
             places = list(range(header.entries))
         else:
             places = [place.number for place in self._scan.places(header, content)]
+            if not is_older:
+                places = [place for place in places if content.ids[place] // IDS <= until]
         if is_dry or not places:
             return len(places)
         new = None
@@ -139,6 +144,13 @@ class Erasure:
             partial(_replace, old=old, new=new, erasure_id=self._erasure_id, entries=len(places))
         )
         return len(places) if is_done else None
+
+    async def _forget_keys(self, until: int) -> None:
+        """Forget the project's keys, but for those of batches that came since."""
+        keys = idempotency_keys
+        which = sa.and_(keys.c.project_id == self._selection.project_id, keys.c.stored_at <= until)
+        while await self._store.transact(partial(forget, which=which, limit=FORGOTTEN_MAX)) == FORGOTTEN_MAX:
+            await self._sleep(_PAUSE_SECONDS)
 
     async def _scrub(self) -> bool:
         while await self._store.reclaim():
@@ -157,10 +169,14 @@ async def erasures_of(store: ReadStore, project_id: str, most: int) -> list[Eras
     return [Erased(*row) for row in await store.rows(found)]
 
 
-def _begin(connection: sa.Connection, row: dict[str, Any]) -> tuple[int, int]:
-    """Note an erasure that begins; return its id, and when that is."""
+def _begin(connection: sa.Connection, row: dict[str, Any]) -> tuple[int, int, int]:
+    """Note an erasure that begins; return its id, when that is, and the last chunk that there is by then."""
     made = connection.execute(erasures.insert().values(row).returning(erasures.c.id, erasures.c.erased_at)).one()
-    return made.id, made.erased_at
+    return made.id, made.erased_at, connection.execute(_last_id(row["project_id"])).scalar() or 0
+
+
+def _last_id(project_id: str) -> sa.Select[Any]:
+    return sa.select(sa.func.max(chunks.c.id + chunks.c.span)).where(chunks.c.project_id == project_id)
 
 
 def _replace(
@@ -172,12 +188,6 @@ def _replace(
     more = erasures.update().where(erasures.c.id == erasure_id).values(entries=erasures.c.entries + entries)
     connection.execute(more)
     return True
-
-
-def _forget_keys(connection: sa.Connection, project_id: str, until: int) -> None:
-    """Forget a project's keys, but for those of batches that came since."""
-    keys = idempotency_keys
-    connection.execute(keys.delete().where(keys.c.project_id == project_id, keys.c.stored_at <= until))
 
 
 def described(selection: LogFilter, *, is_text_told: bool = True) -> str:

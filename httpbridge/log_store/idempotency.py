@@ -49,26 +49,25 @@ def note_in_sqlite(connection: sqlite3.Connection, rows: Sequence[KeyRow]) -> li
 async def note_in_postgres(driver: Any, rows: Sequence[KeyRow]) -> list[bytes | None]:
     """Note keys in the transaction of the driver's connection; likewise. Waits for others that note the same keys."""
     # In one order, so that two bridges never wait for each other. Of two rows with one key the first is noted.
-    given = list(zip(*sorted(rows, key=lambda row: row[:2]), strict=True))
-    same = "keys.project_id = given.project_id AND keys.key = given.key"
+    first = {row[:2]: row for row in reversed(rows)}
+    given = list(zip(*map(first.__getitem__, sorted(first)), strict=True))
     await driver.execute(
-        "DELETE FROM idempotency_keys AS keys USING unnest($1::text[], $2::text[]) AS given (project_id, key)"  # noqa: S608
-        f" WHERE {same} AND keys.stored_at < extract(epoch FROM now()) - $3",
+        "DELETE FROM idempotency_keys AS keys USING unnest($1::text[], $2::text[]) AS given (project_id, key)"
+        " WHERE keys.project_id = given.project_id AND keys.key = given.key"
+        " AND keys.stored_at < extract(epoch FROM now()) - $3",
         *given[:2],
         KEPT_SECONDS,
     )
-    inserted = await driver.fetch(
-        "INSERT INTO idempotency_keys (project_id, key, body) SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[])"
-        " ON CONFLICT DO NOTHING RETURNING project_id, key",
+    # A key that is there is written as it was: so it is locked, and nobody forgets it before the commit.
+    found = await driver.fetch(
+        "INSERT INTO idempotency_keys AS keys (project_id, key, body)"
+        " SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[])"
+        " ON CONFLICT (project_id, key) DO UPDATE SET stored_at = keys.stored_at"
+        " RETURNING keys.project_id, keys.key, keys.body, keys.xmax = 0 AS is_new",
         *given,
     )
-    found = await driver.fetch(
-        "SELECT keys.project_id, keys.key, keys.body FROM idempotency_keys AS keys"  # noqa: S608
-        f" JOIN unnest($1::text[], $2::text[]) AS given (project_id, key) ON {same}",
-        *given[:2],
-    )
-    new = {tuple(row) for row in inserted}
-    bodies = {(project_id, key): body for project_id, key, body in found}
+    bodies = {(row["project_id"], row["key"]): row["body"] for row in found}
+    new = {(row["project_id"], row["key"]) for row in found if row["is_new"]}
     noted: list[bytes | None] = []
     for row in rows:
         is_first = row[:2] in new

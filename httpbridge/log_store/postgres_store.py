@@ -27,6 +27,9 @@ _SCHEMA_LOCK = 0x6465_6570_6C6F_6773
 
 T = TypeVar("T")
 
+_LOCK_SECONDS_MAX = 2.0
+"""As long as commits wait for SQLite's lock."""
+
 
 class PostgresStore:
     """Commits chunks durably to the database of a `postgresql:` URL."""
@@ -37,6 +40,10 @@ class PostgresStore:
             synchronous_commit="on",
             # Ends on the server, too, what was given up here while it waited for a lock.
             statement_timeout=str(int(COMMIT_SECONDS_MAX * 1000)),
+            # A bridge that stopped in the middle of a commit keeps its idempotency keys locked: those of this group
+            # wait for them only so long, and its session ends.
+            lock_timeout=str(int(_LOCK_SECONDS_MAX * 1000)),
+            idle_in_transaction_session_timeout=str(int(COMMIT_SECONDS_MAX * 1000)),
         )
         self._connection: AsyncConnection | None = None
         self._driver: Connection | None = None

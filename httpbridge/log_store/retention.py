@@ -4,6 +4,7 @@ Age counts from receipt, by the store's clock; a chunk goes when its last entry 
 the same transaction. Transactions are small, and ingestion goes on between them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -14,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 import structlog
 
-from httpbridge.log_store.chunk_writes import overwriting_less
+from httpbridge.log_store.chunk_writes import FORGOTTEN_MAX, forget, overwriting_less
 from httpbridge.log_store.idempotency import KEPT_SECONDS, KEYS_MAX
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.scan import instant
@@ -29,9 +30,6 @@ STORED_BYTES = sa.func.length(chunks.c.content) + CHUNK_BYTES
 
 _DROPPED_MAX = 64
 """Chunks a transaction."""
-
-_FORGOTTEN_MAX = 2000
-"""Idempotency keys a transaction."""
 
 _FOUND_MAX = 10_000
 _DAY_SECONDS = 86_400
@@ -159,29 +157,34 @@ class Retainer:
     async def _drop(self, old: list[tuple[int, int]], reason: str) -> None:
         """Drop chunks, given by id and version, but for what was written anew meanwhile."""
         dropped: Counter[str] = Counter()
-        for start in range(0, len(old), _DROPPED_MAX):
-            some = dict(old[start : start + _DROPPED_MAX])
-            dropped += await self._store.transact(partial(_drop, versions=some))
-            await self._pause()
-        for project_id, entries in dropped.items():
-            log = _log.warning if reason == "store_bytes" else _log.info
-            log("logs_dropped", project=project_id, entries=entries, reason=reason)
+        try:
+            for start in range(0, len(old), _DROPPED_MAX):
+                some = dict(old[start : start + _DROPPED_MAX])
+                dropped += await self._store.transact(partial(_drop, versions=some))
+                await self._pause()
+        finally:  # also where the lease was lost in the middle
+            for project_id, entries in dropped.items():
+                log = _log.warning if reason == "store_bytes" else _log.info
+                log("logs_dropped", project=project_id, entries=entries, reason=reason)
 
     async def _forget_keys(self) -> None:
         """Forget idempotency keys that are a day old, and the oldest of those that are too many."""
         keys = idempotency_keys
-        await self._forget(keys.c.stored_at < NowSeconds() - KEPT_SECONDS)
-        counts = sa.select(keys.c.project_id, sa.func.count()).group_by(keys.c.project_id)
-        for project_id, number in await self._reader.rows(counts.having(sa.func.count() > self._keys_max)):
-            forgotten = await self._forget(keys.c.project_id == project_id, number - self._keys_max)
-            _log.warning("idempotency_keys_forgotten", project=project_id, keys=forgotten)
+        ((old,),) = await self._reader.rows(sa.select(NowSeconds() - KEPT_SECONDS))
+        known = sa.select(keys.c.project_id, sa.func.count(), sa.func.min(keys.c.stored_at))
+        for project_id, number, oldest in await self._reader.rows(known.group_by(keys.c.project_id)):
+            of_project = keys.c.project_id == project_id
+            expired = 0 if oldest >= old else await self._forget(sa.and_(of_project, keys.c.stored_at < old))
+            if number - expired > self._keys_max:
+                forgotten = await self._forget(of_project, number - expired - self._keys_max)
+                _log.warning("idempotency_keys_forgotten", project=project_id, keys=forgotten)
 
-    async def _forget(self, which: sa.ColumnElement[bool], most: int | None = None) -> int:
+    async def _forget(self, which: sa.ColumnElement[bool], most: float = math.inf) -> int:
         """Forget the oldest of some keys; return how many."""
         forgotten = 0
-        while most is None or forgotten < most:
-            limit = _FORGOTTEN_MAX if most is None else min(_FORGOTTEN_MAX, most - forgotten)
-            number = await self._store.transact(partial(_forget, which=which, limit=limit))
+        while forgotten < most:
+            limit = int(min(FORGOTTEN_MAX, most - forgotten))
+            number = await self._store.transact(partial(forget, which=which, limit=limit))
             forgotten += number
             await self._pause()
             if number < limit:
@@ -214,14 +217,6 @@ def _drop(connection: sa.Connection, versions: dict[int, int]) -> Counter[str]:
             },
         )
     return entries
-
-
-def _forget(connection: sa.Connection, which: sa.ColumnElement[bool], limit: int) -> int:
-    rows = idempotency_keys
-    # In one statement: a key may be noted anew at any time, and then it stays.
-    oldest = sa.select(rows.c.project_id, rows.c.key).where(which).order_by(rows.c.stored_at).limit(limit)
-    found = sa.tuple_(rows.c.project_id, rows.c.key).in_(oldest)
-    return connection.execute(rows.delete().where(found)).rowcount
 
 
 def _upsert(connection: sa.Connection, project_id: str, values: dict[str, Any]) -> None:

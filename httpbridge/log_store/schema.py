@@ -83,7 +83,8 @@ idempotency_keys = sa.Table(
     sa.Column("project_id", sa.Text, primary_key=True),
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("body", sa.LargeBinary, nullable=False),
-    sa.Column("stored_at", sa.BigInteger, nullable=False, server_default=NowSeconds(), index=True),
+    sa.Column("stored_at", sa.BigInteger, nullable=False, server_default=NowSeconds()),
+    sa.Index("idempotency_keys_by_age", "project_id", "stored_at"),
     sqlite_with_rowid=False,
 )
 """Which batches are stored that came with an idempotency key; see `idempotency`."""

@@ -151,7 +151,8 @@ async def test_with_a_whole_project_its_idempotency_keys_go(store: Erasable) -> 
     assert await store.left() == ["a", "a"]
 
 
-async def test_what_arrives_meanwhile_stays(store: Erasable) -> None:
+@pytest.mark.parametrize("is_merged", [False, True])
+async def test_what_arrives_meanwhile_stays(store: Erasable, is_merged: bool) -> None:
     await store.write("a", "b", "c")
     waits = 0
     transact = store.second.transact
@@ -161,6 +162,8 @@ async def test_what_arrives_meanwhile_stays(store: Erasable) -> None:
         waits += 1
         if waits == 3:  # the second chunk's turn
             await store.write("new")
+            if is_merged:
+                await store.merge()
         return await transact(work)
 
     store.second.transact = write_before  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from httpbridge.errors import IdempotencyConflictError
+from httpbridge.errors import IdempotencyConflictError, StoreUnavailableError
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
@@ -81,6 +81,22 @@ async def test_another_body_with_a_key_is_refused_and_harms_nobody(database_url:
     conflict, done = IdempotencyConflictError, type(None)
     assert kinds == [done, conflict, done, done, conflict, done]
     assert await messages(database_url) == ["after", "before", "first", "third"]
+
+
+async def test_a_bridge_that_stopped_in_the_middle_of_a_commit_holds_up_only_its_own_keys(postgres_url: str) -> None:
+    """What has none goes on; who sends a batch of its again is told to come back, and soon can."""
+    engine = reading_engine(postgres_url)
+    async with sink_on(postgres_url) as sink, engine.connect() as stopped:
+        await stopped.execute(
+            sa.text("INSERT INTO idempotency_keys (project_id, key, body) VALUES ('demo', 'one', 'x')")
+        )
+        with pytest.raises(StoreUnavailableError):
+            await sink.write(batch("a"), key("one"))
+        await sink.write(batch("b"))
+        await stopped.rollback()
+        await sink.write(batch("a"), key("one"))
+    assert await messages(postgres_url) == ["a", "b"]
+    await engine.dispose()
 
 
 async def test_a_key_is_remembered_for_a_day(database_url: str) -> None:

@@ -280,7 +280,7 @@ async def keys_of(kept: Kept) -> list[tuple[str, str]]:
 
 async def test_idempotency_keys_of_a_day_ago_are_forgotten(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are."""
-    monkeypatch.setattr("httpbridge.log_store.retention._FORGOTTEN_MAX", 3)
+    monkeypatch.setattr("httpbridge.log_store.retention.FORGOTTEN_MAX", 3)
     for number in range(10):
         await kept.sink.write(batch("a"), key(f"old {number}"))
     await kept.run(f"UPDATE idempotency_keys SET stored_at = stored_at - {DAY + 10}")
@@ -294,7 +294,7 @@ async def test_idempotency_keys_of_a_day_ago_are_forgotten(kept: Kept, monkeypat
 async def test_of_too_many_idempotency_keys_the_oldest_are_forgotten(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("httpbridge.log_store.retention._FORGOTTEN_MAX", 3)
+    monkeypatch.setattr("httpbridge.log_store.retention.FORGOTTEN_MAX", 3)
     for number in range(12):
         await kept.sink.write(batch("a"), key(f"{number:02}"))
         await kept.run(f"UPDATE idempotency_keys SET stored_at = stored_at - {1000 - number} WHERE key = '{number:02}'")
