@@ -214,10 +214,9 @@ def without(project_id: str, content: "Content", places: Iterable[int]) -> Chunk
     timestamps, levels = [entry.timestamp for entry in entries], [entry.level for entry in entries]
     first_at, last_at = min(timestamps), max(timestamps)
     summary = summary_of(
-        levels,
         cells_of(first_at, last_at, levels, lambda: timestamps),
-        [entry.service for entry in entries],
-        [entry.environment for entry in entries],
+        {entry.service for entry in entries},
+        {entry.environment for entry in entries},
     )
     ended = [line + b"\n" for line in lines]
     return built(project_id, Head(content.head.keys, runs), ended, first_at, last_at, len(entries), summary)

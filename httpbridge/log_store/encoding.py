@@ -16,7 +16,7 @@ from httpbridge.log_store.chunk import (
     microseconds,
 )
 from httpbridge.log_store.idempotency import IdempotencyKey
-from httpbridge.log_store.summary import Summary, cells_of, combined, summary_of
+from httpbridge.log_store.summary import add_cells, cells_of, summary_of
 from httpbridge.logs import LogBatch
 
 _encode_lines = msgspec.json.Encoder().encode_lines
@@ -33,7 +33,10 @@ class Entries(msgspec.Struct, frozen=True, gc=False):
     number: int
     first_at: str
     last_at: str
-    summary: Summary
+    cells: dict[str, list[int]]
+    """How many there are by minute, of each of LEVELS."""
+    service: str
+    environment: str
     idempotency: IdempotencyKey | None
 
     @property
@@ -51,11 +54,13 @@ def encode(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entrie
     received_at = batch.received_at
     instants = [received_at if entry.timestamp is None else entry.timestamp for entry in entries]
     levels = [entry.level for entry in entries]
-    first_at, last_at = instant_text(min(instants)), instant_text(max(instants))
+    first_at = last_at = instant_text(min(instants))
+    if len(instants) > 1:
+        last_at = instant_text(max(instants))
     cells = cells_of(first_at, last_at, levels, lambda: list(map(instant_text, instants)))
     return Entries(
-        batch.project_id, batch.key_id, microseconds(received_at), text, len(entries), first_at, last_at,
-        summary_of(levels, cells, [batch.service], [batch.environment]), idempotency,
+        batch.project_id, batch.key_id, microseconds(received_at), text, len(entries), first_at, last_at, cells,
+        batch.service, batch.environment, idempotency,
     )  # fmt: skip
 
 
@@ -106,13 +111,16 @@ def chunks_of(group: Iterable[Entries]) -> list[Chunk]:
 def _chunk(batches: list[Entries]) -> Chunk:
     keys: dict[str, int] = {}
     runs: list[Run] = []
+    cells: dict[str, list[int]] = {}
     place = 0
     for batch in batches:
         key = keys.setdefault(batch.key_id, len(keys))
         runs.append(Run(place, batch.number, batch.received_at, key))
         place += batch.number
+        add_cells(cells, batch.cells)
+    summary = summary_of(cells, {batch.service for batch in batches}, {batch.environment for batch in batches})
     return built(
         batches[0].project_id, Head(list(keys), runs), [batch.lines for batch in batches],
         min([batch.first_at for batch in batches]), max([batch.last_at for batch in batches]), place,
-        combined([batch.summary for batch in batches]), batches[0].idempotency,
+        summary, batches[0].idempotency,
     )  # fmt: skip

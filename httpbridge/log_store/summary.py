@@ -4,7 +4,7 @@ Readers skip chunks by it, and count by it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import add
 
 import msgspec
@@ -18,7 +18,6 @@ CELLS_MAX = 128
 """Counts of stretches of time in a summary."""
 
 LEVELS = tuple(Level)
-_NONE = [0] * len(LEVELS)
 
 _MINUTE, _HOUR, _DAY = len("2026-11-23T20:15"), len("2026-11-23T20"), len("2026-11-23")
 CELL_FIRST = {_MINUTE: ":00.000000Z", _HOUR: ":00:00.000000Z", _DAY: "T00:00:00.000000Z"}
@@ -59,11 +58,17 @@ def cells_of(
     return cells
 
 
-def summary_of(
-    levels: Sequence[Level], cells: dict[str, list[int]], services: Sequence[str], environments: Sequence[str]
-) -> Summary:
-    """Make a summary with as much as is few enough."""
-    return _bounded(_by_level(levels), cells, set(services), set(environments))
+def summary_of(cells: dict[str, list[int]], services: set[str], environments: set[str]) -> Summary:
+    """Make a summary, of counts by minute, with as much as is few enough."""
+    return _bounded(_totals(cells.values()), cells, services, environments)
+
+
+def add_cells(cells: dict[str, list[int]], more: dict[str, list[int]], length: int = _MINUTE) -> None:
+    """Add counts to `cells`, whose names are so long; those of `more` are no shorter."""
+    for name, numbers in more.items():
+        cell = name[:length]
+        known = cells.get(cell)
+        cells[cell] = numbers if known is None else list(map(add, known, numbers))
 
 
 def combined(parts: Sequence[Summary]) -> Summary:
@@ -74,11 +79,9 @@ def combined(parts: Sequence[Summary]) -> Summary:
     if all(part.cells for part in parts):
         length = min(len(next(iter(part.cells))) for part in parts)
         for part in parts:
-            for cell, numbers in part.cells.items():
-                known = cells.get(cell[:length])
-                cells[cell[:length]] = numbers if known is None else list(map(add, known, numbers))
+            add_cells(cells, part.cells, length)
     return _bounded(
-        list(map(sum, zip(*[part.levels for part in parts], strict=True))),
+        _totals([part.levels for part in parts]),
         cells,
         _union([part.services for part in parts]),
         _union([part.environments for part in parts]),
@@ -89,6 +92,10 @@ def _by_level(levels: Sequence[Level]) -> list[int]:
     return [levels.count(level) for level in LEVELS]
 
 
+def _totals(numbers: Iterable[list[int]]) -> list[int]:
+    return list(map(sum, zip(*numbers, strict=True)))
+
+
 def _union(lists: Sequence[Sequence[str]]) -> set[str]:
     return set().union(*lists) if all(lists) else set()
 
@@ -97,8 +104,7 @@ def _bounded(levels: list[int], cells: dict[str, list[int]], services: set[str],
     for length in (_HOUR, _DAY):
         if len(cells) > CELLS_MAX:
             coarser: dict[str, list[int]] = {}
-            for cell, numbers in cells.items():
-                coarser[cell[:length]] = list(map(add, coarser.get(cell[:length], _NONE), numbers))
+            add_cells(coarser, cells, length)
             cells = coarser
     return Summary(
         levels,
