@@ -1,5 +1,6 @@
-"""Batches as chunks: the lines of one when it arrives, and the chunks of all that are committed together. Pure."""
+"""Batches as chunks: the lines of one when it arrives, and the chunks of all that are committed together."""
 
+import asyncio
 from collections.abc import Iterable
 
 import msgspec
@@ -17,7 +18,11 @@ from httpbridge.log_store.chunk import (
 )
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.summary import add_cells, cells_of, summary_of
-from httpbridge.logs import LogBatch
+from httpbridge.logs import LogBatch, LogEntry
+
+_NAMES_CHARACTERS_MAX = 64 * 1024
+_STEP_ENTRIES = 64
+"""Half a millisecond, with the longest names, each character of which becomes six."""
 
 _encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -47,11 +52,33 @@ class Entries(msgspec.Struct, frozen=True, gc=False):
 
 def encode(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entries:
     """Make the lines of a batch, with what it says for all of its entries."""
-    entries = batch.entries
-    text = _encode_lines(_lines(batch))
+    return _entries(batch, _text(batch, batch.entries), idempotency)
+
+
+def is_long(batch: LogBatch) -> bool:
+    """Say whether its lines may be much longer than what was sent: each repeats the names of the batch."""
+    names = len(batch.service) + len(batch.environment) + len(batch.release or "")
+    return len(batch.entries) * names > _NAMES_CHARACTERS_MAX
+
+
+async def encode_in_steps(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entries:
+    """Do the same, and give others their turn after each of some entries."""
+    texts = []
+    for start in range(0, len(batch.entries), _STEP_ENTRIES):
+        texts.append(_text(batch, batch.entries[start : start + _STEP_ENTRIES]))
+        await asyncio.sleep(0)
+    return _entries(batch, b"".join(texts), idempotency)
+
+
+def _text(batch: LogBatch, entries: list[LogEntry]) -> bytes:
+    text = _encode_lines(_lines(batch, entries))
     if text.count(b"\n") != len(entries):
-        text = _encode_lines(map(_without_line_breaks, _lines(batch)))
-    received_at = batch.received_at
+        text = _encode_lines(map(_without_line_breaks, _lines(batch, entries)))
+    return text
+
+
+def _entries(batch: LogBatch, text: bytes, idempotency: IdempotencyKey | None) -> Entries:
+    received_at, entries = batch.received_at, batch.entries
     instants = [received_at if entry.timestamp is None else entry.timestamp for entry in entries]
     levels = [entry.level for entry in entries]
     first_at = last_at = instant_text(min(instants))
@@ -64,10 +91,10 @@ def encode(batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Entrie
     )  # fmt: skip
 
 
-def _lines(batch: LogBatch) -> list[Line]:
+def _lines(batch: LogBatch, entries: list[LogEntry]) -> list[Line]:
     service, environment, release, received_at = batch.service, batch.environment, batch.release, batch.received_at
     lines = []
-    for entry in batch.entries:
+    for entry in entries:
         instant = received_at if entry.timestamp is None else entry.timestamp
         metadata = entry.metadata
         lines.append(

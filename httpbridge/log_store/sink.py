@@ -12,7 +12,7 @@ import structlog
 from authsvc.runtime.database_url import parse_database_url
 from httpbridge.errors import IdempotencyConflictError, StoreUnavailableError
 from httpbridge.log_store.chunk import Chunk
-from httpbridge.log_store.encoding import Entries, chunks_of, encode
+from httpbridge.log_store.encoding import Entries, chunks_of, encode, encode_in_steps, is_long
 from httpbridge.log_store.fair_queue import Bounds
 from httpbridge.log_store.group_commit import GroupCommit
 from httpbridge.log_store.idempotency import IdempotencyKey
@@ -113,6 +113,7 @@ class SqlSink:
         self._store = store
         self._monotonic = monotonic
         self._group_commit = GroupCommit(self._commit, bounds)
+        self._long_turn = asyncio.Lock()
         self._lost: str | None = None
         """Why the store refuses writes, as the last attempt learned it; None while it takes them."""
         self._known_at = float("-inf")
@@ -125,8 +126,15 @@ class SqlSink:
 
     def write(self, batch: LogBatch, idempotency: IdempotencyKey | None = None) -> Coroutine[Any, Any, None]:
         """See LogSink."""
+        if is_long(batch):
+            return self._write_long(batch, idempotency)
         entries = encode(batch, idempotency)
         return self._group_commit.submit(entries, entries.weight, batch.project_id)
+
+    async def _write_long(self, batch: LogBatch, idempotency: IdempotencyKey | None) -> None:
+        async with self._long_turn:  # megabytes each, of a body that may have had some kB: one at a time
+            entries = await encode_in_steps(batch, idempotency)
+        await self._group_commit.submit(entries, entries.weight, batch.project_id)
 
     async def check(self) -> None:
         """See LogSink. A write within the last second is as good as a probe; concurrent checks share one."""

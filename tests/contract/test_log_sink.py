@@ -87,6 +87,22 @@ async def sink_on(
         await sink.close()
 
 
+async def test_long_names_that_each_entry_repeats_hold_nobody_up(database_url: str) -> None:
+    """34 kB that become 4 MB: others have a turn after each 64 entries, and all of it is stored."""
+    names = {"service": "\x01" * 256, "environment": "\x02" * 256, "release": "\x03" * 128}
+    async with sink_on(database_url) as sink:
+        writing = sink.write(batch(*map(str, range(1000)), **names))
+        turns = 0
+        while writing.send(None) is None:  # until it waits for its commit, which closing the sink waits for, too
+            turns += 1
+        assert turns == 16
+        writing.close()
+        await sink.write(batch(*map(str, range(1000, 2000)), **names))
+    stored = await stored_entries(database_url)
+    assert sorted(int(entry["message"]) for entry in stored) == list(range(2000))
+    assert {(entry["service"], entry["environment"], entry["release"]) for entry in stored} == {tuple(names.values())}
+
+
 async def test_entries_are_read_back_whole_and_exactly(database_url: str) -> None:
     """Every field comes back as it went in; the batch fills in what an entry leaves out."""
     full = LogEntry(
