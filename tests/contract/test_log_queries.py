@@ -1,15 +1,18 @@
 """What the dashboard's log queries promise, on SQLite files and PostgreSQL."""
 
 import asyncio
+import gc
 import json
 import random
 import re
+import sqlite3
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -755,6 +758,15 @@ async def test_a_store_that_no_bridge_has_made_is_one_clear_line(database_url: s
     async with sink_on(database_url):
         assert (await newest_cursor(reader)).id == 0  # and found as soon as it is there
     await reader.close()
+
+
+async def test_a_reader_closed_while_it_reads_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sqlite3.connect(tmp_path / "logs.db").close()
+    reader = SqliteReader(tmp_path / "logs.db", statement_seconds_max=5.0)
+    assert await reader.rows(sa.text("SELECT 1 FROM sqlite_schema")) == []
+    await reader.close()
+    gc.collect()
+    assert caplog.messages == []
 
 
 @contextmanager
