@@ -3,6 +3,7 @@
 Connections to PostgreSQL are `postgres`'s.
 """
 
+import asyncio
 import errno
 import os
 import sqlite3
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import aiosqlite
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -74,7 +76,8 @@ def sqlite_engine(uri: str, *pragmas: str, begin: str = "", busy_seconds: float 
     engine = create_async_engine(
         sa.URL.create("sqlite+aiosqlite", database=uri, query={"uri": "true"}),
         hide_parameters=True,
-        connect_args={"timeout": busy_seconds, "isolation_level": None},  # the driver begins nothing by itself
+        # The driver begins nothing by itself.
+        connect_args={"async_creator_fn": _connect, "timeout": busy_seconds, "isolation_level": None},
         **options,
     )
 
@@ -89,6 +92,18 @@ def sqlite_engine(uri: str, *pragmas: str, begin: str = "", busy_seconds: float 
     sa.event.listen(engine.sync_engine, "connect", set_up)
     sa.event.listen(engine.sync_engine, "begin", begin_as_told)
     return engine
+
+
+async def _connect(database: str, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(database, **options)
+    thread = connection._thread
+    thread.daemon = True
+    try:
+        return await connection
+    except BaseException:
+        # The thread answers once more: a loop that is closed by then would make it print a traceback.
+        await asyncio.to_thread(thread.join)
+        raise
 
 
 def check_durable(connection: Any) -> None:

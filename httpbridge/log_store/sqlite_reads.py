@@ -143,9 +143,10 @@ class SqliteReader:
             self._disconnect()
 
     def _disconnect(self) -> None:
-        driver, self._driver, self._connection = self._driver, None, None
-        if driver is not None:
-            driver.close()
+        connection, self._driver, self._connection = self._connection, None, None
+        if connection is not None:
+            connection.close()
+            connection.engine.dispose()  # closes the driver's too
 
 
 class SqliteReaders:
