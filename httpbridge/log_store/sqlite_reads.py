@@ -116,9 +116,7 @@ class SqliteReader:
         self._file = file_identity(self._path)
         uri = sqlite_uri(self._path, "ro")
         # Transactions are ours: the driver would begin none to read, and SQLAlchemy would begin its own.
-        driver = sqlite3.connect(
-            uri, uri=True, timeout=_BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False
-        )
+        driver = sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS_MAX, isolation_level=None)
         if self._seconds is not None:
             # A thread works at a statement, which nothing else can stop.
             driver.set_progress_handler(lambda: time.monotonic() >= self._ends, _STEPS)

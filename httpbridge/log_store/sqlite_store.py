@@ -226,10 +226,12 @@ class SqliteStore:
         Within a commit, as SQLite would do it by itself, whoever waits for that commit would pay for it.
         """
         try:
-            self._check_files()  # to connect would make a file
+            # To connect would make a file. Its content was looked at for the commit before this, over the connection
+            # that two threads must not use at once.
+            self._files.check_main()
             with closing(connect(self._path)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except (sqlite3.Error, StoreSetupError, StoreUnavailableError) as error:
+        except (sqlite3.Error, OSError, StoreSetupError, FilesLostError) as error:
             # All that was answered is in the WAL; the next commit finds out whether the store is in order.
             _log.warning("checkpoint_failed", reason=reason(error))
         finally:

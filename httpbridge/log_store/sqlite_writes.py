@@ -28,7 +28,7 @@ _SCRUB_MILLISECONDS_MAX = 200
 def connect(path: Path) -> sqlite3.Connection:
     """Open the log store's file for writing. Raises sqlite3.Error, OSError and SetupError."""
     # Transactions are ours: the driver would begin them late, and not IMMEDIATE.
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS_MAX, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS_MAX, isolation_level=None)
     try:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file
         if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
