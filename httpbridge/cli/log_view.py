@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from authsvc.runtime.commands import note
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
 from httpbridge.log_store.selection import LogFilter, StoredLog
@@ -49,12 +50,16 @@ async def show_logs(
     store = ReadStore(url)
     is_any = False
     try:
-        async for log in read(store, selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None):
+        async for log in read(store, selection, (lambda: sleep(FOLLOW_SECONDS)) if follow else None, _missed):
             is_any = True
             write(json_line(log) if as_json else text_line(log, color=color))
         return is_any
     finally:
         await store.close()
+
+
+def _missed() -> None:
+    note("some entries are missing here: too many arrived at once, or a chunk is damaged (`httpbridge store check`)")
 
 
 def _json_escaped(error: UnicodeError) -> tuple[str, int]:

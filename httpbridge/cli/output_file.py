@@ -1,6 +1,8 @@
 """A file that is there whole or not at all, and standard output likewise written; compressed by the file's name."""
 
+import codecs
 import gzip
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -37,8 +39,8 @@ def written(path: Path | None, *, is_forced: bool) -> Iterator[Writable]:
         if not isinstance(sys.stdout, TextIOWrapper):
             raise OutputError("standard output is closed")
         with writing():
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
+            yield _Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout.buffer
+            sys.stdout.flush()
         return
     path = path.resolve()  # of a link, the file that it names
     if path.exists() and not path.is_file():
@@ -62,6 +64,21 @@ def written(path: Path | None, *, is_forced: bool) -> Iterator[Writable]:
     finally:
         with suppress(FileNotFoundError):
             part.unlink()
+
+
+class _Terminal:
+    """Takes lines of JSON, and escapes in them what a terminal would act on."""
+
+    def __init__(self, output: TextIOWrapper) -> None:
+        self._output = output
+        self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
+
+    def write(self, data: bytes | memoryview, /) -> object:
+        return self._output.write("".join(map(_shown, self._decode(bytes(data)))))
+
+
+def _shown(char: str) -> str:
+    return char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1]
 
 
 def _refused(reason: str) -> click.BadParameter:

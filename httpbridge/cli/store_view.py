@@ -64,7 +64,10 @@ async def check_chunks(url: str) -> int:
             except ChunkDamagedError as error:
                 damaged += 1
                 line.clear()
-                show(f"chunk {part.row.id} of project {plain(part.project_id)}: {error.reason}")
+                show(
+                    f"chunk {part.row.id} of project {plain(part.project_id)}, {part.row.entries:,} entries from"
+                    f" {part.row.first_at} to {part.row.last_at}: {error.reason}"
+                )
             chunks += 1
             entries += part.row.entries
             size += part.row.size

@@ -9,7 +9,7 @@ import msgspec
 import sqlalchemy as sa
 
 from httpbridge.log_store.chunk import instant_text
-from httpbridge.log_store.read_store import Reading, ReadStore, headers, of_content
+from httpbridge.log_store.read_store import Reading, ReadStore, headers, of_readable
 from httpbridge.log_store.scan import Scan, instant
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.selection import LogFilter
@@ -56,7 +56,7 @@ async def _activity(connection: Reading, project_id: str, now: datetime, entries
             newest = max(newest, chunk.last_at)
             number += chunk.entries if since <= chunk.first_at else 0
         else:
-            of_chunk = await of_content(connection, chunk.id, partial(scan.found, chunk))
+            of_chunk = await of_readable(connection, chunk.id, partial(scan.found, chunk)) or []
             found = [one.timestamp.decode() for one in of_chunk]
             newest = max(newest, *found, "")
             number += sum(timestamp >= since for timestamp in found)

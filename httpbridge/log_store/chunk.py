@@ -46,8 +46,9 @@ _ZSTD_OPTIONS = {int(zstd.CompressionParameter.compression_level): 1, int(zstd.C
 class ChunkDamagedError(StoreUnavailableError):
     """A stored chunk is not what was written; the text says in what respect, and nothing of its entries."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"a chunk of the log store is damaged: {reason}")
+    def __init__(self, reason: str, chunk_id: int | None = None) -> None:
+        which = "a chunk" if chunk_id is None else f"chunk {chunk_id}"
+        super().__init__(f"{which} of the log store is damaged: {reason}")
         self.reason = reason
 
 
@@ -244,12 +245,14 @@ class Content:
 
     def __init__(self, chunk_id: int, compressed: bytes) -> None:
         """Raise ChunkDamagedError for what is not as it was written."""
-        text = b"".join(decompressed(compressed))
         try:
+            text = b"".join(decompressed(compressed))
             end = text.index(b"\n")
             self.head = _head_decoder.decode(memoryview(text)[:end])
         except (ValueError, msgspec.DecodeError) as error:
-            raise ChunkDamagedError(f"its content cannot be read: {type(error).__name__}") from None
+            raise ChunkDamagedError(f"its content cannot be read: {type(error).__name__}", chunk_id) from None
+        except ChunkDamagedError as error:
+            raise ChunkDamagedError(error.reason, chunk_id) from None
         self.id = chunk_id
         self.size = len(text)
         self.body = text[end + 1 :]

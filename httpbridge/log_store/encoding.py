@@ -120,19 +120,20 @@ def chunks_of(group: Iterable[Entries]) -> list[Chunk]:
     """Make the chunks of a commit: one for each project, and before them one for each idempotency key."""
     of_projects: dict[str, list[Entries]] = {}
     numbers: dict[str, int] = {}
-    chunks: list[Chunk] = []
+    keyed: list[Chunk] = []
+    full: list[Chunk] = []
     for batch in group:
         project_id = batch.project_id
         if batch.idempotency is not None:
-            chunks.append(_chunk([batch]))
+            keyed.append(_chunk([batch]))
             continue
         number = numbers.get(project_id, 0) + batch.number
         if number > IDS and project_id in of_projects:
-            chunks.append(_chunk(of_projects.pop(project_id)))
+            full.append(_chunk(of_projects.pop(project_id)))
             number = batch.number
         numbers[project_id] = number
         of_projects.setdefault(project_id, []).append(batch)
-    return chunks + list(map(_chunk, of_projects.values()))
+    return keyed + full + list(map(_chunk, of_projects.values()))
 
 
 def _chunk(batches: list[Entries]) -> Chunk:

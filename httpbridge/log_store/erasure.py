@@ -22,6 +22,9 @@ from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.sink import Transactions
 from httpbridge.text import rfc3339
 
+_LISTED = 256
+"""Chunks that are listed at a time."""
+
 _PAUSE_SECONDS = 0.02
 """Between two transactions that forget idempotency keys."""
 
@@ -52,6 +55,8 @@ class Erased(NamedTuple):
     by: str
     selection: str
     entries: int
+    is_scrubbed: bool | None
+    """See Receipt; None while it goes on, and where it was broken off."""
 
 
 class Erasure:
@@ -86,8 +91,11 @@ class Erasure:
         entries = await self._each(until, noted)
         if self._selection == LogFilter(project_id=self._selection.project_id):
             await self._forget_keys(begun_at)
+        is_scrubbed = await self._scrub()
+        ended = erasures.update().where(erasures.c.id == self._erasure_id).values(is_scrubbed=is_scrubbed)
+        await self._store.transact(lambda connection: connection.execute(ended))
         erased_at = datetime.fromtimestamp(begun_at, UTC)
-        return Receipt(self._selection.project_id, words, entries, by, erased_at, await self._scrub())
+        return Receipt(self._selection.project_id, words, entries, by, erased_at, is_scrubbed)
 
     async def count(self, noted: Callable[[int], None] = lambda _: None) -> int:
         """Return how many entries would go. Raises as ReadStore does."""
@@ -96,24 +104,24 @@ class Erasure:
 
     async def _each(self, until: int, noted: Callable[[int], None], *, is_dry: bool = False) -> int:
         above = entries = 0
-        while (header := await self._next(above, until)) is not None:
-            gone = await self._from(header, until, is_dry=is_dry)
-            if gone is None:
-                continue  # merged meanwhile: with those after it
-            entries += gone
-            above = header.id + header.span
-            noted(entries)
+        while listed := await self._next(above, until):
+            for header in listed:
+                gone = await self._from(header, until, is_dry=is_dry)
+                if gone is None:
+                    break  # merged meanwhile: with those after it
+                entries += gone
+                above = header.id + header.span
+                noted(entries)
         return entries
 
-    async def _next(self, above: int, until: int) -> Header | None:
-        """Return the next chunk that reaches into the time, by id, or None."""
+    async def _next(self, above: int, until: int) -> list[Header]:
+        """Return the next chunks that reach into the time, by id."""
         scan, last_id = self._scan, chunks.c.id + chunks.c.span
         statement = sa.select(*(chunks.c[name] for name in Header._fields)).where(
             chunks.c.project_id == scan.project_id, last_id > above, chunks.c.id <= until,
             chunks.c.last_at >= scan.begin, chunks.c.first_at <= scan.end,
         )  # fmt: skip
-        rows = await self._reader.rows(statement.order_by(chunks.c.id).limit(1))
-        return header_of(rows[0]) if rows else None
+        return list(map(header_of, await self._reader.rows(statement.order_by(chunks.c.id).limit(_LISTED))))
 
     async def _from(self, header: Header, until: int, *, is_dry: bool) -> int | None:
         """Erase from one chunk; return how many entries, or None if it is not as it was."""

@@ -182,7 +182,7 @@ class Exporter:
             places = self._places(part, content)
             text = b"".join([b"%b\n" % place.line for place in places])
         except ChunkDamagedError as error:
-            raise ChunkDamagedError(f"chunk {part.row.id}: {error.reason}") from None
+            raise ChunkDamagedError(error.reason, part.row.id) from None
         write(text)
         return len(places), len(text)
 

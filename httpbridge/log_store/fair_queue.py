@@ -22,7 +22,7 @@ class Bounds:
     queued_items_max: int = 10_000
     queued_weight_max: int = 64 * 1024 * 1024
     commit_weight_max: int = 256 * 1024
-    """About 800 short rows: some 10 ms, and all in one commit wait for it. A heavier item has one of its own."""
+    """About 1,200 entries, all of which wait for one commit. A heavier item has one of its own."""
     turn_weight: int = 64 * 1024
     """What an owner may bring into a group beside others. A heavier item goes once so many turns made up for it."""
 

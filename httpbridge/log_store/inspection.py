@@ -78,6 +78,8 @@ def check_chunk(part: Part) -> None:
     _compare("entries", len(entries), header.entries, len(content.lines), content.body.count(b"\n"))
     _compare("bytes", content.size, part.row.size)
     _check_head(content, header.span)
+    if not entries:
+        raise ChunkDamagedError("it has no entries")
     timestamps = [entry.timestamp for entry in entries]
     letters = [ord(entry.level[0]) for entry in entries]
     # Readers look at fixed places in a line.

@@ -15,8 +15,8 @@ import msgspec
 import sqlalchemy as sa
 
 from httpbridge.log_store.activity import Activity, activity_of
-from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, Content, instant_text
-from httpbridge.log_store.read_store import Reading, ReadStore, content_of, headers, of_content
+from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, ChunkDamagedError, Content, instant_text
+from httpbridge.log_store.read_store import Reading, ReadStore, content_of, headers, of_content, of_readable
 from httpbridge.log_store.scan import Found, Header, Place, Scan, found_at, instant
 from httpbridge.log_store.schema import chunks
 from httpbridge.log_store.search_budget import Budget
@@ -65,6 +65,8 @@ class LogPage(msgspec.Struct, frozen=True):
     """Whether the page ends at `older` because the budget was used up, not because it is full."""
     searched_rows: int
     """How many entries were looked at, at least."""
+    is_damaged: bool
+    """Whether chunks were left out that cannot be read."""
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -98,8 +100,8 @@ class LogQueries:
         scan = Scan(selection, end=before)
         budget = self._budget(is_shared=is_counted)
         found: list[Found] = []
-        reached = ""
-        """Entries after it are all found."""
+        is_damaged, reached = False, ""
+        """Entries after `reached` are all found."""
         async with self._store.connection() as connection:
             async for chunk in headers(connection, scan.project_id, scan.begin, scan.end):
                 if len(found) > rows_max and found[-1].timestamp.decode() > chunk.last_at:
@@ -109,7 +111,10 @@ class LogQueries:
                 if not budget.allows(chunk, scan.end):
                     reached = chunk.last_at
                     break
-                found = await _newest(connection, scan, chunk, found, rows_max + 1)
+                try:
+                    found = await _newest(connection, scan, chunk, found, rows_max + 1)
+                except ChunkDamagedError:
+                    is_damaged = True
         found = [one for one in found if one.timestamp.decode() > reached]
         rows = [cut(one.log(scan.project_id), LIST_CHARACTERS_MAX) for one in found[:rows_max]]
         older = None
@@ -117,7 +122,7 @@ class LogQueries:
             older, reached = rows[-1].position, ""
         elif reached:
             older = Position(instant(reached), ID_MAX)
-        return LogPage(rows, older, bool(reached), budget.searched)
+        return LogPage(rows, older, bool(reached), budget.searched, is_damaged)
 
     async def histogram(self, selection: LogFilter, edges: Sequence[datetime]) -> list[Bucket]:
         """Count the matching entries between each two of the edges, which ascend; oldest first.
@@ -175,7 +180,7 @@ class LogQueries:
                 if scan.spans(chunk):
                     number += chunk.entries
                 else:
-                    number += len(await of_content(connection, chunk.id, partial(scan.places, chunk)))
+                    number += len(await of_readable(connection, chunk.id, partial(scan.places, chunk)) or [])
                 if number > self.limits.counted_entries_max:
                     return self.limits.counted_entries_max + 1
         return number
@@ -193,7 +198,7 @@ class LogQueries:
                     services.update(summary.services)
                     environments.update(summary.environments)
                 else:
-                    for one in await of_content(connection, chunk.id, partial(scan.found, chunk)):
+                    for one in await of_readable(connection, chunk.id, partial(scan.found, chunk)) or []:
                         log = one.log(scan.project_id)
                         services.add(log.service)
                         environments.add(log.environment)
@@ -213,7 +218,7 @@ class LogQueries:
                 if scan.begin <= chunk.first_at:
                     oldest = chunk.first_at
                     break
-                found = await of_content(connection, chunk.id, partial(scan.found, chunk))
+                found = await of_readable(connection, chunk.id, partial(scan.found, chunk)) or []
                 oldest = min([one.timestamp.decode() for one in found] + ([oldest] if oldest else []), default=None)
         return None if oldest is None else instant(oldest)
 
@@ -271,4 +276,4 @@ async def _counts(
             for place in scan.places(chunk, content)
         )
 
-    return list((await of_content(connection, chunk.id, count)).items())
+    return list((await of_readable(connection, chunk.id, count) or Counter[tuple[int, Level]]()).items())

@@ -278,3 +278,11 @@ async def content_of(reading: Reading, chunk_id: int) -> Content:
 async def of_content(reading: Reading, chunk_id: int, work: Callable[[Content], T]) -> T:
     """Return what a thread makes of the content of a chunk; see `content_of`."""
     return await reading.fetched(_CONTENT, {"id": chunk_id}, lambda compressed: work(Content(chunk_id, compressed)))
+
+
+async def of_readable(reading: Reading, chunk_id: int, work: Callable[[Content], T]) -> T | None:
+    """Do the same; None for a chunk that is damaged, so that the others can be read."""
+    try:
+        return await of_content(reading, chunk_id, work)
+    except ChunkDamagedError:
+        return None

@@ -22,23 +22,28 @@ PAGE_ROWS = 2000
 
 
 async def read(
-    store: ReadStore, selection: LogFilter, pause: Callable[[], Awaitable[None]] | None = None
+    store: ReadStore,
+    selection: LogFilter,
+    pause: Callable[[], Awaitable[None]] | None = None,
+    missed: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[StoredLog]:
     """Yield what is stored, newest last; without a start the newest NEWEST_COUNT. Raises as ReadStore does.
 
     With `pause`, go on for ever: await it, then yield what became visible meanwhile,
-    in the order of arrival, each entry once.
+    in the order of arrival, each entry once; `missed` is told where some of that is left out.
     """
     cursor = await newest_cursor(store)
     tail = LogTail(store, selection, cursor, entries_max=None)
     listed = set()
     async for one in _newest(store, selection) if selection.since is None else _pages(store, selection):
-        if one.id // IDS > cursor.id - store.late_ids:  # it may have arrived during the listing
+        if pause is not None and one.id // IDS > cursor.id - store.late_ids:  # it may have arrived during the listing
             listed.add(one.id)
         yield one.log(selection.project_id)
     while pause is not None:
         await pause()
-        found, _ = await tail.found()
+        found, is_gap = await tail.found()
+        if is_gap:
+            missed()
         for one in found:
             if one.id not in listed:
                 yield one.log(selection.project_id)

@@ -110,8 +110,9 @@ erasures = sa.Table(
     sa.Column("by", sa.Text, nullable=False),
     sa.Column("selection", sa.Text, nullable=False),
     sa.Column("entries", sa.BigInteger, nullable=False),
+    sa.Column("is_scrubbed", sa.Boolean),
 )
-"""What was erased, by whom: `selection` says which entries, in words."""
+"""What was erased, by whom: `selection` says which entries, in words; `is_scrubbed` is NULL until it has ended."""
 
 log_store = sa.Table(
     "log_store",

@@ -11,7 +11,7 @@ from typing import Any, Self
 import msgspec
 import sqlalchemy as sa
 
-from httpbridge.log_store.chunk import IDS
+from httpbridge.log_store.chunk import IDS, ChunkDamagedError
 from httpbridge.log_store.read_store import Reading, ReadStore, header_of, of_content
 from httpbridge.log_store.scan import Found, Header, Scan
 from httpbridge.log_store.schema import chunks
@@ -67,7 +67,7 @@ class Arrivals(msgspec.Struct, frozen=True):
     cursor: Cursor
     """Where the next poll begins; for another LogTail, too."""
     is_gap: bool
-    """Whether older ones were left out."""
+    """Whether some were left out: older ones, or what cannot be read."""
 
 
 _SQLITE_ID = sa.text("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'chunks'")
@@ -110,7 +110,7 @@ class LogTail:
         return Arrivals(rows, self._cursor, is_gap)
 
     async def found(self) -> tuple[list[Found], bool]:
-        """Return the same whole, and whether older ones were left out."""
+        """Return the same whole, and whether some were left out."""
         last = self._cursor
         found: list[Found] = []
         searched, is_gap = 0, False
@@ -125,7 +125,11 @@ class LogTail:
                 if not self._scan.may_match(chunk.summary):
                     continue
                 searched += chunk.entries
-                of_chunk = await of_content(connection, chunk.id, partial(self._scan.found, chunk))
+                try:
+                    of_chunk = await of_content(connection, chunk.id, partial(self._scan.found, chunk))
+                except ChunkDamagedError:
+                    is_gap = True
+                    continue
                 if chunk.version or last.next_xid is None:  # it may have older ones, too
                     of_chunk = [one for one in of_chunk if last.id < one.id // IDS <= now.id]
                 found = of_chunk + found

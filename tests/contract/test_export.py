@@ -129,7 +129,7 @@ async def test_a_damaged_chunk_ends_an_export_and_is_named(database_url: str) ->
                 database_url, "UPDATE chunks SET content = :content WHERE id = :id", content=content, id=row.id
             )
             for selection in (LogFilter(project_id="demo"), LogFilter(project_id="demo", text="x")):
-                with pytest.raises(ChunkDamagedError, match=f"damaged: chunk {row.id}: "):
+                with pytest.raises(ChunkDamagedError, match=f"chunk {row.id} of the log store is damaged: "):
                     await exported(store, selection)
 
 

@@ -83,6 +83,19 @@ async def test_another_body_with_a_key_is_refused_and_harms_nobody(database_url:
     assert await messages(database_url) == ["after", "before", "first", "third"]
 
 
+async def test_who_is_refused_is_found_among_more_than_fits_a_chunk(database_url: str) -> None:
+    full = batch(*map(str, range(3000)))
+    async with sink_on(database_url) as sink:
+        await sink.write(batch("first"), key("one"))
+        writes = [
+            *(sink.write(full) for _ in range(2)),
+            sink.write(batch("second"), key("one", "another")),
+            sink.write(batch("third"), key("new")),
+        ]
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+    assert list(map(type, outcomes)) == [type(None), type(None), IdempotencyConflictError, type(None)]
+
+
 async def test_a_bridge_that_stopped_in_the_middle_of_a_commit_holds_up_only_its_own_keys(postgres_url: str) -> None:
     """What has none goes on; who sends a batch of its again is told to come back, and soon can."""
     engine = reading_engine(postgres_url)

@@ -871,31 +871,49 @@ async def test_the_newest_page_reads_few_headers_whatever_the_number_of_chunks(s
     assert 1 < len(statements) <= 1 + 12  # a few headers, and the contents of the newest chunks
 
 
-async def damage(url: str, column: str = "content") -> None:
-    """Flip a bit in the middle of it, in every chunk."""
+async def damage(url: str, column: str = "content", chunk_id: int | None = None) -> None:
+    """Flip a bit in the middle of it, in every chunk or in one."""
     engine = reading_engine(url)
     async with engine.begin() as connection:
         rows = (await connection.execute(sa.select(chunks.c.id, chunks.c[column]))).all()
         for id_, value in rows:
+            if chunk_id not in (None, id_):
+                continue
             middle = len(value) // 2
             flipped = value[:middle] + bytes([value[middle] ^ 4]) + value[middle + 1 :]
             await connection.execute(chunks.update().where(chunks.c.id == id_).values({column: flipped}))
     await engine.dispose()
 
 
-async def test_a_damaged_chunk_is_told_of_and_never_read_as_something_else(store: Store) -> None:
-    await store.write(*(entry(f"message {number}", number) for number in range(100)))
-    (row, *_) = await store.rows()
-    await damage(store.url)
+async def test_a_damaged_chunk_is_told_of_and_the_others_can_be_read(store: Store) -> None:
+    for first in (0, 100, 200):
+        messages = [entry(f"message {number}", number) for number in range(first, first + 100)]
+        await store.write(*messages, service=f"service {first}")
+    rows = await store.rows(300)
+    damaged_id = rows[150].log.id
+    await damage(store.url, chunk_id=damaged_id // IDS)
     selection = LogFilter(project_id="demo", text="message")
-    edges = [START, START + 100 * MINUTE]
-    asked = [
-        store.queries.page(selection), store.queries.histogram(selection, edges), store.queries.row("demo", row.log.id),
-        LogTail(store.reader, selection, Cursor(0)).poll(), anext(read(store.reader, selection)),
-        store.queries.facets(LogFilter(project_id="demo", since=START + MINUTE)),
-    ]  # fmt: skip
-    for asking in asked:
-        with pytest.raises(StoreUnavailableError, match="a chunk of the log store is damaged"):
+    page = await store.queries.page(selection, rows_max=300)
+    assert [row.log.message for row in page.rows] == [
+        f"message {number}" for number in reversed(range(300)) if not 100 <= number < 200
+    ]
+    assert page.is_damaged
+    assert not (await store.queries.page(selection, rows_max=50)).is_damaged  # it does not reach so far
+    (bucket,) = await store.queries.histogram(selection, [START, START + 300 * MINUTE])
+    assert sum(bucket.counts.values()) == 200
+    arrivals = await LogTail(store.reader, selection, Cursor(0), entries_max=300).poll()
+    assert (len(arrivals.rows), arrivals.is_gap) == (200, True)
+    since = LogFilter(project_id="demo", since=START + MINUTE * 150)
+    assert (await store.queries.facets(since))[0] == ["service 200"]
+    assert await store.queries.count(since) == 100
+    assert await store.queries.oldest("demo", START + MINUTE * 150) == START + MINUTE * 200
+    assert (await store.queries.activity(["demo"], START + MINUTE * 210))["demo"].last_hour_count == 100
+    named = f"chunk {damaged_id // IDS} of the log store is damaged"
+    for asking in (
+        store.queries.row("demo", damaged_id),
+        anext(read(store.reader, LogFilter(project_id="demo", since=START))),
+    ):
+        with pytest.raises(StoreUnavailableError, match=named):
             await asking
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from aiohttp import web
 from multidict import MultiMapping
 
@@ -26,6 +27,7 @@ from httpbridge.log_store.selection import LogFilter
 from httpbridge.text import parse_since, rfc3339
 
 _ERASURES_MAX = 50
+_log = structlog.get_logger("httpbridge.dashboard")
 _BYTES = re.compile(r"([0-9]{1,15}) ?([kMGT]?)B?")
 _FACTORS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _LIMITS = {
@@ -134,6 +136,9 @@ class Data:
         await project_data_of(self._store)  # which says whether this is a log store
         async with self._writer() as writer:
             await writer.transact(lambda connection: set_retention(connection, project_id, days, bytes_max))
+        _log.info(
+            "retention_set", project=project_id, days=days, bytes_max=bytes_max, by=f"dashboard:{request[SESSION].name}"
+        )
         return self._pages.redirect(request, request.path, notice="Saved. It holds within a minute or two.")
 
     async def _preview(

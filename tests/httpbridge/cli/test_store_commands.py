@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -38,7 +39,10 @@ class Commands:
 
     def run(self, *arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
-            [HTTPBRIDGE, *map(str, arguments)], env=self.environ, cwd=self.directory, capture_output=True, **options
+            [HTTPBRIDGE, *map(str, arguments)],
+            env=self.environ,
+            cwd=self.directory,
+            **({"capture_output": True} | options),
         )
         assert done.returncode == status, (done.stdout, done.stderr)
         assert b"Traceback" not in done.stderr
@@ -97,12 +101,31 @@ def test_no_file_is_written_over_and_no_half_of_one_is_left(commands: Commands, 
     damaged = database.read_bytes().replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfe")
     database.write_bytes(damaged)
     done = commands.run("export", "shop", "--output", "half", status=1)
-    assert b"a chunk of the log store is damaged: chunk 1: its content cannot be read" in done.stderr
+    assert b"chunk 1 of the log store is damaged: its content cannot be read" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"state", "kept", "link"}
     done = commands.run("store", "check", status=1)
-    assert done.stdout == b"chunk 1 of project shop: its content cannot be read: ZstdError\n"
+    assert done.stdout == (
+        b"chunk 1 of project shop, 20 entries from 2026-11-23T20:15:00.000000Z to 2026-11-23T20:15:19.000000Z:"
+        b" its content cannot be read: ZstdError\n"
+    )
     assert b"checked 1 chunk, 20 entries, " in done.stderr
     assert done.stderr.endswith(b": 1 damaged\n")
+    selected = ("--since", "2026-11-23T20:15:00Z", "--until", "2026-11-23T20:15:19.000001Z")
+    commands.run("erase", "shop", *selected, "--yes")  # which need not read what it erases
+    assert commands.run("store", "check").stderr.endswith(b": 0 damaged\n")
+
+
+def test_a_terminal_is_not_told_what_to_do(commands: Commands) -> None:
+    line = LINES.splitlines(keepends=True)[0].replace(b"message 0", "\x9b31m\u202e\u00e9".encode())
+    commands.run("import", "shop", "-", input=line)
+    assert commands.run("export", "shop").stdout == line
+    ours, terminal = pty.openpty()
+    commands.run("export", "shop", stdout=terminal, stderr=subprocess.PIPE, capture_output=False)
+    os.close(terminal)
+    shown = os.read(ours, 10_000)
+    os.close(ours)
+    assert "\\u009b31m\\u202e\u00e9".encode() in shown
+    assert json.loads(shown) == json.loads(line)
 
 
 def test_a_reader_that_has_had_enough_ends_an_export(commands: Commands) -> None:
