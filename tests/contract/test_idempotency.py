@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from httpbridge.errors import IdempotencyConflictError, StoreUnavailableError
+from httpbridge.log_store.encoding import chunks_of, encode
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
@@ -83,17 +84,12 @@ async def test_another_body_with_a_key_is_refused_and_harms_nobody(database_url:
     assert await messages(database_url) == ["after", "before", "first", "third"]
 
 
-async def test_who_is_refused_is_found_among_more_than_fits_a_chunk(database_url: str) -> None:
-    full = batch(*map(str, range(3000)))
-    async with sink_on(database_url) as sink:
-        await sink.write(batch("first"), key("one"))
-        writes = [
-            *(sink.write(full) for _ in range(2)),
-            sink.write(batch("second"), key("one", "another")),
-            sink.write(batch("third"), key("new")),
-        ]
-        outcomes = await asyncio.gather(*writes, return_exceptions=True)
-    assert list(map(type, outcomes)) == [type(None), type(None), IdempotencyConflictError, type(None)]
+def test_chunks_with_a_key_are_before_all_others() -> None:
+    """Also before one that was full: the places of those that are refused go by it."""
+    full = encode(batch(*map(str, range(3000))))
+    keys = [key("one"), key("two")]
+    chunks = chunks_of([full, encode(batch("a"), keys[0]), full, encode(batch("b"), keys[1])])
+    assert [chunk.idempotency for chunk in chunks] == [*keys, None, None]
 
 
 async def test_a_bridge_that_stopped_in_the_middle_of_a_commit_holds_up_only_its_own_keys(postgres_url: str) -> None:

@@ -38,11 +38,9 @@ class Commands:
         self.environ = os.environ | {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
 
     def run(self, *arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [HTTPBRIDGE, *map(str, arguments)],
-            env=self.environ,
-            cwd=self.directory,
-            **({"capture_output": True} | options),
+        options = {"capture_output": True} | options
+        done: subprocess.CompletedProcess[bytes] = subprocess.run(
+            [HTTPBRIDGE, *map(str, arguments)], env=self.environ, cwd=self.directory, **options
         )
         assert done.returncode == status, (done.stdout, done.stderr)
         assert b"Traceback" not in done.stderr
