@@ -37,10 +37,16 @@ class Commands:
         self.directory = directory
         self.environ = os.environ | {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
 
-    def run(self, *arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        options = {"capture_output": True} | options
-        done: subprocess.CompletedProcess[bytes] = subprocess.run(
-            [HTTPBRIDGE, *map(str, arguments)], env=self.environ, cwd=self.directory, **options
+    def run(
+        self, *arguments: object, status: int = 0, stdout: int = subprocess.PIPE, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run(
+            [HTTPBRIDGE, *map(str, arguments)],
+            env=self.environ,
+            cwd=self.directory,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            **options,
         )
         assert done.returncode == status, (done.stdout, done.stderr)
         assert b"Traceback" not in done.stderr
@@ -118,7 +124,7 @@ def test_a_terminal_is_not_told_what_to_do(commands: Commands) -> None:
     commands.run("import", "shop", "-", input=line)
     assert commands.run("export", "shop").stdout == line
     ours, terminal = pty.openpty()
-    commands.run("export", "shop", stdout=terminal, stderr=subprocess.PIPE, capture_output=False)
+    commands.run("export", "shop", stdout=terminal)
     os.close(terminal)
     shown = os.read(ours, 10_000)
     os.close(ours)
