@@ -82,6 +82,21 @@ async def following(url: str, selection: LogFilter) -> AsyncIterator[Follower]:
         task.cancel()
 
 
+async def test_a_follower_is_told_of_what_it_does_not_see(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("httpbridge.log_store.tail.ENTRIES_MAX", 5)
+    async with sink_on(database_url) as sink:
+        await sink.write(batch("before"))
+        async with following(database_url, LogFilter(project_id="demo")) as follower:
+            await follower.poll()
+            assert capsys.readouterr().err == ""
+            for number in range(3):
+                await sink.write(batch(*[str(number)] * 3))
+            assert await follower.poll() == ["2", "2", "2"]
+            assert "some entries are missing here: too many arrived at once" in capsys.readouterr().err
+
+
 async def test_the_newest_hundred_are_listed_newest_last(database_url: str) -> None:
     """By their timestamp, not by when they arrived; entries of one instant stay in their order."""
     entries = [entry(str(minute), minute) for minute in range(150)]
