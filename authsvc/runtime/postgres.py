@@ -7,7 +7,7 @@ process that the server runs is not the one that was announced when the connecti
 """
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -77,19 +77,17 @@ class Postgres:
         command_seconds_max: float,
         settings: Mapping[str, str],
         is_primary: bool = False,
-        set_up: Callable[[Connection], Awaitable[None]] | None = None,
     ) -> None:
         """Connect to nothing yet.
 
-        `program` is what the server calls a connection, unless the URL names it; `set_up` does more to each. With
-        `is_primary` a standby will not do. Raises SetupError for a URL that asks for one nevertheless.
+        `program` is what the server calls a connection, unless the URL names it. With `is_primary` a standby will not
+        do. Raises SetupError for a URL that asks for one nevertheless.
         """
         self._address = address
         self._program = program
         self._command_seconds_max = command_seconds_max
         self._settings = settings
         self._is_primary = is_primary
-        self._set_up = set_up
         self._role = address.target_session_attrs or "any"
         if is_primary and self._role == "any":
             self._role = "primary"
@@ -125,8 +123,6 @@ class Postgres:
             connection.settings = {name.removeprefix("default_"): value for name, value in self._settings.items()}
         elif self._settings:
             await connection.execute("; ".join(f"SET {name} TO '{value}'" for name, value in self._settings.items()))
-        if self._set_up is not None:
-            await self._set_up(connection)
 
     async def _reach(self, may_prepare: bool) -> Connection:
         """Connect to the first host that is there and has the role."""

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from httpbridge.log_store.chunk import IDS, LEVEL, TIMESTAMP, ChunkDamagedError, Content
 from httpbridge.log_store.export import Part
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.schema import STORED_BYTES, chunks
 from httpbridge.log_store.summary import LEVELS, Summary
 from httpbridge.logs import Level
 
@@ -20,6 +20,7 @@ class Usage(msgspec.Struct, frozen=True):
     project_id: str
     entries: int
     bytes_stored: int
+    """About what retention counts, too."""
     bytes_of_entries: int
     """Before they were compressed."""
     chunks: int
@@ -33,18 +34,20 @@ class Usage(msgspec.Struct, frozen=True):
         return self.bytes_stored / max(1, self.bytes_of_entries)
 
 
-async def usage(store: ReadStore) -> list[Usage]:
-    """Return what is stored of each project, by project. Raises as ReadStore does."""
+async def usage(store: ReadStore, project_id: str | None = None) -> list[Usage]:
+    """Return what is stored of each project that has any, by project, or of one. Raises as ReadStore does."""
     columns = chunks.c
     by_project = sa.select(
         columns.project_id,
         sa.cast(sa.func.sum(columns.entries), sa.BigInteger),
-        sa.cast(sa.func.sum(sa.func.length(columns.content) + sa.func.length(columns.summary)), sa.BigInteger),
+        sa.cast(sa.func.sum(STORED_BYTES), sa.BigInteger),
         sa.cast(sa.func.sum(columns.size), sa.BigInteger),
         sa.func.count(),
         sa.func.min(columns.first_at),
         sa.func.max(columns.last_at),
     )
+    if project_id is not None:
+        by_project = by_project.where(columns.project_id == project_id)
     rows = await store.rows(by_project.group_by(columns.project_id).order_by(columns.project_id))
     return [Usage(*row) for row in rows]
 

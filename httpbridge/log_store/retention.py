@@ -7,7 +7,6 @@ the same transaction. Transactions are small, and ingestion goes on between them
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,15 +17,8 @@ import structlog
 from httpbridge.log_store.chunk_writes import FORGOTTEN_MAX, forget, overwriting_less
 from httpbridge.log_store.idempotency import KEPT_SECONDS, KEYS_MAX
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.scan import instant
-from httpbridge.log_store.schema import NowSeconds, chunks, idempotency_keys, project_data
+from httpbridge.log_store.schema import STORED_BYTES, NowSeconds, chunks, idempotency_keys, project_data
 from httpbridge.log_store.sink import MaintainedStore
-
-CHUNK_BYTES = 512
-"""What a chunk takes besides its content, roughly."""
-
-STORED_BYTES = sa.func.length(chunks.c.content) + CHUNK_BYTES
-"""What a chunk takes."""
 
 _DROPPED_MAX = 64
 """Chunks a transaction."""
@@ -61,26 +53,6 @@ class ProjectData(NamedTuple):
     dropped_bytes: int = 0
     dropped_at: int | None = None
     """When the last of them went, in seconds since 1970."""
-
-
-class Stored(NamedTuple):
-    """What is in the store of a project."""
-
-    entries: int
-    stored_bytes: int
-    oldest: datetime | None
-    """The earliest timestamp of an entry."""
-    newest: datetime | None
-
-
-async def stored_of(store: ReadStore, project_id: str) -> Stored:
-    """Return what is stored of a project. Raises as ReadStore does."""
-    sums = sa.func.sum(chunks.c.entries), sa.func.sum(STORED_BYTES)
-    times = sa.func.min(chunks.c.first_at), sa.func.max(chunks.c.last_at)
-    ((entries, stored_bytes, oldest, newest),) = await store.rows(
-        sa.select(*sums, *times).where(chunks.c.project_id == project_id)
-    )
-    return Stored(int(entries or 0), int(stored_bytes or 0), oldest and instant(oldest), newest and instant(newest))
 
 
 async def project_data_of(store: ReadStore) -> dict[str, ProjectData]:

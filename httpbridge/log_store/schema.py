@@ -61,6 +61,9 @@ A merged chunk has the id of the first chunk in it, and `id + span` is that of t
 never overlap. `stored_at` is when the last of it was committed, in seconds since 1970, by the store's clock.
 """
 
+STORED_BYTES = sa.func.length(chunks.c.content) + 512
+"""What a chunk takes: its content, and the rest of it roughly."""
+
 WRITTEN_COLUMNS = ["project_id", "first_at", "last_at", "entries", "size", "summary", "content"]
 """The columns of a chunk as a sink makes it, in this order; the store gives the id."""
 

@@ -194,11 +194,13 @@ async def test_usage_is_by_project(database_url: str) -> None:
             await sink.write(made("c" * 10_000, minute=0))
             await sink.write(made("d", project_id="other"))
         demo, other = await usage(store)
+        assert await usage(store, "demo") == [demo]
+        assert await usage(store, "none") == []
         rows = await chunk_rows(store)
     assert (demo.project_id, demo.entries, demo.chunks) == ("demo", 3, 2)
     assert (demo.oldest, demo.newest) == ("2026-11-23T20:15:00.000000Z", "2026-11-23T20:16:00.000000Z")
     assert demo.bytes_of_entries == sum(row.size for row in rows)
-    assert demo.bytes_stored == sum(len(row.content) + len(row.summary) for row in rows)
+    assert demo.bytes_stored == sum(len(row.content) + 512 for row in rows)
     assert demo.ratio < 0.2
     assert (other.project_id, other.entries) == ("other", 1)
 

@@ -20,8 +20,10 @@ from httpbridge.config import RETENTION_DAYS_MAX, Config
 from httpbridge.dashboard.log_page.filters import NAME_CHARACTERS_MAX, TEXT_CHARACTERS_MAX
 from httpbridge.dashboard.pages import SESSION, Pages, counted_entries
 from httpbridge.log_store.erasure import Erasure, Receipt, described, erasures_of
+from httpbridge.log_store.inspection import usage
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.retention import ProjectData, project_data_of, set_retention, stored_of
+from httpbridge.log_store.retention import ProjectData, project_data_of, set_retention
+from httpbridge.log_store.scan import instant
 from httpbridge.log_store.second_writer import SecondWriter
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.text import parse_since, rfc3339
@@ -205,7 +207,8 @@ class Data:
             "data.html",
             status=status,
             project_id=project_id,
-            stored=await stored_of(self._store, project_id),
+            stored=next(iter(await usage(self._store, project_id)), None),
+            instant=instant,
             data=data,
             dropped_at=None if data.dropped_at is None else datetime.fromtimestamp(data.dropped_at, UTC),
             default_days=self._config.retention_days,
