@@ -27,7 +27,6 @@ _log = structlog.get_logger("authsvc")
 
 _BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
-_NAMED_MAX = 100  # holders in the response to a mutation; the rest are counted
 _WAIT_SECONDS_DEFAULT = 2.0
 _WAIT_SECONDS_MAX = 25.0
 
@@ -189,11 +188,12 @@ class KeyService(pb_grpc.KeyServiceServicer):
         if propagation is None:
             return pb.Propagation(effective_by=messages.timestamp(bound))
         confirmed = [row for row in propagation.confirmed.values() if not row.is_key_cache]
+        named_max = self._watch.limits.named_max
         return pb.Propagation(
             effective_by=messages.timestamp(propagation.effective_by),
             effective=propagation.is_effective,
-            confirmed=map(messages.holder, confirmed[:_NAMED_MAX]),
-            pending=map(messages.holder, propagation.named(_NAMED_MAX)),
+            confirmed=map(messages.holder, confirmed[:named_max]),
+            pending=map(messages.holder, propagation.named(named_max)),
             confirmed_count=len(confirmed),
             pending_count=len(propagation.pending),
         )
