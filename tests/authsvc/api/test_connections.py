@@ -21,12 +21,14 @@ def peers(address: str, *ports: int) -> list[tuple[str, int]]:
 
 
 @asynccontextmanager
-async def listening(host: str, **limits: float) -> AsyncIterator[tuple[Connections, int, list[asyncio.StreamReader]]]:
+async def listening(
+    host: str, look_seconds: float = 1.0
+) -> AsyncIterator[tuple[Connections, int, list[asyncio.StreamReader]]]:
     """Give a listener's connections, its port, and three callers."""
     accepted: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda _, writer: accepted.append(writer), host, 0)
     port = server.sockets[0].getsockname()[1]
-    connections = Connections(CallLimits(connections_max=100, **limits), NOBODY, time.monotonic)
+    connections = Connections(CallLimits(connections_max=100, look_seconds=look_seconds), NOBODY, time.monotonic)
     running = asyncio.create_task(connections.run(port, frozenset))
     callers = [await asyncio.open_connection(host, port) for _ in range(3)]
     try:
