@@ -12,7 +12,7 @@ from authsvc.api import messages
 from authsvc.api.callers import Callers
 from authsvc.api.messages import Context
 from authsvc.client.api_key import ApiKey, Digest, digest_of
-from authsvc.client.lease_messages import Event, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import generate_api_key, generate_key_id, parse_key_id, parse_project_id
 from authsvc.origins import normalise_list
@@ -148,10 +148,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
             async for request in request_iterator:
                 yield messages.keep_alive(request)
 
-        async def send(event: Event) -> None:
-            await context.write(messages.event(event))
-
-        await self._watch.serve(keep_alives(), send, self._callers.caller(context).address)
+        await self._watch.serve(keep_alives(), context.write, self._callers.caller(context).address)
 
     async def _mutate(
         self, event: str, mutate: Callable[[str], Awaitable[Mutated]], request: Any, context: Context

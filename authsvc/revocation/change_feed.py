@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from authsvc.client.lease_messages import ChangeEvent
 from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
 from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
 from authsvc.runtime.clock import happens
@@ -23,6 +22,7 @@ from authsvc.storage.database import CHANNEL, Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import Change, Revision, StoreState
+from authsvc.v1 import key_service_pb2 as pb
 
 REMEDY = "run 'authsvc renew-epoch'"
 
@@ -119,7 +119,7 @@ class ChangeFeed:
         self._database = database
         self._store = store
         self._leases = leases
-        self._recent: deque[ChangeEvent] = deque(maxlen=limits.changes_kept)
+        self._recent: deque[pb.WatchResponse] = deque(maxlen=limits.changes_kept)
         self._wake = asyncio.Event()
         self._last_mark = ""
         """Of the change at `revision`."""
@@ -171,12 +171,12 @@ class ChangeFeed:
         self._wake.set()
         self.leases_moved.notify_all()
 
-    async def after(self, revision: int) -> list[ChangeEvent]:
-        """Return a page of the changes that follow a revision, without a gap; empty when there are none yet."""
+    async def after(self, revision: int) -> list[pb.WatchResponse]:
+        """Return a page of the changes that follow a revision, as events, without a gap; empty when there are none."""
         if revision >= self.revision:
             return []
-        if self._recent and self._recent[0].revision <= revision + 1:
-            first = revision + 1 - self._recent[0].revision
+        if self._recent and self._recent[0].change.revision <= revision + 1:
+            first = revision + 1 - self._recent[0].change.revision
             return [self._recent[index] for index in range(first, min(first + self._limits.page, len(self._recent)))]
         return [
             _event(change) for change in await self._store.changes(after=Revision(revision), limit=self._limits.page)
@@ -267,5 +267,6 @@ def _mark(change: Change) -> str:
     return change.create_time.isoformat()
 
 
-def _event(change: Change) -> ChangeEvent:
-    return ChangeEvent(change.revision, change.invalidated_digests)
+def _event(change: Change) -> pb.WatchResponse:
+    event = pb.ChangeEvent(revision=change.revision, key_digests=change.invalidated_digests)
+    return pb.WatchResponse(change=event)

@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 import structlog
 
-from authsvc.client.lease_messages import Event, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import (
     HolderReleasedError,
     InvalidArgumentError,
@@ -24,8 +25,11 @@ from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import Revision, StoreState
+from authsvc.v1 import key_service_pb2 as pb
 
 _log = structlog.get_logger("authsvc")
+
+Send: TypeAlias = Callable[[pb.WatchResponse], Awaitable[None]]
 
 _RESPONSE_SHARE_MAX = 0.25
 """Of the time that a caller has: so much of it is kept for the response at most."""
@@ -69,9 +73,7 @@ class Watch:
         self.closing.set()
         self.feed.leases_moved.notify_all()  # nobody waits any longer
 
-    async def serve(
-        self, keep_alives: AsyncIterator[KeepAlive], send: Callable[[Event], Awaitable[None]], address: str | None
-    ) -> None:
+    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Send, address: str | None) -> None:
         """Serve one stream until the holder ends it or releases its lease; it has no deadline (rule 6).
 
         `address` is the holder's; None for one of our own, which is not bounded.
@@ -142,9 +144,9 @@ class _Stream:
         self._session = WatchSession(watch.lease_seconds)
         self._epoch = ""
         self._opened = asyncio.Event()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(watch.limits.queue_max)
+        self._queue: asyncio.Queue[pb.WatchResponse] = asyncio.Queue(watch.limits.queue_max)
 
-    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Callable[[Event], Awaitable[None]]) -> None:
+    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Send) -> None:
         work = (self._read(keep_alives), self._push(), self._write(send), self._until_closing())
         tasks = [asyncio.create_task(each) for each in work]
         try:
@@ -210,13 +212,13 @@ class _Stream:
             else:
                 await moved.wait()
 
-    def _offer(self, event: Event) -> None:
+    def _offer(self, event: pb.WatchResponse) -> None:
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             raise SlowHolderError("this holder reads too slowly") from None
 
-    async def _write(self, send: Callable[[Event], Awaitable[None]]) -> None:
+    async def _write(self, send: Send) -> None:
         while True:
             event = await self._queue.get()
             try:

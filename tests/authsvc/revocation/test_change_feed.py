@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from authsvc.client.lease_messages import ChangeEvent
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.revocation.change_feed import ChangeFeed, Notifier
 from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
@@ -18,6 +17,7 @@ from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import NewKey
+from tests.lease_events import change
 from tests.postgres import PostgresServer
 from tests.waiting import until
 
@@ -58,7 +58,7 @@ class Replica:
         """Return the revisions of all changes after this one, a page after the other."""
         seen: list[int] = []
         while page := await self.feed.after(seen[-1] if seen else revision):
-            seen += [change.revision for change in page]
+            seen += [event.change.revision for event in page]
         return seen
 
 
@@ -159,7 +159,7 @@ async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_
         here.feed.wake()
         await here.reached(1)
         async with replica(migrated_sqlite_url) as late:
-            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (api_key.digest,))]
+            assert await here.feed.after(0) == await late.feed.after(0) == [change(1, (api_key.digest,))]
 
 
 async def test_a_new_epoch_starts_the_feed_afresh(migrated_sqlite_url: str) -> None:
