@@ -19,7 +19,7 @@ from authsvc.api.connections import Connections
 from authsvc.api.health import SERVICE_NAME as HEALTH
 from authsvc.api.health import HealthService
 from authsvc.api.key_service import KeyService
-from authsvc.api.limits import CALL_LIMITS, CallLimits
+from authsvc.api.limits import CallLimits
 from authsvc.api.operations_service import OperationsService
 from authsvc.api.project_service import ProjectService
 from authsvc.client.channel import ClientTls
@@ -28,7 +28,7 @@ from authsvc.errors import StoreRefusedError
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.lessor import Holders
-from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import boot_clock, now
 from authsvc.runtime.commands import connections_that_fit
@@ -77,8 +77,8 @@ async def serve(
     config: Config,
     stop: asyncio.Event,
     started: Callable[[Address], None],
-    limits: CallLimits = CALL_LIMITS,
-    revocation: RevocationLimits = REVOCATION_LIMITS,
+    limits: CallLimits = CallLimits(),
+    revocation: RevocationLimits = RevocationLimits(),
     channel: ControlChannel | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.

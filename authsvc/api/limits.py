@@ -52,6 +52,3 @@ class CallLimits:
     """For the calls under way when the service stops."""
     last_responses_seconds: float = 0.5
     """For what is answered then to be sent."""
-
-
-CALL_LIMITS = CallLimits()

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 import structlog
 
 from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
-from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime.clock import happens
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.storage.bookmark import Bookmark
@@ -99,7 +99,7 @@ class ChangeFeed:
         *,
         bookmark: Bookmark | None = None,
         tell_outage: Callable[[bool], None] = lambda _: None,
-        limits: RevocationLimits = REVOCATION_LIMITS,
+        limits: RevocationLimits = RevocationLimits(),
     ) -> None:
         """Know nothing yet; `open` reads where things stand.
 

@@ -28,7 +28,7 @@ class Lessor:
     Who asks while others are served is served next: a read must begin after the change that it is for was committed.
     """
 
-    def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float, poll_seconds: float = 0.05) -> None:
+    def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float, poll_seconds: float) -> None:
         self._leases = leases
         self._feed = feed
         self._lease_seconds = lease_seconds

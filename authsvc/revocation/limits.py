@@ -31,6 +31,3 @@ class RevocationLimits:
     named_max: int = 100
     """Holders in the response to a mutation; the rest are counted."""
     sweep_seconds: float = 60.0
-
-
-REVOCATION_LIMITS = RevocationLimits()

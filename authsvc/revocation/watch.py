@@ -20,7 +20,7 @@ from authsvc.errors import (
 from authsvc.revocation.change_feed import ChangeFeed, Outage
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
 from authsvc.revocation.lessor import LOST, Holders, Lessor
-from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
@@ -53,7 +53,7 @@ class Watch:
     lease_seconds: float
     margin_seconds: float
     monotonic: Callable[[], float]
-    limits: RevocationLimits = REVOCATION_LIMITS
+    limits: RevocationLimits = RevocationLimits()
 
     def __post_init__(self) -> None:
         self.lessor = Lessor(self.leases, self.feed, self.lease_seconds, self.limits.lease_poll_seconds)

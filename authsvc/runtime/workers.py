@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import structlog
@@ -50,9 +50,6 @@ class WorkerLimits:
         if served_seconds >= self.stable_after_seconds:
             return 0.0
         return min(max(2 * before_seconds, self.restart_seconds_min), self.restart_seconds_max)
-
-
-WORKER_LIMITS = WorkerLimits()
 
 
 class StartFailedError(Exception):
@@ -93,8 +90,8 @@ class Parent:
 
     address: Address
     monotonic: Callable[[], float]
-    program: Sequence[str] = ()
-    limits: WorkerLimits = WORKER_LIMITS
+    program: Sequence[str] = field(default_factory=lambda: (sys.executable, sys.argv[0]))
+    limits: WorkerLimits = WorkerLimits()
 
     def __post_init__(self) -> None:
         self._workers: list[_Worker] = []
@@ -173,10 +170,6 @@ class Parent:
                 worker.task.cancel()
         await asyncio.gather(*(worker.task for worker in workers), return_exceptions=True)
 
-    def command(self, name: str, arguments: Sequence[str], channel_fd: int) -> list[str]:
-        program = self.program or (sys.executable, sys.argv[0])
-        return [*program, *arguments, str(WorkerSpec(name, channel_fd, self.address))]
-
     def pass_on(self, notifier: "_Worker") -> None:
         for worker in self._all():
             if worker is not notifier:
@@ -248,12 +241,13 @@ class _Worker:
 
         Killed when this raises, or is cancelled.
         """
-        self._ready_at = math.inf
+        self._ready_at, parent = math.inf, self._parent
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
+                spec = WorkerSpec(self.name, theirs.fileno(), parent.address)
                 self._process = process = subprocess.Popen(  # noqa: S603, ASYNC220 - our program; takes a millisecond
-                    self._parent.command(self.name, self._arguments, theirs.fileno()),
+                    [*parent.program, *self._arguments, str(spec)],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,  # Ctrl-C reaches the parent, which stops them in order
@@ -261,16 +255,16 @@ class _Worker:
             try:
                 ours.setblocking(False)
                 self._channel = ours
-                async with asyncio.timeout(self._parent.limits.start_seconds_max) as starting:
+                async with asyncio.timeout(parent.limits.start_seconds_max) as starting:
                     while said := await received(ours):
                         if READY in said:
                             starting.reschedule(None)
-                            self._ready_at = self._parent.monotonic()
+                            self._ready_at = parent.monotonic()
                             if self.was_ready.is_set():
                                 self.log_start()
                             self.was_ready.set()
                         if NOTIFY in said:
-                            self._parent.pass_on(self)
+                            parent.pass_on(self)
                 return await asyncio.to_thread(process.wait)
             finally:
                 self._channel = None

@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from authsvc.api.limits import CALL_LIMITS, CallLimits
+from authsvc.api.limits import CallLimits
 from authsvc.app import serve
 from authsvc.config import Config
-from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
@@ -41,8 +41,8 @@ class Service:
 @asynccontextmanager
 async def running(
     state_dir: Path,
-    limits: CallLimits = CALL_LIMITS,
-    revocation: RevocationLimits = REVOCATION_LIMITS,
+    limits: CallLimits = CallLimits(),
+    revocation: RevocationLimits = RevocationLimits(),
     /,
     **variables: str,
 ) -> AsyncIterator[Service]:
@@ -73,11 +73,11 @@ async def running(
 @pytest.fixture
 def revocation() -> RevocationLimits:
     """Return the limits of `service`, for tests to override: parametrize it."""
-    return REVOCATION_LIMITS
+    return RevocationLimits()
 
 
 @pytest.fixture
 async def service(tmp_path: Path, revocation: RevocationLimits) -> AsyncIterator[Service]:
     """Run a service with its defaults."""
-    async with running(tmp_path / "state", CALL_LIMITS, revocation) as service:
+    async with running(tmp_path / "state", CallLimits(), revocation) as service:
         yield service

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
 from authsvc.revocation.change_feed import ChangeFeed, Notifier
-from authsvc.revocation.limits import REVOCATION_LIMITS, RevocationLimits
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
@@ -76,7 +76,7 @@ async def replica(
     runs: bool = True,
     hears: bool = True,
     tell_others: Callable[[], None] = lambda: None,
-    limits: RevocationLimits = REVOCATION_LIMITS,
+    limits: RevocationLimits = RevocationLimits(),
 ) -> AsyncIterator[Replica]:
     database = (Database if hears else Deaf)(url)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)

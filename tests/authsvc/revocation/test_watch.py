@@ -507,7 +507,7 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
     leases = LeaseStore(database, clock.now, 5.0)
     feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
     await feed.open()
-    granter = Lessor(leases, feed, 60.0)
+    granter = Lessor(leases, feed, 60.0, 0.05)
     keep_alives = [KeepAlive("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
     states = await asyncio.gather(*map(granter.renew, keep_alives))
     assert {state.revision for state in states} == {0}
@@ -534,7 +534,7 @@ async def test_a_release_is_committed_although_its_stream_ends_while_it_waits(
     leases = LeaseStore(database, clock.now, 5.0)
     feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
     await feed.open()
-    lessor = Lessor(leases, feed, 60.0)
+    lessor = Lessor(leases, feed, 60.0, 0.05)
     first = asyncio.create_task(lessor.renew(KeepAlive("", "holder-1", "bridge", 1, 0)))
     await begun.wait()
     last = asyncio.create_task(lessor.renew(KeepAlive("", "holder-1", "bridge", 2, 0, is_release=True)))

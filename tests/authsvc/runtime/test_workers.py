@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from authsvc.runtime.control_channel import WorkerSpec
 from authsvc.runtime.environment import Address
-from authsvc.runtime.workers import WORKER_LIMITS, Parent, StartFailedError, WorkerLimits
+from authsvc.runtime.workers import Parent, StartFailedError, WorkerLimits
 from tests.waiting import until
 
 # A worker as the parent sees it. It appends what happens to a file, and does what files of its name tell it.
@@ -56,7 +56,7 @@ class Family:
     """A parent that runs, and what its workers did."""
 
     def __init__(
-        self, directory: Path, *names: str, helpers: Sequence[str] = (), limits: WorkerLimits = WORKER_LIMITS
+        self, directory: Path, *names: str, helpers: Sequence[str] = (), limits: WorkerLimits = WorkerLimits()
     ) -> None:
         self.directory = directory
         self.stop = asyncio.Event()
@@ -233,15 +233,15 @@ async def test_what_one_notifies_reaches_all_others(tmp_path: Path) -> None:
         (0.0, 0.0, 0.1),
         (0.1, 0.0, 0.2),
         (0.2, 9.9, 0.4),
-        (4.0, 0.0, WORKER_LIMITS.restart_seconds_max),
-        (WORKER_LIMITS.restart_seconds_max, 0.0, WORKER_LIMITS.restart_seconds_max),
-        (WORKER_LIMITS.restart_seconds_max, 10.0, 0.0),
+        (4.0, 0.0, WorkerLimits().restart_seconds_max),
+        (WorkerLimits().restart_seconds_max, 0.0, WorkerLimits().restart_seconds_max),
+        (WorkerLimits().restart_seconds_max, 10.0, 0.0),
     ],
 )
 def test_who_ends_young_waits_longer_each_time(
     before_seconds: float, served_seconds: float, expected_seconds: float
 ) -> None:
-    assert WORKER_LIMITS.restart_seconds(before_seconds, served_seconds) == expected_seconds
+    assert WorkerLimits().restart_seconds(before_seconds, served_seconds) == expected_seconds
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:2", "1:x:127.0.0.1:80", "1:999999:127.0.0.1:80", "1:0:nowhere"])
