@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from authsvc.errors import StoreRefusedError
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.key_cache import KeyCache
 from authsvc.revocation.lessor import Holders
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import boot_clock, now
 from authsvc.runtime.commands import connections_that_fit
@@ -53,9 +55,7 @@ _SERVICES = tuple(
 _MESSAGE_BYTES_MAX = 512 * 1024
 _WAITING_CALLS_MAX = 10_000
 _OTHER_FILES_MAX = 100  # the database's, and the system's
-_DRAIN_SECONDS = 10.0
 _POLL_SECONDS = 0.02  # while calls are under way
-_LAST_RESPONSES_SECONDS = 0.5  # to be sent
 
 
 async def migrate(config: Config) -> tuple[str | None, str]:
@@ -77,7 +77,8 @@ async def serve(
     config: Config,
     stop: asyncio.Event,
     started: Callable[[Address], None],
-    limits: CallLimits | None = None,
+    limits: CallLimits = CallLimits(),
+    revocation: RevocationLimits = RevocationLimits(),
     channel: ControlChannel | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: new calls are refused, calls under way are answered.
@@ -86,9 +87,9 @@ async def serve(
     the port is shared with them. Raises ConfigurationError when the service cannot start as configured, and
     StoreUnavailableError when the database cannot be reached.
     """
-    limits, is_shared = limits or CallLimits(), channel is not None
     config.check_exposure()
-    connections_max = connections_that_fit(limits.connections_max, _OTHER_FILES_MAX)
+    limits = replace(limits, connections_max=connections_that_fit(limits.connections_max, _OTHER_FILES_MAX))
+    is_shared = channel is not None
     config.make_state_dir()
     tokens = Tokens.of(config)
     async with _database(config) as database:
@@ -97,19 +98,21 @@ async def serve(
         leases = LeaseStore(database, now, config.lease_margin_seconds)
         health = HealthService(_SERVICES)
         bookmark = _bookmark(config, database)
-        feed = ChangeFeed(database, store, leases, boot_clock, bookmark=bookmark, tell_outage=health.set_serving)
+        feed = ChangeFeed(
+            database, store, leases, boot_clock, bookmark=bookmark, tell_outage=health.set_serving, limits=revocation
+        )
         if channel is not None and not database.notifies:
             feed.tell_others, channel.on_notify = channel.notify, feed.look
         await feed.open()
         proxies = config.trusted_proxies
-        holding_seconds = config.lease_seconds + config.lease_margin_seconds
-        holders = Holders(limits.holders_max, proxies, holding_seconds, time.monotonic)
-        watch = Watch(store, leases, feed, holders, config.lease_seconds, config.lease_margin_seconds, time.monotonic)
-        connections = Connections(connections_max, proxies, time.monotonic)
+        lasts = config.lease_seconds, config.lease_margin_seconds
+        holders = Holders(limits.holders_max, proxies, sum(lasts), time.monotonic)
+        watch = Watch(store, leases, feed, holders, *lasts, time.monotonic, revocation)
+        connections = Connections(limits, proxies, time.monotonic)
         callers = Callers(tokens, proxies)
         guard: Any = CallGuard(callers, limits, proxies, time.monotonic, connections.close)
         # The guard bounds calls: gRPC would count those without a token among all.
-        server = grpc.aio.server(handlers=[guard], options=_options(limits, connections_max, is_shared=is_shared))
+        server = grpc.aio.server(handlers=[guard], options=_options(limits, is_shared=is_shared))
         cache = KeyCache(store, watch, f"authsvc {socket.gethostname()}:{os.getpid()}", boot_clock)
         key_service = KeyService(store, cache, watch, callers)
         pb_grpc.add_KeyServiceServicer_to_server(key_service, guard)
@@ -131,22 +134,22 @@ async def serve(
             health.stop()
             await cache.leave()
             watch.close()
-            await _stop(server, guard)
+            await _stop(server, guard, limits)
             await key_service.drain()
             await _end(tasks)
 
 
-async def _stop(server: grpc.aio.Server, guard: CallGuard) -> None:
+async def _stop(server: grpc.aio.Server, guard: CallGuard, limits: CallLimits) -> None:
     """Finish the calls under way, and wait for nobody else: a holder may be frozen, or cut off."""
     guard.stop()
-    stopping = asyncio.create_task(server.stop(_DRAIN_SECONDS))
+    stopping = asyncio.create_task(server.stop(limits.drain_seconds))
     while guard.calls and not stopping.done():
         await asyncio.wait([stopping], timeout=_POLL_SECONDS)
-    await server.stop(_LAST_RESPONSES_SECONDS)
+    await server.stop(limits.last_responses_seconds)
     await stopping
 
 
-def _options(limits: CallLimits, connections_max: int, *, is_shared: bool) -> tuple[tuple[str, int], ...]:
+def _options(limits: CallLimits, *, is_shared: bool) -> tuple[tuple[str, int], ...]:
     timeout_ms = round(limits.keepalive_timeout_seconds * 1000)
     return (
         # Else a taken port is an error, not a second service that gets half of the calls.
@@ -154,7 +157,7 @@ def _options(limits: CallLimits, connections_max: int, *, is_shared: bool) -> tu
         ("grpc.max_receive_message_length", _MESSAGE_BYTES_MAX),
         ("grpc.max_concurrent_streams", limits.connection_calls_max),
         # The next one is closed as it comes; without this, when no open file is left, and the database lacks one too.
-        ("grpc.max_allowed_incoming_connections", connections_max),
+        ("grpc.max_allowed_incoming_connections", limits.connections_max),
         # gRPC hands calls over in order, and turns some of them away, whosever they are, when so many wait for that.
         ("grpc.server.max_pending_requests", _WAITING_CALLS_MAX),
         ("grpc.server.max_pending_requests_hard_limit", 2 * _WAITING_CALLS_MAX),

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import structlog
 
 from authsvc.api.callers import host_and_port
+from authsvc.api.limits import CallLimits
 from authsvc.runtime.clock import happens
 from authsvc.runtime.networks import Networks, Places, address_group
 
@@ -27,8 +28,6 @@ _log = structlog.get_logger("authsvc")
 
 _AT_ONCE = struct.pack("ii", 1, 0)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
-_LOOK_SECONDS = 1.0
-"""Between two looks at how many there are."""
 _SHARE = 10
 """A look takes at most so small a part of the time, however many connections there are."""
 
@@ -36,8 +35,9 @@ _SHARE = 10
 class Connections:
     """The connections of this process to one port."""
 
-    def __init__(self, connections_max: int, trusted_proxies: Networks, monotonic: Callable[[], float]) -> None:
-        self._places = Places(connections_max, trusted_proxies)
+    def __init__(self, limits: CallLimits, trusted_proxies: Networks, monotonic: Callable[[], float]) -> None:
+        self._places = Places(limits.connections_max, trusted_proxies)
+        self._look_seconds = limits.look_seconds
         self._trusted_proxies = trusted_proxies
         self._monotonic = monotonic
         self._unwanted: set[Peer] = set()
@@ -53,7 +53,7 @@ class Connections:
     async def run(self, port: int, in_use: Callable[[], Collection[str]]) -> None:
         """Close what must go, until cancelled; on `in_use`, as gRPC names them, there is a call with a token now."""
         while _DESCRIPTORS is not None:
-            await happens(self._wake, _LOOK_SECONDS)
+            await happens(self._wake, self._look_seconds)
             self._wake.clear()
             unwanted, self._unwanted = self._unwanted, set()
             started = self._monotonic()
@@ -62,7 +62,7 @@ class Connections:
             except OSError as error:  # no descriptor is left for the look itself
                 _log.error("connections_not_looked_at", reason=error.strerror)
                 self._unwanted |= unwanted
-                await asyncio.sleep(_LOOK_SECONDS)
+                await asyncio.sleep(self._look_seconds)
             await asyncio.sleep((self._monotonic() - started) * _SHARE)
 
     def _look(self, port: int, unwanted: set[Peer], in_use: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from authsvc.api import messages
 from authsvc.api.callers import Callers
 from authsvc.api.messages import Context
 from authsvc.client.api_key import ApiKey, Digest, digest_of
-from authsvc.client.lease_messages import Event, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import InvalidArgumentError, StoreUnavailableError
 from authsvc.keys import generate_api_key, generate_key_id, parse_key_id, parse_project_id
 from authsvc.origins import normalise_list
@@ -27,7 +27,6 @@ _log = structlog.get_logger("authsvc")
 
 _BATCH_MAX = 256
 _CALLER_CHARACTERS_MAX = 128
-_NAMED_MAX = 100  # holders in the response to a mutation; the rest are counted
 _WAIT_SECONDS_DEFAULT = 2.0
 _WAIT_SECONDS_MAX = 25.0
 
@@ -149,10 +148,7 @@ class KeyService(pb_grpc.KeyServiceServicer):
             async for request in request_iterator:
                 yield messages.keep_alive(request)
 
-        async def send(event: Event) -> None:
-            await context.write(messages.event(event))
-
-        await self._watch.serve(keep_alives(), send, self._callers.caller(context).address)
+        await self._watch.serve(keep_alives(), context.write, self._callers.caller(context).address)
 
     async def _mutate(
         self, event: str, mutate: Callable[[str], Awaitable[Mutated]], request: Any, context: Context
@@ -189,11 +185,12 @@ class KeyService(pb_grpc.KeyServiceServicer):
         if propagation is None:
             return pb.Propagation(effective_by=messages.timestamp(bound))
         confirmed = [row for row in propagation.confirmed.values() if not row.is_key_cache]
+        named_max = self._watch.limits.named_max
         return pb.Propagation(
             effective_by=messages.timestamp(propagation.effective_by),
             effective=propagation.is_effective,
-            confirmed=map(messages.holder, confirmed[:_NAMED_MAX]),
-            pending=map(messages.holder, propagation.named(_NAMED_MAX)),
+            confirmed=map(messages.holder, confirmed[:named_max]),
+            pending=map(messages.holder, propagation.named(named_max)),
             confirmed_count=len(confirmed),
             pending_count=len(propagation.pending),
         )

@@ -46,3 +46,9 @@ class CallLimits:
     """For the response to such a ping."""
     ping_seconds_min: float = 10.0
     """A caller that pings more often while nothing is sent is cut off."""
+    look_seconds: float = 1.0
+    """Between two looks at how many connections there are."""
+    drain_seconds: float = 10.0
+    """For the calls under way when the service stops."""
+    last_responses_seconds: float = 0.5
+    """For what is answered then to be sent."""

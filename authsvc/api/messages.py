@@ -1,6 +1,6 @@
 """Protobuf messages of domain values, and what several services read from requests."""
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc.client.api_key import PREFIX
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import InvalidArgumentError
 from authsvc.storage.records import KEY_CACHE_ID_PREFIX, ActiveKey, Key, LeaseRow
 from authsvc.v1 import key_service_pb2 as pb
@@ -107,16 +107,3 @@ def keep_alive(request: pb.WatchRequest) -> KeepAlive:
     return KeepAlive(
         request.epoch, request.holder_id, request.name, request.sequence, request.applied_revision, request.release
     )
-
-
-def event(event: Event) -> pb.WatchResponse:
-    """Return what a holder is told."""
-    match event:
-        case ChangeEvent():
-            return pb.WatchResponse(change=pb.ChangeEvent(revision=event.revision, key_digests=event.digests))
-        case LeaseEvent():
-            lease = pb.LeaseEvent(sequence=event.sequence, revision=event.revision)
-            lease.duration.FromTimedelta(timedelta(seconds=event.duration_seconds))
-            return pb.WatchResponse(lease=lease)
-        case ResetEvent():
-            return pb.WatchResponse(reset=pb.ResetEvent(epoch=event.epoch, revision=event.revision))

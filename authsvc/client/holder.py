@@ -7,7 +7,8 @@ of docs/watch-protocol.md, by number.
 from typing import Protocol
 
 from authsvc.client.api_key import Digest
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
+from authsvc.v1 import key_service_pb2 as pb2
 
 KEEP_ALIVE_SECONDS_MAX = 10.0
 """Between two keep-alives while nothing changes."""
@@ -20,7 +21,7 @@ _NEVER = float("-inf")
 
 
 class StreamBrokenError(Exception):
-    """The stream skipped a change: it must be opened anew."""
+    """The stream skipped a change, or brought what is not known here: it must be opened anew."""
 
 
 class Verdicts(Protocol):
@@ -52,7 +53,7 @@ class Holder:
         """When each keep-alive whose lease does not count yet was handed to the transport, oldest first."""
         self._last_asked_at = _NEVER
         self._renew_seconds = KEEP_ALIVE_SECONDS_MAX
-        self._early: list[LeaseEvent] = []
+        self._early: list[pb2.LeaseEvent] = []
         """Leases that do not count yet."""
 
     def is_live(self, now: float) -> bool:
@@ -92,17 +93,19 @@ class Holder:
         self._verdicts.clear()
         self._forget_leases()
 
-    def receive(self, stream: int, event: Event) -> bool:
-        """Apply what a stream brought; return whether to renew at once. StreamBrokenError: a change is missing."""
+    def receive(self, stream: int, event: pb2.WatchResponse) -> bool:
+        """Apply what a stream brought; return whether to renew at once; raise StreamBrokenError."""
         if stream != self._stream or self.is_released:
             return False  # rules 8 and 7
-        match event:
-            case ChangeEvent():
-                return self._apply(event)
-            case LeaseEvent():
-                return self._grant(event)
-            case ResetEvent():
-                return self._reset(event)
+        match event.WhichOneof("event"):
+            case "change":
+                return self._apply(event.change)
+            case "lease":
+                return self._grant(event.lease)
+            case "reset":
+                return self._reset(event.reset)
+            case unknown:
+                raise StreamBrokenError(f"the key service sent an event that is not known here: {unknown}")
 
     @property
     def unanswered(self) -> int:
@@ -129,19 +132,19 @@ class Holder:
             self._lease_seconds_max,
         )
 
-    def _apply(self, change: ChangeEvent) -> bool:
+    def _apply(self, change: pb2.ChangeEvent) -> bool:
         if change.revision <= self.applied_revision:
             return False  # rule 6: an old one, come again
         if change.revision != self.applied_revision + 1:
             raise StreamBrokenError(f"change {change.revision} came after {self.applied_revision}")
-        for digest in change.digests:  # rule 5: invalidate, then count, then acknowledge
+        for digest in map(Digest, change.key_digests):  # rule 5: invalidate, then count, then acknowledge
             self._verdicts.drop(digest)
         self.applied_revision = change.revision
         self._count_early_leases()
         return True
 
-    def _grant(self, lease: LeaseEvent) -> bool:
-        self._renew_seconds = min(KEEP_ALIVE_SECONDS_MAX, lease.duration_seconds / KEEP_ALIVES_PER_LEASE_MIN)
+    def _grant(self, lease: pb2.LeaseEvent) -> bool:
+        self._renew_seconds = min(KEEP_ALIVE_SECONDS_MAX, _seconds(lease) / KEEP_ALIVES_PER_LEASE_MIN)
         self._early.append(lease)
         self._count_early_leases()
         return False
@@ -152,13 +155,13 @@ class Holder:
         for lease in counted:
             asked_at = self._asked_at.get(lease.sequence)
             if asked_at is not None:
-                self.lease_ends_at = max(self.lease_ends_at, asked_at + lease.duration_seconds)
+                self.lease_ends_at = max(self.lease_ends_at, asked_at + _seconds(lease))
                 for sequence in [asked for asked in self._asked_at if asked <= lease.sequence]:
                     del self._asked_at[sequence]
         if counted:
             self._early = [lease for lease in self._early if lease.revision > self.applied_revision]
 
-    def _reset(self, reset: ResetEvent) -> bool:
+    def _reset(self, reset: pb2.ResetEvent) -> bool:
         self._verdicts.clear()
         if reset.epoch == self.epoch:
             self.applied_revision = max(self.applied_revision, reset.revision)  # rule 6: never lower
@@ -173,3 +176,7 @@ class Holder:
         self.lease_ends_at = _NEVER
         self._asked_at.clear()
         self._early.clear()
+
+
+def _seconds(lease: pb2.LeaseEvent) -> float:
+    return lease.duration.ToTimedelta().total_seconds()

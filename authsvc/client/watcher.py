@@ -8,10 +8,9 @@ from typing import Any
 
 import grpc
 
-from authsvc.client.api_key import Digest
 from authsvc.client.channel import ClientTls, TokenSource, authorization, open_channel
 from authsvc.client.holder import Holder, StreamBrokenError
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import KeyServiceUnavailableError
 from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.library_logging import EventLogger, traceback_without_text
@@ -151,7 +150,7 @@ class Watcher:
                 if reading.done():
                     if (response := reading.result()) is grpc.aio.EOF:
                         return
-                    is_behind = self._holder.receive(stream, _event(response)) or is_behind
+                    is_behind = self._holder.receive(stream, response) or is_behind
                     self._note()
                     tasks.discard(reading)
                     reading = asyncio.create_task(call.read())
@@ -204,16 +203,3 @@ def _request(keep_alive: KeepAlive) -> pb2.WatchRequest:
         applied_revision=keep_alive.applied_revision,
         release=keep_alive.is_release,
     )
-
-
-def _event(response: pb2.WatchResponse) -> Event:
-    match response.WhichOneof("event"):
-        case "change":
-            return ChangeEvent(response.change.revision, tuple(map(Digest, response.change.key_digests)))
-        case "lease":
-            lease = response.lease
-            return LeaseEvent(lease.sequence, lease.duration.ToTimedelta().total_seconds(), lease.revision)
-        case "reset":
-            return ResetEvent(response.reset.epoch, response.reset.revision)
-        case unknown:
-            raise StreamBrokenError(f"the key service sent an event that is not known here: {unknown}")

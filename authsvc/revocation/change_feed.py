@@ -13,19 +13,16 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from authsvc.client.lease_messages import ChangeEvent
 from authsvc.errors import StoreOverwrittenError, StoreUnavailableError
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime.clock import happens
 from authsvc.runtime.logging import traceback_without_text
 from authsvc.storage.bookmark import Bookmark
 from authsvc.storage.database import CHANNEL, Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
-from authsvc.storage.records import CHANGES_BEHIND_MAX, Change, Revision, StoreState
-
-_POLL_SECONDS = 0.25
-_PAGE = 500
-_LISTEN_AGAIN_SECONDS = 1.0
+from authsvc.storage.records import Change, Revision, StoreState
+from authsvc.v1 import key_service_pb2 as pb
 
 REMEDY = "run 'authsvc renew-epoch'"
 
@@ -102,6 +99,7 @@ class ChangeFeed:
         *,
         bookmark: Bookmark | None = None,
         tell_outage: Callable[[bool], None] = lambda _: None,
+        limits: RevocationLimits = RevocationLimits(),
     ) -> None:
         """Know nothing yet; `open` reads where things stand.
 
@@ -121,11 +119,12 @@ class ChangeFeed:
         self._database = database
         self._store = store
         self._leases = leases
-        self._recent: deque[ChangeEvent] = deque(maxlen=CHANGES_BEHIND_MAX)
+        self._recent: deque[pb.WatchResponse] = deque(maxlen=limits.changes_kept)
         self._wake = asyncio.Event()
         self._last_mark = ""
         """Of the change at `revision`."""
         self._bookmark = bookmark
+        self._limits = limits
         self._outage = Outage("database_lost", "database_back", tell_outage)
         self._clock = clock
         self._database_clock: tuple[datetime, float]
@@ -172,14 +171,16 @@ class ChangeFeed:
         self._wake.set()
         self.leases_moved.notify_all()
 
-    async def after(self, revision: int) -> list[ChangeEvent]:
-        """Return a page of the changes that follow a revision, without a gap; empty when there are none yet."""
+    async def after(self, revision: int) -> list[pb.WatchResponse]:
+        """Return a page of the changes that follow a revision, as events, without a gap; empty when there are none."""
         if revision >= self.revision:
             return []
-        if self._recent and self._recent[0].revision <= revision + 1:
-            first = revision + 1 - self._recent[0].revision
-            return [self._recent[index] for index in range(first, min(first + _PAGE, len(self._recent)))]
-        return [_event(change) for change in await self._store.changes(after=Revision(revision), limit=_PAGE)]
+        if self._recent and self._recent[0].change.revision <= revision + 1:
+            first = revision + 1 - self._recent[0].change.revision
+            return [self._recent[index] for index in range(first, min(first + self._limits.page, len(self._recent)))]
+        return [
+            _event(change) for change in await self._store.changes(after=Revision(revision), limit=self._limits.page)
+        ]
 
     async def _poll(self) -> None:
         while True:
@@ -192,7 +193,7 @@ class ChangeFeed:
                 self._outage.failed(error)
                 if isinstance(error, StoreOverwrittenError) and self._bookmark is not None:
                     self._bookmark.spoil()
-            await happens(self._wake, _POLL_SECONDS)
+            await happens(self._wake, self._limits.poll_seconds)
 
     async def _advance(self) -> bool:
         """Take in a page of changes; return whether there was any."""
@@ -212,7 +213,7 @@ class ChangeFeed:
             self._lose(min(state.revision, self.revision - 1), self.revision)
         if state.revision <= self.revision:
             return False
-        changes = await self._store.changes(after=Revision(max(0, self.revision - 1)), limit=_PAGE + 1)
+        changes = await self._store.changes(after=Revision(max(0, self.revision - 1)), limit=self._limits.page + 1)
         if self.revision and changes:
             last, *changes = changes
             if not self.has_lost_revisions and _mark(last) != self._last_mark:
@@ -258,7 +259,7 @@ class ChangeFeed:
         while True:
             with outage.noting():
                 await self._database.listen(CHANNEL, self.look)
-            await asyncio.sleep(_LISTEN_AGAIN_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            await asyncio.sleep(self._limits.listen_again_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
 
 
 def _mark(change: Change) -> str:
@@ -266,5 +267,6 @@ def _mark(change: Change) -> str:
     return change.create_time.isoformat()
 
 
-def _event(change: Change) -> ChangeEvent:
-    return ChangeEvent(change.revision, change.invalidated_digests)
+def _event(change: Change) -> pb.WatchResponse:
+    event = pb.ChangeEvent(revision=change.revision, key_digests=change.invalidated_digests)
+    return pb.WatchResponse(change=event)

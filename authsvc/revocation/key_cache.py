@@ -16,13 +16,14 @@ import structlog
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, StreamBrokenError
-from authsvc.client.lease_messages import Event, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import KeyServiceError, RevisionsLostError
 from authsvc.revocation.change_feed import Outage
 from authsvc.revocation.watch import Watch
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.records import KEY_CACHE_ID_PREFIX, ActiveKey, Snapshot
+from authsvc.v1 import key_service_pb2 as pb
 
 LEASE_SECONDS_MAX = 5.0
 _KEYS_MAX = 50_000
@@ -175,7 +176,7 @@ class KeyCache:
                 yield self._holder.renew(self._clock())
         yield self._holder.release()
 
-    async def _hear(self, stream: int, event: Event) -> None:
+    async def _hear(self, stream: int, event: pb.WatchResponse) -> None:
         if self._holder.receive(stream, event):
             self._due.set()
         if self._holder.is_live(self._clock()):

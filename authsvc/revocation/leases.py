@@ -4,11 +4,12 @@ The rules are those of docs/watch-protocol.md, by number; those that are the dat
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from heapq import nlargest
 
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.storage.records import LeaseRow, StoreState
+from authsvc.v1 import key_service_pb2 as pb
 
 CHANGE_AGE_SECONDS_MAX = 3600.0
 """A holder whose next change is older is reset (rule 6): its verdicts have expired long ago."""
@@ -23,9 +24,9 @@ class WatchSession:
         """The revision of the last change that was sent, or need not be; None until the first keep-alive."""
         self._lease_seconds = lease_seconds
 
-    def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[Event]:
+    def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[pb.WatchResponse]:
         """Return the response to a keep-alive whose lease is committed. Rule 1: `state` was read after that commit."""
-        events: list[Event] = []
+        events: list[pb.WatchResponse] = []
         can_resume = (
             keep_alive.epoch == state.epoch
             and state.resumable_revision <= keep_alive.applied_revision <= state.revision
@@ -33,21 +34,23 @@ class WatchSession:
         if self.position is None and can_resume:
             self.position = keep_alive.applied_revision
         elif self.position is None or keep_alive.epoch != state.epoch:
-            events.append(ResetEvent(state.epoch, state.revision))  # rule 6: from the database, not from the feed
+            reset = pb.ResetEvent(epoch=state.epoch, revision=state.revision)  # rule 6: not from the feed
+            events.append(pb.WatchResponse(reset=reset))
             self.position = state.revision
-        seconds = min(self._lease_seconds, keep_alive.lease_seconds_max)
-        events.append(LeaseEvent(keep_alive.sequence, seconds, state.revision))
+        lease = pb.LeaseEvent(sequence=keep_alive.sequence, revision=state.revision)
+        lease.duration.FromTimedelta(timedelta(seconds=min(self._lease_seconds, keep_alive.lease_seconds_max)))
+        events.append(pb.WatchResponse(lease=lease))
         return events
 
-    def changed(self, changes: Iterable[ChangeEvent]) -> list[Event]:
+    def changed(self, changes: Iterable[pb.WatchResponse]) -> list[pb.WatchResponse]:
         """Return those of the changes that come next; the caller gives them from `position` on, without a gap."""
         if self.position is None:
             return []
-        events: list[Event] = []
-        for change in changes:
-            if change.revision == self.position + 1:
-                events.append(change)
-                self.position = change.revision
+        events: list[pb.WatchResponse] = []
+        for event in changes:
+            if event.change.revision == self.position + 1:
+                events.append(event)
+                self.position += 1
         return events
 
 

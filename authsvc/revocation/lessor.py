@@ -20,8 +20,6 @@ _log = structlog.get_logger("authsvc")
 LOST = "the database has lost changes that holders applied, and needs a new epoch"
 _GROUP_MAX = 500
 """Keep-alives in one transaction: who waits for another is not kept waiting for thousands."""
-_POLL_SECONDS = 0.05
-"""Between two looks at the leases, which other processes may renew without a notification."""
 
 
 class Lessor:
@@ -30,10 +28,11 @@ class Lessor:
     Who asks while others are served is served next: a read must begin after the change that it is for was committed.
     """
 
-    def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float) -> None:
+    def __init__(self, leases: LeaseStore, feed: ChangeFeed, lease_seconds: float, poll_seconds: float) -> None:
         self._leases = leases
         self._feed = feed
         self._lease_seconds = lease_seconds
+        self._poll_seconds = poll_seconds
         self._grants = Gather(self._grant, group_size_max=_GROUP_MAX, key=lambda keep_alive: keep_alive.holder_id)
         self._reads: Gather[None, tuple[list[LeaseRow], StoreState]] = Gather(self._read)
         self._poll: asyncio.TimerHandle | None = None
@@ -102,7 +101,8 @@ class Lessor:
         finally:
             if self._poll is not None:
                 self._poll.cancel()
-            self._poll = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._feed.leases_moved.notify_all)
+            loop = asyncio.get_running_loop()
+            self._poll = loop.call_later(self._poll_seconds, self._feed.leases_moved.notify_all)
 
 
 class Holders:

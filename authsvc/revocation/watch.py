@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 import structlog
 
-from authsvc.client.lease_messages import Event, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.errors import (
     HolderReleasedError,
     InvalidArgumentError,
@@ -19,25 +20,21 @@ from authsvc.errors import (
 from authsvc.revocation.change_feed import ChangeFeed, Outage
 from authsvc.revocation.leases import CHANGE_AGE_SECONDS_MAX, Propagation, WatchSession
 from authsvc.revocation.lessor import LOST, Holders, Lessor
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime.clock import happens
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import Revision, StoreState
+from authsvc.v1 import key_service_pb2 as pb
 
 _log = structlog.get_logger("authsvc")
 
-_OPENING_SECONDS = 5.0
-"""For the first request of a stream."""
-_QUEUE_MAX = 1000
-_SLOW_SECONDS = 5.0
-_READ_SECONDS_MAX = 2.0
-"""For the first look at the leases, beyond the time to wait: a response that names nobody is of little use."""
-_RESPONSE_SECONDS = 0.5
+Send: TypeAlias = Callable[[pb.WatchResponse], Awaitable[None]]
+
 _RESPONSE_SHARE_MAX = 0.25
-"""Of the time that a caller has, kept for the response's way back: one that comes late has lost the API key."""
+"""Of the time that a caller has: so much of it is kept for the response at most."""
 _CALL_SECONDS_MAX = 29.0
 """The call guard ends a call after 30 s."""
-_SWEEP_SECONDS = 60.0
 _LEASES_KEPT = 5
 """Rule 7: an expired lease is swept, and its id forgotten, after so many times its duration."""
 
@@ -56,9 +53,10 @@ class Watch:
     lease_seconds: float
     margin_seconds: float
     monotonic: Callable[[], float]
+    limits: RevocationLimits = RevocationLimits()
 
     def __post_init__(self) -> None:
-        self.lessor = Lessor(self.leases, self.feed, self.lease_seconds)
+        self.lessor = Lessor(self.leases, self.feed, self.lease_seconds, self.limits.lease_poll_seconds)
         self.closing = asyncio.Event()
 
     async def run(self) -> None:
@@ -75,9 +73,7 @@ class Watch:
         self.closing.set()
         self.feed.leases_moved.notify_all()  # nobody waits any longer
 
-    async def serve(
-        self, keep_alives: AsyncIterator[KeepAlive], send: Callable[[Event], Awaitable[None]], address: str | None
-    ) -> None:
+    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Send, address: str | None) -> None:
         """Serve one stream until the holder ends it or releases its lease; it has no deadline (rule 6).
 
         `address` is the holder's; None for one of our own, which is not bounded.
@@ -95,7 +91,7 @@ class Watch:
     def respond_by(self, left_seconds: float | None) -> float:
         """Return when to respond to a caller that waits so long, or does not say: for `propagate`."""
         left_seconds = _CALL_SECONDS_MAX if left_seconds is None else min(left_seconds, _CALL_SECONDS_MAX)
-        return self.monotonic() + left_seconds - min(_RESPONSE_SECONDS, left_seconds * _RESPONSE_SHARE_MAX)
+        return self.monotonic() + left_seconds - min(self.limits.response_seconds, left_seconds * _RESPONSE_SHARE_MAX)
 
     async def propagate(self, revision: int, wait_seconds: float, respond_by: float) -> Propagation | None:
         """Wait until no holder can decide by what was before a committed revision, but no longer than this.
@@ -105,7 +101,7 @@ class Watch:
         without the change outlasts what `lease_bound` was at its commit.
         """
         give_up_at = min(self.monotonic() + wait_seconds, respond_by)
-        read_by = min(give_up_at + _READ_SECONDS_MAX, respond_by)
+        read_by = min(give_up_at + self.limits.read_seconds_max, respond_by)
         propagation = None
         while not self.feed.has_lost_revisions:
             moved = self.feed.leases_moved.next()
@@ -132,7 +128,7 @@ class Watch:
     async def _sweep(self) -> None:
         outage = Outage("sweep_lost", "sweep_back")
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(self.limits.sweep_seconds)
             with outage.noting():
                 await self.leases.sweep(self.lease_seconds * _LEASES_KEPT)
 
@@ -148,9 +144,9 @@ class _Stream:
         self._session = WatchSession(watch.lease_seconds)
         self._epoch = ""
         self._opened = asyncio.Event()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE_MAX)
+        self._queue: asyncio.Queue[pb.WatchResponse] = asyncio.Queue(watch.limits.queue_max)
 
-    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Callable[[Event], Awaitable[None]]) -> None:
+    async def serve(self, keep_alives: AsyncIterator[KeepAlive], send: Send) -> None:
         work = (self._read(keep_alives), self._push(), self._write(send), self._until_closing())
         tasks = [asyncio.create_task(each) for each in work]
         try:
@@ -163,11 +159,12 @@ class _Stream:
             await asyncio.wait(tasks)
 
     async def _read(self, keep_alives: AsyncIterator[KeepAlive]) -> None:
+        opening_seconds = self._watch.limits.opening_seconds
         try:
-            async with asyncio.timeout(_OPENING_SECONDS):
+            async with asyncio.timeout(opening_seconds):
                 keep_alive = await anext(keep_alives, None)
         except TimeoutError:
-            raise StreamEndedError(f"no request came within {_OPENING_SECONDS:g} s") from None
+            raise StreamEndedError(f"no request came within {opening_seconds:g} s") from None
         if keep_alive is not None:
             self.holder_id, self.name = keep_alive.holder_id, keep_alive.name
         while keep_alive is not None:
@@ -215,17 +212,17 @@ class _Stream:
             else:
                 await moved.wait()
 
-    def _offer(self, event: Event) -> None:
+    def _offer(self, event: pb.WatchResponse) -> None:
         try:
             self._queue.put_nowait(event)
         except asyncio.QueueFull:
             raise SlowHolderError("this holder reads too slowly") from None
 
-    async def _write(self, send: Callable[[Event], Awaitable[None]]) -> None:
+    async def _write(self, send: Send) -> None:
         while True:
             event = await self._queue.get()
             try:
-                async with asyncio.timeout(_SLOW_SECONDS):
+                async with asyncio.timeout(self._watch.limits.slow_seconds):
                     await send(event)
             except TimeoutError:
                 raise SlowHolderError("this holder reads too slowly") from None

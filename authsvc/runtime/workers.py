@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import structlog
@@ -24,23 +25,31 @@ from authsvc.runtime.environment import Address, ConfigurationError
 from authsvc.runtime.listening import bind, bound_address
 from authsvc.runtime.process import stop_at_signals
 
-RESTART_SECONDS_MIN = 0.1
-RESTART_SECONDS_MAX = 5.0
-"""Between the end of a worker and the next try: doubled until one is stable."""
-
-STABLE_AFTER_SECONDS = 10.0
-"""A worker that served so long did not fail at starting; its successor is started at once."""
-
-START_SECONDS_MAX = 60.0
-"""For a worker to be ready, which takes far less unless it hangs; then it is killed, and another one started."""
-
-STOP_SECONDS_MAX = 60.0
-"""For a worker to drain, likewise."""
-
 _log = structlog.get_logger("workers")
 
 Arguments: TypeAlias = Mapping[str, Sequence[str]]
 """By the names of workers, the program's arguments, which its spec follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """How long a parent waits for its workers."""
+
+    restart_seconds_min: float = 0.1
+    restart_seconds_max: float = 5.0
+    """Between the end of a worker and the next try: doubled until one is stable."""
+    stable_after_seconds: float = 10.0
+    """A worker that served so long did not fail at starting; its successor is started at once."""
+    start_seconds_max: float = 60.0
+    """For a worker to be ready, which takes far less unless it hangs; then it is killed, and another one started."""
+    stop_seconds_max: float = 60.0
+    """For a worker to drain, likewise."""
+
+    def restart_seconds(self, before_seconds: float, served_seconds: float) -> float:
+        """Return how long to wait for the next try, after one that followed a wait of `before_seconds`."""
+        if served_seconds >= self.stable_after_seconds:
+            return 0.0
+        return min(max(2 * before_seconds, self.restart_seconds_min), self.restart_seconds_max)
 
 
 class StartFailedError(Exception):
@@ -72,21 +81,19 @@ async def run_workers(
         await Parent(address, time.monotonic).run(workers, stop, lambda: started(address), helpers)
 
 
-def restart_seconds(before_seconds: float, served_seconds: float) -> float:
-    """Return how long to wait for the next try, after one that followed a wait of `before_seconds`."""
-    if served_seconds >= STABLE_AFTER_SECONDS:
-        return 0.0
-    return min(max(2 * before_seconds, RESTART_SECONDS_MIN), RESTART_SECONDS_MAX)
-
-
+@dataclass(eq=False)
 class Parent:
-    """Starts workers, watches and restarts them, and lets them drain."""
+    """Starts workers, watches and restarts them, and lets them drain.
 
-    def __init__(self, address: Address, monotonic: Callable[[], float], program: Sequence[str] = ()) -> None:
-        """`address` is what the workers listen on; `program` is by default the one that runs."""
-        self.monotonic = monotonic
-        self._address = address
-        self._program = program or (sys.executable, sys.argv[0])
+    `address` is what the workers listen on; `program` is by default the one that runs.
+    """
+
+    address: Address
+    monotonic: Callable[[], float]
+    program: Sequence[str] = field(default_factory=lambda: (sys.executable, sys.argv[0]))
+    limits: WorkerLimits = WorkerLimits()
+
+    def __post_init__(self) -> None:
         self._workers: list[_Worker] = []
         self._helpers: list[_Worker] = []
 
@@ -122,8 +129,8 @@ class Parent:
                 raise
         finally:
             stopping.cancel()
-            await _end(self._workers, _Worker.terminate)
-            await _end(self._helpers, _Worker.hang_up)
+            await self._end(self._workers, _Worker.terminate)
+            await self._end(self._helpers, _Worker.hang_up)
 
     def _all(self) -> "list[_Worker]":
         return self._helpers + self._workers
@@ -149,8 +156,19 @@ class Parent:
             if task.done():
                 task.result()
 
-    def command(self, name: str, arguments: Sequence[str], channel_fd: int) -> list[str]:
-        return [*self._program, *arguments, str(WorkerSpec(name, channel_fd, self._address))]
+    async def _end(self, workers: "Sequence[_Worker]", how: "Callable[[_Worker], None]") -> None:
+        """Stop them, and return when they have ended."""
+        if not workers:
+            return
+        for worker in workers:
+            how(worker)
+        seconds_max = self.limits.stop_seconds_max
+        _, late = await asyncio.wait([worker.task for worker in workers], timeout=seconds_max)
+        for worker in workers:
+            if worker.task in late:
+                _log.error("worker_killed", worker=worker.name, reason=f"not ended in {seconds_max:g} s")
+                worker.task.cancel()
+        await asyncio.gather(*(worker.task for worker in workers), return_exceptions=True)
 
     def pass_on(self, notifier: "_Worker") -> None:
         for worker in self._all():
@@ -198,12 +216,12 @@ class _Worker:
 
     async def _keep_running(self) -> None:
         """Start a process, and another one whenever it ends, until stopped."""
-        wait_seconds = 0.0
+        wait_seconds, limits = 0.0, self._parent.limits
         while not self._stopping.is_set():
             try:
                 status = await self._run()
             except TimeoutError:
-                _log.error("worker_killed", worker=self.name, reason=f"not ready in {START_SECONDS_MAX:g} s")
+                _log.error("worker_killed", worker=self.name, reason=f"not ready in {limits.start_seconds_max:g} s")
             except OSError as error:
                 reason = error.strerror or str(error)
                 if not self.was_ready.is_set():
@@ -215,7 +233,7 @@ class _Worker:
                 if not self.was_ready.is_set():
                     raise StartFailedError(status)
                 _log.warning("worker_ended", worker=self.name, status=status)
-            wait_seconds = restart_seconds(wait_seconds, self._parent.monotonic() - self._ready_at)
+            wait_seconds = limits.restart_seconds(wait_seconds, self._parent.monotonic() - self._ready_at)
             await happens(self._stopping, wait_seconds)
 
     async def _run(self) -> int:
@@ -223,12 +241,13 @@ class _Worker:
 
         Killed when this raises, or is cancelled.
         """
-        self._ready_at = math.inf
+        self._ready_at, parent = math.inf, self._parent
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
+                spec = WorkerSpec(self.name, theirs.fileno(), parent.address)
                 self._process = process = subprocess.Popen(  # noqa: S603, ASYNC220 - our program; takes a millisecond
-                    self._parent.command(self.name, self._arguments, theirs.fileno()),
+                    [*parent.program, *self._arguments, str(spec)],
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     process_group=0,  # Ctrl-C reaches the parent, which stops them in order
@@ -236,33 +255,19 @@ class _Worker:
             try:
                 ours.setblocking(False)
                 self._channel = ours
-                async with asyncio.timeout(START_SECONDS_MAX) as starting:
+                async with asyncio.timeout(parent.limits.start_seconds_max) as starting:
                     while said := await received(ours):
                         if READY in said:
                             starting.reschedule(None)
-                            self._ready_at = self._parent.monotonic()
+                            self._ready_at = parent.monotonic()
                             if self.was_ready.is_set():
                                 self.log_start()
                             self.was_ready.set()
                         if NOTIFY in said:
-                            self._parent.pass_on(self)
+                            parent.pass_on(self)
                 return await asyncio.to_thread(process.wait)
             finally:
                 self._channel = None
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-
-
-async def _end(workers: Sequence[_Worker], how: Callable[[_Worker], None]) -> None:
-    """Stop them, and return when they have ended."""
-    if not workers:
-        return
-    for worker in workers:
-        how(worker)
-    _, late = await asyncio.wait([worker.task for worker in workers], timeout=STOP_SECONDS_MAX)
-    for worker in workers:
-        if worker.task in late:
-            _log.error("worker_killed", worker=worker.name, reason=f"not ended in {STOP_SECONDS_MAX:g} s")
-            worker.task.cancel()
-    await asyncio.gather(*(worker.task for worker in workers), return_exceptions=True)

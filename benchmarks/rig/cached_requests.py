@@ -22,11 +22,11 @@ from aiohttp import web
 
 from authsvc.client import Decision, Verdict, verdicts
 from authsvc.client.api_key import ApiKey
-from authsvc.client.lease_messages import LeaseEvent
 from authsvc.client.validator import KeyValidator
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.runtime.logging import LogFormat, LogLevel, configure
 from authsvc.runtime.networks import Networks
+from authsvc.v1 import key_service_pb2 as pb
 from benchmarks.rig.bare import ingest_application
 from benchmarks.rig.traffic import body, head, key
 from httpbridge.http.bodies import BUDGET_BYTES, KEY_BUDGET_BYTES, Budget
@@ -64,7 +64,9 @@ def _validator(clock: Callable[[], float]) -> KeyValidator:
     validator = KeyValidator("127.0.0.1:1", "bench" * 8, name="bench", cache=cache, clock=clock)
     holder = validator._holder  # nothing else would give it a lease without a key service
     stream, keep_alive = holder.open(0)
-    holder.receive(stream, LeaseEvent(keep_alive.sequence, 3600, 0))
+    lease = pb.LeaseEvent(sequence=keep_alive.sequence)
+    lease.duration.FromSeconds(3600)
+    holder.receive(stream, pb.WatchResponse(lease=lease))
     api_key = ApiKey.parse(key(0))
     assert api_key is not None
     decision = Decision(Verdict.ALLOWED, "project", "key_0123456789abcdef")

@@ -13,6 +13,7 @@ import pytest
 from authsvc.api.limits import CallLimits
 from authsvc.app import serve
 from authsvc.config import Config
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime.environment import Address
 from authsvc.v1 import key_service_pb2_grpc as pb_grpc
 from authsvc.v1 import operations_service_pb2_grpc as operations_pb2_grpc
@@ -38,7 +39,13 @@ class Service:
 
 
 @asynccontextmanager
-async def running(state_dir: Path, limits: CallLimits | None = None, /, **variables: str) -> AsyncIterator[Service]:
+async def running(
+    state_dir: Path,
+    limits: CallLimits = CallLimits(),
+    revocation: RevocationLimits = RevocationLimits(),
+    /,
+    **variables: str,
+) -> AsyncIterator[Service]:
     """Run a service with this environment; raise what stops it from starting. A new one finds a migrated database."""
     if "AUTHSVC_DATABASE_URL" not in variables:
         make_state_dir(state_dir)
@@ -46,7 +53,8 @@ async def running(state_dir: Path, limits: CallLimits | None = None, /, **variab
     stop = asyncio.Event()
     started: asyncio.Future[Address] = asyncio.get_running_loop().create_future()
     async with AsyncExitStack() as stack:
-        task = asyncio.create_task(serve(Config.from_environment(environ), stop, started.set_result, limits))
+        serving = serve(Config.from_environment(environ), stop, started.set_result, limits, revocation)
+        task = asyncio.create_task(serving)
         waiting: list[asyncio.Future[Any]] = [task, started]
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -63,7 +71,13 @@ async def running(state_dir: Path, limits: CallLimits | None = None, /, **variab
 
 
 @pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+def revocation() -> RevocationLimits:
+    """Return the limits of `service`, for tests to override: parametrize it."""
+    return RevocationLimits()
+
+
+@pytest.fixture
+async def service(tmp_path: Path, revocation: RevocationLimits) -> AsyncIterator[Service]:
     """Run a service with its defaults."""
-    async with running(tmp_path / "state") as service:
+    async with running(tmp_path / "state", CallLimits(), revocation) as service:
         yield service

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, StreamBrokenError, Verdicts
-from authsvc.client.lease_messages import Event, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdict_cache import CacheLimits, VerdictCache
 from authsvc.client.verdicts import Decision, Response
+from authsvc.v1 import key_service_pb2 as pb
 from tests.simulation.checker import Request
 from tests.simulation.network import Pipe
 from tests.simulation.schedule import Clock
@@ -92,7 +93,7 @@ class Stream:
         if self.last is not None and not world.network.is_healthy and world.random.random() < 0.5:
             world.schedule.after(world.random.random() * _LATE_SECONDS_MAX, self.replica.receive, self, self.last)
 
-    def push(self, event: Event) -> None:
+    def push(self, event: pb.WatchResponse) -> None:
         """Send an event to the holder."""
         self.down.send(self.process.take, self.process.hear, self, event)
 
@@ -207,7 +208,7 @@ class Process:
         self._arm()
         self.world.stream_opened()
 
-    def hear(self, stream: Stream, event: Event) -> None:
+    def hear(self, stream: Stream, event: pb.WatchResponse) -> None:
         """Handle what a stream brought; it may be one that was given up long ago."""
         try:
             must_acknowledge = self.holder.receive(stream.number, event)

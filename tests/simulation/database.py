@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from authsvc.client.api_key import Digest
-from authsvc.client.lease_messages import ChangeEvent, KeepAlive
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import INVALID_KEY, Decision, Response, Verdict
 from authsvc.storage.records import LeaseRow, StoreState
+from authsvc.v1 import key_service_pb2 as pb
+from tests.lease_events import change
 from tests.simulation.schedule import Clock
 
 _TTL_SECONDS = 1e9
@@ -57,7 +59,7 @@ class Database:
         self.version = 0
         self.versions: dict[Digest, int] = {}
         """The version since which a key's state has been what it is."""
-        self.changes: list[ChangeEvent] = []
+        self.changes: list[pb.WatchResponse] = []
         self.rows: dict[str, LeaseRow] = {}
         self.projects: dict[str, Project] = {}
         self.project_ids: dict[Digest, str] = {}
@@ -153,7 +155,7 @@ class Database:
     def _commit(self, *digests: Digest) -> tuple[Digest, ...]:
         self.revision += 1
         self.version += 1
-        self.changes.append(ChangeEvent(self.revision, digests))
+        self.changes.append(change(self.revision, digests))
         for digest in digests:
             self.versions[digest] = self.version
         return digests
@@ -172,8 +174,8 @@ class Database:
         self._backup = None
         self.version += 1
         self.lost_versions.update(range(backup.version + 1, self.version))
-        for change in self.changes[backup.revision :]:
-            for digest in change.digests:
+        for event in self.changes[backup.revision :]:
+            for digest in map(Digest, event.change.key_digests):
                 self.versions[digest] = self.version
         del self.changes[backup.revision :]
         self.revision, self.rows = backup.revision, dict(backup.rows)

@@ -1,15 +1,17 @@
 """Each rule of the protocol, broken: what is left out or done wrongly, and what the checker must find then."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import Holder, Verdicts
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Response
 from authsvc.revocation.leases import Propagation, WatchSession
 from authsvc.storage.records import LeaseRow, StoreState
+from authsvc.v1 import key_service_pb2 as pb
 from tests.simulation.bridge import Flight, MakeHolder, Process, StopsDuringBackOff, Stream
 from tests.simulation.checker import Kind
 from tests.simulation.database import Database, Project, answer_for
@@ -54,7 +56,7 @@ class CountsFromArrival(Holder):
         super().__init__(holder_id, name, verdicts)
         self._clock = clock
 
-    def _grant(self, lease: LeaseEvent) -> bool:
+    def _grant(self, lease: pb.LeaseEvent) -> bool:
         if lease.sequence in self._asked_at:
             self._asked_at[lease.sequence] = self._clock()
         return super()._grant(lease)
@@ -68,7 +70,7 @@ class LivenessByTimer(Process):
     def is_live(self) -> bool:
         return self.holder.lease_ends_at > self._ended_at
 
-    def hear(self, stream: Stream, event: Event) -> None:
+    def hear(self, stream: Stream, event: pb.WatchResponse) -> None:
         super().hear(stream, event)
         ends_at = self.holder.lease_ends_at
         if ends_at > self.clock():
@@ -81,8 +83,10 @@ class LivenessByTimer(Process):
 class CountsAtOnce(Holder):
     """A lease counts whether or not the holder is caught up."""
 
-    def _grant(self, lease: LeaseEvent) -> bool:
-        return super()._grant(LeaseEvent(lease.sequence, lease.duration_seconds, self.applied_revision))
+    def _grant(self, lease: pb.LeaseEvent) -> bool:
+        return super()._grant(
+            pb.LeaseEvent(sequence=lease.sequence, duration=lease.duration, revision=self.applied_revision)
+        )
 
 
 class UnfencedFills(Process):
@@ -165,19 +169,19 @@ class _ValidOnly:
 class AcknowledgesFirst(Holder):
     """A change is counted and acknowledged, and invalidates when the next event comes."""
 
-    _late: tuple[Digest, ...] = ()
+    _late: Iterable[bytes] = ()
 
-    def _apply(self, change: ChangeEvent) -> bool:
-        for digest in self._late:
+    def _apply(self, change: pb.ChangeEvent) -> bool:
+        for digest in map(Digest, self._late):
             self._verdicts.drop(digest)
-        self._late = change.digests
-        return super()._apply(ChangeEvent(change.revision, ()))
+        self._late = change.key_digests
+        return super()._apply(pb.ChangeEvent(revision=change.revision))
 
 
 class CountsNothing(Holder):
     """A change invalidates, and the acknowledgement says nothing of it until the next keep-alive is due."""
 
-    def _apply(self, change: ChangeEvent) -> bool:
+    def _apply(self, change: pb.ChangeEvent) -> bool:
         super()._apply(change)
         return False
 
@@ -185,7 +189,7 @@ class CountsNothing(Holder):
 class KeepsCacheOnReset(Holder):
     """A reset moves on and forgets nothing."""
 
-    def _reset(self, reset: ResetEvent) -> bool:
+    def _reset(self, reset: pb.ResetEvent) -> bool:
         verdicts, self._verdicts = self._verdicts, _Nothing()
         try:
             return super()._reset(reset)
@@ -204,7 +208,7 @@ class _Nothing:
 class IgnoresGaps(Holder):
     """A change is applied though the one before it is missing."""
 
-    def _apply(self, change: ChangeEvent) -> bool:
+    def _apply(self, change: pb.ChangeEvent) -> bool:
         if change.revision > self.applied_revision + 1:
             self.applied_revision = change.revision - 1
         return super()._apply(change)
@@ -213,7 +217,7 @@ class IgnoresGaps(Holder):
 class ResetsLower(Holder):
     """A reset may set the applied revision back within an epoch."""
 
-    def _reset(self, reset: ResetEvent) -> bool:
+    def _reset(self, reset: pb.ResetEvent) -> bool:
         if reset.epoch == self.epoch:
             self.applied_revision = min(self.applied_revision, reset.revision)
         return super()._reset(reset)
@@ -227,7 +231,9 @@ class ResetsFromPoll(Replica):
         if session is None:
             session = self.sessions[stream] = self.world.protocol.session(self.world.setting.lease_seconds)
         for event in session.renewed(keep_alive, replace(state, revision=min(self.known, state.revision))):
-            stream.push(replace(event, revision=state.revision) if isinstance(event, LeaseEvent) else event)
+            if event.HasField("lease"):
+                event.lease.revision = state.revision
+            stream.push(event)
         self._push(stream, session)
 
 
@@ -248,7 +254,7 @@ class NobodyStandsIn(Database):
 class SendsNothingMissed(WatchSession):
     """A stream begins with the changes from now on, and no reset."""
 
-    def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[Event]:
+    def renewed(self, keep_alive: KeepAlive, state: StoreState) -> list[pb.WatchResponse]:
         if self.position is None and keep_alive.epoch == state.epoch:
             self.position = state.revision
         return super().renewed(keep_alive, state)
@@ -304,8 +310,8 @@ class SequencesPerStream(Holder):
         self._sequence = 0
         return super().open(now)
 
-    def receive(self, stream: int, event: Event) -> bool:
-        return super().receive(self._stream if isinstance(event, LeaseEvent) else stream, event)
+    def receive(self, stream: int, event: pb.WatchResponse) -> bool:
+        return super().receive(self._stream if event.HasField("lease") else stream, event)
 
 
 class AcknowledgesLower(Database):

@@ -11,6 +11,9 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
+from google.protobuf.message import Message
+from google.protobuf.text_format import MessageToString
+
 from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Response
 from authsvc.storage.records import LeaseRow, StoreState
@@ -78,6 +81,8 @@ def _shown(argument: Any) -> str:
             return argument.decode()
         case list() | tuple():
             return "(" + ", ".join(map(_shown, argument)) + ")"
+        case Message():
+            return MessageToString(argument, as_one_line=True)
         case KeepAlive():
             text = f"{argument.holder_id}#{argument.sequence} applied {argument.applied_revision} {argument.epoch}"
             return text + (" release" if argument.is_release else "")

@@ -9,9 +9,11 @@ import psutil
 import pytest
 
 from authsvc.api.connections import Connections
+from authsvc.api.limits import CallLimits
 from authsvc.runtime.networks import Networks
 
 NOBODY = Networks()
+PLACES = CallLimits(connections_max=64)
 
 
 def peers(address: str, *ports: int) -> list[tuple[str, int]]:
@@ -19,12 +21,14 @@ def peers(address: str, *ports: int) -> list[tuple[str, int]]:
 
 
 @asynccontextmanager
-async def listening(host: str) -> AsyncIterator[tuple[Connections, int, list[asyncio.StreamReader]]]:
+async def listening(
+    host: str, look_seconds: float = 1.0
+) -> AsyncIterator[tuple[Connections, int, list[asyncio.StreamReader]]]:
     """Give a listener's connections, its port, and three callers."""
     accepted: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda _, writer: accepted.append(writer), host, 0)
     port = server.sockets[0].getsockname()[1]
-    connections = Connections(100, NOBODY, time.monotonic)
+    connections = Connections(CallLimits(connections_max=100, look_seconds=look_seconds), NOBODY, time.monotonic)
     running = asyncio.create_task(connections.run(port, frozenset))
     callers = [await asyncio.open_connection(host, port) for _ in range(3)]
     try:
@@ -78,20 +82,19 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_taken(monkeypatch: p
         look(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Connections, "_look", failing)
-    monkeypatch.setattr("authsvc.api.connections._LOOK_SECONDS", 0.01)
-    async with listening("127.0.0.1") as (connections, _, (one, *_others)):
+    async with listening("127.0.0.1", look_seconds=0.01) as (connections, _, (one, *_others)):
         connections.close(name_of(one))
         await closed(one)
 
 
 def test_nothing_is_surplus_while_a_quarter_of_the_places_is_free() -> None:
-    connections = Connections(64, NOBODY, time.monotonic)
+    connections = Connections(PLACES, NOBODY, time.monotonic)
     assert connections.surplus(peers("192.0.2.1", *range(48)), ()) == set()
     assert connections.surplus(peers("192.0.2.1", *range(48)), ()) == set()
 
 
 def test_an_address_keeps_a_sixteenth_of_the_places_and_of_these_what_is_in_use() -> None:
-    connections = Connections(64, NOBODY, time.monotonic)
+    connections = Connections(PLACES, NOBODY, time.monotonic)
     many, few = peers("192.0.2.1", *range(46)), peers("192.0.2.2", 1, 2, 3)
     used = set(many[40:43])
     gone = connections.surplus([*many, *few], used)
@@ -99,19 +102,19 @@ def test_an_address_keeps_a_sixteenth_of_the_places_and_of_these_what_is_in_use(
 
 
 def test_the_addresses_of_a_64_are_one() -> None:
-    connections = Connections(64, NOBODY, time.monotonic)
+    connections = Connections(PLACES, NOBODY, time.monotonic)
     found = [(f"2001:db8::{number:x}", 1) for number in range(49)]
     assert len(connections.surplus(found, ())) == 45
 
 
 def test_a_trusted_proxy_keeps_all_its_connections() -> None:
-    connections = Connections(64, Networks.parse("10.0.0.0/8"), time.monotonic)
+    connections = Connections(PLACES, Networks.parse("10.0.0.0/8"), time.monotonic)
     for _ in range(2):
         assert connections.surplus(peers("10.0.0.1", *range(60)), ()) == set()
 
 
 def test_those_that_were_unused_for_long_make_room_when_every_address_has_its_share() -> None:
-    connections = Connections(64, NOBODY, time.monotonic)
+    connections = Connections(PLACES, NOBODY, time.monotonic)
     old = [(f"192.0.2.{number}", port) for number in range(16) for port in range(3)]
     used = {("192.0.2.1", 0), ("192.0.2.2", 1)}
     new = ("198.51.100.1", 1)

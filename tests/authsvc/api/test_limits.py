@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2_grpc
 from structlog.testing import capture_logs
 
-from authsvc.api import connections as connections_module
 from authsvc.api.limits import CallLimits
 from authsvc.client import KeyValidator
 from authsvc.client.verdicts import INVALID_KEY, Verdict
@@ -257,11 +256,9 @@ async def is_taken(service: Service) -> bool:
             return False
 
 
-async def test_connections_past_the_limit_are_closed_and_the_others_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections_module, "_LOOK_SECONDS", 3600.0)  # which are too many is another matter
-    async with running(tmp_path / "state", CallLimits(connections_max=3)) as service:
+async def test_connections_past_the_limit_are_closed_and_the_others_served(tmp_path: Path) -> None:
+    limits = CallLimits(connections_max=3, look_seconds=3600.0)  # which are too many is another matter
+    async with running(tmp_path / "state", limits) as service:
         await validate(service)
         async with raw_connection(service) as (one, _), raw_connection(service) as (other, _):
             await read_until(one, SETTINGS)

@@ -10,7 +10,6 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from authsvc import app as app_module
 from authsvc.api.limits import CallLimits
 from authsvc.keys import generate_api_key
 from authsvc.storage.key_store import KeyStore
@@ -304,13 +303,10 @@ async def test_each_batch_is_a_line_in_the_request_log(service: Service, logged:
     assert {line["status"] for line in logged if line.get("method") == METHOD} == {"OK"}
 
 
-async def test_an_idle_stream_does_not_hold_up_the_end_of_the_service(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
-) -> None:
+async def test_an_idle_stream_does_not_hold_up_the_end_of_the_service(tmp_path: Path, logged: list[Any]) -> None:
     """Neither one that was asked something nor one that was not."""
-    monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 3600.0)
-    monkeypatch.setattr(app_module, "_LAST_RESPONSES_SECONDS", 3600.0)
-    async with running(tmp_path / "state") as service:
+    limits = CallLimits(drain_seconds=3600.0, last_responses_seconds=3600.0)
+    async with running(tmp_path / "state", limits) as service:
         silent, idle = Batches(service), Batches(service)
         assert await idle.verdicts(UNKNOWN_KEY) == [pb.VERDICT_INVALID_KEY]
         service.stop.set()
@@ -322,8 +318,7 @@ async def test_a_batch_under_way_when_the_service_stops_is_answered_and_then_the
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
     """One that was sent ahead is not: it is asked again elsewhere."""
-    monkeypatch.setattr(app_module, "_LAST_RESPONSES_SECONDS", 0.05)
-    async with running(tmp_path / "state") as service:
+    async with running(tmp_path / "state", CallLimits(last_responses_seconds=0.05)) as service:
         api_key = (await issue(service)).api_key
         gate = Gate(monkeypatch)
         batches = Batches(service)

@@ -4,10 +4,12 @@ import pytest
 
 from authsvc.client.api_key import Digest
 from authsvc.client.holder import KEEP_ALIVE_SECONDS_MAX, RESPONSE_SECONDS_MAX, Holder, StreamBrokenError
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdict_cache import VerdictCache
 from authsvc.client.verdicts import INVALID_KEY, Decision, Response, Verdict
+from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.client.kept import kept
+from tests.lease_events import change, lease, reset
 
 _KEY, _OTHER = Digest(b"key"), Digest(b"other")
 _VALID = Response(Decision(Verdict.ALLOWED, "project", "key_1"), True, 60.0, 0)
@@ -21,11 +23,11 @@ class _Bridge:
         self.cache = VerdictCache()
         self.holder = Holder("id", "name", self.cache)
         self.stream, self.first = self.holder.open(99.0)
-        assert self.hear(ResetEvent("e", 5))
+        assert self.hear(reset("e", 5))
         self.keep_alive = self.holder.renew(100.0)
-        assert not self.hear(LeaseEvent(self.keep_alive.sequence, 60.0, 5))
+        assert not self.hear(lease(self.keep_alive.sequence, 60.0, 5))
 
-    def hear(self, event: Event) -> bool:
+    def hear(self, event: pb.WatchResponse) -> bool:
         return self.holder.receive(self.stream, event)
 
     def fill(self) -> None:
@@ -61,10 +63,10 @@ def test_a_lease_counts_once_the_holder_is_caught_up() -> None:
     """Rule 3: with the last change that the lease is for, not before."""
     bridge = _Bridge()
     sequence = bridge.holder.renew(150.0).sequence
-    bridge.hear(LeaseEvent(sequence, 60.0, 7))
-    bridge.hear(ChangeEvent(6, ()))
+    bridge.hear(lease(sequence, 60.0, 7))
+    bridge.hear(change(6, ()))
     assert not bridge.holder.is_live(170.0)
-    bridge.hear(ChangeEvent(7, ()))
+    bridge.hear(change(7, ()))
     assert bridge.holder.is_live(170.0)
 
 
@@ -81,7 +83,7 @@ def test_a_change_voids_what_it_names_and_is_acknowledged_at_once() -> None:
     """Rule 5: valid and invalid verdicts, and no others."""
     bridge = _Bridge()
     bridge.fill()
-    assert bridge.hear(ChangeEvent(6, (_OTHER,)))
+    assert bridge.hear(change(6, (_OTHER,)))
     assert bridge.cache.get(_OTHER, None, 101.0) is None
     assert bridge.cache.get(_KEY, None, 101.0) is not None
     assert bridge.holder.renew(101.0).applied_revision == 6
@@ -91,30 +93,30 @@ def test_a_gap_breaks_the_stream_and_an_old_change_is_ignored() -> None:
     """Rule 6: only the next change is applied."""
     bridge = _Bridge()
     bridge.fill()
-    assert not bridge.hear(ChangeEvent(5, (_KEY,)))
+    assert not bridge.hear(change(5, (_KEY,)))
     with pytest.raises(StreamBrokenError):
-        bridge.hear(ChangeEvent(7, (_KEY,)))
+        bridge.hear(change(7, (_KEY,)))
     assert bridge.cache.get(_KEY, None, 101.0) is not None
     assert bridge.holder.applied_revision == 5
 
 
 @pytest.mark.parametrize(
-    ("reset", "applied_revision", "is_live"),
+    ("event", "applied_revision", "is_live"),
     [
-        (ResetEvent("e", 9), 9, True),
-        (ResetEvent("e", 3), 5, True),
-        (ResetEvent("f", 3), 3, False),
+        (reset("e", 9), 9, True),
+        (reset("e", 3), 5, True),
+        (reset("f", 3), 3, False),
     ],
 )
-def test_a_reset_empties_the_cache(reset: ResetEvent, applied_revision: int, is_live: bool) -> None:
+def test_a_reset_empties_the_cache(event: pb.WatchResponse, applied_revision: int, is_live: bool) -> None:
     """Rule 6: the applied revision never goes down within an epoch; another epoch invalidates the leases too."""
     bridge = _Bridge()
     bridge.fill()
-    assert bridge.hear(reset)
+    assert bridge.hear(event)
     assert kept(bridge.cache) == 0
     assert bridge.holder.applied_revision == applied_revision
     assert bridge.holder.is_live(101.0) is is_live
-    assert bridge.holder.renew(101.0).epoch == reset.epoch
+    assert bridge.holder.renew(101.0).epoch == event.reset.epoch
 
 
 def test_the_lease_outlasts_its_stream() -> None:
@@ -133,8 +135,8 @@ def test_what_abandoned_streams_bring_is_discarded() -> None:
     late = bridge.holder.renew(110.0)
     _, keep_alive = bridge.holder.open(120.0)
     assert keep_alive.sequence > late.sequence
-    assert not bridge.hear(ChangeEvent(6, ()))
-    assert not bridge.hear(LeaseEvent(late.sequence, 60.0, 5))
+    assert not bridge.hear(change(6, ()))
+    assert not bridge.hear(lease(late.sequence, 60.0, 5))
     assert bridge.holder.applied_revision == 5
     assert not bridge.holder.is_live(165.0)
 
@@ -145,7 +147,7 @@ def test_after_release_nothing_is_cached_or_granted() -> None:
     bridge.fill()
     asked = bridge.holder.renew(101.0)
     assert bridge.holder.release() == KeepAlive("e", "id", "name", asked.sequence + 1, 5, is_release=True)
-    bridge.hear(LeaseEvent(asked.sequence, 60.0, 5))
+    bridge.hear(lease(asked.sequence, 60.0, 5))
     assert kept(bridge.cache) == 0
     assert not bridge.holder.is_live(102.0)
     assert not bridge.holder.may_keep(9, "e")
@@ -156,7 +158,7 @@ def test_several_keep_alives_fit_into_a_lease(lease_seconds: float, renew_second
     """So that a lost one costs nothing, however short leases are."""
     bridge = _Bridge()
     keep_alive = bridge.holder.renew(110.0)
-    bridge.hear(LeaseEvent(keep_alive.sequence, lease_seconds, 5))
+    bridge.hear(lease(keep_alive.sequence, lease_seconds, 5))
     assert bridge.holder.renew_at() == 110.0 + renew_seconds
 
 
@@ -164,12 +166,12 @@ def test_several_keep_alives_fit_into_a_lease(lease_seconds: float, renew_second
     ("events", "is_kept"),
     [
         ([], False),
-        ([LeaseEvent(3, 60.0, 5)], True),
-        ([LeaseEvent(3, 60.0, 6)], False),
-        ([LeaseEvent(3, 60.0, 6), ChangeEvent(6, ())], True),
+        ([lease(3, 60.0, 5)], True),
+        ([lease(3, 60.0, 6)], False),
+        ([lease(3, 60.0, 6), change(6, ())], True),
     ],
 )
-def test_a_stream_without_a_lease_that_counts_is_given_up(events: list[Event], is_kept: bool) -> None:
+def test_a_stream_without_a_lease_that_counts_is_given_up(events: list[pb.WatchResponse], is_kept: bool) -> None:
     """Rule 6: five seconds after the oldest keep-alive that has no lease, or whose lease waits for changes."""
     bridge = _Bridge()
     assert bridge.holder.give_up_at() == float("inf")

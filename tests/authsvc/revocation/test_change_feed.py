@@ -4,25 +4,25 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import pytest
 import sqlalchemy as sa
 from structlog.testing import capture_logs
 
-from authsvc.client.lease_messages import ChangeEvent
 from authsvc.keys import ProjectId, generate_api_key, generate_key_id
-from authsvc.revocation import change_feed as changes_module
 from authsvc.revocation.change_feed import ChangeFeed, Notifier
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.storage.database import Database
 from authsvc.storage.key_store import KeyStore
 from authsvc.storage.lease_store import LeaseStore
 from authsvc.storage.records import NewKey
+from tests.lease_events import change
 from tests.postgres import PostgresServer
 from tests.waiting import until
 
-NEVER = 3600.0
+POLLING = RevocationLimits(poll_seconds=0.01)
+NOT_POLLING = RevocationLimits(poll_seconds=3600.0)
 
 
 def now() -> datetime:
@@ -58,17 +58,29 @@ class Replica:
         """Return the revisions of all changes after this one, a page after the other."""
         seen: list[int] = []
         while page := await self.feed.after(seen[-1] if seen else revision):
-            seen += [change.revision for change in page]
+            seen += [event.change.revision for event in page]
         return seen
+
+
+class Deaf(Database):
+    """A database whose notifications are lost."""
+
+    async def listen(self, channel: str, notified: Callable[[], None]) -> None:
+        await asyncio.Event().wait()
 
 
 @asynccontextmanager
 async def replica(
-    url: str, *, runs: bool = True, tell_others: Callable[[], None] = lambda: None
+    url: str,
+    *,
+    runs: bool = True,
+    hears: bool = True,
+    tell_others: Callable[[], None] = lambda: None,
+    limits: RevocationLimits = RevocationLimits(),
 ) -> AsyncIterator[Replica]:
-    database = Database(url)
+    database = (Database if hears else Deaf)(url)
     store, leases = KeyStore(database, now), LeaseStore(database, now, 5.0)
-    feed = ChangeFeed(database, store, leases, time.monotonic)
+    feed = ChangeFeed(database, store, leases, time.monotonic, limits=limits)
     feed.tell_others = tell_others
     await feed.open()
     running = asyncio.create_task(feed.run()) if runs else None
@@ -82,46 +94,37 @@ async def replica(
         await database.close()
 
 
-async def test_what_another_process_commits_is_found_by_polling(
-    migrated_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_another_process_commits_is_found_by_polling(migrated_url: str) -> None:
     """Alone: notifications may be lost, and SQLite has none."""
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(changes_module, "CHANNEL", "another")
-    async with replica(migrated_url) as here, replica(migrated_url, runs=False) as there:
+    async with replica(migrated_url, hears=False, limits=POLLING) as here, replica(migrated_url, runs=False) as there:
         for revision in (1, 2, 3):
             await there.mutate()
             await here.reached(revision)
 
 
-async def test_what_another_replica_commits_is_notified(
-    migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_another_replica_commits_is_notified(migrated_postgres_url: str) -> None:
     """Without waiting for the next poll."""
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
-    async with replica(migrated_postgres_url) as here, replica(migrated_postgres_url, runs=False) as there:
+    async with (
+        replica(migrated_postgres_url, limits=NOT_POLLING) as here,
+        replica(migrated_postgres_url, runs=False) as there,
+    ):
         for revision in (1, 2, 3):
             await there.mutate()
             await here.reached(revision)
 
 
-async def test_what_this_process_commits_is_found_at_once(migrated_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
-    monkeypatch.setattr(changes_module, "CHANNEL", "another")
-    async with replica(migrated_url) as here:
+async def test_what_this_process_commits_is_found_at_once(migrated_url: str) -> None:
+    async with replica(migrated_url, hears=False, limits=NOT_POLLING) as here:
         for revision in (1, 2, 3):
             await here.mutate()
             here.feed.wake()
             await here.reached(revision)
 
 
-async def test_what_another_worker_tells_of_is_found_at_once_and_told_to_nobody_else(
-    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
+async def test_what_another_worker_tells_of_is_found_at_once_and_told_to_nobody_else(migrated_sqlite_url: str) -> None:
     told: list[str] = []
     async with (
-        replica(migrated_sqlite_url, tell_others=lambda: told.append("by here")) as here,
+        replica(migrated_sqlite_url, tell_others=lambda: told.append("by here"), limits=NOT_POLLING) as here,
         replica(migrated_sqlite_url, tell_others=lambda: told.append("by there"), runs=False) as there,
     ):
         for revision in (1, 2, 3):
@@ -135,15 +138,12 @@ async def test_what_another_worker_tells_of_is_found_at_once_and_told_to_nobody_
     assert told == ["by there"] * 4
 
 
-async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(
-    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pages_join_without_gap_or_repeat_wherever_they_come_from(migrated_sqlite_url: str) -> None:
     """From memory, and for those further behind from the database."""
-    monkeypatch.setattr(changes_module, "_PAGE", 7)
-    monkeypatch.setattr(changes_module, "CHANGES_BEHIND_MAX", 20)
-    async with replica(migrated_sqlite_url) as there:
+    limits = RevocationLimits(page=7, changes_kept=20)
+    async with replica(migrated_sqlite_url, limits=limits) as there:
         await there.mutate(10)
-        async with replica(migrated_sqlite_url) as here:
+        async with replica(migrated_sqlite_url, limits=limits) as here:
             assert here.feed.revision == 10
             await here.mutate(30)
             here.feed.wake()
@@ -159,7 +159,7 @@ async def test_a_change_carries_what_it_voids_from_memory_and_from_the_database_
         here.feed.wake()
         await here.reached(1)
         async with replica(migrated_sqlite_url) as late:
-            assert await here.feed.after(0) == await late.feed.after(0) == [ChangeEvent(1, (api_key.digest,))]
+            assert await here.feed.after(0) == await late.feed.after(0) == [change(1, (api_key.digest,))]
 
 
 async def test_a_new_epoch_starts_the_feed_afresh(migrated_sqlite_url: str) -> None:
@@ -182,13 +182,10 @@ async def another_history(there: Replica, revision: int) -> None:
         await connection.execute(statement, {"revision": revision})
 
 
-async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one(
-    migrated_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one(migrated_url: str) -> None:
     """Though its revision was never seen to be lower: what follows does not follow what holders have applied."""
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
     with capture_logs() as logs:
-        async with replica(migrated_url) as here, replica(migrated_url, runs=False) as there:
+        async with replica(migrated_url, limits=POLLING) as here, replica(migrated_url, runs=False) as there:
             await there.mutate(2)
             await here.reached(2)
             await another_history(there, 2)
@@ -205,13 +202,13 @@ async def test_a_history_that_lost_a_change_and_went_on_is_known_for_another_one
     assert [(it["event"], it.get("after"), it.get("known")) for it in logs] == [("revisions_lost", 1, 2)]
 
 
-async def test_after_an_outage_the_last_change_has_to_be_the_one_that_was(
-    migrated_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_after_an_outage_the_last_change_has_to_be_the_one_that_was(migrated_sqlite_url: str) -> None:
     """With the same number: nothing would follow it to be noticed by."""
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
     with capture_logs() as logs:
-        async with replica(migrated_sqlite_url) as here, replica(migrated_sqlite_url, runs=False) as there:
+        async with (
+            replica(migrated_sqlite_url, limits=POLLING) as here,
+            replica(migrated_sqlite_url, runs=False) as there,
+        ):
             await there.mutate(2)
             await here.reached(2)
             for number, is_another in enumerate((False, True), 1):
@@ -232,24 +229,30 @@ def count(logs: Sequence[Mapping[str, object]], event: str) -> int:
 
 
 async def test_a_lost_database_is_said_once_and_what_was_committed_meanwhile_is_found(
-    private_postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    private_postgres: PostgresServer,
 ) -> None:
-    """Polling and listening both come back, however many of the pool's connections died."""
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(changes_module, "_LISTEN_AGAIN_SECONDS", 0.01)
+    """Looking and listening both come back, however many of the pool's connections died."""
     url = private_postgres.url("migrated")
+    limits = replace(NOT_POLLING, listen_again_seconds=0.01)
     with capture_logs() as logs:
-        async with replica(url) as here:
+        async with replica(url, limits=limits) as here:
+
+            async def told(count: int) -> None:
+                def is_told() -> bool:
+                    here.feed.look()
+                    return len(logs) == count
+
+                await until("it is told", is_told)
+
             for number in (1, 2):
                 await asyncio.gather(*(here.leases.state() for _ in range(5)))  # several pooled connections
                 await asyncio.to_thread(private_postgres.stop)
-                await until("it is told", lambda number=number: len(logs) == 2 * number - 1)
+                await told(2 * number - 1)
                 await asyncio.to_thread(private_postgres.start)
-                await until("it is told", lambda number=number: len(logs) == 2 * number)
+                await told(2 * number)
                 async with replica(url, runs=False) as there:
                     await there.mutate()
                 await here.reached(number)
-            monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
             async with replica(url, runs=False) as there:
                 for revision in (3, 4, 5):
                     await there.mutate()

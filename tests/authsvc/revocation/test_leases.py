@@ -5,12 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from authsvc.client.lease_messages import ChangeEvent, Event, KeepAlive, LeaseEvent, ResetEvent
+from authsvc.client.lease_messages import KeepAlive
 from authsvc.revocation.leases import Propagation, WatchSession
 from authsvc.storage.records import LeaseRow, StoreState
+from authsvc.v1 import key_service_pb2 as pb
+from tests.lease_events import change, lease, reset
 
 _NOON = datetime(2000, 1, 1, 12, tzinfo=UTC)
-_GRANT = LeaseEvent(3, 60.0, 9)
+_GRANT = lease(3, 60.0, 9)
 
 
 def _at(seconds: float) -> datetime:
@@ -36,14 +38,14 @@ def _row(
     [
         (_keep_alive(9), [_GRANT], 9),
         (_keep_alive(4), [_GRANT], 4),
-        (_keep_alive(3), [ResetEvent("e", 9), _GRANT], 9),
-        (_keep_alive(10), [ResetEvent("e", 9), _GRANT], 9),
-        (_keep_alive(0, epoch=""), [ResetEvent("e", 9), _GRANT], 9),
-        (_keep_alive(9, epoch="d"), [ResetEvent("e", 9), _GRANT], 9),
+        (_keep_alive(3), [reset("e", 9), _GRANT], 9),
+        (_keep_alive(10), [reset("e", 9), _GRANT], 9),
+        (_keep_alive(0, epoch=""), [reset("e", 9), _GRANT], 9),
+        (_keep_alive(9, epoch="d"), [reset("e", 9), _GRANT], 9),
     ],
     ids=["current", "resumes", "too far behind", "ahead", "new", "other epoch"],
 )
-def test_a_stream_resumes_or_is_reset(keep_alive: KeepAlive, answer: list[Event], position: int) -> None:
+def test_a_stream_resumes_or_is_reset(keep_alive: KeepAlive, answer: list[pb.WatchResponse], position: int) -> None:
     """Rule 6, and rule 1: the grant carries the revision that was read after the lease was committed."""
     session = WatchSession(60.0)
     assert session.renewed(keep_alive, _state()) == answer
@@ -54,14 +56,14 @@ def test_a_holder_that_asks_for_a_shorter_lease_is_granted_that() -> None:
     """And nobody a longer one than the service gives."""
     for asked, granted in ((5.0, 5.0), (3600.0, 60.0)):
         keep_alive = replace(_keep_alive(9), lease_seconds_max=asked)
-        assert WatchSession(60.0).renewed(keep_alive, _state()) == [LeaseEvent(3, granted, 9)]
+        assert WatchSession(60.0).renewed(keep_alive, _state()) == [lease(3, granted, 9)]
 
 
 def test_later_keep_alives_are_granted_without_a_reset() -> None:
     """What a stream has been sent is known: a holder that has not applied it yet is not behind."""
     session = WatchSession(60.0)
     session.renewed(_keep_alive(9), _state())
-    assert session.renewed(_keep_alive(9), _state(revision=30_000)) == [LeaseEvent(3, 60.0, 30_000)]
+    assert session.renewed(_keep_alive(9), _state(revision=30_000)) == [lease(3, 60.0, 30_000)]
     assert session.position == 9
 
 
@@ -69,19 +71,19 @@ def test_another_epoch_resets_a_stream_that_is_open() -> None:
     """The database was restored: everybody starts afresh."""
     session = WatchSession(60.0)
     session.renewed(_keep_alive(9), _state())
-    assert session.renewed(_keep_alive(9), _state(epoch="f", revision=5))[0] == ResetEvent("f", 5)
+    assert session.renewed(_keep_alive(9), _state(epoch="f", revision=5))[0] == reset("f", 5)
     assert session.position == 5
 
 
 def test_changes_are_sent_once_in_order_without_a_gap() -> None:
     """Whatever overlaps comes from the feed."""
-    changes = [ChangeEvent(revision, ()) for revision in range(3, 9)]
+    changes = [change(revision, ()) for revision in range(3, 9)]
     session = WatchSession(60.0)
     assert session.changed(changes) == []
     session.renewed(_keep_alive(5), _state(revision=5))
     assert session.changed(changes) == changes[3:]
     assert session.changed(changes) == []
-    assert session.changed([ChangeEvent(10, ())]) == []
+    assert session.changed([change(10, ())]) == []
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authsvc import app as app_module
-from authsvc.api import key_service as key_service_module
 from authsvc.errors import StoreUnavailableError
-from authsvc.revocation import change_feed as changes_module
-from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.lessor import Holders, Lessor
+from authsvc.revocation.limits import RevocationLimits
+from authsvc.revocation.watch import Watch
 from authsvc.runtime import clock
 from authsvc.runtime.networks import Networks
 from authsvc.storage.database import Database
@@ -93,11 +92,9 @@ async def test_a_change_waits_for_its_holders_and_names_those_that_confirmed(ser
         assert not answer.propagation.pending
 
 
-async def test_of_many_holders_some_are_named_and_all_are_counted(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("revocation", [RevocationLimits(named_max=2)])
+async def test_of_many_holders_some_are_named_and_all_are_counted(service: Service) -> None:
     """The answer stays small enough to be received; of those that are pending the last to expire are named."""
-    monkeypatch.setattr(key_service_module, "_NAMED_MAX", 2)
     watchers = [Watcher(service, name=f"bridge-{number}") for number in range(4)]
     for watcher in watchers:
         await watcher.attach()
@@ -176,9 +173,7 @@ def test_a_part_of_the_callers_time_is_kept_for_the_way_of_the_answer(
     leases = LeaseStore(database, clock.now, margin_seconds=5)
     feed = ChangeFeed(database, store, leases, time.monotonic)
     holders = Holders(1, Networks(), 65, time.monotonic)
-    watch = watch_module.Watch(
-        store, leases, feed, holders, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0
-    )
+    watch = Watch(store, leases, feed, holders, lease_seconds=60, margin_seconds=5, monotonic=lambda: 1000.0)
     assert watch.respond_by(left_seconds) == pytest.approx(1000.0 + answer_after)
 
 
@@ -201,9 +196,8 @@ async def test_what_the_commit_took_is_no_more_there_to_wait(tmp_path: Path, mon
     assert names(answer.propagation.pending) == ["bridge-1"]
 
 
-async def test_a_service_that_stops_answers_who_waits(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_stops_answers_who_waits(service: Service) -> None:
     """Its holders are told to go elsewhere, so it would hear no confirmation; and nothing else shows the API key."""
-    monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 2.0)
     watcher = Watcher(service)
     await watcher.attach()
     waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
@@ -312,8 +306,8 @@ async def test_a_caller_that_goes_away_while_it_waits_has_revoked(service: Servi
     assert await validity(service, issued.api_key) == pb.VERDICT_INVALID_KEY
 
 
-async def test_a_confirmation_ends_the_wait_without_polling(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
+@pytest.mark.parametrize("revocation", [RevocationLimits(lease_poll_seconds=NEVER)])
+async def test_a_confirmation_ends_the_wait_without_polling(service: Service) -> None:
     watcher = Watcher(service)
     await watcher.attach()
     waiting = asyncio.create_task(issue(service, wait_seconds=LONG))
@@ -325,13 +319,12 @@ async def test_a_confirmation_ends_the_wait_without_polling(service: Service, mo
 
 
 async def test_a_holder_at_another_replica_is_told_and_heard_without_polling(
-    migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    migrated_postgres_url: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(changes_module, "_POLL_SECONDS", NEVER)
-    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
+    limits = RevocationLimits(poll_seconds=NEVER, lease_poll_seconds=NEVER)
     async with (
-        replica(tmp_path / "a", migrated_postgres_url) as here,
-        replica(tmp_path / "b", migrated_postgres_url) as there,
+        replica(tmp_path / "a", migrated_postgres_url, limits) as here,
+        replica(tmp_path / "b", migrated_postgres_url, limits) as there,
     ):
         watchers = [Watcher(there, name="there"), Watcher(here, name="here")]
         for watcher in watchers:
@@ -423,11 +416,11 @@ async def test_the_longest_lease_is_that_of_the_commit_however_long_the_wait_and
         assert seconds > 3610.0, "it went on waiting"
 
 
+@pytest.mark.parametrize("revocation", [RevocationLimits(lease_poll_seconds=NEVER)])
 async def test_calls_that_wait_together_look_at_the_leases_together(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each for itself would read the whole table whenever any of them, or of the holders, has done something."""
-    monkeypatch.setattr("authsvc.revocation.lessor._POLL_SECONDS", NEVER)
     silent = Watcher(service, name="silent")
     await silent.attach()
     projects = [f"p{number}" for number in range(50)]
@@ -510,11 +503,11 @@ async def test_the_longest_lease_is_reckoned_from_after_the_commit(
     assert instant(propagation.effective_by) == start + timedelta(seconds=7) + LEASE_AND_MARGIN
 
 
+@pytest.mark.parametrize("revocation", [RevocationLimits(read_seconds_max=LONG)])
 async def test_only_the_first_look_at_the_leases_may_outlast_the_wait(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is enough to name who is pending; one that hangs later costs nothing but the wait."""
-    monkeypatch.setattr(watch_module, "_READ_SECONDS_MAX", LONG)
     watcher = Watcher(service)
     await watcher.attach()
     rows, looks = LeaseStore.rows, 0
@@ -534,12 +527,10 @@ async def test_only_the_first_look_at_the_leases_may_outlast_the_wait(
     assert names(answer.propagation.pending) == ["bridge-1"]
 
 
-async def test_a_database_that_hangs_does_not_outlast_the_caller(
-    migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_database_that_hangs_does_not_outlast_the_caller(migrated_postgres_url: str, tmp_path: Path) -> None:
     """Someone has locked the leases: the API key comes all the same, before the caller gives up."""
-    monkeypatch.setattr(watch_module, "_RESPONSE_SECONDS", 1.0)
-    async with replica(tmp_path / "state", migrated_postgres_url) as service:
+    limits = RevocationLimits(response_seconds=1.0)
+    async with replica(tmp_path / "state", migrated_postgres_url, limits) as service:
         database = Database(migrated_postgres_url)
         async with database.writing() as connection:
             await connection.exec_driver_sql("LOCK TABLE leases IN ACCESS EXCLUSIVE MODE")

@@ -22,9 +22,9 @@ from authsvc.client.lease_messages import KeepAlive
 from authsvc.client.verdicts import Verdict
 from authsvc.config import Config
 from authsvc.keys import generate_api_key
-from authsvc.revocation import watch as watch_module
 from authsvc.revocation.change_feed import ChangeFeed
 from authsvc.revocation.lessor import Lessor
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.runtime import clock
 from authsvc.runtime.clock import boot_clock
 from authsvc.storage.database import Database
@@ -39,6 +39,7 @@ from tests.postgres import PostgresServer, blocked
 from tests.waiting import until
 
 Code = grpc.StatusCode
+SWEEPING = RevocationLimits(sweep_seconds=0.01)
 PATIENCE_SECONDS = 20.0
 """For what comes in milliseconds, and on a busy machine when its scheduler says so."""
 
@@ -204,8 +205,8 @@ async def test_a_stream_is_one_holders(service: Service) -> None:
     assert len(answer.holders) == 1
 
 
-async def test_a_stream_that_asks_for_nothing_is_ended(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "_OPENING_SECONDS", 0.05)
+@pytest.mark.parametrize("revocation", [RevocationLimits(opening_seconds=0.05)])
+async def test_a_stream_that_asks_for_nothing_is_ended(service: Service) -> None:
     watcher = Watcher(service)
     code, text = await ended(watcher.call)
     assert (code, "no request" in text) == (Code.UNAVAILABLE, True)
@@ -300,10 +301,8 @@ async def test_invented_holders_do_not_keep_those_from_being_named_that_have_con
     assert revoked.propagation.pending[0].holder_id == bridge.holder_id
 
 
-async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch_module, "_SLOW_SECONDS", 0.2)
+@pytest.mark.parametrize("revocation", [RevocationLimits(slow_seconds=0.2)])
+async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(service: Service) -> None:
     small_window = (("grpc.http2.bdp_probe", 0),)  # 64 KiB, where gRPC would make room for more and more
     async with grpc.aio.insecure_channel(str(service.address), options=small_window) as channel:
         slow, quick = Watcher(service, keys=KeyServiceStub(channel)), Watcher(service)
@@ -323,12 +322,9 @@ async def test_a_holder_that_does_not_read_is_disconnected_and_delays_nobody(
         assert (said["log_level"], said["holder"], said["name"]) == ("warning", slow.holder_id, slow.name)
 
 
-async def test_a_holder_that_renews_without_reading_is_disconnected(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("revocation", [RevocationLimits(slow_seconds=3600.0, queue_max=60)])
+async def test_a_holder_that_renews_without_reading_is_disconnected(service: Service) -> None:
     """What it is to be sent is bounded, however slow it may be."""
-    monkeypatch.setattr(watch_module, "_SLOW_SECONDS", 3600.0)
-    monkeypatch.setattr(watch_module, "_QUEUE_MAX", 60)
     small_window = (("grpc.http2.bdp_probe", 0),)
     async with grpc.aio.insecure_channel(str(service.address), options=small_window) as channel:
         slow, quick = Watcher(service, keys=KeyServiceStub(channel)), Watcher(service)
@@ -362,10 +358,9 @@ def insert_changes(service: Service, count: int, digests: int) -> int:
     return count
 
 
-async def test_a_service_that_stops_ends_the_streams_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_service_that_stops_ends_the_streams_first(tmp_path: Path) -> None:
     """It does not wait for calls that would last for ever."""
-    monkeypatch.setattr(app_module, "_DRAIN_SECONDS", 3600.0)
-    async with running(tmp_path / "state") as service:
+    async with running(tmp_path / "state", CallLimits(drain_seconds=3600.0)) as service:
         watcher = Watcher(service)
         await watcher.attach()
         service.stop.set()
@@ -434,12 +429,11 @@ async def test_a_lost_database_ends_the_streams_that_renew_and_they_come_back(
 
 
 async def test_no_error_of_the_database_ends_the_service(
-    postgres_server: PostgresServer, migrated_postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    postgres_server: PostgresServer, migrated_postgres_url: str, tmp_path: Path
 ) -> None:
     """Whatever it is: each of the endless tasks says so once, goes on, and says when it is over."""
-    monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
     name = str(sa.make_url(migrated_postgres_url).database)
-    async with replica(tmp_path / "state", migrated_postgres_url) as service:
+    async with replica(tmp_path / "state", migrated_postgres_url, SWEEPING) as service:
         with capture_logs() as logs:
 
             def said(*events: str) -> bool:
@@ -513,7 +507,7 @@ async def test_thousands_of_keep_alives_are_committed_in_groups(
     leases = LeaseStore(database, clock.now, 5.0)
     feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
     await feed.open()
-    granter = Lessor(leases, feed, 60.0)
+    granter = Lessor(leases, feed, 60.0, 0.05)
     keep_alives = [KeepAlive("", f"holder-{number}", "bridge", 1, 0) for number in range(5200)]
     states = await asyncio.gather(*map(granter.renew, keep_alives))
     assert {state.revision for state in states} == {0}
@@ -540,7 +534,7 @@ async def test_a_release_is_committed_although_its_stream_ends_while_it_waits(
     leases = LeaseStore(database, clock.now, 5.0)
     feed = ChangeFeed(database, KeyStore(database, clock.now), leases, boot_clock)
     await feed.open()
-    lessor = Lessor(leases, feed, 60.0)
+    lessor = Lessor(leases, feed, 60.0, 0.05)
     first = asyncio.create_task(lessor.renew(KeepAlive("", "holder-1", "bridge", 1, 0)))
     await begun.wait()
     last = asyncio.create_task(lessor.renew(KeepAlive("", "holder-1", "bridge", 2, 0, is_release=True)))
@@ -610,23 +604,20 @@ async def test_a_statement_that_is_cancelled_costs_one_look(migrated_postgres_ur
         await Watcher(service).attach()
 
 
-async def test_leases_that_expired_long_ago_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("revocation", [SWEEPING])
+async def test_leases_that_expired_long_ago_are_swept(service: Service) -> None:
     """After five times what they last, so that no late keep-alive finds its release forgotten (rule 7)."""
-    monkeypatch.setattr(watch_module, "_SWEEP_SECONDS", 0.01)
-    async with running(tmp_path / "state") as service:
-        first, second, third = Watcher(service), Watcher(service), Watcher(service)
-        for watcher in (first, second, third):
-            await watcher.attach()
-        await asyncio.to_thread(expire, service, third, 4.5 * 60)
-        await asyncio.to_thread(expire, service, first, 5 * 60)  # the sweeper goes on meanwhile
-        async with asyncio.timeout(60):
-            while True:
-                answer = await service.operations.ListHolders(
-                    operations_pb2.ListHoldersRequest(), metadata=service.token()
-                )
-                if first.holder_id not in (left := {holder.holder_id for holder in answer.holders}):
-                    break
-        assert left == {second.holder_id, third.holder_id}
+    first, second, third = Watcher(service), Watcher(service), Watcher(service)
+    for watcher in (first, second, third):
+        await watcher.attach()
+    await asyncio.to_thread(expire, service, third, 4.5 * 60)
+    await asyncio.to_thread(expire, service, first, 5 * 60)  # the sweeper goes on meanwhile
+    async with asyncio.timeout(60):
+        while True:
+            answer = await service.operations.ListHolders(operations_pb2.ListHoldersRequest(), metadata=service.token())
+            if first.holder_id not in (left := {holder.holder_id for holder in answer.holders}):
+                break
+    assert left == {second.holder_id, third.holder_id}
 
 
 def expire(service: Service, watcher: Watcher, seconds: float) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 from google.protobuf.duration_pb2 import Duration
 
+from authsvc.api.limits import CallLimits
+from authsvc.revocation.limits import RevocationLimits
 from authsvc.v1 import key_service_pb2 as pb
 from tests.authsvc.conftest import Service, running
 
@@ -111,7 +113,9 @@ async def revoke(
 
 
 @asynccontextmanager
-async def replica(state_dir: Path, url: str) -> AsyncIterator[Service]:
+async def replica(
+    state_dir: Path, url: str, revocation: RevocationLimits = RevocationLimits()
+) -> AsyncIterator[Service]:
     """Run a service on a PostgreSQL database that is migrated."""
-    async with running(state_dir, AUTHSVC_DATABASE_URL=url) as service:
+    async with running(state_dir, CallLimits(), revocation, AUTHSVC_DATABASE_URL=url) as service:
         yield service

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from authsvc.runtime.control_channel import WorkerSpec
 from authsvc.runtime.environment import Address
-from authsvc.runtime.workers import RESTART_SECONDS_MAX, Parent, StartFailedError, restart_seconds
+from authsvc.runtime.workers import Parent, StartFailedError, WorkerLimits
 from tests.waiting import until
 
 # A worker as the parent sees it. It appends what happens to a file, and does what files of its name tell it.
@@ -55,11 +55,13 @@ PROGRAM = (sys.executable, "-ISc", WORKER)
 class Family:
     """A parent that runs, and what its workers did."""
 
-    def __init__(self, directory: Path, *names: str, helpers: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, *names: str, helpers: Sequence[str] = (), limits: WorkerLimits = WorkerLimits()
+    ) -> None:
         self.directory = directory
         self.stop = asyncio.Event()
         self.starts = 0
-        parent = Parent(Address("127.0.0.1", 8080), time.monotonic, PROGRAM)
+        parent = Parent(Address("127.0.0.1", 8080), time.monotonic, PROGRAM, limits)
         workers, helping = (dict.fromkeys(group, (str(directory),)) for group in (names, helpers))
         self.life = asyncio.create_task(parent.run(workers, self.stop, self._started, helping))
 
@@ -161,14 +163,11 @@ async def test_a_stop_while_they_start_ends_those_that_began_and_starts_no_other
     assert running.starts == 0
 
 
-async def test_a_worker_that_hangs_at_its_start_is_killed_and_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("authsvc.runtime.workers.START_SECONDS_MAX", 1.0)
+async def test_a_worker_that_hangs_at_its_start_is_killed_and_tried_again(tmp_path: Path) -> None:
     (tmp_path / "2-hangs").touch()
     with capture_logs() as logs:
         async with asyncio.timeout(60):
-            running = Family(tmp_path, "1", "2")
+            running = Family(tmp_path, "1", "2", limits=WorkerLimits(start_seconds_max=1.0))
             await until("2 is tried again", lambda: running.events.count("2 began") >= 2)
             assert running.starts == 0
             (tmp_path / "2-hangs").unlink()
@@ -192,11 +191,10 @@ async def test_what_stops_the_service_may_reach_a_worker_that_starts_before_its_
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_stop_while_the_parent_looks_at_the_end_of_a_worker_leaves_none_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+    tmp_path: Path, turns: int
 ) -> None:
     """One that served long is replaced without a wait."""
-    monkeypatch.setattr("authsvc.runtime.workers.STOP_SECONDS_MAX", 10.0)
-    monkeypatch.setattr("authsvc.runtime.workers.STABLE_AFTER_SECONDS", 0.0)
+    limits = WorkerLimits(stable_after_seconds=0.0, stop_seconds_max=10.0)
     loop = asyncio.get_running_loop()
 
     def count_down(left: int) -> None:
@@ -212,7 +210,7 @@ async def test_a_stop_while_the_parent_looks_at_the_end_of_a_worker_leaves_none_
     before = structlog.get_config()
     structlog.configure(processors=[notice])
     try:
-        running = Family(tmp_path, "1")
+        running = Family(tmp_path, "1", limits=limits)
         await running.saw("parent: all are ready")
         os.kill(worker_pid("1"), signal.SIGKILL)
         await running.life
@@ -235,15 +233,15 @@ async def test_what_one_notifies_reaches_all_others(tmp_path: Path) -> None:
         (0.0, 0.0, 0.1),
         (0.1, 0.0, 0.2),
         (0.2, 9.9, 0.4),
-        (4.0, 0.0, RESTART_SECONDS_MAX),
-        (RESTART_SECONDS_MAX, 0.0, RESTART_SECONDS_MAX),
-        (RESTART_SECONDS_MAX, 10.0, 0.0),
+        (4.0, 0.0, WorkerLimits().restart_seconds_max),
+        (WorkerLimits().restart_seconds_max, 0.0, WorkerLimits().restart_seconds_max),
+        (WorkerLimits().restart_seconds_max, 10.0, 0.0),
     ],
 )
 def test_who_ends_young_waits_longer_each_time(
     before_seconds: float, served_seconds: float, expected_seconds: float
 ) -> None:
-    assert restart_seconds(before_seconds, served_seconds) == expected_seconds
+    assert WorkerLimits().restart_seconds(before_seconds, served_seconds) == expected_seconds
 
 
 @pytest.mark.parametrize("text", ["", "1", "1:2", "1:x:127.0.0.1:80", "1:999999:127.0.0.1:80", "1:0:nowhere"])
