@@ -2,7 +2,8 @@
 
 A process that has imported both command lines, and done nothing else, forks for each command; the fork calls the
 command's `main`, with streams, environment, directory, process group and limits of its own, and ends as any process;
-one that is run to its end leaves out that Python frees its memory, see `_leave`. What the long form starts is executed as it is installed, and so are the workers of a service in either form.
+but one that is run to its end does not have Python free its memory, see `_leave`. What the long form starts is executed
+as it is installed, and so are the workers of a service in either form.
 """
 
 import atexit
