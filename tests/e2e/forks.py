@@ -71,11 +71,11 @@ class Forks:
         command: Sequence[str | Path],
         environ: Mapping[str, str],
         directory: Path,
-        stdin: str,
+        stdin: bytes,
         timeout_seconds: float,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, as `subprocess.run` does."""
-        with TemporaryFile("w+") as given, TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        with TemporaryFile() as given, TemporaryFile() as stdout, TemporaryFile() as stderr:
             given.write(stdin)
             given.seek(0)
             streams = [each.fileno() for each in (given, stdout, stderr)]

@@ -16,6 +16,9 @@ import pytest
 from authsvc.runtime.commands import OutputError
 from httpbridge.cli.output_file import written
 from httpbridge.log_store.zstandard import zstd
+from tests.e2e import forks
+from tests.e2e.processes import clean_environment
+from tests.waiting import DEADLINE_SECONDS
 
 HTTPBRIDGE = Path(sys.executable).parent / "httpbridge"
 LINES = b"".join(
@@ -34,12 +37,17 @@ class Commands:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.environ = os.environ | {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
+        variables = {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
+        self.environ = os.environ | variables
+        """Of what is executed."""
+        self._clean = clean_environment() | variables
 
-    def run(self, *arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [HTTPBRIDGE, *map(str, arguments)], env=self.environ, cwd=self.directory, capture_output=True, **options
-        )
+    def run(self, *arguments: object, status: int = 0, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:  # noqa: A002 - as in subprocess
+        command: list[str | Path] = [HTTPBRIDGE, *map(str, arguments)]
+        if forks.in_use and forks.in_use.can_start(self._clean):
+            done = forks.in_use.run(command, self._clean, self.directory, input, DEADLINE_SECONDS)
+        else:
+            done = subprocess.run(command, env=self._clean, cwd=self.directory, capture_output=True, input=input)
         assert done.returncode == status, (done.stdout, done.stderr)
         assert b"Traceback" not in done.stderr
         return done
