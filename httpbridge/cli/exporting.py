@@ -1,6 +1,5 @@
 """What `httpbridge export` writes."""
 
-from authsvc.runtime.commands import note
 from httpbridge.cli.output_file import Writable
 from httpbridge.cli.terminal import ProgressLine
 from httpbridge.log_store.export import Exporter, Part, work_through
@@ -8,8 +7,8 @@ from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.selection import LogFilter
 
 
-async def export_logs(url: str, selection: LogFilter, target: Writable) -> None:
-    """Write what the store at `url` has of it as NDJSON, in the order of commits, and tell the user how much that is.
+async def export_logs(url: str, selection: LogFilter, target: Writable) -> str:
+    """Write what the store at `url` has of it as NDJSON, in the order of commits; return how much that is, in words.
 
     Raises StoreSetupError and StoreUnavailableError as ReadStore does, ChunkDamagedError, and what writing raises.
     """
@@ -32,7 +31,6 @@ async def export_logs(url: str, selection: LogFilter, target: Writable) -> None:
         line.clear()
         await store.close()
     if entries:
-        note(f"exported {line.amounts(entries, size)}")
-    else:
-        is_all = selection == LogFilter(project_id=selection.project_id)
-        note(f"no logs of project {selection.project_id}{'' if is_all else ' match'}")
+        return f"exported {line.amounts(entries, size)}"
+    is_all = selection == LogFilter(project_id=selection.project_id)
+    return f"no logs of project {selection.project_id}{'' if is_all else ' match'}"

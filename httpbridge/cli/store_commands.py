@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from authsvc.runtime.commands import REFUSED, fail
+from authsvc.runtime.commands import REFUSED, fail, note
 from authsvc.runtime.logging import configure
 from httpbridge.cli.running import filter_options, log_filter, project_argument, run_with_store
 from httpbridge.config import Config
@@ -31,7 +31,8 @@ def export_command(project: str, output: Path | None, force: bool, **options: An
     config = Config.from_environment(os.environ)
     selection = log_filter(project, **options)
     with written(output, is_forced=force) as target:
-        run_with_store(config, export_logs(config.store_url(), selection, target))
+        exported = run_with_store(config, export_logs(config.store_url(), selection, target))
+    note(exported)  # it is all written by now
 
 
 @click.command(name="import")

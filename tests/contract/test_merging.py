@@ -65,7 +65,7 @@ async def test_a_writer_that_is_killed_while_it_merges_loses_and_repeats_nothing
     reader = ReadStore(database_url)
     expected: set[str] = set()
     lives, is_merged = 0, False
-    while lives < (20 if is_long else 4) or not is_merged:
+    while lives < (20 if is_long else 2) or not is_merged:
         life, lives = lives, lives + 1
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", WRITE_AND_MERGE, database_url, str(life), stdout=PIPE

@@ -1,10 +1,12 @@
 """Starts the product's commands without the second that importing them takes: what half of the processes live for.
 
 A process that has imported both command lines, and done nothing else, forks for each command; the fork calls the
-command's `main`, with streams, environment, directory, process group and limits of its own, and ends as any process.
-What the long form starts is executed as it is installed, and so are the workers of a service in either form.
+command's `main`, with streams, environment, directory, process group and limits of its own, and ends as any process;
+but one that is run to its end does not have Python free its memory, see `_leave`. What the long form starts is executed
+as it is installed, and so are the workers of a service in either form.
 """
 
+import atexit
 import gc
 import json
 import os
@@ -13,12 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import Lock
 from typing import Any
 
 _MESSAGE_BYTES_MAX = 150_000
@@ -41,17 +44,26 @@ class Forks:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._environ: Mapping[str, str] = {}
-        self._asking = Lock()  # some tests run commands in threads
+        self._asking = threading.Lock()  # some tests run commands in threads
 
     def can_start(self, environ: Mapping[str, str]) -> bool:
         """Whether it would be the same with this environment, of which Python and gRPC read a part at their start."""
         return _read_at_start(environ) == _read_at_start(self._environ or environ)
 
     def start(
-        self, command: Sequence[str | Path], environ: Mapping[str, str], directory: Path, streams: Sequence[int]
+        self,
+        command: Sequence[str | Path],
+        environ: Mapping[str, str],
+        directory: Path,
+        streams: Sequence[int],
+        *,
+        frees: bool = True,
     ) -> "Fork":
-        """Run a command, whose first word is the path of one of the product's, in a process group of its own."""
-        request = {"argv": [*map(str, command)], "environ": dict(environ), "directory": str(directory)}
+        """Run a command, whose first word is the path of one of the product's, in a process group of its own.
+
+        At its end it frees its memory, as Python does, or leaves that out.
+        """
+        request = {"argv": [*map(str, command)], "environ": dict(environ), "directory": str(directory), "frees": frees}
         return Fork(self, self.ask(request, streams, environ)["pid"])
 
     def run(
@@ -59,14 +71,15 @@ class Forks:
         command: Sequence[str | Path],
         environ: Mapping[str, str],
         directory: Path,
-        stdin: str,
+        stdin: bytes,
         timeout_seconds: float,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, as `subprocess.run` does."""
-        with TemporaryFile("w+") as given, TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
+        with TemporaryFile() as given, TemporaryFile() as stdout, TemporaryFile() as stderr:
             given.write(stdin)
             given.seek(0)
-            fork = self.start(command, environ, directory, [each.fileno() for each in (given, stdout, stderr)])
+            streams = [each.fileno() for each in (given, stdout, stderr)]
+            fork = self.start(command, environ, directory, streams, frees=False)
             try:
                 status = fork.wait(timeout_seconds)
             finally:
@@ -152,8 +165,8 @@ def _read_at_start(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _serve(channel: socket.socket) -> str | None:
-    """Fork for each request, until there are no more. Return in each fork, with the path of its command."""
+def _serve(channel: socket.socket) -> Any:
+    """Fork for each request, until there are no more. Return in each fork, with its request."""
     set_by_imports = {name: value for name, value in os.environ.items() if name.startswith("GRPC_")}
     while True:
         message, streams, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES_MAX, 3)
@@ -169,7 +182,7 @@ def _serve(channel: socket.socket) -> str | None:
         else:
             channel.close()
             _become(request, streams, set_by_imports)
-            return str(request["argv"][0])
+            return request
         channel.send(json.dumps(answer).encode())
 
 
@@ -186,15 +199,42 @@ def _become(request: Any, streams: Sequence[int], set_by_imports: Mapping[str, s
     sys.path[0] = str(Path(sys.argv[0]).parent)
 
 
+_status: int | None = None
+"""Of a command that has ended in order, and is not to free its memory."""
+
+
+def _leave() -> None:
+    """End a command that has ended in order, without the freeing of all that the forks share.
+
+    That would copy it: 60 ms of a core. What nothing refers to any more has its warnings all the same.
+    """
+    if _status is not None and threading.active_count() == 1:
+        gc.collect()
+        with suppress(OSError, ValueError):  # Python says so in its own way
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_status)
+
+
 def main() -> Any:
     """Serve the channel whose number is the first argument; in a fork, run the command and return what it returns."""
+    global _status  # noqa: PLW0603 - read at the very end of the process
+    atexit.register(_leave)  # before anything else is, so that it is called last
     with socket.socket(fileno=int(sys.argv[1])) as channel:
         # First what sets variables that gRPC reads as it is imported.
         for module in ("authsvc.cli.commands", "httpbridge.cli.commands", *_MODULES):
             import_module(module)
         gc.freeze()
-        command = _serve(channel)
-    return None if command is None else import_module(f"{Path(command).name}.cli").main()
+        request = _serve(channel)
+    if request is None:
+        return None
+    try:
+        status = import_module(f"{Path(request['argv'][0]).name}.cli").main()
+    except SystemExit as end:
+        status = end.code
+    if not request["frees"] and (status is None or isinstance(status, int)):
+        _status = (status or 0) & 0xFF
+    return status
 
 
 if __name__ == "__main__":

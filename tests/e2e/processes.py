@@ -227,7 +227,10 @@ class System:
         name, *arguments = command
         environ = self.environment(**variables)
         if forks.in_use and forks.in_use.can_start(environ):
-            done = forks.in_use.run([BIN / name, *arguments], environ, self.directory, stdin, DEADLINE_SECONDS)
+            command_line: list[str | Path] = [BIN / name, *arguments]
+            ran = forks.in_use.run(command_line, environ, self.directory, stdin.encode(), DEADLINE_SECONDS)
+            printed = (output.decode().replace("\r\n", "\n") for output in (ran.stdout, ran.stderr))
+            done = subprocess.CompletedProcess(ran.args, ran.returncode, *printed)
         else:
             done = subprocess.run(
                 [BIN / name, *arguments],

@@ -21,8 +21,8 @@ from tests.httpbridge.dashboard.conftest import Browser
 from tests.stored_chunks import COLUMNS, chunk_values
 from tests.waiting import until
 
-STORED_ENTRIES = 150_000
-REQUESTS = 300
+STORED_ENTRIES, STORED_ENTRIES_LONG = 50_000, 150_000
+REQUESTS, REQUESTS_LONG = 100, 300
 """Ingested in each situation."""
 
 SEARCH = "/projects/shop/logs?range=all&text=%25no_such_text%25"
@@ -94,8 +94,11 @@ class Hammer:
 class Situation:
     """A bridge that ingests, and a dashboard."""
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, *, is_long: bool) -> None:
         self.system = system
+        self.stored_entries, self.requests = (
+            (STORED_ENTRIES_LONG, REQUESTS_LONG) if is_long else (STORED_ENTRIES, REQUESTS)
+        )
         self.traffic = Traffic()
         self.bridge: Service
         self.key_service: Service
@@ -113,11 +116,11 @@ class Situation:
                 timestamp=started + timedelta(minutes=number // 3000),
                 metadata=f'{{"n": {number}}}',
             )
-            for number in range(STORED_ENTRIES)
+            for number in range(self.stored_entries)
         ]
         batches = (
             LogBatch("shop", "k", started, "s", "production", None, entries[start : start + 1000])
-            for start in range(0, STORED_ENTRIES, 1000)
+            for start in range(0, self.stored_entries, 1000)
         )
         with closing(sqlite3.connect(self.system.state_dir / "logs.db")) as store, store:
             store.executemany(
@@ -133,14 +136,14 @@ class Situation:
             yield
             await self.more()
         finished = [attempt for attempt in self.traffic.attempts[count:] if attempt.status is not None]
-        assert len(finished) >= 2 * REQUESTS
+        assert len(finished) >= 2 * self.requests
         assert {attempt.status for attempt in finished} == {200}
         unfinished = len(self.traffic.attempts) - count - len(finished)
         assert unfinished <= 3, "those that were under way when the senders stopped"
 
     async def more(self) -> None:
         """Wait until so many more are ingested."""
-        enough = self.traffic.count(self.bridge.address, self.key, 200) + REQUESTS
+        enough = self.traffic.count(self.bridge.address, self.key, 200) + self.requests
         await until("more is ingested", lambda: self.traffic.count(self.bridge.address, self.key, 200) >= enough)
 
 
@@ -155,8 +158,8 @@ async def user_of(system: System, dashboard: Service) -> AsyncIterator[Hammer]:
 
 
 @pytest.fixture
-async def situation(system: System) -> Situation:
-    situation = Situation(system)
+async def situation(system: System, is_long: bool) -> Situation:
+    situation = Situation(system, is_long=is_long)
     await situation.start()
     return situation
 

@@ -199,10 +199,21 @@ def command(greeting: str, program: str) -> str:
     return match[1]
 
 
+async def ends_with(run: Run, name: str) -> None:
+    """Kill that service: all of it ends, and says why."""
+    run.process(name).kill()
+    assert await run.ended() != 0
+    assert run.output.splitlines()[-2] == f"{name} ended (status -9)"
+    assert run.has_left_nothing
+
+
 async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stands(
     clone: Clone, has_grpcurl: bool
 ) -> None:
-    """In order, in one shell, on other ports than the usual ones, which may be taken; a second start has it all."""
+    """In order, in one shell, on other ports than the usual ones, which may be taken; a second start has it all.
+
+    Ctrl-C ends the first; the second ends with its key service, and says so.
+    """
     first, *blocks = BLOCK.findall((clone.directory / "README.md").read_text())
     assert first == "make run\n"
     run = clone.make_run(**LISTENS)
@@ -243,7 +254,7 @@ async def test_every_command_of_the_readme_and_of_the_greeting_works_as_it_stand
     assert f"Bearer {kept.read_text().strip()}" in greeting
     assert clone.shell(command(greeting, "curl -sS")) == '{"ok": true, "count": 1}\n'
     assert clone.shell(command(greeting, ".venv/bin/httpbridge logs")).count("hello, world") == 2
-    await run.interrupt()
+    await ends_with(run, "authsvc")
 
 
 @pytest.mark.long
@@ -364,7 +375,9 @@ async def test_the_greeting_fits_what_was_configured_and_shows_no_secret(clone: 
     await run.interrupt()
 
 
-@pytest.mark.parametrize("ends", ["Ctrl-C", "authsvc", pytest.param("httpbridge", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "ends", ["SIGINT", *(pytest.param(ends, marks=pytest.mark.long) for ends in ("Ctrl-C", "authsvc", "httpbridge"))]
+)
 async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: Clone, ends: str) -> None:
     """The bridge is not ready, since what it takes for the key service never answers."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -372,7 +385,9 @@ async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: C
         run = clone.make_run(**LISTENS, HTTPBRIDGE_KEY_SERVICE=f"127.0.0.1:{silent.getsockname()[1]}")
         with (await asyncio.to_thread(silent.accept))[0]:
             started = time.monotonic()
-            if ends == "Ctrl-C":
+            if ends == "SIGINT":
+                await run.interrupt()
+            elif ends == "Ctrl-C":
                 run.process("run")
                 await run.press_ctrl_c()
             else:
@@ -383,14 +398,11 @@ async def test_make_run_ends_at_once_while_it_still_waits_for_the_start(clone: C
     assert GREETED not in run.output
 
 
-@pytest.mark.parametrize("name", ["authsvc", pytest.param("httpbridge", marks=pytest.mark.long)])
-async def test_make_run_says_which_service_ended(clone: Clone, name: str) -> None:
+@pytest.mark.long
+async def test_make_run_says_that_the_bridge_ended(clone: Clone) -> None:
     run = clone.make_run(**LISTENS)
     await run.greeted()
-    run.process(name).kill()
-    assert await run.ended() != 0
-    assert run.output.splitlines()[-2] == f"{name} ended (status -9)"
-    assert run.has_left_nothing
+    await ends_with(run, "httpbridge")
 
 
 @pytest.mark.parametrize("name", ["authsvc", "httpbridge"])

@@ -30,7 +30,10 @@ SERVICES = pytest.mark.parametrize(
 
 
 @SERVICES
-async def test_other_signals_end_nothing(system: System, what: str) -> None:
+async def test_other_signals_end_nothing_and_the_end_is_the_same_however_often_it_is_asked_for(
+    system: System, what: str
+) -> None:
+    """Asked for to the very end: also when everything is closed, and Python is about to exit."""
     service = await started(system, what)
     processes = [psutil.Process(service.pid), *workers(service).values()]
     for process in processes:
@@ -38,17 +41,10 @@ async def test_other_signals_end_nothing(system: System, what: str) -> None:
             process.send_signal(number)
     if "httpbridge" in what:
         assert (await get(service.address, "/health")).status == 200
-    await service.stop()
-    assert "worker_ended" not in service.stderr
-
-
-@SERVICES
-async def test_a_signal_that_comes_again_and_again_changes_nothing_about_the_end(system: System, what: str) -> None:
-    """To the very end: also when everything is closed, and Python is about to exit."""
-    service = await started(system, what)
     async with asyncio.timeout(DEADLINE_SECONDS):
         while service.is_running:
             service.send(signal.SIGTERM)
             service.send(signal.SIGINT)
             await asyncio.sleep(0)
     assert await service.ended() == 0
+    assert "worker_ended" not in service.stderr

@@ -6,10 +6,12 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import grpc
 import psutil
 import pytest
+import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from authsvc.v1 import key_service_pb2 as pb
@@ -31,17 +33,45 @@ SENDERS = 12
 REVOCATIONS, REVOCATIONS_LONG = 10, 60
 
 TWO = {"AUTHSVC_WORKERS": "2", "HTTPBRIDGE_WORKERS": "2"}
+KILLED, KILLED_LONG = ("1", "2"), ("1", "2", "1")
+WRITER_KILLS, WRITER_KILLS_LONG = 2, 3
 
 
-@pytest.fixture
-def system(system: System) -> Iterator[System]:
-    """Have two workers of each service, and see that nothing of any outlives the test."""
-    system.variables |= TWO
-    yield system
+def close(system: System) -> None:
+    """End its processes, and see that nothing of any goes on."""
     children = [child for service in system.running() for child in psutil.Process(service.pid).children()]
     system.close()
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
+
+
+@pytest.fixture
+def system(system: System) -> Iterator[System]:
+    """Have two workers of each service."""
+    system.variables |= TWO
+    yield system
+    close(system)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Both services, for tests that change nothing about their processes and have a project of their own."""
+
+    system: System
+    key_service: Service
+    bridge: Service
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shared]:
+    """Start both services, once."""
+    system = System(tmp_path_factory.mktemp("shared"))
+    system.variables |= TWO
+    try:
+        key_service = await system.key_service(AUTHSVC_LOG_LEVEL="debug")
+        yield Shared(system, key_service, await system.bridge(HTTPBRIDGE_LOG_LEVEL="debug"))
+    finally:
+        close(system)
 
 
 @asynccontextmanager
@@ -62,9 +92,8 @@ async def more(load: Load, status: int, count: int = 100) -> None:
     await until(f"{count} more are answered with {status}", lambda: load.statuses[status] >= before + count)
 
 
-async def test_every_worker_of_the_bridge_answers_and_one_process_writes(system: System) -> None:
-    await system.key_service()
-    bridge = await system.bridge(HTTPBRIDGE_LOG_LEVEL="debug")
+async def test_every_worker_of_the_bridge_answers_and_one_process_writes(shared: Shared) -> None:
+    system, bridge = shared.system, shared.bridge
     assert sorted(workers(bridge)) == ["1", "2", "log-writer"]
     load = Load("batch", system.issue("demo"), senders=SENDERS)
     async with sending(load, bridge):
@@ -80,19 +109,20 @@ async def test_every_worker_of_the_bridge_answers_and_one_process_writes(system:
     assert bridge.stdout.count("\n") == 1
 
 
-async def test_threads_of_the_key_service_take_turns_and_those_of_bridges_need_not(system: System) -> None:
-    key_service, alone = await system.key_service(), await system.key_service(AUTHSVC_WORKERS="1")
-    bridge = await system.bridge()
+async def test_threads_of_the_key_service_take_turns_and_those_of_bridges_need_not(
+    shared: Shared, system: System
+) -> None:
+    key_service, bridge, alone = shared.key_service, shared.bridge, await system.key_service(AUTHSVC_WORKERS="1")
     serving = [alone.pid, *(process.pid for process in workers(key_service).values())]
     assert {os.sched_getscheduler(pid) for pid in serving} == {os.SCHED_BATCH}
     others = [bridge.pid, *(process.pid for process in workers(bridge).values())]
     assert {os.sched_getscheduler(pid) for pid in others} == {os.SCHED_OTHER}
 
 
-async def test_every_worker_of_the_key_service_answers_and_is_healthy(system: System) -> None:
-    key_service = await system.key_service(AUTHSVC_LOG_LEVEL="debug")
+async def test_every_worker_of_the_key_service_answers_and_is_healthy(shared: Shared) -> None:
+    system, key_service = shared.system, shared.key_service
     assert sorted(workers(key_service)) == ["1", "2"]
-    key = system.issue("demo")
+    key = system.issue("healthy")
     metadata = (("authorization", f"Bearer {(system.state_dir / 'bridge-token').read_text().strip()}"),)
 
     async def each_has_answered() -> bool:
@@ -109,9 +139,8 @@ async def test_every_worker_of_the_key_service_answers_and_is_healthy(system: Sy
     await until("each worker answers", each_has_answered)
 
 
-async def test_each_worker_of_a_bridge_is_a_holder_of_its_own(system: System) -> None:
-    await system.key_service()
-    bridge = await system.bridge()
+async def test_each_worker_of_a_bridge_is_a_holder_of_its_own(shared: Shared) -> None:
+    system, bridge = shared.system, shared.bridge
 
     async def are_listed() -> bool:
         listed = system.run("authsvc", "holders").stdout
@@ -121,12 +150,14 @@ async def test_each_worker_of_a_bridge_is_a_holder_of_its_own(system: System) ->
     await until("both are listed", are_listed)
 
 
-async def test_a_worker_that_is_killed_is_replaced_and_no_acknowledged_log_is_lost(system: System) -> None:
+async def test_a_worker_that_is_killed_is_replaced_and_no_acknowledged_log_is_lost(
+    system: System, is_long: bool
+) -> None:
     key_service = await system.key_service()
     bridge = await system.bridge()
     load = Load("batch", system.issue("demo"), senders=4)
     async with sending(load, bridge):
-        for name in ("1", "2", "1"):
+        for name in KILLED_LONG if is_long else KILLED:
             survivors = {worker: process.pid for worker, process in workers(bridge).items() if worker != name}
             await kill(bridge, name)
             assert survivors.items() <= {w: process.pid for w, process in workers(bridge).items()}.items()
@@ -137,13 +168,13 @@ async def test_a_worker_that_is_killed_is_replaced_and_no_acknowledged_log_is_lo
     check_stored(messages(system.state_dir), load.sent)
 
 
-async def test_a_log_writer_that_is_killed_costs_503s_and_no_acknowledged_log(system: System) -> None:
+async def test_a_log_writer_that_is_killed_costs_503s_and_no_acknowledged_log(system: System, is_long: bool) -> None:
     await system.key_service()
     bridge = await system.bridge()
     key = system.issue("demo")
     load = Load("batch", key, senders=4)
     async with sending(load, bridge):
-        for _ in range(3):
+        for _ in range(WRITER_KILLS_LONG if is_long else WRITER_KILLS):
             await kill(bridge, "log-writer")
             await more(load, 200)
     assert load.statuses[503] > 0
@@ -219,10 +250,10 @@ async def test_a_parent_that_is_killed_takes_its_workers_along_and_frees_the_por
 
 
 @pytest.mark.parametrize("name", ["authsvc", "httpbridge"])
-async def test_a_port_that_other_workers_have_is_2_and_one_line(system: System, name: str) -> None:
+async def test_a_port_that_other_workers_have_is_2_and_one_line(shared: Shared, name: str) -> None:
     """They would share it with these, too: the system lets all processes of one user."""
-    service = await (system.key_service if name == "authsvc" else system.bridge)()
-    done = system.run(name, "serve", **{f"{name.upper()}_LISTEN": service.address})
+    service = shared.key_service if name == "authsvc" else shared.bridge
+    done = shared.system.run(name, "serve", **{f"{name.upper()}_LISTEN": service.address})
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"{name}: {name.upper()}_LISTEN: cannot listen on {service.address}: Address already in use\n"
 

@@ -17,6 +17,9 @@ import pytest
 from authsvc.runtime.commands import OutputError
 from httpbridge.cli.output_file import written
 from httpbridge.log_store.zstandard import zstd
+from tests.e2e import forks
+from tests.e2e.processes import clean_environment
+from tests.waiting import DEADLINE_SECONDS
 
 HTTPBRIDGE = Path(sys.executable).parent / "httpbridge"
 LINES = b"".join(
@@ -35,19 +38,17 @@ class Commands:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.environ = os.environ | {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
+        variables = {"HTTPBRIDGE_STATE_DIR": str(directory / "state")}
+        self.environ = os.environ | variables
+        """Of what is executed."""
+        self._clean = clean_environment() | variables
 
-    def run(
-        self, *arguments: object, status: int = 0, stdout: int = subprocess.PIPE, **options: Any
-    ) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            [HTTPBRIDGE, *map(str, arguments)],
-            env=self.environ,
-            cwd=self.directory,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            **options,
-        )
+    def run(self, *arguments: object, status: int = 0, input: bytes = b"") -> subprocess.CompletedProcess[bytes]:  # noqa: A002 - as in subprocess
+        command: list[str | Path] = [HTTPBRIDGE, *map(str, arguments)]
+        if forks.in_use and forks.in_use.can_start(self._clean):
+            done = forks.in_use.run(command, self._clean, self.directory, input, DEADLINE_SECONDS)
+        else:
+            done = subprocess.run(command, env=self._clean, cwd=self.directory, capture_output=True, input=input)
         assert done.returncode == status, (done.stdout, done.stderr)
         assert b"Traceback" not in done.stderr
         return done
@@ -124,7 +125,14 @@ def test_a_terminal_is_not_told_what_to_do(commands: Commands) -> None:
     commands.run("import", "shop", "-", input=line)
     assert commands.run("export", "shop").stdout == line
     ours, terminal = pty.openpty()
-    commands.run("export", "shop", stdout=terminal)
+    subprocess.run(
+        [HTTPBRIDGE, "export", "shop"],
+        check=True,
+        env=commands.environ,
+        cwd=commands.directory,
+        stdout=terminal,
+        stderr=subprocess.DEVNULL,
+    )
     os.close(terminal)
     shown = os.read(ours, 10_000)
     os.close(ours)
@@ -134,15 +142,14 @@ def test_a_terminal_is_not_told_what_to_do(commands: Commands) -> None:
 
 def test_a_reader_that_has_had_enough_ends_an_export(commands: Commands) -> None:
     commands.run("import", "shop", "-", input=LINES)
+    buffered = {name: value for name, value in commands.environ.items() if name != "PYTHONUNBUFFERED"}
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as closed:
-        done = subprocess.run(
-            [HTTPBRIDGE, "export", "shop"], env=commands.environ, stdout=closed, stderr=subprocess.PIPE
-        )
+        done = subprocess.run([HTTPBRIDGE, "export", "shop"], env=buffered, stdout=closed, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"")
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run([HTTPBRIDGE, "export", "shop"], env=commands.environ, stdout=full, stderr=subprocess.PIPE)
+        done = subprocess.run([HTTPBRIDGE, "export", "shop"], env=buffered, stdout=full, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (1, b"httpbridge: standard output: No space left on device\n")
 
 
