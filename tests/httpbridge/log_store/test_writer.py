@@ -120,19 +120,6 @@ async def test_batches_of_all_workers_are_stored_whole(files: Files) -> None:
     assert [len(sizes) < 20 for sizes in groups] == [True, True]
 
 
-async def test_every_field_is_stored_as_it_came(files: Files) -> None:
-    entry = LogEntry(Level.ERROR, "päng 🚀 \x01", NOW, '{"e": 1.0E+2, "a":1, "a":2}', "t", "s", "r", "v", "c", "1.0")
-    async with writing(files), worker(files) as sink:
-        await sink.write(LogBatch("demo", "key-1", NOW, "sørvice", "test", "0.9", [entry]))
-    (row,) = files.entries()
-    del row["id"]
-    assert row == {
-        "project_id": "demo", "key_id": "key-1", "received_at": NOW, "service": "sørvice", "environment": "test",
-        "release": "1.0", "level": "error", "message": entry.message, "timestamp": NOW, "metadata": entry.metadata,
-        "trace_id": "t", "span_id": "s", "request_id": "r", "vercel_id": "v", "context": "c",
-    }  # fmt: skip
-
-
 async def test_the_largest_batch_fits(files: Files) -> None:
     message = noise(5_242_880)
     async with writing(files), worker(files) as sink:
