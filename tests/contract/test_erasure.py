@@ -154,6 +154,25 @@ async def test_with_a_whole_project_its_idempotency_keys_go(store: Erasable) -> 
     assert await store.left() == ["a", "a"]
 
 
+async def test_a_neighbour_writes_between_any_two_steps(store: Erasable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between chunks, and between some of the project's keys and others."""
+    monkeypatch.setattr("httpbridge.log_store.erasure.FORGOTTEN_MAX", 2)
+    for name in "abcde":
+        await store.sink.write(batch(name), IdempotencyKey(name, b"body"))
+    written: list[str] = []
+    transact = store.second.transact
+
+    async def write_before(work: Callable[[sa.Connection], Any]) -> Any:
+        written.append(f"neighbour {len(written)}")
+        await store.sink.write(batch(written[-1], project_id="other"), IdempotencyKey(written[-1], b"body"))
+        return await transact(work)
+
+    store.second.transact = write_before  # type: ignore[method-assign]
+    assert (await store.erase()).entries == 5
+    assert await store.left() == await keys_of(store) == written
+    assert len(written) == 1 + 5 + 3  # it begins, takes each chunk, and forgets keys two at a time
+
+
 @pytest.mark.parametrize("is_merged", [False, True])
 async def test_what_arrives_meanwhile_stays(store: Erasable, is_merged: bool) -> None:
     await store.write("a", "b", "c")
