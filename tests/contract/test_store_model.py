@@ -216,7 +216,9 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def erase_all(self) -> None:
         """Erase one project, and leave the other one for the other rules."""
+        self.write_with_keys([("blog", "k1", "a")])
         self.erase(LogFilter(project_id="blog"))
+        self.write_with_keys([("blog", "k1", "b")])  # it is new again
 
     def export(self, selection: LogFilter) -> None:
         """Write what matches: all of it, once."""
