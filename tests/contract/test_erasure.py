@@ -2,6 +2,8 @@
 
 import asyncio
 import sqlite3
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from datetime import timedelta
@@ -18,6 +20,7 @@ from httpbridge.log_store.erasure import Erasure, Receipt, erasures_of
 from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.merging import MergeLimits, Merger
 from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.schema import erasures
 from httpbridge.log_store.second_writer import SecondWriter
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.sink import MaintainedStore, SqlSink, open_sink, store_at
@@ -151,6 +154,25 @@ async def test_with_a_whole_project_its_idempotency_keys_go(store: Erasable) -> 
     assert await store.left() == ["a", "a"]
 
 
+async def test_a_neighbour_writes_between_any_two_steps(store: Erasable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between chunks, and between some of the project's keys and others."""
+    monkeypatch.setattr("httpbridge.log_store.erasure.FORGOTTEN_MAX", 2)
+    for name in "abcde":
+        await store.sink.write(batch(name), IdempotencyKey(name, b"body"))
+    written: list[str] = []
+    transact = store.second.transact
+
+    async def write_before(work: Callable[[sa.Connection], Any]) -> Any:
+        written.append(f"neighbour {len(written)}")
+        await store.sink.write(batch(written[-1], project_id="other"), IdempotencyKey(written[-1], b"body"))
+        return await transact(work)
+
+    store.second.transact = write_before  # type: ignore[method-assign]
+    assert (await store.erase()).entries == 5
+    assert await store.left() == await keys_of(store) == written
+    assert len(written) == 1 + 5 + 3  # it begins, takes each chunk, and forgets keys two at a time
+
+
 @pytest.mark.parametrize("is_merged", [False, True])
 async def test_what_arrives_meanwhile_stays(store: Erasable, is_merged: bool) -> None:
     await store.write("a", "b", "c")
@@ -243,6 +265,93 @@ async def test_an_erasure_that_breaks_off_is_noted_as_far_as_it_came(store: Eras
     assert [(one.by, one.entries, one.is_scrubbed) for one in found] == [
         ("the second", 1, True), ("the first", 2, None)
     ]  # fmt: skip
+
+
+# Erases in its own time: a line before each transaction, which waits for one in return.
+ERASE_IN_STEPS = """
+import asyncio, sys
+from httpbridge.log_store import chunk_writes, erasure
+from httpbridge.log_store.read_store import ReadStore
+from httpbridge.log_store.schema import erasures
+from httpbridge.log_store.second_writer import SecondWriter
+from httpbridge.log_store.selection import LogFilter
+
+erasure.FORGOTTEN_MAX = 2
+
+async def main(url, text, killed_at):
+    writer = SecondWriter(url)
+    begun, transact = 0, writer.transact
+
+    async def stepped(work):
+        nonlocal begun
+        begun += 1
+        if begun < killed_at:
+            return await transact(work)
+
+        def step(connection):
+            work(connection)
+            print("in a transaction", flush=True)
+            sys.stdin.read()
+
+        return await transact(step)
+
+    writer.transact = stepped
+    await erasure.Erasure(writer, ReadStore(url), LogFilter(project_id="demo", text=text)).run("killed")
+
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+"""
+
+
+@pytest.mark.parametrize("text", ["", "gone"])
+@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True)
+async def test_killed_in_a_transaction_it_has_done_those_before_and_the_next_one_finishes(
+    store: Erasable, text: str, is_long: bool
+) -> None:
+    """With a whole project and with a part, in chunks and in keys; the killed one's last transaction did nothing."""
+    selection = LogFilter(project_id="demo", text=text)
+    # By way of a key each is a chunk of its own, and forgotten two at a time.
+    number = 5
+    transactions = 1 + number + (0 if text else number // 2 + 1)
+    for killed_at in range(1, transactions + 1) if is_long else (3, transactions):
+        for place in range(number):
+            entries = [LogEntry(Level.INFO, f"{kind} {place}") for kind in ("gone", "kept")]
+            await store.sink.write(batch(entries=entries), IdempotencyKey(f"{place}", b"body"))
+        await store.sink.write(batch("other", project_id="other"), IdempotencyKey("others", b"body"))
+        before = await stored_entries(store.url)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", ERASE_IN_STEPS, store.url, text, str(killed_at), stdin=PIPE, stdout=PIPE
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"in a transaction\n"
+        process.kill()
+        await process.wait()
+
+        chunks_gone = min(killed_at - 2, number) if killed_at > 1 else 0
+        gone = [f"gone {place}" for place in range(chunks_gone)]
+        if not text:
+            gone += [f"kept {place}" for place in range(chunks_gone)]
+
+        def stays(entry: dict[str, Any], gone: list[str] = gone) -> bool:
+            return entry["project_id"] == "other" or entry["message"] not in gone
+
+        assert await stored_entries(store.url) == [entry for entry in before if stays(entry)]
+        keys_gone = 0 if text else max(0, killed_at - 2 - number) * 2
+        assert len(await keys_of(store)) == 1 + number - keys_gone
+        left = await erasures_of(store.reader, "demo", 1)
+        assert [one.entries for one in left if one.by == "killed"] == ([len(gone)] if killed_at > 1 else [])
+
+        receipt = await store.erase(selection)
+        assert receipt.entries + len(gone) == (number if text else 2 * number)
+        is_kept = [entry for entry in before if entry["project_id"] == "other" or (text and "kept" in entry["message"])]
+        assert await stored_entries(store.url) == is_kept
+        assert len(await keys_of(store)) == (1 + number if text else 1)
+        await store.erase()
+        await store.erase(LogFilter(project_id="other"))
+        await clear_erasures(store)
+
+
+async def clear_erasures(store: Erasable) -> None:
+    await store.store.transact(lambda connection: connection.execute(sa.delete(erasures)))
 
 
 async def test_nothing_is_made_where_there_is_no_store(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
 from httpbridge.log_store.selection import LogFilter
-from httpbridge.log_store.sink import SqlSink, open_sql_sink
+from httpbridge.log_store.sink import SqlSink, open_sink
+from tests.contract.conftest import written_store
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 
 
@@ -31,21 +32,21 @@ async def messages(url: str, project_id: str = "demo") -> list[str]:
         await store.close()
 
 
-async def test_what_is_sent_again_is_stored_once(database_url: str) -> None:
-    async with sink_on(database_url) as sink:
+async def test_what_is_sent_again_is_stored_once(written_url: str) -> None:
+    async with sink_on(written_url) as sink:
         for _ in range(3):
             await sink.write(batch("a", "b"), key("one"))
         await sink.write(batch("a", "b"), key("two"))
         await sink.write(batch("c"))
         await sink.write(batch("a", project_id="other"), key("one", "another project's"))
-    async with sink_on(database_url) as sink:  # another process
+    async with sink_on(written_url) as sink:  # another process
         await sink.write(batch("a", "b"), key("one"))
-    assert await messages(database_url) == ["a", "a", "b", "b", "c"]
-    assert await messages(database_url, "other") == ["a"]
+    assert await messages(written_url) == ["a", "a", "b", "b", "c"]
+    assert await messages(written_url, "other") == ["a"]
 
 
-async def test_copies_at_once_by_several_bridges_are_stored_once(database_url: str) -> None:
-    sinks = [await open_sql_sink(database_url, monotonic=Clock()) for _ in range(3)]
+async def test_copies_at_once_by_several_bridges_are_stored_once(written_url: str) -> None:
+    sinks = [await open_sink(written_store(written_url), monotonic=Clock()) for _ in range(3)]
 
     async def send(sink: SqlSink, number: int) -> None:
         await sink.write(batch(str(number)), key(f"key {number}", str(number)))
@@ -63,11 +64,11 @@ async def test_copies_at_once_by_several_bridges_are_stored_once(database_url: s
     finally:
         for sink in sinks:
             await sink.close()
-    assert await messages(database_url) == sorted([*map(str, range(50)), "other", "other", "other"])
+    assert await messages(written_url) == sorted([*map(str, range(50)), "other", "other", "other"])
 
 
-async def test_another_body_with_a_key_is_refused_and_harms_nobody(database_url: str) -> None:
-    async with sink_on(database_url) as sink:
+async def test_another_body_with_a_key_is_refused_and_harms_nobody(written_url: str) -> None:
+    async with sink_on(written_url) as sink:
         await sink.write(batch("first"), key("one"))
         writes: list[Any] = [
             sink.write(batch("before")),
@@ -81,7 +82,7 @@ async def test_another_body_with_a_key_is_refused_and_harms_nobody(database_url:
     kinds = [type(outcome) for outcome in outcomes]
     conflict, done = IdempotencyConflictError, type(None)
     assert kinds == [done, conflict, done, done, conflict, done]
-    assert await messages(database_url) == ["after", "before", "first", "third"]
+    assert await messages(written_url) == ["after", "before", "first", "third"]
 
 
 def test_chunks_with_a_key_are_before_all_others() -> None:
@@ -108,14 +109,14 @@ async def test_a_bridge_that_stopped_in_the_middle_of_a_commit_holds_up_only_its
     await engine.dispose()
 
 
-async def test_a_key_is_remembered_for_a_day(database_url: str) -> None:
+async def test_a_key_is_remembered_for_a_day(written_url: str) -> None:
     async def age(seconds: int) -> None:
-        engine = reading_engine(database_url)
+        engine = reading_engine(written_url)
         async with engine.begin() as connection:
             await connection.execute(sa.text(f"UPDATE idempotency_keys SET stored_at = stored_at - {seconds}"))
         await engine.dispose()
 
-    async with sink_on(database_url) as sink:
+    async with sink_on(written_url) as sink:
         await sink.write(batch("a"), key("one"))
         await age(24 * 3600 - 60)
         await sink.write(batch("a"), key("one"))
@@ -123,14 +124,14 @@ async def test_a_key_is_remembered_for_a_day(database_url: str) -> None:
         await sink.write(batch("b"), key("one", "another"))
         with pytest.raises(IdempotencyConflictError):
             await sink.write(batch("a"), key("one"))
-    assert await messages(database_url) == ["a", "b"]
+    assert await messages(written_url) == ["a", "b"]
 
 
-async def test_a_batch_of_an_unknown_outcome_may_be_sent_again(database_url: str) -> None:
+async def test_a_batch_of_an_unknown_outcome_may_be_sent_again(written_url: str) -> None:
     """Its caller went away before the answer; it was stored all the same."""
-    async with sink_on(database_url) as sink:
+    async with sink_on(written_url) as sink:
         writing: asyncio.Future[None] = asyncio.ensure_future(sink.write(batch("a"), key("one")))
         await asyncio.sleep(0)
         writing.cancel()
         await sink.write(batch("a"), key("one"))
-    assert await messages(database_url) == ["a"]
+    assert await messages(written_url) == ["a"]

@@ -19,6 +19,7 @@ from httpbridge.log_store.tail import LogTail, newest_cursor
 from tests.contract.test_log_sink import Clock, batch
 
 EVERYTHING = LogFilter(project_id="demo", since=datetime(1, 1, 1, tzinfo=UTC))
+PROJECTS = ["demo", "a", "b", "c", "d"]
 AT_ONCE = MergeLimits(chunks_min=4, age_seconds=-9)
 
 WRITE_AND_MERGE = """
@@ -27,7 +28,7 @@ from httpbridge.log_store.merging import Merger
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import open_sink, store_at
 from tests.contract.test_log_sink import Clock, batch
-from tests.contract.test_merging import AT_ONCE
+from tests.contract.test_merging import AT_ONCE, PROJECTS
 
 async def main(url, name):
     store = store_at(url)
@@ -36,7 +37,9 @@ async def main(url, name):
 
     async def write():
         for number in itertools.count():
-            await sink.write(batch(f"{name} {number} a", f"{name} {number} b"))
+            await asyncio.gather(
+                *(sink.write(batch(f"{name} {number} a", f"{name} {number} b", project_id=id_)) for id_ in PROJECTS)
+            )
             print(number, flush=True)
 
     async def merge():
@@ -49,8 +52,9 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def messages(reader: ReadStore) -> list[str]:
-    return [log.message async for log in read(reader, EVERYTHING)]
+async def messages(reader: ReadStore, project_id: str = "demo") -> list[str]:
+    selection = LogFilter(project_id=project_id, since=EVERYTHING.since)
+    return [log.message async for log in read(reader, selection)]
 
 
 async def chunk_entries(reader: ReadStore) -> list[int]:
@@ -79,12 +83,13 @@ async def test_a_writer_that_is_killed_while_it_merges_loses_and_repeats_nothing
         for line in (await process.stdout.read()).splitlines():
             expected |= {f"{life} {int(line)} a", f"{life} {int(line)} b"}
         await process.wait()
-        found = await messages(reader)
-        assert len(found) == len(set(found))
-        # At most one batch more: the one that was stored, and not answered.
-        assert expected <= set(found)
-        assert len(set(found) - expected) <= 2 * lives
-        is_merged = max(await chunk_entries(reader)) > 2
+        for project_id in PROJECTS:
+            found = await messages(reader, project_id)
+            assert len(found) == len(set(found))
+            # At most one batch more: the one that was stored, and not answered.
+            assert expected <= set(found)
+            assert len(set(found) - expected) <= 2 * lives
+        is_merged = len([entries for entries in await chunk_entries(reader) if entries > 2]) >= len(PROJECTS)
     await reader.close()
 
 

@@ -19,7 +19,7 @@ from httpbridge.log_store.maintenance import Maintenance, MaintenanceLimits
 from httpbridge.log_store.merging import MergeLimits, Merger
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.retention import NO_LIMITS, Retainer, Retention, project_data_of, set_retention
-from httpbridge.log_store.schema import NowSeconds, log_store
+from httpbridge.log_store.schema import NowSeconds, chunks, log_store
 from httpbridge.log_store.sink import MaintainedStore, SqlSink, open_sink, store_at
 from httpbridge.log_store.sqlite_writes import RECLAIMED_PAGES
 from tests.contract.test_log_sink import Clock, batch, query, stored_messages
@@ -157,6 +157,20 @@ async def test_above_the_bytes_of_the_store_the_oldest_of_all_go_loudly(kept: Ke
         ("logs_dropped", "warning", "store_bytes")
     }
     assert sum(line["entries"] for line in logged) == len(texts) - len(left)
+
+
+async def test_the_bytes_of_the_store_are_those_of_its_file(tmp_path: Path) -> None:
+    """Nearly: pages are not full, and other tables have some."""
+    path = tmp_path / "logs.db"
+    most = 1_000_000
+    async with kept_at(sqlite_url(path)) as kept:
+        for number in range(60):  # of one page each, and of many
+            await kept.write(incompressible(300 if number % 2 else 60_000), project_id=f"p{number % 3}")
+        assert await kept.store.scrub()
+        assert path.stat().st_size > 1.3 * most
+        await kept.retain(Retention(store_bytes_max=most))
+        assert await kept.store.scrub()
+        assert 0.8 * most < path.stat().st_size <= 1.1 * most
 
 
 async def test_bytes_that_somebody_else_frees_end_the_search(kept: Kept) -> None:
@@ -333,10 +347,20 @@ class Turns:
         self._waiting.put_nowait(await self._waiting.get())
 
 
+NO_MERGES = MergeLimits(chunks_min=100, quiet_seconds=2**40)
+NO_WAITING = MaintenanceLimits(retention_seconds=0)
+
+
 class Maintained:
     """A process that maintains a store."""
 
-    def __init__(self, url: str, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        turns: Turns | None = None,
+        merge_limits: MergeLimits = NO_MERGES,
+        limits: MaintenanceLimits = NO_WAITING,
+    ) -> None:
         self.turns = turns or Turns()
         self.clock = Clock()
         self.store = store_at(url)
@@ -346,8 +370,8 @@ class Maintained:
             Retention(days=1),
             monotonic=self.clock,
             sleep=self.turns.sleep,
-            limits=MaintenanceLimits(retention_seconds=0),
-            merge_limits=MergeLimits(chunks_min=100, quiet_seconds=2**40),
+            limits=limits,
+            merge_limits=merge_limits,
         )
 
     async def start(self) -> None:
@@ -380,6 +404,30 @@ async def test_one_of_two_maintains_and_the_other_takes_over(kept: Kept) -> None
         await first.maintenance.close()
         for one in (first, second):
             await one.store.close()
+
+
+async def test_retention_goes_before_a_backlog_of_merging(kept: Kept) -> None:
+    """What is to be dropped is gone before the first merge, which is what may take long."""
+    at_merges: list[list[str]] = []
+
+    class Noting(Turns):
+        async def pause(self) -> None:
+            rows = await kept.reader.rows(sa.select(sa.func.count()).where(chunks.c.version > 0))
+            if rows[0][0]:
+                at_merges.append(await kept.left())
+
+    merge_limits = MergeLimits(chunks_min=2, age_seconds=-9)
+    maintained = Maintained(kept.url, Noting(), merge_limits, MaintenanceLimits())
+    await kept.write("old", days=2, project_id="another")
+    for project_id in ("a", "b"):
+        await kept.write("1", "2", "3", "4", project_id=project_id)
+    await maintained.start()
+    try:
+        await maintained.turns.one()
+    finally:
+        await maintained.maintenance.close()
+        await maintained.store.close()
+    assert [sorted(left) for left in at_merges] == [sorted("11223344")] * 2
 
 
 async def test_a_turn_that_takes_long_keeps_the_lease(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from io import BytesIO
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +19,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from authsvc.runtime.database_url import sqlite_url
+from httpbridge.errors import IdempotencyConflictError
 from httpbridge.log_store.erasure import Erasure
+from httpbridge.log_store.export import Exporter
+from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.merging import MergeLimits, Merger
 from httpbridge.log_store.queries import LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore
@@ -26,6 +32,7 @@ from httpbridge.log_store.selection import LogFilter, Position
 from httpbridge.log_store.sink import open_sink, store_at
 from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
 from httpbridge.logs import Level, LogBatch, LogEntry
+from tests.postgres import PostgresServer, fresh_database
 
 START = datetime(2026, 11, 23, 20, 0, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -84,12 +91,16 @@ class Entry:
 class StoreMachine(RuleBasedStateMachine):
     """The store, and the list."""
 
+    fresh_database: Callable[[], AbstractContextManager[str]]
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.directory = TemporaryDirectory(dir=Path("/dev/shm") if Path("/dev/shm").is_dir() else None)
-        self.url = sqlite_url(Path(self.directory.name) / "logs.db")
+        self.database = self.fresh_database()
+        self.url = self.database.__enter__()
         self.number = 0
+        self.keys: dict[tuple[str, str], str] = {}
+        """By project and key: the body that it was first sent with."""
         self.list: list[Entry] = []
         """In the order of commits."""
         self.tails: list[tuple[Cursor, LogFilter, list[Entry]]] = []
@@ -114,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.run(self.close())
         self.runner.close()
-        self.directory.cleanup()
+        self.database.__exit__(None, None, None)
 
     @rule(project=projects, service=services, commits=commits)
     def write(self, project: str, service: str, commits: list[list[list[tuple[Level, datetime | None, str]]]]) -> None:
@@ -132,15 +143,49 @@ class StoreMachine(RuleBasedStateMachine):
             ]
             received_at = START + self.number * timedelta(seconds=7)
             batches.append(LogBatch(project, f"key {self.number % 3}", received_at, service, "test", None, made))
+        self.send([(batch, None) for batch in batches])
+        self.note(batches)
 
-        async def write_all() -> None:
-            await asyncio.gather(*map(self.sink.write, batches))
+    def send(self, writes: Sequence[tuple[LogBatch, IdempotencyKey | None]]) -> list[bool]:
+        """Write at once; return which are conflicts."""
 
-        self.run(write_all())
+        async def write_all() -> list[BaseException | None]:
+            return await asyncio.gather(*(self.sink.write(*write) for write in writes), return_exceptions=True)
+
+        outcomes = self.run(write_all())
+        assert {type(outcome) for outcome in outcomes} <= {type(None), IdempotencyConflictError}
+        return [outcome is not None for outcome in outcomes]
+
+    def note(self, batches: Sequence[LogBatch]) -> None:
         new = [Entry(batch, entry) for batch in batches for entry in batch.entries]
         self.list += new
         for _, selection, arrived in self.tails:
             arrived += [entry for entry in new if entry.matches(selection)]
+
+    @rule(
+        sent=st.lists(st.tuples(projects, st.sampled_from(["", "k1", "k2", "k3"]), st.sampled_from("ab")), min_size=1)
+    )
+    def write_with_keys(self, sent: list[tuple[str, str, str]]) -> None:
+        """Write batches at once, by project, key and body: a key stores once, and only a body of its own conflicts."""
+        writes: list[tuple[LogBatch, IdempotencyKey | None]] = []
+        conflicts = []
+        stored: list[tuple[bool, LogBatch]] = []
+        for project, name, body in sent:
+            self.number += 1
+            entry = LogEntry(Level.INFO, f"{body} {self.number}", None)
+            received_at = START + self.number * timedelta(seconds=7)
+            batch = LogBatch(project, f"key {self.number % 3}", received_at, "web", "test", None, [entry])
+            writes.append((batch, IdempotencyKey(name, body.encode()) if name else None))
+            is_new = not name or (project, name) not in self.keys
+            if is_new:
+                stored.append((not name, batch))
+                if name:
+                    self.keys[project, name] = body
+            conflicts.append(bool(name) and self.keys[project, name] != body)
+        assert self.send(writes) == conflicts
+        # Of a commit, those with a key come first: each is a chunk of its own.
+        self.note([batch for _, batch in sorted(stored, key=itemgetter(0))])
+        self.check_ids()
 
     @rule(project=projects, service=services, commits=commits, is_last=st.booleans())
     def write_and_merge(self, project: str, service: str, commits: Any, is_last: bool) -> None:
@@ -164,7 +209,30 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.run(erasure.count()) == len(expected)
         receipt = self.run(erasure.run("a test"))
         assert receipt.entries == len(expected)
+        if selection == LogFilter(project_id=selection.project_id):
+            self.keys = {key: body for key, body in self.keys.items() if key[0] != selection.project_id}
         self.forget(expected)
+
+    @rule()
+    def erase_all(self) -> None:
+        """Erase one project, and leave the other one for the other rules."""
+        self.write_with_keys([("blog", "k1", "a")])
+        self.erase(LogFilter(project_id="blog"))
+        self.write_with_keys([("blog", "k1", "b")])  # it is new again
+
+    def export(self, selection: LogFilter) -> None:
+        """Write what matches: all of it, once."""
+        exporter = Exporter(self.reader, selection)
+        lines = BytesIO()
+
+        async def write() -> int:
+            return sum([exporter.write(part, lines.write)[0] async for parts in exporter.parts() for part in parts])
+
+        number = self.run(write())
+        expected = [entry for entry in self.list if entry.matches(selection)]
+        found = [msgspec.json.decode(line) for line in lines.getvalue().splitlines()]
+        assert number == len(expected)
+        assert sorted(line["message"] for line in found) == sorted(entry.message for entry in expected)
 
     @rule(project=projects, bytes_max=st.sampled_from([1, 1500, 4000]))
     def retain(self, project: str, bytes_max: int) -> None:
@@ -251,6 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [log.message for log in self.logs(selection)] == [
             entry.message for entry in sorted(expected, key=lambda entry: entry.position)
         ][-100:]
+        self.export(selection)
 
     @rule(selection=filters)
     def count(self, selection: LogFilter) -> None:
@@ -269,14 +338,31 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.run(queries.oldest(selection.project_id, since)) == oldest
 
 
-def test_a_store_is_a_list(is_long: bool) -> None:
+@contextmanager
+def fresh_file() -> Iterator[str]:
+    with TemporaryDirectory(dir=Path("/dev/shm") if Path("/dev/shm").is_dir() else None) as directory:
+        yield sqlite_url(Path(directory) / "logs.db")
+
+
+def check_model(fresh: Callable[[], AbstractContextManager[str]], examples: int, *, is_long: bool) -> None:
+    class Machine(StoreMachine):
+        fresh_database = staticmethod(fresh)
+
     run_state_machine_as_test(
-        StoreMachine,
+        Machine,
         settings=settings(
-            max_examples=200 if is_long else 15,
+            max_examples=examples,
             stateful_step_count=30,
             derandomize=not is_long,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_store_is_a_list(is_long: bool) -> None:
+    check_model(fresh_file, 200 if is_long else 15, is_long=is_long)
+
+
+def test_a_store_on_postgresql_is_a_list(postgres_server: PostgresServer, is_long: bool) -> None:
+    check_model(partial(fresh_database, postgres_server, "template1"), 60 if is_long else 3, is_long=is_long)

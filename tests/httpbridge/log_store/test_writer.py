@@ -20,6 +20,7 @@ from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.chunk import Chunk
 from httpbridge.log_store.encoding import chunks_of, encode
 from httpbridge.log_store.group_commit import GroupCommit
+from httpbridge.log_store.idempotency import IdempotencyKey
 from httpbridge.log_store.origin_store import OriginCount, OriginStore
 from httpbridge.log_store.sink import SqlSink, store_at
 from httpbridge.log_store.writer import Writer, serve_writer
@@ -118,19 +119,6 @@ async def test_batches_of_all_workers_are_stored_whole(files: Files) -> None:
     stored = files.messages()
     assert sorted(stored[i : i + 3] for i in range(0, len(stored), 3)) == sorted(batches)
     assert [len(sizes) < 20 for sizes in groups] == [True, True]
-
-
-async def test_every_field_is_stored_as_it_came(files: Files) -> None:
-    entry = LogEntry(Level.ERROR, "päng 🚀 \x01", NOW, '{"e": 1.0E+2, "a":1, "a":2}', "t", "s", "r", "v", "c", "1.0")
-    async with writing(files), worker(files) as sink:
-        await sink.write(LogBatch("demo", "key-1", NOW, "sørvice", "test", "0.9", [entry]))
-    (row,) = files.entries()
-    del row["id"]
-    assert row == {
-        "project_id": "demo", "key_id": "key-1", "received_at": NOW, "service": "sørvice", "environment": "test",
-        "release": "1.0", "level": "error", "message": entry.message, "timestamp": NOW, "metadata": entry.metadata,
-        "trace_id": "t", "span_id": "s", "request_id": "r", "vercel_id": "v", "context": "c",
-    }  # fmt: skip
 
 
 async def test_the_largest_batch_fits(files: Files) -> None:
@@ -331,6 +319,59 @@ async def test_a_project_has_one_turn_whatever_the_number_of_workers_that_bring_
     assert [owner for owner in owners if owner in chunks] == ["a", "b", "a", "b"]
     assert len(owners) == 6
     assert len(set(owners) - set(chunks)) == 2
+
+
+async def test_conflicts_of_one_commit_reach_the_workers_that_sent_them(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their places in what each of them sent; everything else of the commit is stored."""
+    store = store_at(files.url)
+    await store.open()
+    commit, gate = store.commit, asyncio.Event()
+    commits: list[int] = []
+
+    async def held(chunks: list[Chunk]) -> list[int]:
+        commits.append(len(chunks))
+        await gate.wait()
+        return await commit(chunks)
+
+    submit = GroupCommit.submit
+    submitted: asyncio.Queue[None] = asyncio.Queue()
+
+    def noted(*arguments: Any) -> Any:
+        submitted.put_nowait(None)
+        return submit(*arguments)
+
+    store.commit = held  # type: ignore[method-assign]
+    monkeypatch.setattr(GroupCommit, "submit", noted)
+    writer = Writer(store, OriginStore(files.url, store.probe))
+    listener = await asyncio.start_unix_server(writer.serve, files.socket)
+    workers = [RemoteStore(files.socket) for _ in range(3)]
+
+    async def send(worker: RemoteStore, *messages: str) -> list[int]:
+        """Each with its first character as its key, and with none if that is a dash."""
+        keys = [None if message[0] == "-" else IdempotencyKey(message[0], message.encode()) for message in messages]
+        return await worker.commit(
+            [chunks_of([encode(batch(m), key)])[0] for m, key in zip(messages, keys, strict=True)]
+        )
+
+    sent = [
+        ("a", "b"),
+        ("-1", "c", "a again", "d"),
+        ("b", "c", "c again", "-2", "b again", "e"),
+    ]
+    sending = []
+    for worker, messages in zip(workers, sent, strict=True):
+        sending.append(asyncio.create_task(send(worker, *messages)))
+        await submitted.get()
+    gate.set()
+    assert await asyncio.gather(*sending) == [[], [2], [2, 4]]
+    assert commits == [2, 10]
+    for worker in workers:
+        await worker.close()
+    listener.close()
+    await writer.close()
+    assert files.messages() == ["a", "b", "-1", "c", "d", "-2", "e"]
 
 
 def test_a_writer_that_stops_during_a_commit_stores_it_and_leaves_no_error(files: Files) -> None:
