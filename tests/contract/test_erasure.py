@@ -170,7 +170,7 @@ async def test_a_neighbour_writes_between_any_two_steps(store: Erasable, monkeyp
     store.second.transact = write_before  # type: ignore[method-assign]
     assert (await store.erase()).entries == 5
     assert await store.left() == await keys_of(store) == written
-    assert len(written) == 1 + 5 + 3  # it begins, takes each chunk, and forgets keys two at a time
+    assert len(written) == 1 + 5 + 3 + 1  # it begins, takes each chunk, forgets keys two at a time, and notes its end
 
 
 @pytest.mark.parametrize("is_merged", [False, True])
