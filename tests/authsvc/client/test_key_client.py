@@ -253,8 +253,9 @@ async def test_a_service_that_hangs_is_a_fault_at_the_deadline(
 ) -> None:
     service.gate.clear()
     client = KeyClient(address, TOKEN, None, clock, deadline_seconds=0.1)
-    assert "did not answer within 0.1 s" in await fault(client)
-    await asyncio.wait_for(service.cancelled.wait(), 60)
+    async with asyncio.timeout(60):
+        while not service.cancelled.is_set():  # on a busy machine, a deadline may pass before the service has the call
+            assert "did not answer within 0.1 s" in await fault(client)
     await client.close()
 
 
