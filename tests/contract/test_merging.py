@@ -1,7 +1,7 @@
 """Merging on real stores: no reader and no crash sees an entry twice, or misses one."""
 
 import asyncio
-import random
+import signal
 import sys
 from asyncio.subprocess import PIPE
 from datetime import UTC, datetime
@@ -23,15 +23,25 @@ PROJECTS = ["demo", "a", "b", "c", "d"]
 AT_ONCE = MergeLimits(chunks_min=4, age_seconds=-9)
 
 WRITE_AND_MERGE = """
-import asyncio, itertools, sys
+import asyncio, itertools, os, signal, sys
 from httpbridge.log_store.merging import Merger
 from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.sink import open_sink, store_at
 from tests.contract.test_log_sink import Clock, batch
 from tests.contract.test_merging import AT_ONCE, PROJECTS
 
-async def main(url, name):
+async def main(url, name, killed_in):
     store = store_at(url)
+    transact = store.transact
+    turns = itertools.count(1)
+
+    def and_killed(work, connection):
+        result = work(connection)
+        if next(turns) == int(killed_in):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    store.transact = lambda work: transact(lambda connection: and_killed(work, connection))
     sink = await open_sink(store, monotonic=Clock())
     merger = Merger(store, ReadStore(url), monotonic=Clock(), limits=AT_ONCE)
 
@@ -64,32 +74,26 @@ async def chunk_entries(reader: ReadStore) -> list[int]:
 async def test_a_writer_that_is_killed_while_it_merges_loses_and_repeats_nothing(
     database_url: str, is_long: bool
 ) -> None:
-    chance = random.Random(13)
+    """Each life ends within the transaction of a merge, of which those before are done."""
     await (await open_sql_sink(database_url, monotonic=Clock())).close()
     reader = ReadStore(database_url)
     expected: set[str] = set()
-    lives, is_merged = 0, False
-    while lives < (20 if is_long else 2) or not is_merged:
-        life, lives = lives, lives + 1
+    lives = 20 if is_long else 2
+    for life in range(lives):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", WRITE_AND_MERGE, database_url, str(life), stdout=PIPE
+            sys.executable, "-c", WRITE_AND_MERGE, database_url, str(life), str(2 + life), stdout=PIPE
         )
-        assert process.stdout is not None
-        for _ in range(chance.randrange(1, 60)):
-            number = int(await process.stdout.readline())
-            expected |= {f"{life} {number} a", f"{life} {number} b"}
-        process.kill()
-        # What was answered before the signal came, too.
-        for line in (await process.stdout.read()).splitlines():
+        answered, _ = await process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        for line in answered.splitlines():
             expected |= {f"{life} {int(line)} a", f"{life} {int(line)} b"}
-        await process.wait()
         for project_id in PROJECTS:
             found = await messages(reader, project_id)
             assert len(found) == len(set(found))
             # At most one batch more: the one that was stored, and not answered.
             assert expected <= set(found)
-            assert len(set(found) - expected) <= 2 * lives
-        is_merged = len([entries for entries in await chunk_entries(reader) if entries > 2]) >= len(PROJECTS)
+            assert len(set(found) - expected) <= 2 * (life + 1)
+    assert max(await chunk_entries(reader)) > 2
     await reader.close()
 
 
