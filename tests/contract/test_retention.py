@@ -277,8 +277,7 @@ async def test_a_clean_stop_merges_what_is_left_and_leaves_no_room_free(tmp_path
         await kept.write(*(incompressible(10_000) for _ in range(20)))
         maintained = Maintained(kept.url)
         await maintained.start()
-        await maintained.maintenance.close()
-        await maintained.store.close()
+        await maintained.close()
         assert len(await query(kept.url, sa.text("SELECT id FROM chunks"))) == 1
         assert free_pages(path) == 0
         assert len(await kept.left()) == 20
@@ -378,6 +377,18 @@ class Maintained:
         await self.store.open()
         self.maintenance.start()
 
+    async def close(self) -> None:
+        await self.maintenance.close()
+        await self.store.close()
+
+    async def one_turn(self) -> None:
+        """Start, have one turn, and end."""
+        await self.start()
+        try:
+            await self.turns.one()
+        finally:
+            await self.close()
+
 
 async def test_one_of_two_maintains_and_the_other_takes_over(kept: Kept) -> None:
     first, second = Maintained(kept.url), Maintained(kept.url)
@@ -421,12 +432,7 @@ async def test_retention_goes_before_a_backlog_of_merging(kept: Kept) -> None:
     await kept.write("old", days=2, project_id="another")
     for project_id in ("a", "b"):
         await kept.write("1", "2", "3", "4", project_id=project_id)
-    await maintained.start()
-    try:
-        await maintained.turns.one()
-    finally:
-        await maintained.maintenance.close()
-        await maintained.store.close()
+    await maintained.one_turn()
     assert [sorted(left) for left in at_merges] == [sorted("11223344")] * 2
 
 
@@ -443,12 +449,7 @@ async def test_a_turn_that_takes_long_keeps_the_lease(kept: Kept, monkeypatch: p
 
     maintained = Maintained(kept.url, Slow())
     await kept.write(*map(str, range(9)), days=2)
-    await maintained.start()
-    try:
-        await maintained.turns.one()
-    finally:
-        await maintained.maintenance.close()
-        await maintained.store.close()
+    await maintained.one_turn()
     assert len(lasting) >= 9
     assert all(lasting)
 
@@ -472,6 +473,5 @@ async def test_who_has_lost_the_lease_stops_at_once(kept: Kept, monkeypatch: pyt
         assert len(await kept.left()) == 8
         await maintained.turns.one()
     finally:
-        await maintained.maintenance.close()
-        await maintained.store.close()
+        await maintained.close()
     assert len(await kept.left()) == 8
