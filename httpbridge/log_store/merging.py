@@ -23,6 +23,9 @@ from httpbridge.log_store.sink import MaintainedStore
 FULL_ENTRIES, FULL_BYTES = 2048, 512 * 1024
 """What a merged chunk has at most, unless one had more already. More is hardly smaller, and slower to search."""
 
+_LISTED_MAX = 8192
+"""Chunks of a project that are looked at in a turn, so that a long backlog takes no more memory."""
+
 _DAY_SECONDS = 86_400
 
 _log = structlog.get_logger("httpbridge.log_store")
@@ -135,7 +138,8 @@ class Merger:
             is_quiet = is_last or now - project.newest_at > self._limits.quiet_seconds
             if project.new >= (1 if is_quiet else self._limits.chunks_min):
                 self._projects[project_id] = self._projects.pop(project_id)
-                await self._merge_project(project_id, project, now, until, is_quiet=is_quiet, is_last=is_last)
+                while await self._merge_project(project_id, project, now, until, is_quiet=is_quiet, is_last=is_last):
+                    pass
             if self._monotonic() >= until:
                 return
 
@@ -158,26 +162,30 @@ class Merger:
 
     async def _merge_project(
         self, project_id: str, project: _Project, now: int, until: float, *, is_quiet: bool, is_last: bool
-    ) -> None:
-        found = await self._small(project_id, project.first_id)
+    ) -> bool:
+        """Merge what was listed; return whether to go on at once with what was not."""
+        found = listed = await self._small(project_id, project.first_id)
         if not is_last or self._reader.late_ids:  # else a chunk may yet appear between two that are merged
             found = [chunk for chunk in found if chunk.stored_at < now - self._limits.age_seconds]
         merges = plan(found, 2 if is_quiet else self._limits.chunks_min)
         for group in merges:
             began = self._monotonic()
             if began >= until:
-                return
+                return False
             await self._merge(project_id, group)
             if not is_last:
                 await self._sleep((self._monotonic() - began) * (1 / self._limits.share - 1))
         if merges or is_quiet:
-            project.new = 0
+            # What is too young yet, or was not listed, is for a later turn.
+            is_rest = len(listed) == _LISTED_MAX
+            project.new = max(len(listed) - len(found), self._limits.chunks_min if is_rest else 0)
         project.first_id = max((chunk.id + 1 for chunk in found if chunk.is_full), default=project.first_id)
+        return is_last and bool(merges) and len(listed) == _LISTED_MAX
 
     async def _small(self, project_id: str, first_id: int) -> list[Small]:
         columns = sa.select(*(chunks.c[name] for name in Small._fields))
         of_project = columns.where(chunks.c.project_id == project_id, chunks.c.id >= first_id)
-        return [Small(*row) for row in await self._reader.rows(of_project.order_by(chunks.c.id))]
+        return [Small(*row) for row in await self._reader.rows(of_project.order_by(chunks.c.id).limit(_LISTED_MAX))]
 
     async def _merge(self, project_id: str, group: list[Small]) -> None:
         columns = sa.select(chunks.c.id, *(chunks.c[name] for name in WRITTEN_COLUMNS))
