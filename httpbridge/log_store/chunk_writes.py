@@ -7,7 +7,7 @@ import msgspec
 import sqlalchemy as sa
 
 from httpbridge.log_store.chunk import Chunk
-from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks, idempotency_keys, log_store
+from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks, idempotency_keys, ids_of, log_store
 
 FORGOTTEN_MAX = 2000
 """Idempotency keys a transaction: some 10 ms, in which nobody else writes to a SQLite file."""
@@ -36,7 +36,7 @@ def replace(connection: sa.Connection, old: Sequence[tuple[int, int]], new: Stor
 
     Return False, and do nothing, if they are no longer as they were.
     """
-    of_old = chunks.c.id.in_([id_ for id_, _ in old])
+    of_old = chunks.c.id.in_(ids_of(id_ for id_, _ in old))
     found = connection.execute(sa.select(chunks.c.id, chunks.c.version).where(of_old).with_for_update()).all()
     if sorted(map(tuple, found)) != sorted(old):
         return False

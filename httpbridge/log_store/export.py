@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, decompressed
 from httpbridge.log_store.read_store import ReadStore, header_of
 from httpbridge.log_store.scan import Header, Place, Scan
-from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.schema import chunks, ids_of
 from httpbridge.log_store.selection import LogFilter
 from httpbridge.log_store.tail import newest_cursor
 
@@ -110,7 +110,7 @@ async def _read(
     is_current = True
     async with store.connection() as connection:
         statement = sa.select(*columns, chunks.c.size).where(
-            chunks.c.id.in_(ids), chunks.c.project_id == scan.project_id
+            chunks.c.id.in_(ids_of(ids)), chunks.c.project_id == scan.project_id
         )
         found = {row.id: row for row in await connection.rows(statement)}
         for id_, last in listed:
@@ -129,7 +129,7 @@ async def _read(
         contents: dict[int, bytes] = {}
         if taken:
             wanted = [row.id for row, _ in taken]
-            statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_(wanted))
+            statement = sa.select(chunks.c.id, chunks.c.content).where(chunks.c.id.in_(ids_of(wanted)))
             contents = {row.id: row.content for row in await connection.rows(statement)}
     parts = [Part(scan.project_id, row, contents[row.id], before, progress.last) for row, before in taken]
     progress.after = max(after, progress.after)

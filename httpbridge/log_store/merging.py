@@ -17,14 +17,11 @@ import structlog
 from httpbridge.log_store.chunk import Chunk, ChunkDamagedError, merged
 from httpbridge.log_store.chunk_writes import StoredChunk, replace
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks
+from httpbridge.log_store.schema import WRITTEN_COLUMNS, NowSeconds, chunks, ids_of
 from httpbridge.log_store.sink import MaintainedStore
 
 FULL_ENTRIES, FULL_BYTES = 2048, 512 * 1024
 """What a merged chunk has at most, unless one had more already. More is hardly smaller, and slower to search."""
-
-_LISTED_MAX = 8192
-"""Chunks of a project that are looked at in a turn, so that a long backlog takes no more memory."""
 
 _DAY_SECONDS = 86_400
 
@@ -42,6 +39,8 @@ class MergeLimits(msgspec.Struct, frozen=True):
     """A project without new chunks for so long has what is left of it merged."""
     share: float = 0.1
     """Of the time merging may take."""
+    listed_max: int = 8192
+    """Chunks of a project that are looked at in a turn, so that a long backlog takes no more memory."""
 
 
 MERGE_LIMITS = MergeLimits()
@@ -177,19 +176,20 @@ class Merger:
                 await self._sleep((self._monotonic() - began) * (1 / self._limits.share - 1))
         if merges or is_quiet:
             # What is too young yet, or was not listed, is for a later turn.
-            is_rest = len(listed) == _LISTED_MAX
+            is_rest = len(listed) == self._limits.listed_max
             project.new = max(len(listed) - len(found), self._limits.chunks_min if is_rest else 0)
         project.first_id = max((chunk.id + 1 for chunk in found if chunk.is_full), default=project.first_id)
-        return is_last and bool(merges) and len(listed) == _LISTED_MAX
+        return is_last and bool(merges) and len(listed) == self._limits.listed_max
 
     async def _small(self, project_id: str, first_id: int) -> list[Small]:
         columns = sa.select(*(chunks.c[name] for name in Small._fields))
-        of_project = columns.where(chunks.c.project_id == project_id, chunks.c.id >= first_id)
-        return [Small(*row) for row in await self._reader.rows(of_project.order_by(chunks.c.id).limit(_LISTED_MAX))]
+        of_project = columns.where(chunks.c.project_id == project_id, chunks.c.id >= first_id).order_by(chunks.c.id)
+        return [Small(*row) for row in await self._reader.rows(of_project.limit(self._limits.listed_max))]
 
     async def _merge(self, project_id: str, group: list[Small]) -> None:
         columns = sa.select(chunks.c.id, *(chunks.c[name] for name in WRITTEN_COLUMNS))
-        rows = await self._reader.rows(columns.where(chunks.c.id.in_([one.id for one in group])).order_by(chunks.c.id))
+        of_group = columns.where(chunks.c.id.in_(ids_of(one.id for one in group)))
+        rows = await self._reader.rows(of_group.order_by(chunks.c.id))
         parts = [(id_, Chunk(*values)) for id_, *values in rows]
         if len(parts) != len(group):
             return  # somebody else has erased some of it

@@ -17,7 +17,7 @@ import structlog
 from httpbridge.log_store.chunk_writes import FORGOTTEN_MAX, forget, overwriting_less
 from httpbridge.log_store.idempotency import KEPT_SECONDS, KEYS_MAX
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import STORED_BYTES, NowSeconds, chunks, idempotency_keys, project_data
+from httpbridge.log_store.schema import STORED_BYTES, NowSeconds, chunks, idempotency_keys, ids_of, project_data
 from httpbridge.log_store.sink import MaintainedStore
 
 _DROPPED_MAX = 64
@@ -167,7 +167,7 @@ class Retainer:
 def _drop(connection: sa.Connection, versions: dict[int, int]) -> Counter[str]:
     """Delete chunks that still have these versions, by id, and count them; return the entries by project."""
     columns = (chunks.c.id, chunks.c.version, chunks.c.project_id, chunks.c.entries, STORED_BYTES)
-    found = sa.select(*columns).where(chunks.c.id.in_(versions)).with_for_update()
+    found = sa.select(*columns).where(chunks.c.id.in_(ids_of(versions))).with_for_update()
     entries: Counter[str] = Counter()
     stored: Counter[str] = Counter()
     ids = []
@@ -177,7 +177,7 @@ def _drop(connection: sa.Connection, versions: dict[int, int]) -> Counter[str]:
             entries[project_id] += number
             stored[project_id] += stored_bytes
     with overwriting_less(connection):
-        connection.execute(chunks.delete().where(chunks.c.id.in_(ids)))
+        connection.execute(chunks.delete().where(chunks.c.id.in_(ids_of(ids))))
     for project_id, number in entries.items():
         _upsert(
             connection,

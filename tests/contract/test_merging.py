@@ -213,3 +213,51 @@ async def test_merging_ends_in_time_and_goes_on_with_others(database_url: str) -
     assert merges == [["a"], ["a", "b"], ["a", "a", "b"], ["a", "a", "b", "b"]]
     await reader.close()
     await sink.close()
+
+
+async def test_a_long_backlog_is_merged_in_turns(database_url: str) -> None:
+    """Though nothing new arrives between them."""
+    store = store_at(database_url)
+    sink = await open_sink(store, monotonic=Clock())
+    reader = ReadStore(database_url)
+    for number in range(10):
+        await sink.write(batch(str(number)))
+    limits = MergeLimits(chunks_min=2, age_seconds=-9, listed_max=4)
+    merger = Merger(store, reader, monotonic=Clock(), limits=limits)
+    turns = []
+    for _ in range(4):
+        await merger.merge()
+        turns.append(await chunk_entries(reader))
+    assert turns == [[4, 1, 1, 1, 1, 1, 1], [4, 3, 1, 1, 1], [9, 1], [9, 1]]
+    assert await messages(reader) == [str(number) for number in range(10)]
+    await reader.close()
+    await sink.close()
+
+
+async def test_what_was_too_young_is_merged_later(database_url: str) -> None:
+    """Though nothing new arrives until then."""
+    store = store_at(database_url)
+    sink = await open_sink(store, monotonic=Clock())
+    reader = ReadStore(database_url)
+    merger = Merger(store, reader, monotonic=Clock(), limits=MergeLimits(chunks_min=4, age_seconds=30))
+
+    async def write(number: int) -> None:
+        for _ in range(number):
+            await sink.write(batch("x"))
+
+    async def grow_older() -> None:
+        older = sa.update(chunks).values(stored_at=chunks.c.stored_at - 60)
+        await store.transact(lambda connection: connection.execute(older).rowcount)
+
+    await write(4)
+    await merger.merge()
+    assert await chunk_entries(reader) == [1, 1, 1, 1]
+    await grow_older()
+    await write(4)
+    await merger.merge()
+    assert await chunk_entries(reader) == [4, 1, 1, 1, 1]
+    await grow_older()
+    await merger.merge()
+    assert await chunk_entries(reader) == [8]
+    await reader.close()
+    await sink.close()

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -353,6 +353,7 @@ def check_model(fresh: Callable[[], AbstractContextManager[str]], examples: int,
         settings=settings(
             max_examples=examples,
             stateful_step_count=30,
+            phases=[phase for phase in Phase if phase is not Phase.explain],  # it traces each line: too slow to end
             derandomize=not is_long,
             deadline=None,
             suppress_health_check=list(HealthCheck),
