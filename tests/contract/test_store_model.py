@@ -282,11 +282,13 @@ class StoreMachine(RuleBasedStateMachine):
     def begin_tail(self, selection: LogFilter) -> None:
         self.tails.append((self.run(newest_cursor(self.reader)), selection, []))
 
-    @rule()
-    def follow(self) -> None:
+    @rule(most=st.sampled_from([3, 100]))
+    def follow(self, most: int) -> None:
+        """Ask for what arrived: it comes in the order of commits; of more than a poll returns, the newest."""
         for cursor, selection, arrived in self.tails:
-            found = self.run(LogTail(self.reader, selection, cursor).poll())
-            assert sorted(row.log.message for row in found.rows) == sorted(entry.message for entry in arrived)
+            found = self.run(LogTail(self.reader, selection, cursor, entries_max=most).poll())
+            assert [row.log.message for row in found.rows] == [entry.message for entry in arrived[-most:]]
+            assert found.is_gap == (len(arrived) > most)
         self.tails = []
 
     @rule(selection=filters, rows=st.sampled_from([1, 3, 100]), entries_max=st.sampled_from([1, 10, 10**6]))
