@@ -11,11 +11,8 @@ import sqlalchemy as sa
 from httpbridge.log_store.chunk import instant_text
 from httpbridge.log_store.read_store import Reading, ReadStore, headers, of_readable
 from httpbridge.log_store.scan import Scan, instant
-from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.schema import chunks, values_of
 from httpbridge.log_store.selection import LogFilter
-
-_PROJECTS = 500
-"""Projects a statement."""
 
 
 class Activity(msgspec.Struct, frozen=True):
@@ -34,13 +31,11 @@ async def activity_of(
     activity = {}
     recent = instant_text(now - timedelta(hours=1))
     async with store.connection() as connection:
-        for start in range(0, len(project_ids), _PROJECTS):
-            statement = _last_timestamps(project_ids[start : start + _PROJECTS])
-            for project_id, last_at in await connection.rows(statement):
-                if last_at is None or last_at < recent:
-                    activity[project_id] = Activity(0, last_at and instant(last_at))
-                else:
-                    activity[project_id] = await _activity(connection, project_id, now, entries_max)
+        for project_id, last_at in await connection.rows(_last_timestamps(project_ids)):
+            if last_at is None or last_at < recent:
+                activity[project_id] = Activity(0, last_at and instant(last_at))
+            else:
+                activity[project_id] = await _activity(connection, project_id, now, entries_max)
     return activity
 
 
@@ -64,6 +59,6 @@ async def _activity(connection: Reading, project_id: str, now: datetime, entries
 
 
 def _last_timestamps(project_ids: Sequence[str]) -> sa.Select[Any]:
-    projects = sa.values(sa.column("project_id", sa.Text), name="projects").data([(id_,) for id_ in project_ids]).cte()
-    of_project = sa.select(sa.func.max(chunks.c.last_at)).where(chunks.c.project_id == projects.c.project_id)
-    return sa.select(projects.c.project_id, of_project.scalar_subquery())
+    projects = values_of(project_ids, sa.Text()).cte()
+    of_project = sa.select(sa.func.max(chunks.c.last_at)).where(chunks.c.project_id == projects.c.value)
+    return sa.select(projects.c.value, of_project.scalar_subquery())

@@ -107,11 +107,6 @@ class Scan:
         # As a JSON string has it, and as it stands in the metadata.
         self._needles = sorted({_encode(self._needle)[1:-1].decode().casefold(), self._needle})
 
-    @property
-    def has_text(self) -> bool:
-        """Whether the entries' texts have to be looked into."""
-        return bool(self._needle)
-
     def spans(self, chunk: Header) -> bool:
         """Say whether all of a chunk is between the positions."""
         return self.begin <= chunk.first_at and chunk.last_at < self.end

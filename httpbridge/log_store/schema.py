@@ -4,7 +4,7 @@ The stores create them themselves, and record the version: a bridge refuses a st
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -17,6 +17,8 @@ from httpbridge.log_store import StoreSetupError
 
 SCHEMA_VERSION = 3
 """1 and 2 had a row for each entry; 3: chunks."""
+
+T = TypeVar("T", int, str)
 
 tables = sa.MetaData()
 
@@ -53,12 +55,17 @@ def _items_postgresql(element: _JsonItems, compiler: SQLCompiler, **options: Any
 
 
 def ids_of(ids: Iterable[int]) -> sa.Select[int]:
-    """Return a query of these numbers, for `IN`, whose text is the same however many they are.
+    """Return a query of these numbers, see `values_of`."""
+    return values_of(ids, sa.BigInteger())
 
-    A connection keeps the statements that it prepared: with a parameter for each of them they took megabytes.
+
+def values_of(values: Iterable[T], type_: sa.types.TypeEngine[T]) -> sa.Select[T]:
+    """Return a query of these, for `IN`, in a column `value`. Its text is the same however many they are.
+
+    A connection keeps the statements that it prepared: with a parameter for each value they took megabytes.
     """
-    items = _JsonItems(sa.literal(msgspec.json.encode(list(ids)).decode(), sa.Text)).table_valued("value")
-    return sa.select(sa.cast(items.c.value, sa.BigInteger))
+    items = _JsonItems(sa.literal(msgspec.json.encode(list(values)).decode(), sa.Text)).table_valued("value")
+    return sa.select(sa.cast(items.c.value, type_).label("value"))
 
 
 _Identity = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # SQLite has identities of the type INTEGER only
