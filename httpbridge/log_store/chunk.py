@@ -188,10 +188,14 @@ def merged(parts: Sequence[tuple[int, Chunk]]) -> Chunk:
             key = keys.setdefault(content.head.keys[run.key], len(keys))
             runs.append(Run((id_ - first_id) * IDS + run.first_id, run.entries, run.received_at, key))
     chunks = [part for _, part in parts]
+    try:
+        summaries = [read_summary(chunk.summary) for chunk in chunks]
+    except msgspec.DecodeError:
+        raise ChunkDamagedError("a summary cannot be read") from None
     return built(
         chunks[0].project_id, Head(list(keys), runs), bodies,
         min(chunk.first_at for chunk in chunks), max(chunk.last_at for chunk in chunks),
-        sum(chunk.entries for chunk in chunks), combined([read_summary(chunk.summary) for chunk in chunks]),
+        sum(chunk.entries for chunk in chunks), combined(summaries),
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from httpbridge.log_store.database import EXPECTED_ERRORS, postgres_engine, tran
 from httpbridge.log_store.scan import Header
 from httpbridge.log_store.schema import check_version, chunks, log_store
 from httpbridge.log_store.sqlite_reads import Prepared, SqliteReaders
-from httpbridge.log_store.summary import read_summary
+from httpbridge.log_store.summary import read_summary, unknown
 
 LATE_IDS = 32_768
 """How far below the newest id PostgreSQL may still make a chunk visible.
@@ -262,12 +262,13 @@ async def headers(
 
 
 def header_of(row: Any) -> Header:
-    """Make a header of a row with its columns."""
-    id_, span, version, first_at, last_at, entries, summary = row
+    """Make a header of a row with its columns. Without a summary that can be read, the content is looked into."""
+    id_, span, version, first_at, last_at, entries, text = row
     try:
-        return Header(id_, span, version, first_at, last_at, entries, read_summary(summary))
+        summary = read_summary(text)
     except msgspec.DecodeError:
-        raise ChunkDamagedError("its summary cannot be read") from None
+        summary = unknown(entries)
+    return Header(id_, span, version, first_at, last_at, entries, summary)
 
 
 async def content_of(reading: Reading, chunk_id: int) -> Content:

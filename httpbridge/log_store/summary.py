@@ -42,7 +42,12 @@ class Summary(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 read_summary = msgspec.json.Decoder(Summary).decode
-"""Read a Summary back."""
+"""Read a Summary back. Raises msgspec.DecodeError."""
+
+
+def unknown(entries: int) -> Summary:
+    """Return the summary of so many entries of which nothing is known: each level may have any number of them."""
+    return Summary([entries + 1] * len(LEVELS))
 
 
 def cells_of(

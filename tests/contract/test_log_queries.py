@@ -36,6 +36,7 @@ from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.sqlite_reads import Prepared, SqliteReader
 from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
 from httpbridge.logs import Level, LogEntry
+from tests.contract.test_export import exported
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
 from tests.stored_chunks import chunk_values
 
@@ -871,17 +872,12 @@ async def test_the_newest_page_reads_few_headers_whatever_the_number_of_chunks(s
     assert 1 < len(statements) <= 1 + 12  # a few headers, and the contents of the newest chunks
 
 
-async def damage(url: str, column: str = "content", chunk_id: int | None = None) -> None:
-    """Flip a bit in the middle of it, in every chunk or in one."""
+async def change(url: str, chunk_id: int | None = None, **values: Any) -> None:
+    """Write other values into all chunks, or into one."""
     engine = reading_engine(url)
+    statement = chunks.update().values(values)
     async with engine.begin() as connection:
-        rows = (await connection.execute(sa.select(chunks.c.id, chunks.c[column]))).all()
-        for id_, value in rows:
-            if chunk_id not in (None, id_):
-                continue
-            middle = len(value) // 2
-            flipped = value[:middle] + bytes([value[middle] ^ 4]) + value[middle + 1 :]
-            await connection.execute(chunks.update().where(chunks.c.id == id_).values({column: flipped}))
+        await connection.execute(statement if chunk_id is None else statement.where(chunks.c.id == chunk_id))
     await engine.dispose()
 
 
@@ -891,7 +887,10 @@ async def test_a_damaged_chunk_is_told_of_and_the_others_can_be_read(store: Stor
         await store.write(*messages, service=f"service {first}")
     rows = await store.rows(300)
     damaged_id = rows[150].log.id
-    await damage(store.url, chunk_id=damaged_id // IDS)
+    ((content,),) = await store.reader.rows(sa.select(chunks.c.content).where(chunks.c.id == damaged_id // IDS))
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+    await change(store.url, damaged_id // IDS, content=flipped)
     selection = LogFilter(project_id="demo", text="message")
     page = await store.queries.page(selection, rows_max=300)
     assert [row.log.message for row in page.rows] == [
@@ -915,6 +914,34 @@ async def test_a_damaged_chunk_is_told_of_and_the_others_can_be_read(store: Stor
     ):
         with pytest.raises(StoreUnavailableError, match=named):
             await asking
+
+
+async def test_without_a_summary_that_can_be_read_the_content_is(store: Store) -> None:
+    """Nothing is missing, and nothing counted that is not there."""
+    await store.write(*[entry(f"message {number}", number, level=level) for number, level in enumerate(Level)])
+    await store.write(*[entry(f"message {number}", number) for number in range(100, 200)], service="other")
+    selections = [
+        LogFilter(project_id="demo", since=START),
+        LogFilter(project_id="demo", since=START, levels=frozenset({Level.ERROR})),
+        LogFilter(project_id="demo", since=START, service="other"),
+    ]
+
+    async def asked() -> list[Any]:
+        found: list[Any] = []
+        for selection in selections:
+            found += [
+                (await store.queries.page(selection)).rows,
+                await store.queries.histogram(selection, [START, START + MINUTE * 50, START + MINUTE * 300]),
+                await store.queries.facets(selection),
+                [log async for log in read(store.reader, selection)],
+                (await LogTail(store.reader, selection, Cursor(0), entries_max=300).poll()).rows,
+                await exported(store.reader, selection),
+            ]
+        return found
+
+    expected = await asked()
+    await change(store.url, summary="{")
+    assert await asked() == expected
 
 
 @settings(max_examples=300)
