@@ -9,7 +9,6 @@ An entry's id never changes. A chunk takes its own id at its commit, and gives e
 chunks are merged, their runs keep these ids.
 """
 
-import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,7 +21,7 @@ import msgspec
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store.idempotency import IdempotencyKey, KeyRow
 from httpbridge.log_store.summary import Summary, cells_of, combined, read_summary, summary_of
-from httpbridge.log_store.zstandard import zstd
+from httpbridge.log_store.zstandard import compress, zstd
 from httpbridge.logs import Level
 
 IDS = 4096
@@ -39,8 +38,6 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 NO_METADATA = msgspec.Raw()
 _PIECE_BYTES = 64 * 1024
-_ZSTD_OPTIONS = {int(zstd.CompressionParameter.compression_level): 1, int(zstd.CompressionParameter.checksum_flag): 1}
-"""A higher level costs three times as much and gains nothing on logs, measured."""
 
 
 class ChunkDamagedError(StoreUnavailableError):
@@ -143,7 +140,6 @@ def without_repeats(chunks: Sequence[Chunk], noted: Iterable[bytes | None]) -> t
 _encoder = msgspec.json.Encoder()
 _line_decoder = msgspec.json.Decoder(Line)
 _head_decoder = msgspec.json.Decoder(Head)
-_local = threading.local()
 
 
 def instant_text(instant: datetime) -> str:
@@ -233,15 +229,6 @@ def read_line(line: bytes) -> Line:
         return _line_decoder.decode(line)
     except msgspec.DecodeError:
         raise ChunkDamagedError("an entry cannot be read") from None
-
-
-def compress(text: bytes) -> bytes:
-    """Compress the content of a chunk; for any thread."""
-    compressor: zstd.ZstdCompressor | None = getattr(_local, "compressor", None)
-    if compressor is None:
-        # Kept, as to make one costs as much as to compress a small chunk.
-        compressor = _local.compressor = zstd.ZstdCompressor(options=_ZSTD_OPTIONS)
-    return compressor.compress(text, mode=zstd.ZstdCompressor.FLUSH_FRAME)
 
 
 class Content:

@@ -39,7 +39,7 @@ class MergeLimits(msgspec.Struct, frozen=True):
     """A project without new chunks for so long has what is left of it merged."""
     share: float = 0.1
     """Of the time merging may take."""
-    listed_max: int = 8192
+    listed_max: int = 2048
     """Chunks of a project that are looked at in a turn, so that a long backlog takes no more memory."""
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from httpbridge.log_store.chunk import ChunkDamagedError, compress
+from httpbridge.log_store.chunk import ChunkDamagedError
 from httpbridge.log_store.chunk_writes import replace
 from httpbridge.log_store.export import Exporter, Part, Progress, read_parts, work_through
 from httpbridge.log_store.inspection import check_chunk, projects, usage
@@ -16,7 +16,7 @@ from httpbridge.log_store.read_store import ReadStore
 from httpbridge.log_store.reader import read
 from httpbridge.log_store.scan import Scan
 from httpbridge.log_store.selection import LogFilter
-from httpbridge.log_store.zstandard import zstd
+from httpbridge.log_store.zstandard import compress, zstd
 from httpbridge.logs import Level
 from tests.contract.stored import AT, change, chunk_rows, made, maintaining, merge, reading, sink_at
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.activity import Activity
-from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, compress, instant_text
+from httpbridge.log_store.chunk import IDS, ChunkDamagedError, Content, instant_text
 from httpbridge.log_store.encoding import chunks_of, encode
 from httpbridge.log_store.queries import LogQueries, QueryLimits
 from httpbridge.log_store.read_store import ReadStore, StoreSlowError
@@ -35,6 +35,7 @@ from httpbridge.log_store.selection import ID_MAX, LogFilter, LogRow, Position
 from httpbridge.log_store.sink import SqlSink
 from httpbridge.log_store.sqlite_reads import Prepared, SqliteReader
 from httpbridge.log_store.tail import Cursor, LogTail, newest_cursor
+from httpbridge.log_store.zstandard import compress
 from httpbridge.logs import Level, LogEntry
 from tests.contract.test_export import exported
 from tests.contract.test_log_sink import Clock, batch, reading_engine, sink_on
