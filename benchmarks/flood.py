@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from functools import partial
 from itertools import count, islice
 from statistics import median
+from time import monotonic
 from typing import Any
 
 from benchmarks.rig import calls, open_loop, wrk
@@ -14,6 +15,7 @@ from benchmarks.rig.report import Pace, Report, Table, interleaved, ratio, run
 from benchmarks.rig.services import Rig
 from benchmarks.rig.traffic import FOREIGN_ORIGIN, MALFORMED_KEY, body, key, unknown_key
 from benchmarks.rig.wrk import Traffic, VoidError
+from httpbridge.log_store.merging import MERGE_LIMITS
 
 SHARE_OF_PEAK = 10
 """Cached traffic is one part in so many of what the bridge could serve."""
@@ -27,6 +29,8 @@ LIMIT_PER_MINUTE = 2_000
 """Of the bridge that a key over its limit floods: the good keys stay below it, and one alone reaches it at once."""
 CALLS_A_SECOND = 200
 """Of another caller of the key service."""
+_MERGING_SECONDS = 5.0
+"""For some of it to be done."""
 WRK_STARTS_SECONDS = 0.5
 """wrk reads its keys on the core of that caller, which would wait for it. It goes on for a second more."""
 
@@ -49,7 +53,8 @@ core is always busy. What is refused without a call to the key service is refuse
 busy, too. There, the flood yields to the cached traffic, which would be late otherwise. The target compares the flood
 of unknown keys without a rate with no flood. It is also missed when a request of the cached traffic fails, or when
 less than 99 % of its rate is served. The key service runs on the load's core. Memory is the bridge's resident set
-after each flood of unknown keys. Finally, another caller asks the key service about a good key, 200 times a second,
+after each flood of unknown keys, from when its store merges chunks. Finally, another caller asks the key service
+about a good key, 200 times a second,
 with `Validate`, with and without unknown keys flooding the bridge. Its latencies, too, count from when a call was
 due, and include a timer's millisecond."""
 
@@ -143,8 +148,11 @@ async def main(pace: Pace) -> Report:
         per_second = peak.requests / peak.seconds
         unknown = (unknown_key(number) for number in count())
         watched = Traffics(rig, bridge, unknown, per_second, pace.seconds + 1)
-        await watched.served_full()
-        await watched.flood_full()  # for everything to be warm, and what is bounded to be full
+        # For everything to be warm, and what is bounded to be full: merging begins when chunks have an age.
+        merging_at = monotonic() + MERGE_LIMITS.age_seconds + _MERGING_SECONDS
+        while monotonic() < merging_at:
+            await watched.served_full()
+        await watched.flood_full()
         watched.resident_bytes.clear()
         over = Traffic(
             body(1), [key(GOOD_KEYS)], CONNECTIONS, status=429, served_a_minute=LIMIT_PER_MINUTE, gives_way=True

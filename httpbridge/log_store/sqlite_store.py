@@ -26,10 +26,10 @@ from httpbridge.log_store.idempotency import note_in_sqlite
 from httpbridge.log_store.schema import PROBE, create_tables
 from httpbridge.log_store.sqlite_writes import (
     RECLAIMED_PAGES,
-    STATEMENT_CHUNKS_MAX,
     connect,
     engine_of,
     insert_chunks,
+    is_one_statement,
     reclaim,
     scrub,
 )
@@ -168,8 +168,8 @@ class SqliteStore:
         conflicts: list[int] = []
         keys = [chunk.key_row for chunk in chunks if chunk.idempotency is not None]
         with self._writing(weight) as connection:
-            if not keys and len(chunks) <= STATEMENT_CHUNKS_MAX:
-                insert_chunks(connection, chunks)  # one statement is a transaction by itself
+            if not keys and is_one_statement(len(chunks)):
+                insert_chunks(connection, chunks)
                 return conflicts
             connection.execute("BEGIN IMMEDIATE")
             if keys:

@@ -55,10 +55,22 @@ def engine_of(connection: sqlite3.Connection) -> sa.Engine:
 
 
 def insert_chunks(connection: sqlite3.Connection, chunks: Sequence[Chunk]) -> None:
-    """Insert chunks, STATEMENT_CHUNKS_MAX a statement; the driver keeps the statements prepared."""
-    for start in range(0, len(chunks), STATEMENT_CHUNKS_MAX):
-        some = chunks[start : start + STATEMENT_CHUNKS_MAX]
-        connection.execute(_insert(len(some)), [value for chunk in some for value in chunk.columns])
+    """Insert chunks, in a transaction unless `is_one_statement`.
+
+    The driver keeps statements prepared, and SQLite keeps what each was given last, so there are only a few: for one
+    chunk, two, four, and so on.
+    """
+    start = 0
+    while start < len(chunks):
+        size = min(STATEMENT_CHUNKS_MAX, 1 << ((len(chunks) - start).bit_length() - 1))
+        some = chunks[start : start + size]
+        connection.execute(_insert(size), [value for chunk in some for value in chunk.columns])
+        start += size
+
+
+def is_one_statement(chunks: int) -> bool:
+    """Whether so many are inserted by one statement, which is a transaction by itself."""
+    return chunks <= STATEMENT_CHUNKS_MAX and chunks.bit_count() == 1
 
 
 @cache
