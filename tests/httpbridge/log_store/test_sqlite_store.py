@@ -21,12 +21,13 @@ import structlog
 from httpbridge.errors import StoreUnavailableError
 from httpbridge.log_store import StoreSetupError
 from httpbridge.log_store.chunk import Chunk
+from httpbridge.log_store.encoding import chunks_of, encode
 from httpbridge.log_store.origin_store import OriginCount, OriginStore
 from httpbridge.log_store.read_store import ReadStore
-from httpbridge.log_store.schema import chunks
+from httpbridge.log_store.schema import chunks, create_tables
 from httpbridge.log_store.sink import open_sql_sink
 from httpbridge.log_store.sqlite_store import SqliteStore
-from httpbridge.log_store.sqlite_writes import insert_chunks
+from httpbridge.log_store.sqlite_writes import connect, engine_of, insert_chunks, is_one_statement
 from tests.contract.test_log_sink import Clock, batch, sink_on, stored_messages
 from tests.stored_chunks import entries_of
 
@@ -370,6 +371,31 @@ async def test_a_store_that_is_no_longer_where_it_was_takes_nothing(
         assert [line["event"] for line in lines] == ["log_store_lost"]
         assert str(files[0]) in lines[0]["reason"]
         assert sorted(path.name for path in files[0].parent.iterdir()) == left
+
+
+def test_any_number_of_chunks_is_inserted_by_a_few_statements(tmp_path: Path) -> None:
+    """A connection keeps statements, and SQLite what each was given last: megabytes with one for each number."""
+    path = tmp_path / "logs.db"
+    with closing(connect(path)) as connection, engine_of(connection).begin() as begun:
+        create_tables(begun)
+    texts: list[str] = []
+
+    class Noting(sqlite3.Connection):
+        def execute(self, text: str, *parameters: Any) -> sqlite3.Cursor:
+            texts.append(text)
+            return super().execute(text, *parameters)
+
+    (chunk,) = chunks_of([encode(batch("x"))])
+    with closing(sqlite3.connect(path, factory=Noting, isolation_level=None)) as connection:
+        statements: set[str] = set()
+        for number in range(1, 200):
+            insert_chunks(connection, [chunk] * number)
+            assert is_one_statement(number) == (len(texts) == 1)
+            statements.update(texts)
+            ((stored,),) = connection.execute("SELECT count(*) FROM chunks")
+            assert stored == number * (number + 1) // 2
+            texts.clear()
+    assert len(statements) == 7
 
 
 async def test_a_store_that_is_moved_back_goes_on_with_all_it_had(sqlite_url: str) -> None:
